@@ -1,0 +1,1 @@
+"""Early-exit models: stages, side branches, experts, calibration, training and the shipped weights."""

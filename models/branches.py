@@ -1,0 +1,130 @@
+"""Side branches by name, and where to place them along a backbone."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+MAP_SIDE = 8
+"""Side of the feature map, in cells, that a convolutional branch works on: larger maps are averaged down to it
+first, so that a branch at an early exit, where maps are large, costs a small part of its stage."""
+
+
+class ShrinkTo(nn.Module):
+    """Average a feature map down to at most `side` x `side` cells: (B, C, H, W) to (B, C, h, w)."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height <= self.side and width <= self.side:
+            return x
+        if height % self.side == 0 and width % self.side == 0:
+            return nn.functional.avg_pool2d(x, (height // self.side, width // self.side))
+        return nn.functional.adaptive_avg_pool2d(x, (min(height, self.side), min(width, self.side)))
+
+
+class GlobalPool(nn.Module):
+    """Mean over the feature map: (B, C, H, W) to (B, C); flat features pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3)) if x.dim() == 4 else x
+
+
+def pool_fc(shape: Sequence[int], classes: int) -> nn.Module:
+    """Global average pooling and one linear layer: the cheapest branch."""
+    return nn.Sequential(GlobalPool(), nn.Linear(shape[0], classes))
+
+
+def conv_fc(shape: Sequence[int], classes: int) -> nn.Module:
+    """A 3x3 convolution with 128 outputs on a small map, global average pooling, one linear layer."""
+    if len(shape) != 3:
+        return multi_fc(shape, classes)
+    stride = 2 if min(shape[1:]) >= MAP_SIDE else 1
+    return nn.Sequential(
+        ShrinkTo(MAP_SIDE),
+        nn.Conv2d(shape[0], 128, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        GlobalPool(),
+        nn.Linear(128, classes),
+    )
+
+
+def multi_fc(shape: Sequence[int], classes: int) -> nn.Module:
+    """Global average pooling and two linear layers, 128 wide between them."""
+    return nn.Sequential(GlobalPool(), nn.Linear(shape[0], 128), nn.ReLU(), nn.Linear(128, classes))
+
+
+BRANCHES: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "pool_fc": pool_fc,
+    "conv_fc": conv_fc,
+    "multi_fc": multi_fc,
+}
+"""Branch structures by name: from the features' shape (C, H, W) or (C,) and the number of classes to a module."""
+
+
+def make_branch(structure: str, shape: Sequence[int], classes: int) -> nn.Module:
+    """A side branch of a named structure.
+
+    Raises
+    ------
+    ValueError
+        If no structure has this name.
+    """
+    if structure not in BRANCHES:
+        raise ValueError(f"unknown branch structure '{structure}', expected one of {', '.join(BRANCHES)}")
+    return BRANCHES[structure](shape, classes)
+
+
+def place_by_share(costs: Sequence[float], shares: Sequence[float]) -> list[int]:
+    """After which blocks to put side branches so that each comes nearest to its share of the cost.
+
+    Parameters
+    ----------
+    costs
+        Multiply-adds of each block of the backbone, in order.
+    shares
+        Wanted shares of the total cost before each side branch, rising, in (0, 1).
+
+    Returns
+    -------
+    list of int
+        Block indices, rising, none the last block and none twice.
+
+    Raises
+    ------
+    ValueError
+        If the shares do not rise within (0, 1), or there are too few blocks.
+
+    Examples
+    --------
+    >>> place_by_share([10, 10, 20, 40, 20], [0.2, 0.4])
+    [1, 2]
+    """
+    wanted = list(shares)
+    if any(not 0 < s < 1 for s in wanted) or any(a >= b for a, b in zip(wanted, wanted[1:], strict=False)):
+        raise ValueError(f"shares must rise within (0, 1), got {wanted}")
+    if len(wanted) > len(costs) - 1:
+        raise ValueError(f"{len(wanted)} side branches need at least {len(wanted) + 1} blocks, got {len(costs)}")
+    done = torch.tensor(list(costs), dtype=torch.float64).cumsum(0)
+    done = done / done[-1]
+    placed: list[int] = []
+    for k, share in enumerate(wanted):
+        first = placed[-1] + 1 if placed else 0
+        last = len(costs) - 1 - (len(wanted) - k)  # leave a block for each that follows, and one for the end
+        placed.append(min(range(first, last + 1), key=lambda i: abs(float(done[i]) - share)))
+    return placed
+
+
+def place_uniformly(blocks: int, count: int) -> list[int]:
+    """After which blocks to put `count` side branches at equal distances, counted in blocks.
+
+    Examples
+    --------
+    >>> place_uniformly(8, 3)
+    [1, 3, 5]
+    """
+    return place_by_share([1.0] * blocks, [(k + 1) / (count + 1) for k in range(count)])

@@ -1,0 +1,357 @@
+"""The early-exit network: a backbone cut into stages, with a side branch per expert after each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eex.models.alexnet import alexnet
+from eex.models.branches import make_branch, place_by_share, place_uniformly
+from eex.models.mobilenet import mobilenet_v2
+from eex.models.resnet import resnet
+
+BACKBONES: dict[str, Callable[..., list[nn.Module]]] = {
+    "resnet": resnet,
+    "mobilenet_v2": mobilenet_v2,
+    "alexnet": alexnet,
+}
+"""Backbones by name: functions of their own options that return the blocks, to be cut anywhere between them."""
+
+PRISTINE = "pristine"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to make a network again, without its weights.
+
+    Parameters
+    ----------
+    backbone
+        A name in `BACKBONES`, or "custom" for a user's own module (which only its own code can make again).
+    classes
+        Class names, in the order of the logits.
+    after
+        Index of the block after which each side branch stands, rising; the final exit follows the last block.
+    structures
+        Branch structure of each exit, the final one included; names in `BRANCHES`.
+    experts
+        Names of the experts; each exit has a branch for each. The first is the one the backbone is trained with.
+    partition
+        Stages that run on the edge; the rest run on the cloud worker. By default all but the last.
+    input_shape
+        Shape of one image, (C, H, W), with pixels in [0, 1].
+    mean, std
+        Of the pixels, per channel: the first stage normalises its input with them.
+    options
+        Arguments of the backbone.
+    """
+
+    backbone: str
+    classes: tuple[str, ...]
+    after: tuple[int, ...]
+    structures: tuple[str, ...]
+    experts: tuple[str, ...] = (PRISTINE,)
+    partition: int = 0
+    input_shape: tuple[int, int, int] = (3, 32, 32)
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one image costs at each stage and exit.
+
+    Attributes
+    ----------
+    stage_macs
+        Multiply-adds of each stage, shape (stages,).
+    branch_macs
+        Multiply-adds of one expert's branch at each exit, shape (stages,).
+    feature_bytes
+        Bytes of the features after each stage in float32, shape (stages,).
+    """
+
+    stage_macs: tuple[int, ...]
+    branch_macs: tuple[int, ...]
+    feature_bytes: tuple[int, ...]
+
+    def of_exit(self, exit: int) -> int:
+        """Multiply-adds of a frame that visits every exit up to this one (counted from 0) and leaves there."""
+        return sum(self.stage_macs[: exit + 1]) + sum(self.branch_macs[: exit + 1])
+
+    @property
+    def whole(self) -> int:
+        """Multiply-adds of the backbone and its final exit alone: the same network without side branches."""
+        return sum(self.stage_macs) + self.branch_macs[-1]
+
+
+class EarlyExitNet(nn.Module):
+    """A backbone cut into stages, with side branches after each; the last stage is followed by the final exit.
+
+    Parameters
+    ----------
+    stages
+        Modules that follow each other.
+    branches
+        Per stage, the branch of each expert, by name.
+    architecture
+        Names, shapes and normalisation; `partition` 0 stands for all stages but the last.
+
+    Raises
+    ------
+    ValueError
+        If stages and branches differ in number, or the partition point lies outside the network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, stages: Sequence[nn.Module], branches: Sequence[Mapping[str, nn.Module]], architecture: Architecture
+    ) -> None:
+        super().__init__()
+        if len(stages) != len(branches) or not stages:
+            raise ValueError(f"each stage needs its branches: got {len(stages)} stages, {len(branches)} exits")
+        self.partition = architecture.partition or max(1, len(stages) - 1)
+        if not 0 < self.partition <= len(stages):
+            raise ValueError(f"partition point must lie in 1…{len(stages)}, got {self.partition}")
+        self.architecture = architecture
+        self.stages = nn.ModuleList(stages)
+        self.branches = nn.ModuleList([nn.ModuleDict(dict(b)) for b in branches])
+        self.temperature: list[dict[str, float]] = [{e: 1.0 for e in b} for b in branches]
+        self.register_buffer("mean", torch.tensor(architecture.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(architecture.std).view(1, -1, 1, 1))
+
+    @property
+    def exits(self) -> int:
+        """Exits, the final one included."""
+        return len(self.stages)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.architecture.classes
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Experts that every exit has a branch for."""
+        return tuple(self.temperature[0])
+
+    def stage(self, i: int, x: Tensor) -> Tensor:
+        """Features after stage i, from the features after stage i - 1; stage 0 takes images (B, C, H, W) in [0, 1]."""
+        if i == 0:
+            x = (x - self.mean) / self.std
+        out: Tensor = self.stages[i](x)
+        return out
+
+    def logits(self, i: int, expert: str, x: Tensor) -> Tensor:
+        """Logits (B, K) of one expert's branch at exit i, as trained."""
+        branches: Any = self.branches[i]
+        out: Tensor = branches[expert](x)
+        return out
+
+    def branch(self, i: int, expert: str, x: Tensor) -> Tensor:
+        """Calibrated logits (B, K) of one expert's branch at exit i."""
+        return self.logits(i, expert, x) / self.temperature[i][expert]
+
+    def forward(self, x: Tensor, expert: str = PRISTINE) -> list[Tensor]:
+        """Logits (B, K) of every exit, as trained, for images (B, C, H, W) in [0, 1]."""
+        outputs = []
+        for i in range(self.exits):
+            x = self.stage(i, x)
+            outputs.append(self.logits(i, expert, x))
+        return outputs
+
+    @torch.no_grad()
+    def costs(self) -> Costs:
+        """Count multiply-adds and bytes of each stage and exit for one image (convolutions and linear layers)."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        was_training = self.training
+        self.eval()
+        x = torch.zeros(1, *self.architecture.input_shape, device=self.mean.device)
+        stage_macs, branch_macs, feature_bytes = [], [], []
+        for i in range(self.exits):
+            with FlopCounterMode(display=False) as counter:
+                x = self.stage(i, x)
+            stage_macs.append(counter.get_total_flops() // 2)
+            feature_bytes.append(x[0].numel() * 4)
+            with FlopCounterMode(display=False) as counter:
+                self.branch(i, self.experts[0], x)
+            branch_macs.append(counter.get_total_flops() // 2)
+        self.train(was_training)
+        return Costs(tuple(stage_macs), tuple(branch_macs), tuple(feature_bytes))
+
+    def add_expert(self, expert: str) -> None:
+        """Give every exit a branch for one more expert, which starts as a copy of the first expert's."""
+        import copy
+
+        if expert in self.experts:
+            raise ValueError(f"the network has an expert '{expert}' already")
+        first = self.experts[0]
+        for branches, temperature in zip(self.branches, self.temperature, strict=True):
+            assert isinstance(branches, nn.ModuleDict)
+            branches[expert] = copy.deepcopy(branches[first])
+            temperature[expert] = temperature[first]
+        self.architecture = _replace(self.architecture, experts=self.experts)
+
+
+def _replace(architecture: Architecture, **changes: Any) -> Architecture:
+    import dataclasses
+
+    return dataclasses.replace(architecture, **changes)
+
+
+def assemble(blocks: Sequence[nn.Module], architecture: Architecture) -> EarlyExitNet:
+    """Cut blocks into stages and give every exit its branches.
+
+    Raises
+    ------
+    ValueError
+        If the places of the side branches do not rise within the backbone, or a structure is unknown.
+    """
+    after = list(architecture.after)
+    if after != sorted(set(after)) or (after and not 0 <= after[0] <= after[-1] < len(blocks) - 1):
+        raise ValueError(f"side branches must stand after rising blocks among 0…{len(blocks) - 2}, got {after}")
+    if len(architecture.structures) != len(after) + 1:
+        raise ValueError(f"{len(after) + 1} exits need as many structures, got {list(architecture.structures)}")
+    bounds = [0, *(a + 1 for a in after), len(blocks)]
+    stages = [nn.Sequential(*blocks[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    branches = []
+    for shape, structure in zip(feature_shapes(stages, architecture.input_shape), architecture.structures, strict=True):
+        branches.append({e: make_branch(structure, shape, len(architecture.classes)) for e in architecture.experts})
+    return EarlyExitNet(stages, branches, architecture)
+
+
+@torch.no_grad()
+def feature_shapes(modules: Sequence[nn.Module], input_shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shape of one image's features after each of the modules, without the batch axis."""
+    x = torch.zeros(1, *input_shape)
+    shapes = []
+    for module in modules:
+        module.eval()
+        x = module(x)
+        shapes.append(tuple(x.shape[1:]))
+        module.train()
+    return shapes
+
+
+def make(
+    backbone: str,
+    classes: Sequence[str],
+    *,
+    after: Sequence[int] = (),
+    shares: Sequence[float] = (),
+    uniform: int = 0,
+    structure: str = "conv_fc",
+    final_structure: str = "",
+    input_shape: tuple[int, int, int] = (3, 32, 32),
+    partition: int = 0,
+    mean: tuple[float, ...] = Architecture.mean,
+    std: tuple[float, ...] = Architecture.std,
+    **options: Any,
+) -> EarlyExitNet:
+    """A network of a named backbone with untrained weights.
+
+    Parameters
+    ----------
+    backbone
+        "resnet", "mobilenet_v2" or "alexnet".
+    classes
+        Class names.
+    after, shares, uniform
+        Where the side branches stand, one of the three: after these blocks; nearest to these shares of the multiply-adds;
+        this many, at equal distances.
+    structure, final_structure
+        Branch structure of the side branches and of the final exit (by default the same).
+    options
+        Arguments of the backbone: `width` for "resnet", `small_images` for "mobilenet_v2".
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or the places do not fit the backbone.
+    """
+    if backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone '{backbone}', expected one of {', '.join(BACKBONES)}")
+    if sum(map(bool, (after, shares, uniform))) != 1:
+        raise ValueError("place the side branches by one of: after, shares, uniform")
+    blocks = BACKBONES[backbone](**options)
+    if shares:
+        after = place_by_share(block_macs(blocks, input_shape), shares)
+    elif uniform:
+        after = place_uniformly(len(blocks), uniform)
+    structures = (structure,) * len(after) + (final_structure or structure,)
+    return assemble(
+        blocks,
+        Architecture(
+            backbone,
+            tuple(classes),
+            tuple(after),
+            structures,
+            partition=partition,
+            input_shape=input_shape,
+            mean=tuple(mean),
+            std=tuple(std),
+            options=options,
+        ),
+    )
+
+
+@torch.no_grad()
+def block_macs(blocks: Sequence[nn.Module], input_shape: Sequence[int]) -> list[int]:
+    """Multiply-adds of each block for one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros(1, *input_shape)
+    macs = []
+    for block in blocks:
+        block.eval()
+        with FlopCounterMode(display=False) as counter:
+            x = block(x)
+        macs.append(counter.get_total_flops() // 2)
+        block.train()
+    return macs
+
+
+def remake(architecture: Architecture) -> EarlyExitNet:
+    """The network that an architecture describes, with untrained weights.
+
+    Raises
+    ------
+    ValueError
+        If the backbone is unknown; a custom one can only be made again by the code that cut it.
+    """
+    if architecture.backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone '{architecture.backbone}', expected one of {', '.join(BACKBONES)}")
+    return assemble(BACKBONES[architecture.backbone](**architecture.options), architecture)
+
+
+def load_torchvision_mobilenet(net: EarlyExitNet, state: Mapping[str, Tensor]) -> None:
+    """Load a published torchvision `mobilenet_v2` state dict into the backbone of the same name.
+
+    Its classifier goes to the final exit where that is one linear layer ("pool_fc") with as many classes, and is left out
+    otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the network is another backbone, or a weight is missing or has another shape.
+    """
+    if net.architecture.backbone != "mobilenet_v2":
+        raise ValueError(f"expected a mobilenet_v2 backbone, got {net.architecture.backbone}")
+    blocks: list[nn.Module] = [b for s in net.stages for b in s.children()]
+    for i, block in enumerate(blocks):
+        prefix = f"features.{i}."
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        try:
+            block.load_state_dict(part)
+        except RuntimeError as error:
+            raise ValueError(f"block {i} of mobilenet_v2 does not fit the state dict: {error}") from None
+    final: Any = net.branches[-1]
+    weight = state.get("classifier.1.weight")
+    if net.architecture.structures[-1] == "pool_fc" and weight is not None and weight.shape[0] == len(net.classes):
+        final[PRISTINE][1].load_state_dict({"weight": weight, "bias": state["classifier.1.bias"]})

@@ -1,0 +1,1 @@
+"""The weights and the card of the model that eex ships."""

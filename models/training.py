@@ -1,0 +1,498 @@
+"""Training early-exit networks: joint, branch-wise, two-stage, by distillation, and experts on a frozen backbone."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+
+from eex.models.network import PRISTINE, EarlyExitNet
+from eex.policies.errors import EexError
+
+Method = Literal["joint", "branch-wise", "two-stage", "distillation", "expert"]
+Distort = Callable[[Tensor, torch.Generator], Tensor]
+"""Distorts images (B, C, H, W) in [0, 1], drawing kind and level from the generator."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Parameters
+    ----------
+    method
+        joint: all stages and branches at once, on the weighted sum of the exits' losses (BranchyNet). branch-wise: the
+        first stage with its branch, then the next ones, each on frozen stages before it. two-stage: the backbone with
+        its final exit, then all side branches on the frozen backbone. distillation: joint, and each side branch also
+        follows the final exit's softened output. expert: only the branches of one expert, on a frozen backbone and
+        distorted images.
+    epochs
+        Passes over the images, in each phase of the method.
+    loss_weights
+        Weight of each exit's loss, the final one included; empty for equal weights.
+    optimizer, lr, momentum, weight_decay
+        "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do not decay.
+    schedule
+        "one-cycle": linear warm-up over a fifth of the steps, then linearly down to 0. "cosine": from the peak to 0.
+    batch
+        Images a step.
+    patience
+        Stop a phase after this many epochs without a better validation loss, and go back to the best; 0 = never.
+    shift, flip
+        Augmentation: shifts by up to this many pixels, mirrored padding; horizontal flips.
+    distorted_share
+        Share of each batch that is distorted when a `distort` function is given.
+    distillation_temperature, distillation_weight
+        Of the final exit's output that side branches follow, and the weight of that term.
+    precision
+        "fp32", "bf16", or "auto": bf16 where the processor or the GPU computes with it.
+    seed
+        Of everything that is drawn.
+    """
+
+    method: Method = "joint"
+    epochs: int = 16
+    loss_weights: tuple[float, ...] = ()
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.12
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    batch: int = 128
+    patience: int = 0
+    shift: int = 2
+    flip: bool = True
+    distorted_share: float = 0.5
+    distillation_temperature: float = 3.0
+    distillation_weight: float = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise EexError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise EexError(f"the learning rate must be positive, got {self.lr}")
+        if not 0 <= self.distorted_share <= 1:
+            raise EexError(f"distorted_share must lie in [0, 1], got {self.distorted_share}")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training run: which stages and exits learn, and on which exits the loss stands."""
+
+    name: str
+    stages: tuple[int, ...]
+    exits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands, told after each step and each epoch.
+
+    `accuracy` (per exit, in [0, 1]) and `validation_loss` are of the last finished epoch; empty and NaN before it.
+    """
+
+    phase: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    validation_loss: float = math.nan
+    accuracy: tuple[float, ...] = ()
+
+
+def phases(method: Method, exits: int) -> list[Phase]:
+    """The phases of a method for a network of so many exits.
+
+    Raises
+    ------
+    EexError
+        If no method has this name.
+    """
+    every = tuple(range(exits))
+    match method:
+        case "joint" | "distillation":
+            return [Phase(method, every, every)]
+        case "branch-wise":
+            return [Phase(f"exit {i + 1}", (i,), (i,)) for i in every]
+        case "two-stage":
+            return [Phase("backbone", every, (exits - 1,)), Phase("branches", (), every[:-1])]
+        case "expert":
+            return [Phase("expert", (), every)]
+    raise EexError(f"unknown training method '{method}'")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: as asked, or where the hardware multiplies in it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # oneDNN emulates bfloat16 elsewhere, at a tenth of the speed of float32
+    claims = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, claim, lambda: False)() for claim in claims)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    if use_bf16(precision, device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def fit(
+    net: EarlyExitNet,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    expert: str = PRISTINE,
+    distort: Distort | None = None,
+    validation: tuple[Tensor, Tensor] | None = None,
+    checkpoint: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> list[dict[str, Any]]:
+    """Train a network in place.
+
+    Parameters
+    ----------
+    net
+        The network, on the device to train on.
+    images, labels
+        uint8 images (N, C, H, W) and int64 classes (N,).
+    expert
+        Whose branches learn.
+    distort
+        Applied to `recipe.distorted_share` of every batch.
+    validation
+        Held-out images and labels, looked at after each epoch; needed for `recipe.patience`.
+    checkpoint
+        Written after every epoch; where it exists already, training goes on from it.
+    report
+        Called after every step and every epoch.
+
+    Returns
+    -------
+    list of dict
+        One row an epoch: phase, epoch, loss, validation_loss, accuracy per exit, seconds.
+
+    Raises
+    ------
+    EexError
+        If the images and labels do not fit the network, or the checkpoint is of another run.
+    """
+    _check_data(net, images, labels)
+    if recipe.patience and validation is None:
+        raise EexError("early stopping (patience) needs validation images: hold some out")
+    weights = recipe.loss_weights or (1.0,) * net.exits
+    if len(weights) != net.exits:
+        raise EexError(f"loss_weights must name {net.exits} exits, got {len(weights)}")
+    device = net.mean.device
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plan = phases(recipe.method, net.exits)
+    state = _State(net, recipe, expert, len(images), checkpoint)
+    history = state.history
+    for p in range(state.phase, len(plan)):
+        phase = plan[p]
+        trained = _freeze_all_but(net, phase, expert)
+        optimizer = _optimizer(trained, recipe)
+        steps = len(images) // recipe.batch or 1
+        rate = _rate(recipe, steps * recipe.epochs)
+        state.start_phase(p, optimizer)
+        for epoch in range(state.epoch, recipe.epochs):
+            if state.stopped:
+                break
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + p * 10_007 + epoch)
+            started, total = time.perf_counter(), torch.zeros(())
+            for step, (x, y) in enumerate(_batches(images, labels, recipe, generator)):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(epoch * steps + step)
+                if distort is not None:
+                    share = round(len(x) * recipe.distorted_share)
+                    x = torch.cat([distort(x[:share], generator), x[share:]])
+                x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+                with _autocast(recipe.precision, device):
+                    loss = _loss(net, x, y.to(device), phase, expert, weights, recipe)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += loss.detach().cpu()
+                speed = (step + 1) * recipe.batch / (time.perf_counter() - started)
+                report(Progress(phase.name, epoch, recipe.epochs, step + 1, steps, float(total) / (step + 1), speed))
+            row: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "loss": float(total) / steps}
+            if validation is not None:
+                score = evaluate(net, *validation, expert=expert, distort=distort, precision=recipe.precision)
+                row["validation_loss"] = sum(score.loss[i] * weights[i] for i in phase.exits)
+                row["accuracy"] = list(score.accuracy)
+            row["seconds"] = time.perf_counter() - started
+            history.append(row)
+            report(
+                Progress(
+                    phase.name,
+                    epoch,
+                    recipe.epochs,
+                    steps,
+                    steps,
+                    row["loss"],
+                    speed,
+                    row.get("validation_loss", math.nan),
+                    tuple(row.get("accuracy", ())),
+                )
+            )
+            state.end_epoch(epoch + 1, optimizer, row.get("validation_loss", math.nan))
+        state.end_phase()
+    net.requires_grad_(True)
+    net.eval()
+    return history
+
+
+def _check_data(net: EarlyExitNet, images: Tensor, labels: Tensor) -> None:
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != net.architecture.input_shape:
+        raise EexError(
+            f"expected uint8 images of shape (N, {', '.join(map(str, net.architecture.input_shape))}), "
+            f"got {images.dtype} of {tuple(images.shape)}"
+        )
+    if len(labels) != len(images) or not len(images):
+        raise EexError(f"expected a label for each image and at least one, got {len(images)} and {len(labels)}")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(net.classes):
+        raise EexError(f"labels must lie in 0…{len(net.classes) - 1}, got {int(labels.min())}…{int(labels.max())}")
+
+
+def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str) -> list[nn.Module]:
+    """Freeze all of the network but what a phase trains, norms included; returns the modules that learn."""
+    net.requires_grad_(False)
+    net.eval()
+    trained = [net.stages[i] for i in phase.stages]
+    trained += [net.branches[i][expert] for i in phase.exits]  # type: ignore[index]
+    for module in trained:
+        module.requires_grad_(True)
+        module.train()
+    return trained
+
+
+def _optimizer(modules: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [p for m in modules for p in m.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adam":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """Learning rate by step."""
+    if recipe.schedule == "cosine":
+        return lambda step: recipe.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    warm = max(1, steps // 5)
+    return lambda step: recipe.lr * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+
+
+def _batches(
+    images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented batches in a drawn order: float images (B, C, H, W) in [0, 1] and labels; a last short one is left out."""
+    order = torch.randperm(len(images), generator=generator)
+    batch = min(recipe.batch, len(images))
+    for start in range(0, len(images) - batch + 1, batch):
+        index = order[start : start + batch]
+        yield augment(images[index], recipe.shift, recipe.flip, generator).float() / 255, labels[index]
+
+
+def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to `shift` pixels (mirrored at the border) and mirror half of them: (B, C, H, W)."""
+    count, _, height, width = images.shape
+    rows = torch.arange(height).expand(count, height)
+    columns = torch.arange(width).expand(count, width)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    if shift:
+        rows = _reflect(rows + torch.randint(-shift, shift + 1, (count, 1), generator=generator), height)
+        columns = _reflect(columns + torch.randint(-shift, shift + 1, (count, 1), generator=generator), width)
+    frame = torch.arange(count)[:, None, None]
+    # index channels last: one gather of whole pixels
+    return images.permute(0, 2, 3, 1)[frame, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def _loss(
+    net: EarlyExitNet, x: Tensor, y: Tensor, phase: Phase, expert: str, weights: Sequence[float], recipe: Recipe
+) -> Tensor:
+    outputs: dict[int, Tensor] = {}
+    first_trained = min(phase.stages, default=net.exits)
+    for i in range(max(phase.exits) + 1):
+        with nullcontext() if i >= first_trained else torch.no_grad():
+            x = net.stage(i, x)
+        if i in phase.exits:
+            outputs[i] = net.logits(i, expert, x).float()
+    loss = torch.stack([cross_entropy(out, y) * weights[i] for i, out in outputs.items()]).sum()
+    if recipe.method == "distillation":
+        # Hinton et al. (2015), eq. 4: T² keeps the gradient's size; the teacher is the final exit of the same network
+        t = recipe.distillation_temperature
+        last = max(outputs)
+        teacher = softmax(outputs[last].detach() / t, dim=1)
+        for i, out in outputs.items():
+            if i != last:
+                student = log_softmax(out / t, dim=1)
+                soft = kl_div(student, teacher, reduction="batchmean") * t * t
+                loss = loss + recipe.distillation_weight * weights[i] * soft
+    return loss
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a network does on some images: mean cross-entropy and accuracy (in [0, 1]) of each exit."""
+
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+def evaluate(
+    net: EarlyExitNet,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    expert: str = PRISTINE,
+    distort: Distort | None = None,
+    precision: str = "fp32",
+) -> Score:
+    """Score every exit of one expert on uint8 images (N, C, H, W), all of them distorted where `distort` is given."""
+    logits = all_logits(net, images, expert=expert, distort=distort, precision=precision)
+    losses = tuple(float(cross_entropy(out, labels)) for out in logits)
+    return Score(losses, tuple(float((out.argmax(1) == labels).float().mean()) for out in logits))
+
+
+@torch.inference_mode()
+def all_logits(
+    net: EarlyExitNet,
+    images: Tensor,
+    *,
+    expert: str = PRISTINE,
+    distort: Distort | None = None,
+    precision: str = "fp32",
+    batch: int = 250,
+    seed: int = 1,
+) -> Tensor:
+    """Logits of every exit, as trained, for uint8 images (N, C, H, W): float32 (exits, N, K) on the CPU."""
+    device = net.mean.device
+    modes = [(m, m.training) for m in net.modules()]  # a phase trains some parts and not others
+    net.eval()
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, len(images), batch):
+        x = images[start : start + batch].float() / 255
+        if distort is not None:
+            x = distort(x, generator)
+        with _autocast(precision, device):
+            outputs = net(x.to(device).contiguous(memory_format=torch.channels_last), expert)
+        parts.append(torch.stack([out.float().cpu() for out in outputs]))
+    for module, mode in modes:
+        module.training = mode
+    return torch.cat(parts, dim=1)
+
+
+class _State:
+    """What a killed run goes on from: one safetensors file, replaced whole after every epoch."""
+
+    def __init__(self, net: EarlyExitNet, recipe: Recipe, expert: str, images: int, path: Path | None) -> None:
+        self.net, self.path = net, path
+        self.run = repr((recipe, expert, images, net.architecture))
+        self.phase, self.epoch, self.best, self.since_best = 0, 0, math.inf, 0
+        self.history: list[dict[str, Any]] = []
+        self.optimizer: dict[str, Tensor] = {}
+        self.best_weights: dict[str, Tensor] = {}
+        self.patience = recipe.patience
+        if path is not None and path.exists():
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads((file.metadata() or {})["state"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise EexError(f"{path}: not a training checkpoint ({error}); delete it to start afresh") from None
+        if meta["run"] != self.run:
+            raise EexError(f"{path}: is of a run with other settings; delete it, or give the settings it was made with")
+        self.phase, self.epoch = meta["phase"], meta["epoch"]
+        self.best, self.since_best, self.history = meta["best"], meta["since_best"], meta["history"]
+        self.net.load_state_dict(_part(tensors, "net."))
+        self.optimizer = _part(tensors, "optimizer.")
+        self.best_weights = _part(tensors, "best.")
+
+    def start_phase(self, phase: int, optimizer: torch.optim.Optimizer) -> None:
+        if phase != self.phase:
+            self.phase, self.epoch, self.best, self.since_best = phase, 0, math.inf, 0
+            self.best_weights = {}
+        elif self.optimizer:
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in self.optimizer.items():
+                index, name = key.split(".")
+                state.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            self.optimizer = {}
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.patience) and self.since_best >= self.patience
+
+    def end_epoch(self, epoch: int, optimizer: torch.optim.Optimizer, validation_loss: float) -> None:
+        self.epoch = epoch
+        if validation_loss < self.best:
+            self.best, self.since_best = validation_loss, 0
+            if self.patience:
+                self.best_weights = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
+        else:
+            self.since_best += 1
+        if self.path is not None:
+            self._save(optimizer)
+
+    def end_phase(self) -> None:
+        if self.best_weights:
+            self.net.load_state_dict(self.best_weights)
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        from safetensors.torch import save_file
+
+        assert self.path is not None
+        tensors = {f"net.{k}": v.contiguous() for k, v in self.net.state_dict().items()}
+        for index, entries in optimizer.state_dict()["state"].items():
+            for name, value in entries.items():
+                if value is not None:
+                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
+        tensors |= {f"best.{k}": v.contiguous() for k, v in self.best_weights.items()}
+        meta = {
+            "run": self.run,
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "best": self.best,
+            "since_best": self.since_best,
+            "history": self.history,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        save_file(tensors, part, metadata={"state": json.dumps(meta)})
+        os.replace(part, self.path)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

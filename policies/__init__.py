@@ -1,0 +1,1 @@
+"""What chooses thresholds, and the arrays that all rooms share."""

@@ -1,0 +1,69 @@
+"""Where a frame goes after an exit: the one rule, for numpy arrays and torch tensors alike."""
+
+from typing import Any
+
+import numpy as np
+
+from eex.policies.base import Bools, Floats, Ints, Thresholds
+
+
+def leave(confidence: Any, exit_at: Any, skip_below: Any) -> tuple[Any, Any]:
+    """Which frames leave after an edge exit: (answered here, sent to the cloud at once); the others go on.
+
+    All arguments are arrays or tensors of the same shape. A frame that reaches `exit_at` is answered, also if it lies below
+    `skip_below`. A confidence that is no number is never answered.
+    """
+    answered = confidence >= exit_at
+    return answered, ~answered & (confidence < skip_below)
+
+
+def route(confidence: Floats, thresholds: Thresholds, run: int = 0) -> tuple[Ints, Bools, Ints]:
+    """Where frames leave whose every exit is known: for replay, and as the engine's reference.
+
+    Parameters
+    ----------
+    confidence
+        (frames, edge exits + 1).
+    thresholds
+        For these frames.
+    run
+        Which run's thresholds to apply.
+
+    Returns
+    -------
+    exit, offloaded, visited
+        Each (frames,): where the frame left (number of edge exits = the cloud), whether it was offloaded, and how many
+        edge exits it visited.
+    """
+    frames, exits = confidence.shape[0], confidence.shape[1] - 1
+    exit = np.full(frames, exits, dtype=np.int64)
+    visited = np.zeros(frames, dtype=np.int64)
+    going = np.ones(frames, dtype=bool)
+    for i in range(exits):
+        visited += going
+        answered, skipped = leave(confidence[:, i], thresholds.exit_at[run, :, i], thresholds.skip_below[run, :, i])
+        exit[going & answered] = i
+        going = going & ~answered & ~skipped
+    return exit, exit == exits, visited
+
+
+def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floats) -> Ints:
+    """The class each frame is answered with, (rows,).
+
+    A frame that left at an edge exit is answered by it; one that came back from the cloud by the final exit if that is
+    sure enough, else by the most confident exit that was visited; one whose reply never came (NaN in the last column) by
+    its most confident edge exit.
+
+    Parameters
+    ----------
+    confidence, prediction
+        (rows, edge exits + 1), NaN and -1 where inference never went.
+    exit
+        Where each frame left, (rows,).
+    final_exit_at
+        The final exit's threshold, (rows,).
+    """
+    rows = np.arange(len(exit))
+    best = np.where(np.isnan(confidence), -np.inf, confidence).argmax(axis=1)
+    unsure = (exit == confidence.shape[1] - 1) & ~(confidence[:, -1] >= final_exit_at)
+    return prediction[rows, np.where(unsure, best, exit)]

@@ -1,0 +1,1 @@
+"""The sample of test images that eex ships."""
