@@ -20,6 +20,7 @@ BACKBONES: dict[str, Callable[..., list[nn.Module]]] = {
 """Backbones by name: functions of their own options that return the blocks, to be cut anywhere between them."""
 
 PRISTINE = "pristine"
+CUSTOM = "custom"
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,16 @@ class Architecture:
     Parameters
     ----------
     backbone
-        A name in `BACKBONES`, or "custom" for a user's own module (which only its own code can make again).
+        A name in `BACKBONES`, or "custom" for a user's own module (which only its own code can make again; see
+        `eex.models.cut`).
     classes
         Class names, in the order of the logits.
     after
-        Index of the block after which each side branch stands, rising; the final exit follows the last block.
+        Index of the block after which each side branch stands, rising; the final exit follows the last block. A custom
+        backbone's blocks are its stages.
     structures
-        Branch structure of each exit, the final one included; names in `BRANCHES`.
+        Branch structure of each exit, the final one included; names in `BRANCHES`, and "custom" for the final exit of
+        a user's own module.
     experts
         Names of the experts; each exit has a branch for each. The first is the one the backbone is trained with.
     partition
@@ -108,6 +112,8 @@ class EarlyExitNet(nn.Module):
 
     mean: Tensor
     std: Tensor
+    classifier: nn.Module | None
+    fingerprint: str
 
     def __init__(
         self, stages: Sequence[nn.Module], branches: Sequence[Mapping[str, nn.Module]], architecture: Architecture
@@ -122,6 +128,8 @@ class EarlyExitNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.branches = nn.ModuleList([nn.ModuleDict(dict(b)) for b in branches])
         self.temperature: list[dict[str, float]] = [{e: 1.0 for e in b} for b in branches]
+        self.classifier = None  # the distortion classifier that selects experts: images to logits, one an expert
+        self.fingerprint = ""  # of weights, architecture and temperatures, once saved or loaded
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, -1, 1, 1))
 
@@ -350,7 +358,9 @@ def load_torchvision_mobilenet(net: EarlyExitNet, state: Mapping[str, Tensor]) -
         try:
             block.load_state_dict(part)
         except RuntimeError as error:
-            raise ValueError(f"block {i} of mobilenet_v2 does not fit the state dict: {error}") from None
+            raise ValueError(
+                f"block {i} of mobilenet_v2 does not fit the state dict: {' '.join(str(error).split())}"
+            ) from None
     final: Any = net.branches[-1]
     weight = state.get("classifier.1.weight")
     if net.architecture.structures[-1] == "pool_fc" and weight is not None and weight.shape[0] == len(net.classes):

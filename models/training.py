@@ -139,7 +139,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     # oneDNN emulates bfloat16 elsewhere, at a tenth of the speed of float32
     claims = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, claim, lambda: False)() for claim in claims)
@@ -225,7 +225,7 @@ def fit(
                 with _autocast(recipe.precision, device):
                     loss = _loss(net, x, y.to(device), phase, expert, weights, recipe)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 total += loss.detach().cpu()
                 speed = (step + 1) * recipe.batch / (time.perf_counter() - started)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.policies.errors import EexError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -199,9 +201,9 @@ def check_threshold(name: str, value: float) -> float:
 
     Raises
     ------
-    ValueError
+    EexError
         If not.
     """
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value:g}")
+        raise EexError(f"{name} must lie in [0, 1], got {value:g}")
     return float(value)

@@ -19,7 +19,7 @@ class Train:
     backbone: str = "resnet"
     shares: tuple[float, ...] = (0.15, 0.35, 0.6)
     holdout: int = 2500
-    recipe: Recipe = field(default_factory=lambda: Recipe(loss_weights=(0.4, 0.4, 0.5, 1.0)))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, loss_weights=(0.4, 0.4, 0.5, 1.0)))
 
 
 def main() -> None:

@@ -1,0 +1,192 @@
+"""Saving and loading a model: weights in safetensors, and a JSON card that says what they are."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from eex.models.network import Architecture, EarlyExitNet, remake
+from eex.models.spectrum import DistortionClassifier
+from eex.policies.errors import ModelError
+
+CARD, WEIGHTS = "card.json", "weights.safetensors"
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model's weights are.
+
+    Attributes
+    ----------
+    format
+        Version of this layout: 1.
+    name
+        Of the model, for people.
+    architecture
+        Enough to make the network again; a "custom" backbone needs the code that cut it besides.
+    temperatures
+        Per exit, of each expert.
+    classifier
+        What the distortion classifier tells apart; empty where there is none.
+    sha256
+        Of the weights file.
+    costs
+        Multiply-adds of stages and branches, bytes of features.
+    training
+        How it was trained.
+    measured
+        How it does: accuracy and calibration error by exit, expert, distortion and level.
+    """
+
+    format: int
+    name: str
+    architecture: Architecture
+    temperatures: list[dict[str, float]]
+    classifier: tuple[str, ...]
+    sha256: str
+    costs: dict[str, list[int]] = {}
+    training: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
+
+
+def save(
+    net: EarlyExitNet,
+    folder: Path,
+    *,
+    name: str = "model",
+    half: bool = True,
+    training: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
+) -> Card:
+    """Write a network's weights and card into a folder; each file is replaced whole.
+
+    Parameters
+    ----------
+    half
+        Store matrices and kernels in float16, norms and biases in float32.
+
+    Raises
+    ------
+    ModelError
+        If the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    def stored(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().cpu().contiguous()
+        return tensor.half() if half and tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / (WEIGHTS + ".part")
+        save_file({k: stored(v) for k, v in net.state_dict().items()}, part)
+        card = Card(
+            format=1,
+            name=name,
+            architecture=net.architecture,
+            temperatures=net.temperature,
+            classifier=net.classifier.kinds if isinstance(net.classifier, DistortionClassifier) else (),
+            sha256=_sha256(part),
+            costs={k: list(v) for k, v in asdict(net.costs()).items()},
+            training=training or {},
+            measured=measured or {},
+        )
+        card_part = folder / (CARD + ".part")
+        card_part.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n")
+        os.replace(part, folder / WEIGHTS)
+        os.replace(card_part, folder / CARD)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot write the model: {error.strerror}") from None
+    net.fingerprint = fingerprint(card)
+    return card
+
+
+def read_card(folder: Path | None = None) -> Card:
+    """The card in a folder; by default of the shipped model.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or it is not of this layout.
+    """
+    path = (folder or SHIPPED) / CARD
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Card)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such model card; expected a folder that eex-train wrote") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ModelError(f"{path}: not a model card of this version of eex: {error}") from None
+
+
+def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | None = None) -> EarlyExitNet:
+    """A network with its weights, temperatures and distortion classifier, ready to infer.
+
+    Parameters
+    ----------
+    folder
+        That `save` wrote to; by default the shipped model's.
+    device
+        "cpu" or "cuda".
+    net
+        For a custom backbone: the network as its own code cuts it; its weights are replaced.
+
+    Raises
+    ------
+    ModelError
+        If files are missing, damaged or do not belong together, or the network differs from the card.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = folder or SHIPPED
+    card = read_card(folder)
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise ModelError(f"{path}: the weights that {CARD} speaks of are missing")
+    if (found := _sha256(path)) != card.sha256:
+        raise ModelError(
+            f"{path}: does not match its card: expected SHA-256 {card.sha256[:12]}…, found {found[:12]}…; "
+            f"copy {WEIGHTS} and {CARD} together again"
+        )
+    if net is None:
+        if card.architecture.backbone == "custom":
+            raise ModelError(f"{folder}: a network of one's own: name the function that makes it (--network module:function)")
+        net = remake(card.architecture)
+    for expert in card.architecture.experts:
+        if expert not in net.experts:
+            net.add_expert(expert)
+    if net.architecture != card.architecture:
+        raise ModelError(f"{folder}: the network differs from its card: {_difference(net.architecture, card.architecture)}")
+    if card.classifier:
+        net.classifier = DistortionClassifier(card.classifier)
+    try:
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ModelError(f"{path}: weights do not fit the card: {' '.join(str(error).split())[:300]}") from None
+    net.temperature = [dict(t) for t in card.temperatures]
+    net.fingerprint = fingerprint(card)
+    return net.to(device).eval()
+
+
+def fingerprint(card: Card) -> str:
+    """16 hexadecimal digits that two models share only if they answer alike."""
+    parts = [card.sha256, repr(card.architecture), json.dumps(card.temperatures, sort_keys=True)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _difference(here: Architecture, card: Architecture) -> str:
+    a, b = asdict(here), asdict(card)
+    return "; ".join(f"{k} is {a[k]}, the card says {b[k]}" for k in a if a[k] != b[k])

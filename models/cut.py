@@ -1,0 +1,250 @@
+"""Cutting a user's own network into stages at named layers."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from eex.models.branches import make_branch
+from eex.models.network import CUSTOM, PRISTINE, Architecture, EarlyExitNet
+from eex.policies.errors import EexError
+
+
+def cut(
+    module: nn.Module,
+    after: Sequence[str],
+    classes: Sequence[str],
+    *,
+    input_shape: tuple[int, int, int],
+    structure: str = "conv_fc",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    partition: int = 0,
+) -> EarlyExitNet:
+    """An early-exit network from any module that torch.fx can trace.
+
+    Each stage is the part of the module up to and including a named layer; what follows the last named layer is the
+    final exit's branch, used with its weights. The other exits get new side branches. Parameters are shared with the
+    module, not copied.
+
+    The module is traced in evaluation mode: what its `forward` does only while training (a functional dropout with
+    `training=self.training`) is left out of the stages. Layers such as `nn.Dropout` are kept.
+
+    Parameters
+    ----------
+    module
+        Takes images (B, C, H, W), normalised with `mean` and `std`, and returns logits (B, K).
+    after
+        Names of layers, as in `named_modules()`, in order of execution: one per exit, the last one ends the backbone.
+        One value, (B, C, H, W) or (B, C), may cross each cut: cut after a residual block, not inside it.
+    classes
+        Class names, in the order of the logits, (K,).
+    input_shape
+        Shape of one image, (C, H, W).
+    structure
+        Structure of the new side branches; a name in `eex.models.branches.BRANCHES`.
+    mean, std
+        Per channel; the first stage normalises images in [0, 1] with them before the module sees them.
+    partition
+        Stages that run on the edge; 0 stands for all but the last.
+
+    Raises
+    ------
+    EexError
+        If a name is unknown, not reached, used more than once or out of order; if a second value crosses a cut; if
+        torch.fx cannot trace the module; or if images, features or logits have other shapes.
+    ValueError
+        If the branch structure is unknown, or the partition point lies outside the network.
+
+    Examples
+    --------
+    >>> own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(12544, 2))
+    >>> net = cut(own, ["1", "2"], ["cat", "dog"], input_shape=(3, 32, 32))
+    >>> [tuple(logits.shape) for logits in net(torch.zeros(5, 3, 32, 32))]
+    [(5, 2), (5, 2)]
+    >>> cut(own, ["1", "22"], ["cat", "dog"], input_shape=(3, 32, 32))
+    Traceback (most recent call last):
+    eex.policies.errors.EexError: the module has no layer '22'; did you mean '2'?
+    """
+    if not len(mean) == len(std) == input_shape[0]:
+        raise EexError(f"mean and std must name {input_shape[0]} channels each, got {list(mean)} and {list(std)}")
+    _check_names(module, after)
+    modes = [(m, m.training) for m in module.modules()]
+    was_training = module.training
+    module.eval()
+    try:
+        parts = _parts(module, list(after))
+        shapes = _shapes(module, parts, after, input_shape, len(classes))
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    branches: list[dict[str, nn.Module]] = [
+        {PRISTINE: make_branch(structure, shape, len(classes))} for shape in shapes[:-1]
+    ]
+    branches.append({PRISTINE: parts[-1]})
+    architecture = Architecture(
+        CUSTOM,
+        tuple(classes),
+        tuple(range(len(after) - 1)),  # of the stages: a user's own module has no blocks
+        (structure,) * (len(after) - 1) + (CUSTOM,),
+        partition=partition,
+        input_shape=input_shape,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    net = EarlyExitNet(parts[:-1], branches, architecture)
+    net.to(_device(module))
+    net.train(was_training)
+    for part, mode in modes:
+        part.training = mode
+    return net
+
+
+def _check_names(module: nn.Module, after: Sequence[str]) -> None:
+    names = [name for name, _ in module.named_modules() if name]
+    if not after:
+        raise EexError("name at least one layer to cut after")
+    for name in after:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the first ones are {names[:8]}"
+            raise EexError(f"the module has no layer '{name}'; {hint}")
+
+
+class _Tracer(fx.Tracer):
+    """Traces a module and notes what the named layers return."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.returned: dict[str, list[Any]] = {name: [] for name in names}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if any(name.startswith(module_qualified_name + ".") for name in self.names):
+            return False  # a cut lies inside
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        name = self.path_of_module(m)
+        if name in self.returned:
+            self.returned[name].append(out)
+        return out
+
+
+def _parts(module: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
+    """The module in pieces that follow each other: up to each named layer, and the rest."""
+    tracer = _Tracer(names)
+    try:
+        nodes = list(tracer.trace(module).nodes)
+    except Exception as error:  # whatever the user's code raises when it is handed a proxy
+        raise EexError(f"torch.fx cannot trace the module: {_first_line(error)}") from error
+    inputs = [n for n in nodes if n.op == "placeholder"]
+    if len(inputs) != 1:
+        raise EexError(f"forward must take the images alone, got {[str(n.target) for n in inputs]}; wrap the module")
+    place = {node: i for i, node in enumerate(nodes)}
+    ends = [inputs[0]]
+    for name in names:
+        end = _end(name, tracer.returned[name])
+        if place[end] <= place[ends[-1]]:
+            before = f"'{names[len(ends) - 2]}'" if len(ends) > 1 else "the input"
+            raise EexError(f"name the layers in order of execution: '{name}' does not come after {before}")
+        ends.append(end)
+    last = nodes[-1].args[0]
+    if not isinstance(last, fx.Node):
+        raise EexError(f"the module must return its logits alone, got a {type(last).__name__}")
+    if place[last] <= place[ends[-1]]:
+        raise EexError(f"nothing follows '{names[-1]}': the final exit needs the layers behind the last cut for itself")
+    for name, end in zip(names, ends[1:], strict=True):
+        for node in nodes[: place[end]]:
+            if node.op != "get_attr" and any(place[user] > place[end] for user in node.users):
+                raise EexError(
+                    f"cannot cut after '{name}': {_describe(node)} is used behind it too; "
+                    "cut where one value is passed on, such as after a whole residual block"
+                )
+    parts = []
+    for start, end in zip(ends, [*ends[1:], last], strict=True):
+        parts.append(_piece(module, nodes[place[start] + 1 : place[end] + 1], start, end))
+    return parts
+
+
+def _end(name: str, returned: Sequence[Any]) -> fx.Node:
+    """The one value that a named layer returned."""
+    if not returned:
+        raise EexError(f"layer '{name}' is not reached by the module's forward")
+    if len(returned) > 1:
+        raise EexError(f"layer '{name}' is used {len(returned)} times: cut after a layer that is used once")
+    if not isinstance(returned[0], fx.Proxy):
+        raise EexError(f"layer '{name}' must return one tensor, got a {type(returned[0]).__name__}")
+    return returned[0].node
+
+
+def _describe(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return "the module's input"
+    if node.op == "call_module":
+        return f"the output of layer '{node.target}'"
+    stack = node.meta.get("nn_module_stack") or {}
+    where = next(reversed(stack), "")
+    return f"the output of '{node.name}' in layer '{where}'" if where else f"the output of '{node.name}' in forward"
+
+
+def _piece(module: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx.Node) -> fx.GraphModule:
+    """The nodes between two values of a graph as a module of their own, with the same parameters."""
+    graph = fx.Graph()
+    copied = {start: graph.placeholder("x")}
+    for node in nodes:
+        for used in node.all_input_nodes:
+            if used.op == "get_attr" and used not in copied:  # a parameter may be read before the cut
+                copied[used] = graph.node_copy(used)
+        if node.op != "get_attr":
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+            if node.op == "call_method" and node.target == "view":
+                copied[node].target = "reshape"  # features are trained channels last, which view refuses
+    graph.output(copied[end])
+    return fx.GraphModule(module, graph)
+
+
+@torch.no_grad()
+def _shapes(
+    module: nn.Module, parts: Sequence[fx.GraphModule], after: Sequence[str], input_shape: Sequence[int], classes: int
+) -> list[tuple[int, ...]]:
+    """Run two black images through the parts, and check and return the shape of one image's features after each."""
+    x: Any = torch.zeros(2, *input_shape, device=_device(module))
+    shapes = []
+    for name, part in zip(after, parts, strict=False):
+        x = _run(part, x, input_shape)
+        if not isinstance(x, Tensor) or x.dim() not in (2, 4) or len(x) != 2:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise EexError(f"layer '{name}' must give features (B, C, H, W) or (B, C), got {got} for 2 images")
+        shapes.append(tuple(x.shape[1:]))
+    x = _run(parts[-1], x, input_shape)
+    if not isinstance(x, Tensor) or tuple(x.shape) != (2, classes):
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise EexError(f"the module must return logits (B, {classes}), one for each class, got {got} for 2 images")
+    return shapes
+
+
+def _run(part: fx.GraphModule, x: Tensor, input_shape: Sequence[int]) -> Any:
+    version = x._version
+    try:
+        out = part(x)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise EexError(f"the module cannot take images of shape {tuple(input_shape)}: {_first_line(error)}") from error
+    if x._version != version:  # it begins in place, and would change features that a side branch has seen
+        incoming = next(iter(part.graph.nodes))
+        with part.graph.inserting_after(incoming):
+            own = part.graph.call_method("clone", (incoming,))
+        incoming.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)
+        part.recompile()
+    return out
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,485 @@
+"""The engine: runs micro-batches through the edge part of a network, asks the policy, offloads what does not leave."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eex.models.network import EarlyExitNet
+from eex.policies.base import Bools, Context, Floats, Ints, Outcomes, Policy
+from eex.policies.reward import reward
+from eex.policies.routing import answer, leave
+from eex.stream.offload import Offloader, Reply
+
+LONGEST_GATHER = 8
+"""Micro-batches that survivors wait at most for company before the next stage runs."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished frames in the order in which they came in, as columns, one row a frame.
+
+    Exits are counted from 0; the last column of `confidence`, `prediction` and `exit_at` is the final exit's.
+    """
+
+    frame: Ints
+    name: NDArray[np.object_]
+    label: Ints
+    levels: Floats
+    expert: Ints
+    arm: Ints
+    probability: Floats
+    audited: Bools
+    exit_at: Floats
+    skip_below: Floats
+    confidence: Floats
+    prediction: Ints
+    exit: Ints
+    offloaded: Bools
+    sent: Bools
+    fallback: Bools
+    answer: Ints
+    overhead: Floats
+    reward: Floats
+    bytes: Floats
+    edge_ms: Floats
+    link_ms: Floats
+    cloud_ms: Floats
+    latency_ms: Floats
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def _empty_rows(count: int, exits: int, kinds: int) -> Rows:
+    def floats(*shape: int) -> Floats:
+        return np.full((count, *shape), np.nan)
+
+    def ints(*shape: int) -> Ints:
+        return np.full((count, *shape), -1, dtype=np.int64)
+
+    def bools() -> Bools:
+        return np.zeros(count, dtype=bool)
+
+    return Rows(
+        frame=ints(),
+        name=np.full(count, "", dtype=object),
+        label=ints(),
+        levels=floats(kinds),
+        expert=ints(),
+        arm=ints(),
+        probability=floats(),
+        audited=bools(),
+        exit_at=floats(exits),
+        skip_below=floats(exits - 1),
+        confidence=floats(exits),
+        prediction=ints(exits),
+        exit=ints(),
+        offloaded=bools(),
+        sent=bools(),
+        fallback=bools(),
+        answer=ints(),
+        overhead=floats(),
+        reward=floats(),
+        bytes=floats(),
+        edge_ms=floats(),
+        link_ms=floats(),
+        cloud_ms=floats(),
+        latency_ms=floats(),
+    )
+
+
+class Engine:
+    """Feeds micro-batches to the edge stages; frames leave at exits, or go to the cloud and are answered when it replies.
+
+    Frames under way live in a ring of rows, so memory stays constant however long the stream is.
+
+    Parameters
+    ----------
+    net
+        The network, usually `eex.models.fast.optimised`; stages up to its partition point run here.
+    policy
+        Chooses thresholds, for as many edge exits as the network has exits but one, with `runs` = 1.
+    offloader
+        Takes what does not leave on the edge; None runs the remaining stages here too.
+    overhead
+        Price of offloading a frame, in units of confidence.
+    exit_cost
+        Price of each further edge exit.
+    gather
+        Run a stage behind the first exit only once so many survivors wait for it (or they have waited for
+        `LONGEST_GATHER` micro-batches): deep stages are faster in company, and answers a little later. 0 never waits.
+    kinds
+        How many kinds of distortion the frames' levels tell of.
+    capacity
+        Frames under way at most; feeding more waits for the oldest.
+
+    Raises
+    ------
+    ValueError
+        If the policy is for another number of exits or for several runs.
+    """
+
+    def __init__(
+        self,
+        net: EarlyExitNet,
+        policy: Policy,
+        offloader: Offloader | None = None,
+        *,
+        overhead: float = 0.1,
+        exit_cost: float = 0.0,
+        gather: int = 0,
+        kinds: int = 2,
+        capacity: int = 8192,
+    ) -> None:
+        if policy.exits != net.exits - 1 or policy.runs != 1:
+            raise ValueError(
+                f"the policy is for {policy.exits} edge exits and {policy.runs} runs, the network has {net.exits - 1} and a "
+                "stream is one run"
+            )
+        self.net, self.policy, self.offloader = net, policy, offloader
+        self.overhead, self.exit_cost, self.gather, self.capacity = overhead, exit_cost, gather, capacity
+        self.edge_exits = net.partition if offloader is not None else net.exits - 1
+        self.device = net.mean.device
+        self.head = self.next = 0  # oldest frame not yet taken; number of the next one
+        self._ring = _empty_rows(capacity, net.exits, kinds)
+        self._done = np.zeros(capacity, dtype=bool)
+        self._entered = np.zeros(capacity)
+        self._submitted = np.zeros(capacity)
+        self._queues: list[list[_Group]] = [[] for _ in range(net.exits)]
+        self._tails: dict[int, list[_Group]] = {}
+        self._awaited: dict[int, Ints] = {}  # request id: slots
+        self._requests = 0
+        self._finished: list[Ints] = []
+        self.policy_seconds = self.routing_seconds = 0.0
+
+    # ---- in
+
+    def feed(self, images: Tensor, names: Sequence[str], labels: Ints, levels: Floats) -> None:
+        """Take in one micro-batch, run what can run, and send off what does not leave.
+
+        Parameters
+        ----------
+        images
+            (B, C, H, W) in [0, 1], on the network's device, distorted as they are to be seen.
+        names, labels, levels
+            Of each frame, for the records: (B,), (B,) with -1 for unknown, (B, kinds).
+        """
+        count = len(images)
+        if count > self.capacity // 2:
+            raise ValueError(f"a micro-batch may hold {self.capacity // 2} frames at most, got {count}")
+        while self.next + count - self.head > self.capacity:
+            if self._takeable():
+                raise ValueError(f"{self.capacity} frames are under way: take the finished ones before feeding more")
+            with torch.inference_mode():
+                self._pump(force=True)
+            self.poll(timeout_ms=50)
+        entered = time.perf_counter()
+        frame = np.arange(self.next, self.next + count)
+        slots = frame % self.capacity
+        self.next += count
+        with torch.inference_mode():
+            experts, probabilities = self._select(images)
+            self._choose(frame, slots, probabilities)
+            self._enter(slots, frame, names, labels, levels, experts, entered)
+            images, slots, experts = _sorted_by_expert(images, slots, experts)
+            self._run_stage(0, images.contiguous(memory_format=torch.channels_last), slots, experts)
+            self._pump(force=False)
+        self.poll()
+
+    def poll(self, timeout_ms: float = 0.0) -> None:
+        """Take in replies that have come, waiting up to `timeout_ms` for the first, and let the policy learn."""
+        if self.offloader is not None:
+            for reply in self.offloader.poll(timeout_ms):
+                self._take_reply(reply)
+        self._learn()
+
+    def drain(self) -> None:
+        """Run and await everything that is under way; each frame has its answer afterwards."""
+        with torch.inference_mode():
+            self._pump(force=True)
+        while self._awaited:
+            self.poll(timeout_ms=50)
+        self._learn()
+
+    # ---- out
+
+    def take(self) -> Iterator[Rows]:
+        """Finished frames that are next in order, in at most two pieces; each frame is given once."""
+        while ready := self._takeable():
+            start = self.head % self.capacity
+            stop = min(start + ready, self.capacity)
+            rows = Rows(**{f.name: getattr(self._ring, f.name)[start:stop].copy() for f in fields(Rows)})
+            self._done[start:stop] = False
+            self.head += stop - start
+            yield rows
+
+    @property
+    def under_way(self) -> int:
+        """Frames fed and not yet taken."""
+        return self.next - self.head
+
+    def _takeable(self) -> int:
+        """How many frames from the oldest on are finished."""
+        ahead = self._done[np.arange(self.head, self.next) % self.capacity]
+        return int(ahead.argmin()) if not ahead.all() else len(ahead)
+
+    # ---- the edge
+
+    def _select(self, images: Tensor) -> tuple[Ints, Floats | None]:
+        """Which expert looks at each frame, and the distortion classifier's probabilities."""
+        if self.net.classifier is None:
+            return np.zeros(len(images), dtype=np.int64), None
+        probabilities = torch.softmax(self.net.classifier(images).float(), dim=1).cpu().numpy().astype(float)
+        return probabilities.argmax(axis=1), probabilities
+
+    def _choose(self, frame: Ints, slots: Ints, probabilities: Floats | None) -> None:
+        started = time.perf_counter()
+        link_ms = float("nan") if self.offloader is None else self.offloader.link_ms
+        context = Context(len(frame), int(frame[0]), self.overhead, probabilities, len(self._awaited), link_ms)
+        chosen = self.policy.choose(context)
+        ring = self._ring
+        ring.exit_at[slots] = chosen.exit_at[0]
+        ring.skip_below[slots] = chosen.skip_below[0]
+        ring.arm[slots] = chosen.arm[0]
+        ring.probability[slots] = chosen.probability[0]
+        ring.audited[slots] = chosen.audited[0]
+        self.policy_seconds += time.perf_counter() - started
+
+    def _enter(
+        self,
+        slots: Ints,
+        frame: Ints,
+        names: Sequence[str],
+        labels: Ints,
+        levels: Floats,
+        experts: Ints,
+        entered: float,
+    ) -> None:
+        ring = self._ring
+        ring.frame[slots] = frame
+        ring.name[slots] = names
+        ring.label[slots] = labels
+        ring.levels[slots] = levels
+        ring.expert[slots] = experts
+        ring.overhead[slots] = self.overhead
+        ring.confidence[slots] = np.nan
+        ring.prediction[slots] = -1
+        for flag in (ring.offloaded, ring.sent, ring.fallback):
+            flag[slots] = False
+        for cost in (ring.bytes, ring.link_ms, ring.cloud_ms):
+            cost[slots] = 0.0
+        self._entered[slots] = entered
+
+    def _run_stage(self, i: int, x: Tensor, slots: Ints, experts: Ints) -> None:
+        """Run edge stage i and its exit on some frames, and pass on those that do not leave."""
+        x = self.net.stage(i, x)
+        confidence, prediction = self._exit(i, x, experts)
+        started = time.perf_counter()
+        ring = self._ring
+        exit_at = torch.from_numpy(ring.exit_at[slots, i]).to(self.device)
+        skip_below = torch.from_numpy(ring.skip_below[slots, i]).to(self.device)
+        answered, skipped = leave(confidence, exit_at, skip_below)
+        # one transfer, so that a GPU is waited for once an exit
+        told = torch.stack([confidence, prediction.double(), answered.double(), skipped.double()]).cpu().numpy()
+        ring.confidence[slots, i] = told[0]
+        ring.prediction[slots, i] = told[1].astype(np.int64)
+        here, sent = told[2] > 0, told[3] > 0
+        going = ~here & ~sent
+        if here.any():
+            self._finish(slots[here], np.full(int(here.sum()), i))
+        kept = x
+        if not going.all():
+            kept = x[torch.from_numpy(np.flatnonzero(going)).to(self.device)]
+        self.routing_seconds += time.perf_counter() - started
+        if sent.any():
+            self._offload(i + 1, x[torch.from_numpy(np.flatnonzero(sent)).to(self.device)], slots[sent], experts[sent])
+        if going.any():
+            if i + 1 < self.edge_exits:
+                self._queues[i + 1].append(_Group(kept, slots[going], experts[going]))
+            else:
+                self._offload(i + 1, kept, slots[going], experts[going])
+
+    def _exit(self, i: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
+        """Confidence (float64) and prediction of each frame by its own expert's branch at exit i."""
+        names = self.net.experts
+        if experts[0] == experts[-1] and (experts == experts[0]).all():
+            logits = self.net.branch(i, names[experts[0]], x)
+        else:
+            logits = x.new_empty((len(x), len(self.net.classes)))
+            for e in np.unique(experts):
+                rows = torch.from_numpy(np.flatnonzero(experts == e)).to(self.device)
+                logits[rows] = self.net.branch(i, names[e], x[rows])
+        confidence, prediction = torch.softmax(logits.double(), dim=1).max(dim=1)
+        return confidence, prediction
+
+    def _pump(self, force: bool) -> None:
+        """Run the stages behind the first exit for which enough frames wait."""
+        for i in range(1, self.edge_exits):
+            queue = self._queues[i]
+            if _ready(queue, self.gather, force):
+                group = _merged(queue)
+                queue.clear()
+                self._run_stage(i, group.features, group.slots, group.experts)
+        for stage, queue in self._tails.items():
+            if _ready(queue, self.gather, force):
+                group = _merged(queue)
+                queue.clear()
+                self._run_tail(stage, group)
+
+    # ---- the cloud
+
+    def _offload(self, stage: int, x: Tensor, slots: Ints, experts: Ints) -> None:
+        """Send frames on to the stages that do not run here; each message holds frames of one expert."""
+        self._ring.offloaded[slots] = True
+        if self.offloader is None:
+            self._tails.setdefault(stage, []).append(_Group(x, slots, experts))
+            return
+        features = x.contiguous().cpu().numpy()
+        for e in np.unique(experts):
+            rows = np.flatnonzero(experts == e)
+            self._submit(stage, self.net.experts[e], features if len(rows) == len(slots) else features[rows], slots[rows])
+
+    def _submit(self, stage: int, expert: str, features: NDArray[Any], slots: Ints) -> None:
+        offloader = self.offloader
+        assert offloader is not None
+        now = time.perf_counter()
+        self._ring.edge_ms[slots] = 1000 * (now - self._entered[slots])
+        self._submitted[slots] = now
+        bytes_before = offloader.bytes_sent
+        self._requests += 1
+        while not (sent := offloader.submit(self._requests, stage, expert, features)):
+            if not offloader.outstanding:  # nobody there; a full window empties by itself, within the deadline
+                break
+            for reply in offloader.poll(10):
+                self._take_reply(reply)
+        if sent:
+            self._ring.sent[slots] = True
+            self._ring.bytes[slots] = (offloader.bytes_sent - bytes_before) / len(slots)
+            self._awaited[self._requests] = slots
+        else:
+            self._fall_back(slots)
+
+    def _take_reply(self, reply: Reply) -> None:
+        slots = self._awaited.pop(reply.id, None)
+        if slots is None:
+            return
+        if reply.failed:
+            self._fall_back(slots)
+            return
+        ring, final = self._ring, self.net.exits - 1
+        ring.confidence[slots, final] = reply.confidence
+        ring.prediction[slots, final] = reply.prediction
+        ring.cloud_ms[slots] = reply.compute_ms
+        ring.link_ms[slots] = np.maximum(0.0, reply.round_trip_ms - reply.compute_ms)
+        self._finish(slots, np.full(len(slots), final))
+
+    def _fall_back(self, slots: Ints) -> None:
+        """Answer frames that got no reply at their most confident edge exit."""
+        ring = self._ring
+        ring.fallback[slots] = True
+        edge = ring.confidence[slots, :-1]
+        self._finish(slots, np.where(np.isnan(edge), -np.inf, edge).argmax(axis=1))
+
+    def _run_tail(self, stage: int, group: "_Group") -> None:
+        """Run the remaining stages here, past the exits between, and answer at the final exit."""
+        x, final = group.features, self.net.exits - 1
+        for i in range(stage, self.net.exits):
+            x = self.net.stage(i, x)
+        confidence, prediction = self._exit(final, x, group.experts)
+        self._ring.confidence[group.slots, final] = confidence.cpu().numpy()
+        self._ring.prediction[group.slots, final] = prediction.cpu().numpy()
+        self._ring.sent[group.slots] = True
+        self._finish(group.slots, np.full(len(group.slots), final))
+
+    # ---- answers
+
+    def _finish(self, slots: Ints, exit: Ints) -> None:
+        started = time.perf_counter()
+        ring = self._ring
+        now_ms = 1000 * (started - self._entered[slots])
+        ring.exit[slots] = exit
+        ring.latency_ms[slots] = now_ms
+        ring.edge_ms[slots] = np.where(ring.sent[slots] & (self.offloader is not None), ring.edge_ms[slots], now_ms)
+        ring.answer[slots] = answer(ring.confidence[slots], ring.prediction[slots], exit, ring.exit_at[slots, -1])
+        ring.reward[slots] = reward(
+            ring.confidence[slots], exit, ring.offloaded[slots], ring.sent[slots], ring.overhead[slots], self.exit_cost
+        )
+        self._finished.append(slots)
+        self.routing_seconds += time.perf_counter() - started
+
+    def _learn(self) -> None:
+        """Tell the policy of the frames that have finished since it was last told."""
+        if not self._finished:
+            return
+        started = time.perf_counter()
+        slots = np.concatenate(self._finished)
+        self._finished.clear()
+        columns = {f.name: getattr(self._ring, f.name)[slots] for f in fields(Outcomes) if f.name != "run"}
+        self.policy.learn(Outcomes(run=np.zeros(len(slots), dtype=np.int64), **columns))
+        self._done[slots] = True
+        self.policy_seconds += time.perf_counter() - started
+
+
+@dataclass
+class _Group:
+    """Frames that wait for the same stage."""
+
+    features: Tensor
+    slots: Ints
+    experts: Ints
+    waited: int = 0
+
+
+def _ready(queue: list[_Group], gather: int, force: bool) -> bool:
+    if not queue:
+        return False
+    for group in queue:
+        group.waited += 1
+    return force or sum(len(g.slots) for g in queue) >= gather or queue[0].waited > LONGEST_GATHER
+
+
+def _merged(queue: list[_Group]) -> _Group:
+    if len(queue) == 1:
+        return queue[0]
+    return _Group(
+        torch.cat([g.features for g in queue]),
+        np.concatenate([g.slots for g in queue]),
+        np.concatenate([g.experts for g in queue]),
+    )
+
+
+def _sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tensor, Ints, Ints]:
+    """The frames of each expert side by side, so that its branch takes them in one piece."""
+    if (experts == experts[0]).all():
+        return images, slots, experts
+    order = np.argsort(experts, kind="stable")
+    return images[torch.from_numpy(order).to(images.device)], slots[order], experts[order]
+
+
+@torch.inference_mode()
+def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints]:
+    """What every exit would say of each image, the final one included: confidence and prediction, both (B, exits).
+
+    This is what no policy may see: it is for regret and for the figures by exit.
+    """
+    experts = np.zeros(len(images), dtype=np.int64)
+    if net.classifier is not None:
+        experts = net.classifier(images).argmax(dim=1).cpu().numpy()
+    images, order, experts = _sorted_by_expert(images, np.arange(len(images)), experts)
+    confidence, prediction = np.empty((len(images), net.exits)), np.empty((len(images), net.exits), dtype=np.int64)
+    x = images.contiguous(memory_format=torch.channels_last)
+    bounds = np.flatnonzero(np.r_[True, np.diff(experts) != 0, True])
+    for i in range(net.exits):
+        x = net.stage(i, x)
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            logits = net.branch(i, net.experts[experts[start]], x[start:stop])
+            top, index = torch.softmax(logits.double(), dim=1).max(dim=1)
+            confidence[order[start:stop], i] = top.cpu().numpy()
+            prediction[order[start:stop], i] = index.cpu().numpy()
+    return confidence, prediction

@@ -1,0 +1,172 @@
+"""Records of a run: one row a frame in column-wise parts that stay readable if the run is killed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from eex.policies.errors import EexError
+from eex.policies.schedule import KINDS
+from eex.stream.engine import Rows
+
+ROWS_IN_BATCH = 1024
+"""Rows written at once: what a killed run may lose of its records, at most."""
+ROWS_IN_PART = 262_144
+
+
+class RecordWriter:
+    """Writes finished frames into `folder`/part-00000.arrows and so on, in Arrow's streaming format.
+
+    A part is readable up to the last batch written, however the run ends. Exits are counted from 1 here, as in the columns'
+    names; `confidence_2` is what exit 2 said, null where inference never went.
+
+    Parameters
+    ----------
+    folder
+        Made if need be.
+    classes, experts
+        Names, for the columns `label`, `answer` and `expert`.
+
+    Raises
+    ------
+    EexError
+        If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], experts: Sequence[str]) -> None:
+        self.folder, self.classes, self.experts = folder, list(classes), list(experts)
+        self._parts = self._rows_in_part = self._waiting = 0
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._held: list[pa.RecordBatch] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EexError(f"{folder}: cannot write records: {error.strerror}") from None
+
+    def write(self, rows: Rows) -> None:
+        """Take in finished frames; they reach the disk in batches."""
+        if not len(rows):
+            return
+        self._held.append(self._batch(rows))
+        self._waiting += len(rows)
+        if self._waiting >= ROWS_IN_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all that was taken in.
+
+        Raises
+        ------
+        EexError
+            If the disk is full or not writable; the rows before stay readable.
+        """
+        if not self._held:
+            return
+        table = pa.Table.from_batches(self._held).combine_chunks()
+        try:
+            if self._writer is None:
+                path = self.folder / f"part-{self._parts:05d}.arrows"
+                self._sink = pa.OSFile(str(path), "wb")
+                self._writer = pa.ipc.new_stream(self._sink, table.schema)
+            self._writer.write_table(table)
+            self._sink.flush()
+            self._rows_in_part += len(table)
+            if self._rows_in_part >= ROWS_IN_PART:
+                self._end_part()
+        except (OSError, pa.ArrowException) as error:
+            raise EexError(f"{self.folder}: cannot write records: {error}") from None
+        self._held, self._waiting = [], 0
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()
+        self._end_part()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end_part(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._sink.close()
+            self._writer, self._rows_in_part = None, 0
+            self._parts += 1
+
+    def _batch(self, rows: Rows) -> pa.RecordBatch:
+        edge_exits = rows.skip_below.shape[1]
+        known = rows.label >= 0
+        columns: dict[str, Any] = {
+            "frame": rows.frame,
+            "name": pa.array(rows.name, pa.string()),
+            "label": self._names(rows.label, self.classes),
+            "answer": self._names(rows.answer, self.classes),
+            "correct": pa.array(rows.answer == rows.label, mask=~known),
+        }
+        columns |= {kind: rows.levels[:, k].astype(np.float32) for k, kind in enumerate(KINDS)}
+        columns |= {
+            "expert": self._names(rows.expert, self.experts),
+            "arm": rows.arm.astype(np.int32),
+            "probability": pa.array(rows.probability, from_pandas=True),
+            "audited": rows.audited,
+        }
+        for e in range(edge_exits + 1):
+            columns[f"exit_at_{e + 1}"] = rows.exit_at[:, e].astype(np.float32)
+            if e < edge_exits:
+                columns[f"skip_below_{e + 1}"] = rows.skip_below[:, e].astype(np.float32)
+        for e in range(edge_exits + 1):
+            columns[f"confidence_{e + 1}"] = pa.array(rows.confidence[:, e], from_pandas=True)
+            columns[f"prediction_{e + 1}"] = self._names(rows.prediction[:, e], self.classes)
+        columns |= {
+            "exit": (rows.exit + 1).astype(np.int32),
+            "offloaded": rows.offloaded,
+            "sent": rows.sent,
+            "fallback": rows.fallback,
+            "overhead": rows.overhead.astype(np.float32),
+            "reward": pa.array(rows.reward, from_pandas=True),
+            "bytes": rows.bytes.astype(np.float32),
+            "edge_ms": rows.edge_ms.astype(np.float32),
+            "link_ms": rows.link_ms.astype(np.float32),
+            "cloud_ms": rows.cloud_ms.astype(np.float32),
+            "latency_ms": rows.latency_ms.astype(np.float32),
+        }
+        return pa.RecordBatch.from_pydict(columns)
+
+    @staticmethod
+    def _names(index: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryArray:
+        # the dictionary is the same in every batch: streams need it once
+        return pa.DictionaryArray.from_arrays(
+            pa.array(index.astype(np.int32), mask=index < 0), pa.array(list(names), pa.string())
+        )
+
+
+def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """All record batches of a run in order, also of one that was killed.
+
+    Raises
+    ------
+    EexError
+        If the folder holds no records.
+    """
+    parts = sorted(folder.glob("part-*.arrows"))
+    if not parts:
+        raise EexError(f"{folder}: no records here; expected part-00000.arrows")
+    for part in parts:
+        with pa.OSFile(str(part), "rb") as source:
+            try:
+                reader = pa.ipc.open_stream(source)
+                yield from reader
+            except (pa.ArrowInvalid, OSError, StopIteration):
+                continue  # cut off in the middle of a batch: what came before is whole
+
+
+def read_records(folder: Path) -> pa.Table:
+    """All records of a run as one table, one row a frame."""
+    return pa.Table.from_batches(list(read_batches(folder)))

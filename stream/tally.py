@@ -1,0 +1,191 @@
+"""Running totals of a stream in constant memory: what the summary, the progress line and the pictures are made of."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eex.policies.base import Floats, Ints
+from eex.policies.reward import fixed_reward, oracle
+from eex.stream.engine import Rows
+
+WINDOWS = 600
+"""Points that curves over time keep at most; a longer stream has longer windows."""
+
+
+@dataclass
+class Windows:
+    """Sums over equal windows of consecutive frames; when there are too many, neighbours are joined.
+
+    Examples
+    --------
+    >>> windows = Windows(columns=1, length=2, most=2)
+    >>> windows.add(np.array([0, 1, 2, 3, 4]), np.array([[1.0], [1.0], [1.0], [1.0], [1.0]]))
+    >>> windows.length, windows.sums[: windows.used].ravel()
+    (4, array([4., 1.]))
+    """
+
+    columns: int
+    length: int = 32
+    most: int = WINDOWS
+    used: int = 0
+    sums: Floats = field(init=False)
+    frames: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = np.zeros((self.most, self.columns))
+        self.frames = np.zeros(self.most)
+
+    def add(self, frame: Ints, values: Floats) -> None:
+        """Add the values (rows, columns) of frames (rows,); NaN counts as 0."""
+        while frame[-1] // self.length >= self.most:
+            self._halve()
+        at = frame // self.length
+        np.add.at(self.sums, at, np.nan_to_num(values))
+        np.add.at(self.frames, at, 1)
+        self.used = max(self.used, int(at[-1]) + 1)
+
+    def _halve(self) -> None:
+        half = self.most // 2
+        self.sums[:half] = self.sums[0 : 2 * half : 2] + self.sums[1 : 2 * half : 2]
+        self.frames[:half] = self.frames[0 : 2 * half : 2] + self.frames[1 : 2 * half : 2]
+        self.sums[half:] = 0
+        self.frames[half:] = 0
+        self.length *= 2
+        self.used = (self.used + 1) // 2
+
+
+class Tally:
+    """Totals of the finished frames of one policy.
+
+    Parameters
+    ----------
+    exits
+        Exits of the network, the final one included.
+    """
+
+    WINDOW = ("reward", "correct", "labelled", "offloaded", "fallback", "threshold")
+    # latency histogram: 5 % wide bins from 10 µs on, so that a percentile needs no row kept
+    BOUNDS = 0.01 * 1.05 ** np.arange(400)
+
+    def __init__(self, exits: int) -> None:
+        self.exits = exits
+        self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
+        self.reward = self.bytes = self.threshold = 0.0
+        self.by_exit = np.zeros(exits, dtype=np.int64)
+        self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
+        self.split_ms = np.zeros(3)
+        self.windows = Windows(len(self.WINDOW) + exits)
+
+    def add(self, rows: Rows) -> None:
+        """Take in finished frames."""
+        if not len(rows):
+            return
+        known = rows.label >= 0
+        correct = known & (rows.answer == rows.label)
+        taught = ~np.isnan(rows.reward)
+        left = np.eye(self.exits)[rows.exit]
+        self.frames += len(rows)
+        self.labelled += int(known.sum())
+        self.correct += int(correct.sum())
+        self.offloaded += int(rows.offloaded.sum())
+        self.sent += int(rows.sent.sum())
+        self.fallbacks += int(rows.fallback.sum())
+        self.rewarded += int(taught.sum())
+        self.reward += float(rows.reward[taught].sum())
+        self.bytes += float(rows.bytes.sum())
+        threshold = _typical_threshold(rows.exit_at)
+        self.threshold = float(threshold[-1])
+        self.by_exit += left.sum(axis=0).astype(np.int64)
+        self.latency += np.bincount(np.searchsorted(self.BOUNDS, rows.latency_ms), minlength=len(self.latency))
+        self.split_ms += (rows.edge_ms.sum(), rows.link_ms.sum(), rows.cloud_ms.sum())
+        flags = np.column_stack([rows.reward, correct, known, rows.offloaded, rows.fallback, threshold])
+        self.windows.add(rows.frame, np.hstack([flags, left]))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of labelled frames answered right; None without labels."""
+        return self.correct / self.labelled if self.labelled else None
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Mean reward of the frames that teach something."""
+        return self.reward / self.rewarded if self.rewarded else None
+
+    def latency_ms(self, quantile: float) -> float:
+        """Latency that this share of the frames stays below, to 5 %."""
+        if not self.frames:
+            return float("nan")
+        k = int(np.searchsorted(np.cumsum(self.latency), quantile * self.frames))
+        return float(self.BOUNDS[min(k, len(self.BOUNDS) - 1)])
+
+    def curves(self) -> dict[str, Floats]:
+        """Per window: first frame, frames, and the sums of rewards, answers, exits and so on."""
+        w = self.windows
+        used = slice(0, w.used)
+        names = [*self.WINDOW, *(f"exit_{e + 1}" for e in range(self.exits))]
+        columns = {name: w.sums[used, k] for k, name in enumerate(names)}
+        return {"start": np.arange(w.used) * float(w.length), "frames": w.frames[used]} | columns
+
+
+def _typical_threshold(exit_at: Floats) -> Floats:
+    """One threshold a frame, for curves: the last edge exit's that is finite and not 0, else 0; (rows,)."""
+    edge = exit_at[:, :-1]
+    real = np.isfinite(edge) & (edge > 0)
+    last = edge.shape[1] - 1 - real[:, ::-1].argmax(axis=1)
+    return np.where(real.any(axis=1), edge[np.arange(len(edge)), last], 0.0)
+
+
+class Reference:
+    """What only hindsight knows, from every exit of every frame: the best fixed threshold, the oracle, each exit alone.
+
+    Parameters
+    ----------
+    exits
+        Exits of the network, the final one included.
+    overhead, exit_cost
+        As the policy paid.
+    grid
+        Fixed thresholds to compare, (arms,).
+    """
+
+    def __init__(self, exits: int, overhead: float, grid: Floats) -> None:
+        self.exits, self.overhead, self.grid = exits, overhead, grid
+        self.windows = Windows(len(grid) + 1)
+        self.by_distortion: dict[str, Floats] = {}  # frames, then per exit: right answers, sum of confidences
+
+    def add(self, frame: Ints, names: list[str], labels: Ints, confidence: Floats, prediction: Ints) -> None:
+        """Take in all that every exit says of some frames, each of a named distortion."""
+        earned = [fixed_reward(confidence, self.overhead, t) for t in self.grid]
+        self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead)]))
+        right = prediction == labels[:, None]
+        for name in set(names):
+            rows = np.array([n == name for n in names])
+            sums = np.concatenate([[rows.sum()], right[rows].sum(axis=0), confidence[rows].sum(axis=0)])
+            self.by_distortion[name] = self.by_distortion.get(name, 0.0) + sums
+
+    @property
+    def best(self) -> float:
+        """The fixed threshold that earns most over the whole stream."""
+        return float(self.grid[self.windows.sums[:, :-1].sum(axis=0).argmax()])
+
+    def curves(self) -> dict[str, Floats]:
+        """Rewards by window: of the best fixed threshold, of the best one of each window, of the oracle."""
+        sums = self.windows.sums[: self.windows.used]
+        fixed = sums[:, :-1]
+        best = fixed[:, fixed.sum(axis=0).argmax()]
+        return {"start": np.arange(len(sums)) * float(self.windows.length), "best_fixed": best, "oracle": sums[:, -1]}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Accuracy and mean confidence of each exit alone, by distortion; exits counted from 1."""
+        return [
+            {
+                "distortion": name,
+                "exit": e + 1,
+                "frames": int(sums[0]),
+                "accuracy": float(sums[1 + e] / sums[0]),
+                "confidence": float(sums[1 + self.exits + e] / sums[0]),
+            }
+            for name, sums in self.by_distortion.items()
+            for e in range(self.exits)
+        ]
