@@ -1,6 +1,7 @@
 """The same network for inference alone: norms folded into convolutions, kernels packed for the processor."""
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ def _fold(module: nn.Module) -> None:
     """Fold each batch norm that follows a convolution in an `nn.Sequential` or a traced graph."""
     for name, child in list(module.named_children()):
         if isinstance(child, torch.fx.GraphModule):
-            from torch.fx.experimental.optimization import fuse
+            with warnings.catch_warnings():  # the import itself uses torch.jit, which torch deprecates
+                warnings.simplefilter("ignore", DeprecationWarning)
+                from torch.fx.experimental.optimization import fuse
 
             setattr(module, name, fuse(child))
         else:
@@ -54,7 +57,8 @@ def _fold(module: nn.Module) -> None:
 
 
 def _can_pack() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 class PackedConvolution(nn.Module):
@@ -82,7 +86,7 @@ class PackedConvolution(nn.Module):
 def _pack(module: nn.Module) -> None:
     layers = list(module.named_children())
     skip = False
-    for (name, layer), (next_name, following) in zip(layers, [*layers[1:], ("", nn.Identity())], strict=True):
+    for (name, layer), (next_name, following) in zip(layers, [*layers, ("", nn.Identity())][1:], strict=True):
         if skip:
             skip = False
         elif isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):

@@ -178,7 +178,7 @@ class EarlyExitNet(nn.Module):
         """Count multiply-adds and bytes of each stage and exit for one image (convolutions and linear layers)."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        was_training = self.training
+        modes = [(m, m.training) for m in self.modules()]  # frozen parts of a network in training stay as they are
         self.eval()
         x = torch.zeros(1, *self.architecture.input_shape, device=self.mean.device)
         stage_macs, branch_macs, feature_bytes = [], [], []
@@ -190,7 +190,8 @@ class EarlyExitNet(nn.Module):
             with FlopCounterMode(display=False) as counter:
                 self.branch(i, self.experts[0], x)
             branch_macs.append(counter.get_total_flops() // 2)
-        self.train(was_training)
+        for module, mode in modes:
+            module.training = mode
         return Costs(tuple(stage_macs), tuple(branch_macs), tuple(feature_bytes))
 
     def add_expert(self, expert: str) -> None:

@@ -435,7 +435,10 @@ class _State:
             raise EexError(f"{path}: is of a run with other settings; delete it, or give the settings it was made with")
         self.phase, self.epoch = meta["phase"], meta["epoch"]
         self.best, self.since_best, self.history = meta["best"], meta["since_best"], meta["history"]
-        self.net.load_state_dict(_part(tensors, "net."))
+        try:
+            self.net.load_state_dict(_part(tensors, "net."))
+        except RuntimeError:  # a user's own module may differ where its architecture reads the same
+            raise EexError(f"{path}: is of another network; delete it to start afresh") from None
         self.optimizer = _part(tensors, "optimizer.")
         self.best_weights = _part(tensors, "best.")
 

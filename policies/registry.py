@@ -42,7 +42,7 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     Parameters
     ----------
     name
-        A name in `POLICIES`, with options behind it if wanted: "ucb", "fixed:p_tar=0.9", "ucb:c=0.5,grid=0.5 0.7 0.9".
+        A name in `POLICIES`, with options behind it if wanted: "ucb", "fixed:p_tar=0.9", "ucb:c=0.5:grid=0.5 0.7 0.9".
     options
         More of its options, as text; lists are numbers between spaces.
     given
@@ -54,7 +54,7 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
         If the policy or an option is unknown, or a value does not fit.
     """
     name, _, inline = name.partition(":")
-    texts = dict(split_option(pair) for pair in inline.split(",") if pair) | dict(options or {})
+    texts = dict(split_option(pair) for pair in inline.split(":") if pair) | dict(options or {})
     cls = policy_class(name)
     known = options_of(cls)
     values: dict[str, Any] = {}

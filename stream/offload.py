@@ -80,7 +80,7 @@ class Offloader(Protocol):
 
     @property
     def link_ms(self) -> float:
-        """Estimate of the round trip: a moving average in which a missed deadline counts as the deadline; NaN at first."""
+        """Estimate of the round trip, in which a missed deadline counts as the deadline; NaN before the first."""
 
     def submit(self, id: int, stage: int, expert: str, features: NDArray[Any]) -> bool:
         """Send features to go on from a stage, without waiting; each message that is sent yields exactly one reply.
@@ -179,8 +179,15 @@ class ZmqOffloader:
         Raises
         ------
         OffloadError
-            If no worker answers in time, or it has another model or speaks another version.
+            If no worker answers in time, or it has another model or speaks another version; the offloader is closed.
         """
+        try:
+            return self._greet(timeout_s)
+        except OffloadError as error:
+            self.close()
+            raise OffloadError(f"{self.endpoint}: {error}") from None
+
+    def _greet(self, timeout_s: float) -> Welcome:
         end = time.monotonic() + timeout_s
         hello = pack(Hello())
         while (left := end - time.monotonic()) > 0:
@@ -188,22 +195,19 @@ class ZmqOffloader:
             if not self._send(hello):
                 self._socket.poll(wait_ms, zmq.POLLOUT)
             elif self._socket.poll(wait_ms):
-                try:
-                    header, _ = unpack(self._receive())
-                except OffloadError as error:
-                    raise OffloadError(f"{self.endpoint}: {error}") from None
+                header, _ = unpack(self._receive())
+                if isinstance(header, ReplyHeader) and header.error:
+                    raise OffloadError(f"the worker refused: {one_line(header.error)}")
                 if not isinstance(header, Welcome):
                     continue
                 if header.model != self.fingerprint:
                     raise OffloadError(
-                        f"{self.endpoint}: the worker has model {one_line(header.model)}, the edge {self.fingerprint}; "
+                        f"the worker has model {one_line(header.model)}, the edge {self.fingerprint}; "
                         f"start both with the same --model"
                     )
                 self._classes = len(header.classes)
                 return header
-        raise OffloadError(
-            f"{self.endpoint}: no eex-worker answered within {timeout_s:g} s; is it running there, and reachable?"
-        )
+        raise OffloadError(f"no eex-worker answered within {timeout_s:g} s; is it running there, and reachable?")
 
     def submit(self, id: int, stage: int, expert: str, features: NDArray[Any]) -> bool:
         """Send features to go on from a stage, without waiting; see `Offloader`.
@@ -235,11 +239,11 @@ class ZmqOffloader:
             if self._pending and not replies:
                 first = next(iter(self._pending.values()))
                 wait_ms = max(0, math.ceil(1000 * (min(end, first.sent + self.deadline_ms / 1000) - now)))
-            if not self._socket.poll(wait_ms):
+            if self._socket.poll(wait_ms):
+                reply = self._accept(self._receive())
+                replies += [] if reply is None else [reply]
+            elif not wait_ms:
                 break
-            reply = self._accept(self._receive())
-            if reply is not None:
-                replies.append(reply)
         return replies + self._overdue()
 
     def close(self) -> None:
@@ -264,8 +268,10 @@ class ZmqOffloader:
         try:
             header, arrays = unpack(frames)
         except OffloadError as error:
-            id, refused = readable_id(frames), f"bad reply: {error}"
-            header = ReplyHeader(-1 if id is None else id, error=refused)
+            id = readable_id(frames)
+            if id is None:
+                return None
+            header, arrays = ReplyHeader(id, error=f"bad reply: {error}"), []
         if not isinstance(header, ReplyHeader) or header.id not in self._pending:
             return None
         pending = self._pending[header.id]

@@ -32,13 +32,14 @@ MAX_FRAMES = 1 << 16
 """Most images in one message."""
 
 Buffer = bytes | memoryview
-_Id = Annotated[int, Meta(ge=0, lt=1 << 63)]
+_Id = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _Name = Annotated[str, Meta(max_length=256)]
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="kind", tag="hello", forbid_unknown_fields=True):
-    """The edge asks which model the worker has."""
+    """The edge asks which model the worker has; one that cannot say refuses with the id."""
 
+    id: _Id = 0
     version: int = VERSION
 
 
@@ -145,7 +146,7 @@ def pack(header: Header, *arrays: NDArray[Any]) -> list[Buffer]:
         if array.dtype != dtype or array.shape != shape:
             raise OffloadError(f"the header announces {dtype} {shape}, the array is {array.dtype} {array.shape}")
         flat = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
-        frames.append(memoryview(flat.view(np.uint8)))
+        frames.append(flat.view(np.uint8).data)
     return frames
 
 
@@ -196,7 +197,8 @@ def _read_header(frame: Buffer) -> Header:
         version = _ENVELOPE.decode(frame).version
         if version != VERSION:
             raise OffloadError(f"the message speaks version {version} of the protocol, this eex speaks {VERSION}")
-        return _HEADER.decode(frame)
+        header: Header = _HEADER.decode(frame)
+        return header
     except OffloadError:
         raise
     except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors
@@ -210,8 +212,8 @@ def _layout(header: Header) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
         size = math.prod(header.shape) * dtype.itemsize
         if header.shape[0] > MAX_FRAMES or size > MAX_BYTES:
             raise OffloadError(
-                f"{header.dtype} {header.shape} is too large for one message: {size:,} bytes, at most {MAX_BYTES:,} bytes "
-                f"and {MAX_FRAMES:,} frames"
+                f"{header.dtype} {header.shape} is too large for one message: it has {size:,} bytes, at most "
+                f"{MAX_BYTES:,} bytes and {MAX_FRAMES:,} frames fit"
             )
         return [(dtype, header.shape)]
     if isinstance(header, ReplyHeader):

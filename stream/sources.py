@@ -2,9 +2,11 @@
 
 import io
 import itertools
+import pickletools
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -17,6 +19,9 @@ Image = NDArray[np.uint8] | NDArray[np.float32]
 Split = Literal["train", "validation", "test", "all"]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".npy"}
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # no other of Pillow's readers sees a file: one of them runs Ghostscript
+MAX_FILE_BYTES = 1 << 28
+SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -74,7 +79,8 @@ class Source:
 def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
     """All frames of a source, again and again; each pass in another drawn order, or as they lie where `seed` is None.
 
-    A camera or a video is passed once, in its own order.
+    A bad image is told once and left out of later passes; when no image is good, the first pass is the last. A camera
+    or a video is passed once, in its own order.
     """
     if source.stream is not None:
         yield from source.stream()
@@ -83,13 +89,13 @@ def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
     bad: set[int] = set()
     for turn in itertools.count():
         order = np.arange(len(source)) if seed is None else np.random.default_rng((seed, turn)).permutation(len(source))
-        for i in order:
-            if i in bad:  # told once
+        for i in order.tolist():
+            if i in bad:
                 continue
             try:
-                yield Frame(source.names[i], source.read(int(i)), int(source.labels[i]))
+                yield Frame(source.names[i], source.read(i), int(source.labels[i]))
             except ImageError as error:
-                bad.add(int(i))
+                bad.add(i)
                 yield Skipped(source.names[i], str(error))
         if len(bad) == len(source):
             return
@@ -109,32 +115,43 @@ def open_source(
     split
         Part of the source, where it has parts. Caltech-256 is split 80/10/10 with `seed`. "all" takes all.
     shape
-        (C, H, W) the model takes: images of other sizes are skipped, or resized where `resize` is set.
+        (C, H, W) the model takes: images of other sizes are skipped, or resized where `resize` is set. Camera and video
+        are always resized.
 
     Raises
     ------
     EexError
         If there is no such source, or no images in it.
     """
-    if spec == "sample":
-        source = _folder(Path(__file__).parent / "shipped" / "cifar10-sample.zip", "all")
-    elif spec.partition(":")[0] == "camera":
-        source = _video(int(spec.partition(":")[2] or 0), spec)
-    else:
-        path = Path(spec)
-        if not path.exists():
-            raise EexError(f"{spec}: no such source; expected 'sample', 'camera' or the path of images or a video")
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            source = _video(str(path), spec)
-        elif (root := _find(path, "data_batch_1")) is not None:
-            source = _cifar10(root, split)
-        elif (root := _find(path, "256_ObjectCategories")) is not None:
-            source = _caltech256(root / "256_ObjectCategories", split, seed)
-        else:
-            source = _folder(path, split)
+    try:
+        source = replace(_open(spec, split, seed), name=spec)
+    except OSError as error:
+        raise EexError(f"{spec}: cannot be read: {error.strerror}") from None
     if source.stream is None and not len(source):
-        raise EexError(f"{spec}: no images found ({', '.join(sorted(IMAGE_SUFFIXES))}) in split '{split}'")
+        raise EexError(f"{spec}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in split '{split}'")
     return source if shape is None else _fit(source, shape, resize)
+
+
+def _open(spec: str, split: Split, seed: int) -> Source:
+    kind, _, number = spec.partition(":")
+    if kind == "sample" and not number:
+        return _folder(Path(__file__).parent / "shipped" / "cifar10-sample.zip", "all")
+    if kind == "camera":
+        if number and not number.isdecimal():
+            raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
+        return _video(int(number or 0), spec)
+    path = Path(spec)
+    if not path.exists():
+        raise EexError(f"{spec}: no such source; expected 'sample', 'camera' or the path of images or a video")
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        return _video(str(path), spec)
+    if (root := _find(path, "data_batch_1")) is not None:
+        return _cifar10(root, split)
+    if path.name == "256_ObjectCategories":
+        return _caltech256(path, split, seed)
+    if (root := _find(path, "256_ObjectCategories")) is not None:
+        return _caltech256(root / "256_ObjectCategories", split, seed)
+    return _folder(path, split)
 
 
 def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
@@ -143,23 +160,30 @@ def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list
     Raises
     ------
     EexError
-        If no image can be used, or their sizes differ.
+        If no image can be used, their sizes differ, or the source is a camera or a video.
     """
-    images, labels, skipped = [], [], []
-    for frame in itertools.islice(frames(source, seed=None), len(source)):
+    if source.stream is not None:
+        raise EexError(f"{source.name}: a camera or a video cannot be loaded at once; expected a source of images")
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    skipped: list[Skipped] = []
+    for frame in itertools.islice(frames(source, seed=None), len(source)):  # one pass
         if isinstance(frame, Skipped):
             skipped.append(frame)
             continue
-        image = frame.image if frame.image.dtype == np.uint8 else (frame.image * 255).round().astype(np.uint8)
+        image = _as_uint8(frame.image)
         if images and image.shape != images[0].shape:
-            raise EexError(f"{source.name}: {frame.name} is {image.shape}, others are {images[0].shape}")
+            (height, width), (others_height, others_width) = image.shape[:2], images[0].shape[:2]
+            raise EexError(
+                f"{source.name}: {frame.name} is {width}x{height}, others are {others_width}x{others_height}; "
+                "expected images of one size"
+            )
         images.append(image)
         labels.append(frame.label)
-        if len(images) + len(skipped) == len(source):
-            break
     if not images:
-        raise EexError(f"{source.name}: none of its {len(source)} images can be used")
-    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), np.array(labels), skipped
+        why = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+        raise EexError(f"{source.name}: none of its {len(source)} images can be used{why}")
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), np.array(labels, dtype=np.int64), skipped
 
 
 def download_cifar10(folder: Path) -> Path:
@@ -174,10 +198,19 @@ def download_cifar10(folder: Path) -> Path:
 
     try:
         files = pooch.retrieve(
-            CIFAR10_URL, f"md5:{CIFAR10_MD5}", "cifar-10-python.tar.gz", folder, processor=pooch.Untar(), progressbar=False
+            CIFAR10_URL,
+            f"md5:{CIFAR10_MD5}",
+            "cifar-10-python.tar.gz",
+            folder,
+            processor=pooch.Untar(),
+            progressbar=False,
         )
-    except (OSError, ValueError) as error:
-        raise EexError(f"could not download {CIFAR10_URL} into {folder}: {error}") from None
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        reason = " ".join(str(error).split())
+        raise EexError(
+            f"could not download {CIFAR10_URL} into {folder}: {reason}; "
+            "or fetch and unpack it by hand, and name its folder"
+        ) from None
     return Path(next(f for f in files if f.endswith("data_batch_1"))).parent
 
 
@@ -194,28 +227,35 @@ def decode(data: bytes, name: str) -> Image:
     from PIL import Image as Pillow
 
     try:
-        with Pillow.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
-        reason = str(error).split("<")[0].strip().rstrip(".") or type(error).__name__
+        with Pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+            image: Pillow.Image = opened
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip, not scale
+                image = Pillow.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            if "transparency" in image.info:  # else Pillow warns of palettes with alpha
+                image = image.convert("RGBA")
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # on damaged files its readers raise whatever they stumble over
+        reason = " ".join(str(error).split("<")[0].split()).rstrip(".") or type(error).__name__
         raise ImageError(f"not a readable image: {reason}") from None
 
 
 def _decode_array(data: bytes) -> Image:
     try:
-        array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ImageError(f"not a readable array: {error}") from None
+        array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # a damaged header makes it raise more than it documents
+        raise ImageError(f"not a readable array: {' '.join(str(error).split())}") from None
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ImageError(f"expected an array of uint8 or floats, got {array.dtype}")
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
         array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != 3:
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise ImageError(f"expected an array of shape (H, W, 3), got {array.shape}")
     if array.dtype == np.uint8:
         return array
-    return check_finite(array.astype(np.float32))
+    return check_finite(array).astype(np.float32)
 
 
-def check_finite(image: NDArray[np.float32]) -> NDArray[np.float32]:
+def check_finite(image: NDArray[Any]) -> NDArray[Any]:
     """The image, if all its values are numbers in [0, 1].
 
     Raises
@@ -223,9 +263,9 @@ def check_finite(image: NDArray[np.float32]) -> NDArray[np.float32]:
     ImageError
         If not.
     """
-    low, high = float(image.min(initial=0)), float(image.max(initial=0))
     if not np.isfinite(image).all():
         raise ImageError(f"{int((~np.isfinite(image)).sum())} values are NaN or infinite")
+    low, high = float(image.min(initial=0)), float(image.max(initial=0))
     if low < 0 or high > 1:
         raise ImageError(f"values must lie in [0, 1], got {low:g}…{high:g}")
     return image
@@ -246,13 +286,9 @@ def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
 
     read, stream = source.read, source.stream
     if stream is not None:
-        return Source(
-            source.name,
-            source.classes,
-            stream=lambda: (Frame(f.name, _resized(f.image, height, width), f.label) for f in stream()),
-        )
+        return replace(source, stream=lambda: (replace(f, image=_resized(f.image, height, width)) for f in stream()))
     assert read is not None
-    return Source(source.name, source.classes, source.names, source.labels, lambda i: fit(read(i)))
+    return replace(source, read=lambda i: fit(read(i)))
 
 
 def _resized(image: Image, height: int, width: int) -> Image:
@@ -260,9 +296,11 @@ def _resized(image: Image, height: int, width: int) -> Image:
     from PIL import Image as Pillow
     from PIL import ImageOps
 
-    if image.dtype != np.uint8:
-        image = (image * 255).round().astype(np.uint8)
-    return np.asarray(ImageOps.fit(Pillow.fromarray(image), (width, height), Pillow.Resampling.BILINEAR))
+    return np.array(ImageOps.fit(Pillow.fromarray(_as_uint8(image)), (width, height), Pillow.Resampling.BILINEAR))
+
+
+def _as_uint8(image: Image) -> NDArray[np.uint8]:
+    return (image if image.dtype == np.uint8 else (image * 255).round()).astype(np.uint8)
 
 
 def _find(path: Path, entry: str) -> Path | None:
@@ -273,40 +311,83 @@ def _find(path: Path, entry: str) -> Path | None:
 
 
 def _folder(path: Path, split: Split) -> Source:
-    """An image folder or a zip of one: [split/]class/image, or images alone."""
+    """An image folder or a zip of one: [top/][split/]class/image, or images alone."""
     if path.is_dir():
-        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-
-        def data(name: str) -> bytes:
-            try:
-                return (path / name).read_bytes()
-            except OSError as error:
-                raise ImageError(f"cannot be read: {error.strerror}") from None
+        names = _image_names(p.relative_to(path).as_posix() for p in path.rglob("*"))
+        data = partial(_file_bytes, path)
     else:
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise EexError(f"{path}: neither a folder nor a zip of images ({error})") from None
-        names = sorted(n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES)
+        names = _image_names(archive.namelist())
+        data = partial(_zip_bytes, archive)
 
-        def data(name: str) -> bytes:
-            try:
-                return archive.read(name)
-            except (zipfile.BadZipFile, OSError, EOFError) as error:
-                raise ImageError(f"cannot be read: {error}") from None
-
-    if any(n.startswith(("train/", "test/", "validation/")) for n in names):
-        names = [n for n in names if split == "all" or n.startswith(f"{split}/")]
-    folders = [PurePosixPath(n).parent.name for n in names]
-    classes = tuple(sorted(set(folders) - {""}))
-    labels = np.array([classes.index(f) if f else -1 for f in folders], dtype=np.int64)
+    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
+    depth = _split_depth(list(folders.values()))
+    if depth is None:
+        within = folders
+    else:
+        part = {n: SPLITS[f[depth]] for n, f in folders.items() if len(f) > depth and f[depth] in SPLITS}
+        within = {n: folders[n][depth + 1 :] for n in part}
+        names = [n for n in part if split in ("all", part[n])]
+    classes = tuple(sorted({f[-1] for f in within.values() if f}))  # of all splits, so that each numbers them alike
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[within[n][-1]] if within[n] else -1 for n in names], dtype=np.int64)
     return Source(str(path), classes, names, labels, lambda i: decode(data(names[i]), names[i]))
 
 
+def _split_depth(folders: Sequence[tuple[str, ...]]) -> int | None:
+    """Where in the images' folders the splits' names stand: at the top, or below a single folder at the top."""
+    for depth in (0, 1):
+        here = {f[depth] for f in folders if len(f) > depth}
+        if here and (here <= SPLITS.keys() or here >= {"train", "test"}):  # "train" alone among others may be a class
+            return depth
+        if len(here) != 1:
+            break
+    return None
+
+
+def _image_names(names: Iterable[str]) -> list[str]:
+    """Those with an image's suffix, in order, without hidden ones and what macOS puts into its zips."""
+    return sorted(
+        name
+        for name in names
+        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    )
+
+
+def _file_bytes(folder: Path, name: str) -> bytes:
+    path = folder / name
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ImageError("cannot be read: not a file")
+        _check_bytes(path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from None
+
+
+def _zip_bytes(archive: zipfile.ZipFile, name: str) -> bytes:
+    _check_bytes(archive.getinfo(name).file_size)
+    try:
+        return archive.read(name)
+    except Exception as error:  # encrypted, damaged, of an unknown compression: each raises something else
+        raise ImageError(f"cannot be read: {error}") from None
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"cannot be read: {size:,} bytes, at most {MAX_FILE_BYTES:,} are possible")
+
+
 def _cifar10(root: Path, split: Split) -> Source:
-    """CIFAR-10's own Python batches. They are pickles: their strings and numbers are picked out, nothing is executed."""
-    files = [] if split == "test" else [f"data_batch_{k}" for k in range(1, 6)]
-    files += [] if split == "train" else ["test_batch"]
+    """CIFAR-10's own Python batches: pickles, of which strings and numbers are picked out and nothing is executed."""
+    train, test = [f"data_batch_{k}" for k in range(1, 6)], ["test_batch"]
+    files = {"train": train, "test": test, "all": train + test, "validation": []}[split]
+    if not files:
+        raise EexError(f"{root}: CIFAR-10 has no split '{split}'; expected 'train', 'test' or 'all'")
     parts = [_cifar10_batch(root / name) for name in files]
     images = np.concatenate([p[0] for p in parts]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels = np.concatenate([p[1] for p in parts])
@@ -315,25 +396,22 @@ def _cifar10(root: Path, split: Split) -> Source:
 
 
 def _cifar10_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    import pickletools
-
-    key, pixels, labels, mark = "", b"", [], False
+    """Pixels (N · 3072,) and labels (N,): the longest string under the key "data", the small numbers under "labels"."""
+    key, pixels, labels = "", b"", []
     try:
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):
-            if isinstance(argument, str | bytes) and "PUT" not in opcode.name and "GLOBAL" not in opcode.name:
-                text = argument if isinstance(argument, bytes) else argument.encode("latin-1", "ignore")
-                if len(text) > len(pixels) and len(text) % 3072 == 0 and text:
-                    pixels = text
-                key = text.decode("latin-1") if len(text) < 64 else key
-            elif opcode.name == "MARK":
-                mark = key == "labels"
-            elif opcode.name in ("APPENDS", "SETITEMS"):
-                mark = False
-            elif mark and opcode.name in ("BININT", "BININT1", "BININT2"):
-                labels.append(int(argument))
-    except (ValueError, OSError) as error:
+            text = argument.decode("latin-1") if isinstance(argument, bytes) else argument
+            if text in ("batch_label", "labels", "data", "filenames"):
+                key = text
+            elif key == "data" and isinstance(text, str):
+                pixels = max(pixels, text.encode("latin-1", "ignore"), key=len)
+            elif key == "labels" and isinstance(text, int) and opcode.name in ("BININT", "BININT1", "BININT2"):
+                labels.append(text)
+    except OSError as error:
+        raise EexError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # what is no pickle makes genops raise more than ValueError
         raise EexError(f"{path}: not a batch of CIFAR-10 ({error})") from None
-    if not labels or len(pixels) != 3072 * len(labels) or max(labels) > 9:
+    if not labels or len(pixels) != 3072 * len(labels) or not 0 <= min(labels) <= max(labels) <= 9:
         raise EexError(f"{path}: not a batch of CIFAR-10: {len(labels)} labels, {len(pixels):,} bytes of pixels")
     return np.frombuffer(pixels, dtype=np.uint8), np.array(labels, dtype=np.int64)
 
@@ -341,16 +419,21 @@ def _cifar10_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def _caltech256(root: Path, split: Split, seed: int) -> Source:
     """Caltech-256's folder `NNN.name/image`, without its clutter class, 80/10/10 of each class by a seeded draw."""
     classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.endswith("clutter")))
-    names, labels = [], []
+    names: list[str] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(p.name for p in (root / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = _image_names(p.name for p in (root / name).iterdir())
         order = np.random.default_rng((seed, label)).permutation(len(files))
         a, b = round(0.8 * len(files)), round(0.9 * len(files))
         part = {"train": order[:a], "validation": order[a:b], "test": order[b:], "all": order}[split]
         names += [f"{name}/{files[i]}" for i in sorted(part)]
         labels += [label] * len(part)
     return Source(
-        str(root), classes, names, np.array(labels, dtype=np.int64), lambda i: decode((root / names[i]).read_bytes(), names[i])
+        str(root),
+        classes,
+        names,
+        np.array(labels, dtype=np.int64),
+        lambda i: decode(_file_bytes(root, names[i]), names[i]),
     )
 
 

@@ -1,42 +1,431 @@
 """`eex-train`: train a network, calibrate it, add experts and the distortion classifier, write weights and card."""
 
+import dataclasses
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+import tyro
 
-from eex.models.network import make
-from eex.models.training import Progress, Recipe, fit
-from eex.stream.sources import load_all, open_source
+from eex.policies.errors import EexError
+
+if TYPE_CHECKING:
+    import torch
+
+    from eex.models.network import EarlyExitNet
+    from eex.models.training import Distort, Progress
+
+LEVELS = {"pristine": (0.0,), "gaussian_blur": (0.5, 1.0, 1.5, 2.0), "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0)}
+"""Levels at which a finished model is measured: blur in pixels, noise on the 0–255 scale."""
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 
 
-@dataclass
-class Train:
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an early-exit network, calibrate it, add experts and a distortion classifier, and write weights and card.
+
+    A killed run goes on where it was when the same command is given again.
+    """
+
     data: str
+    """Labelled images: a folder or zip of train/class/image, CIFAR-10's or Caltech-256's own folder."""
     out: Path
-    backbone: str = "resnet"
+    """Folder for the model; checkpoints go to its folder 'training', which may be deleted afterwards."""
+    name: str = "model"
+    """Of the model, for its card."""
+    backbone: Literal["resnet", "alexnet", "mobilenet_v2"] = "resnet"
+    """Backbone that is cut into stages."""
+    width: int = 64
+    """Of the resnet's feature maps."""
+    network: str = ""
+    """Instead of a backbone: module:function of one's own that returns a network cut by eex.models.cut."""
+    weights: Path | None = None
+    """Published torchvision state dict (safetensors) to start mobilenet_v2 from."""
     shares: tuple[float, ...] = (0.15, 0.35, 0.6)
+    """Side branches at these shares of the multiply-adds; empty to place them otherwise."""
+    after: tuple[int, ...] = ()
+    """Side branches behind these blocks, counted from 0; wins over --shares."""
+    uniform: int = 0
+    """This many side branches at equal distances; wins over --shares."""
+    structure: Literal["pool_fc", "conv_fc", "multi_fc"] = "conv_fc"
+    """Of the side branches."""
+    final_structure: Literal["", "pool_fc", "conv_fc", "multi_fc"] = ""
+    """Of the final exit; by default as the side branches."""
+    partition: int = 0
+    """Stages on the edge; 0 = all but the last."""
+    method: Literal["joint", "branch-wise", "two-stage", "distillation"] = "joint"
+    """How backbone and side branches are trained."""
+    epochs: int = 20
+    """Passes over the images, in each phase of the method."""
+    loss_weights: tuple[float, ...] = (0.4, 0.4, 0.5, 1.0)
+    """Of each exit; one number stands for all exits."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD with Nesterov momentum, or Adam with decoupled weight decay."""
+    lr: float = 0.12
+    """Peak learning rate."""
+    weight_decay: float = 5e-4
+    """Of kernels and matrices; norms and biases do not decay."""
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    """Of the learning rate."""
+    batch: int = 128
+    """Images a step."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation loss; 0 = never."""
+    experts: str = "gaussian_blur@0.4..2.5, gaussian_noise@4..45"
+    """Expert branches: kind@lowest..highest level they are trained on, between commas; empty for none."""
+    expert_epochs: int = 5
+    """Passes over the images for each expert."""
+    expert_lr: float = 0.03
+    """Peak learning rate of expert branches."""
+    classifier_epochs: int = 6
+    """Passes over the images for the distortion classifier."""
     holdout: int = 2500
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, loss_weights=(0.4, 0.4, 0.5, 1.0)))
+    """Training images held out for validation and calibration."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bfloat16 where the hardware multiplies in it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    threads: int = 0
+    """Processor threads; 0 = all cores."""
+    seed: int = 0
+    """Of everything that is drawn; the same seed on the same machine gives the same model."""
+    measure: bool = True
+    """Measure the finished model on the test split, by exit, expert, distortion and level."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train as configured; returns what was measured.
+
+    Raises
+    ------
+    EexError
+        If the data, the network or the folder cannot be used.
+    """
+    import torch
+
+    from eex.models.calibration import calibrate
+    from eex.models.card import save
+    from eex.models.network import PRISTINE
+    from eex.models.spectrum import DistortionClassifier, fit_classifier
+    from eex.models.training import Recipe, fit
+    from eex.stream.sources import load_all, open_source
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    ranges = parse_experts(config.experts)
+    source = open_source(config.data, split="train")
+    arrays, classes, _ = load_all(source)
+    images, labels = torch.from_numpy(arrays), torch.from_numpy(classes)
+    if not source.classes or int(labels.min()) < 0:
+        raise EexError(f"{config.data}: training needs labelled images, in a folder for each class")
+    if not 0 < config.holdout < len(images):
+        raise EexError(f"--holdout must be between 1 and {len(images) - 1}, got {config.holdout}")
+    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(images)))
+    held, kept = order[: config.holdout], order[config.holdout :]
+    validation = (images[held], labels[held])
+    torch.manual_seed(config.seed)
+    net = _network(config, source.classes, tuple(arrays.shape[1:]))
+    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu"))
+    net.to(device)
+    recipe = Recipe(
+        method=config.method,
+        epochs=config.epochs,
+        loss_weights=_weights(config.loss_weights, net.exits),
+        optimizer=config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        batch=config.batch,
+        patience=config.patience,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    states = config.out / "training"
+    calibration: dict[str, Any] = {}
+    with _bars(config.quiet) as report:
+        history = fit(
+            net,
+            images[kept],
+            labels[kept],
+            recipe,
+            validation=validation,
+            checkpoint=states / "pristine.safetensors",
+            report=report(PRISTINE),
+        )
+        calibration[PRISTINE] = calibrate(net, *validation, PRISTINE)
+        for kind, distort in ranges.items():
+            net.add_expert(kind)
+            adapted = dataclasses.replace(
+                recipe, method="expert", epochs=config.expert_epochs, lr=config.expert_lr, loss_weights=(1.0,) * net.exits
+            )
+            history += fit(
+                net,
+                images[kept],
+                labels[kept],
+                adapted,
+                expert=kind,
+                distort=distort,
+                validation=validation,
+                checkpoint=states / f"{kind}.safetensors",
+                report=report(kind),
+            )
+            calibration[kind] = calibrate(net, *validation, kind, distort)
+        if ranges:
+            torch.manual_seed(config.seed)
+            classifier = DistortionClassifier((PRISTINE, *ranges))
+            fit_classifier(
+                classifier, images[kept], ranges, epochs=config.classifier_epochs, seed=config.seed, report=report("classifier")
+            )
+            net.classifier = classifier.to(device)
+    training = _plain(config) | {"history": history, "validation_ece": calibration}
+    save(net, config.out, name=config.name, training=training)
+    measured: dict[str, Any] = {}
+    if config.measure:
+        test = open_source(config.data, split="test")
+        if len(test):
+            pixels, truth, _ = load_all(test)
+            measured = measure(net, torch.from_numpy(pixels), torch.from_numpy(truth))
+            save(net, config.out, name=config.name, training=training, measured=measured)
+    return measured
+
+
+def parse_experts(text: str) -> dict[str, "Distort"]:
+    """Distortion functions by expert from "kind@lowest..highest, …".
+
+    Raises
+    ------
+    EexError
+        If a kind is unknown or a range is none.
+    """
+    from eex.policies.schedule import KINDS
+    from eex.stream.distortions import random_distortion
+
+    found = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        kind, _, span = part.partition("@")
+        low, _, high = span.partition("..")
+        try:
+            bounds = float(low), float(high)
+        except ValueError:
+            raise EexError(f"--experts: '{part}' is not kind@lowest..highest, such as gaussian_blur@0.4..2.5") from None
+        if kind not in KINDS or not 0 <= bounds[0] <= bounds[1]:
+            raise EexError(f"--experts: '{part}': expected a kind among {', '.join(KINDS)} and a rising range")
+        found[kind] = random_distortion(kind, *bounds)
+    return found
+
+
+def _network(config: TrainConfig, classes: tuple[str, ...], shape: tuple[int, ...]) -> "EarlyExitNet":
+    from eex.models.network import load_torchvision_mobilenet, make
+    from eex.stream.run import make_network
+
+    own = make_network(config.network)
+    if own is not None:
+        if own.classes != classes:
+            raise EexError(f"--network {config.network}: its classes are {own.classes}, the data's are {classes}")
+        return own
+    options: dict[str, Any] = {"width": config.width} if config.backbone == "resnet" else {}
+    if config.backbone == "mobilenet_v2":
+        options = {"small_images": shape[1] <= 64}
+    by_hand = bool(config.after or config.uniform)
+    try:
+        net = make(
+            config.backbone,
+            classes,
+            after=config.after,
+            uniform=0 if config.after else config.uniform,
+            shares=() if by_hand else config.shares,
+            structure=config.structure,
+            final_structure=config.final_structure,
+            input_shape=(shape[0], shape[1], shape[2]),
+            partition=config.partition,
+            **options,
+        )
+        if config.weights is not None:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+
+            try:
+                load_torchvision_mobilenet(net, load_file(config.weights))
+            except (SafetensorError, OSError) as error:
+                raise EexError(f"{config.weights}: not a safetensors file: {error}") from None
+    except EexError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise EexError(str(error)) from None
+    return net
+
+
+def _weights(given: tuple[float, ...], exits: int) -> tuple[float, ...]:
+    if len(given) == 1:
+        return given * exits
+    if len(given) == exits:
+        return given
+    if given == TrainConfig.loss_weights:  # the default is for four exits
+        return (0.5,) * (exits - 1) + (1.0,)
+    raise EexError(f"--loss-weights must name {exits} exits (or one number for all), got {len(given)}")
+
+
+def measure(net: "EarlyExitNet", images: "torch.Tensor", labels: "torch.Tensor") -> dict[str, Any]:
+    """How a model does on uint8 images (N, C, H, W), each distorted in every way that it has an expert for.
+
+    Returns
+    -------
+    dict
+        `exits`: rows of distortion, level, expert, exit (from 1), accuracy, confidence, ECE before and after calibration;
+        `thresholds`: accuracy and multiply-adds, as a share of the whole network's, at fixed thresholds on pristine
+        images; `classifier`: share of each kind that the distortion classifier recognises, over all levels.
+    """
+    import torch
+
+    from eex.models.calibration import expected_calibration_error
+    from eex.models.training import all_logits
+    from eex.stream.distortions import DISTORTIONS
+
+    kinds = [kind for kind in LEVELS if kind in net.experts]
+    rows, recalls = [], {}
+    pristine: torch.Tensor | None = None
+    for kind in kinds:
+        recognised = []
+        for level in LEVELS[kind]:
+            distort = None
+            seen = images.float() / 255
+            if kind in DISTORTIONS:
+                numbers = torch.arange(len(images))
+                # in pieces: a whole test split at once takes gigabytes
+                pieces = [
+                    DISTORTIONS[kind](seen[i : i + 500], torch.full((len(seen[i : i + 500]),), level), numbers[i : i + 500], 0)
+                    for i in range(0, len(seen), 500)
+                ]
+                seen = torch.cat(pieces)
+            bytes_seen = (seen * 255).round().to(torch.uint8)
+            for expert in dict.fromkeys((net.experts[0], kind)):
+                logits = all_logits(net, bytes_seen, expert=expert, distort=distort)
+                if kind == net.experts[0]:
+                    pristine = logits
+                for e in range(net.exits):
+                    plain = torch.softmax(logits[e].double(), 1).max(1)
+                    scaled = torch.softmax(logits[e].double() / net.temperature[e][expert], 1).max(1)
+                    right = plain.indices == labels
+                    rows.append(
+                        {
+                            "distortion": kind,
+                            "level": level,
+                            "expert": expert,
+                            "exit": e + 1,
+                            "accuracy": float(right.double().mean()),
+                            "confidence": float(scaled.values.mean()),
+                            "ece_before": expected_calibration_error(plain.values.numpy(), right.numpy()),
+                            "ece_after": expected_calibration_error(scaled.values.numpy(), right.numpy()),
+                        }
+                    )
+            if net.classifier is not None:
+                with torch.inference_mode():
+                    told = [net.classifier(seen[i : i + 500].to(net.mean.device)).argmax(1).cpu() for i in range(0, len(seen), 500)]
+                recognised.append(float((torch.cat(told) == net.experts.index(kind)).double().mean()))
+        if recognised:
+            recalls[kind] = float(np.mean(recognised))
+    assert pristine is not None
+    return {"images": len(images), "exits": rows, "thresholds": by_threshold(net, pristine, labels), "classifier": recalls}
+
+
+def by_threshold(net: "EarlyExitNet", logits: "torch.Tensor", labels: "torch.Tensor") -> list[dict[str, float]]:
+    """Accuracy and cost at fixed thresholds, with the whole network run in one place.
+
+    Parameters
+    ----------
+    logits
+        Of the first expert, as trained, (exits, N, K).
+    """
+    import torch
+
+    costs = net.costs()
+    expert = net.experts[0]
+    scaled = [torch.softmax(out.double() / net.temperature[e][expert], 1).max(1) for e, out in enumerate(logits)]
+    rows = []
+    for threshold in THRESHOLDS:
+        exit = torch.full((len(labels),), net.exits - 1)
+        for e in reversed(range(net.exits - 1)):
+            exit[scaled[e].values >= threshold] = e
+        prediction = torch.stack([s.indices for s in scaled])[exit, torch.arange(len(labels))]
+        spent = torch.tensor([costs.of_exit(e) for e in range(net.exits)], dtype=torch.float64)[exit].mean()
+        rows.append(
+            {
+                "threshold": threshold,
+                "accuracy": float((prediction == labels).double().mean()),
+                "macs_share": float(spent) / costs.whole,
+                "left_early": float((exit < net.exits - 1).double().mean()),
+            }
+        )
+    return rows
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The settings, for the card; paths stay where they were."""
+    values = dataclasses.asdict(config)
+    for key in ("out", "threads", "quiet", "measure", "device"):
+        del values[key]
+    values["data"] = Path(config.data).name
+    values["weights"] = config.weights.name if config.weights else None
+    return values
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[Any]:
+    """Progress bars on standard error: one for each thing that is trained."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<15}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Bars(*columns, console=console, disable=quiet) as bars:
+
+        def for_part(name: str) -> Any:
+            task = bars.add_task(name, text="", total=None)
+            best: list[str] = [""]
+
+            def report(progress: "Progress") -> None:
+                done = progress.epoch * progress.steps + progress.step
+                if progress.accuracy:
+                    best[0] = "validation " + " / ".join(f"{100 * a:.1f}" for a in progress.accuracy) + " %"
+                    if not console.is_terminal and not quiet:
+                        console.print(f"{name}: epoch {progress.epoch + 1}/{progress.epochs}: {best[0]}", highlight=False)
+                text = f"{progress.phase} {progress.epoch + 1}/{progress.epochs}  loss {progress.loss:.3f}  "
+                text += f"{progress.images_per_second:,.0f} images/s  {best[0]}"
+                bars.update(task, completed=done, total=progress.epochs * progress.steps, text=text)
+
+            return report
+
+        yield for_part
 
 
 def main() -> None:
-    torch.set_num_threads(2)
-    a = Train(sys.argv[1], Path(sys.argv[2]))
-    source = open_source(a.data, split="train")
-    images, labels, _ = load_all(source)
-    order = torch.from_numpy(np.random.default_rng(a.recipe.seed).permutation(len(images)))
-    images, labels = torch.from_numpy(images), torch.from_numpy(labels)
-    held, kept = order[: a.holdout], order[a.holdout :]
-    torch.manual_seed(a.recipe.seed)
-    net = make(a.backbone, source.classes, shares=a.shares)
-    print(net.costs(), net.architecture)
-    def report(p: Progress) -> None:
-        if p.step % 50 == 0 or p.accuracy:
-            print(p, flush=True)
-    fit(net, images[kept], labels[kept], a.recipe, validation=(images[held], labels[held]), checkpoint=a.out / "pristine.safetensors", report=report)
+    """Entry point of `eex-train`."""
+    from eex.stream.main import guarded
+
+    sys.exit(guarded(_main))
+
+
+def _main() -> int:
+    config = tyro.cli(TrainConfig, prog="eex-train", config=(tyro.conf.FlagCreatePairsOff,))
+    measured = train(config)
+    if measured and not config.quiet:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title="accuracy on the test split", title_justify="left")
+        columns = ("distortion", "level", "expert", "exit", "accuracy", "ece_before", "ece_after")
+        for name in columns:
+            table.add_column(name, justify="left" if name in ("distortion", "expert") else "right")
+        for row in measured["exits"]:
+            table.add_row(*(f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+        Console().print(table)
+    return 0
 
 
 if __name__ == "__main__":

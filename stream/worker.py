@@ -1,4 +1,4 @@
-"""The cloud worker: `serve` answers offloaded features, `eex-worker` is its command, `EmbeddedWorker` starts one beside."""
+"""The cloud worker: `serve` answers offloaded features, `eex-worker` is its command, `EmbeddedWorker` its process."""
 
 import os
 import signal
@@ -39,6 +39,7 @@ COMMAND = (sys.executable, "-m", "eex.stream.worker")
 POLL_MS = 100  # how late a stop may be noticed
 DRAIN_S = 2.0  # how long a stopped worker goes on with what has arrived already
 GRACE_S = 5.0  # how long a stopped process may take
+_NOTHING = (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32))
 
 
 def log(line: str) -> None:
@@ -53,11 +54,17 @@ def serve(
     welcome: Welcome,
     log: Callable[[str], None] = log,
 ) -> None:
-    """Answer requests on a bound ROUTER `socket` until `stop` is set, and then those that are there; the caller closes it.
+    """Answer requests on a bound ROUTER `socket` until `stop` is set, then those that are there; the caller closes it.
 
     A message that cannot be used is answered with the reason, or dropped if nobody can tell whose it is; it never ends
     the service.
+
+    Raises
+    ------
+    OffloadError
+        If the welcome is beyond the protocol's limits.
     """
+    pack(welcome)
 
     def answer_one() -> None:
         client, *parts = socket.recv_multipart(copy=False)
@@ -104,9 +111,6 @@ def _answer(frames: list[Buffer], tail: Tail, welcome: Welcome, log: Callable[[s
         log(f"refused a message: {reason}")
         id = readable_id(frames)
         return [] if id is None else pack(ReplyHeader(id, error=reason), *_NOTHING)
-
-
-_NOTHING = (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32))
 
 
 def make_tail(net: "EarlyExitNet") -> Tail:
@@ -191,6 +195,8 @@ class Worker:
     ----------
     model
         Folder of a model; the shipped one by default.
+    network
+        For a network of one's own: module:function that cuts it.
     bind
         Where to listen; port * picks a free one.
     threads
@@ -202,6 +208,7 @@ class Worker:
     """
 
     model: Path | None = None
+    network: str = ""
     bind: str = "tcp://127.0.0.1:5555"
     threads: int = 0
     device: str = "cpu"
@@ -219,13 +226,15 @@ def main() -> None:
     import torch
 
     from eex.models.card import load
+    from eex.models.fast import optimised
+    from eex.stream.run import make_network
 
     try:
         if options.threads:
             torch.set_num_threads(options.threads)
-        net = load(options.model, device=options.device)
+        net = load(options.model, options.device, make_network(options.network))
         welcome = Welcome(net.fingerprint, net.exits, net.experts, net.classes)
-        listen(make_tail(net), welcome, options.bind, stop)
+        listen(make_tail(optimised(net)), welcome, options.bind, stop)
     except EexError as error:
         log(str(error))
         sys.exit(2)
@@ -236,7 +245,7 @@ class EmbeddedWorker:
 
     Parameters
     ----------
-    model, threads, device
+    model, network, threads, device
         As in `Worker`.
 
     Examples
@@ -248,9 +257,10 @@ class EmbeddedWorker:
             offloader = ZmqOffloader(worker.endpoint(), net.fingerprint)
     """
 
-    def __init__(self, model: Path | None = None, threads: int = 0, device: str = "cpu") -> None:
+    def __init__(self, model: Path | None = None, network: str = "", threads: int = 0, device: str = "cpu") -> None:
         self._arguments: Sequence[str] = (
             *(() if model is None else ("--model", str(model))),
+            *(("--network", network) if network else ()),
             *("--bind", "tcp://127.0.0.1:*", "--threads", str(threads), "--device", device, "--with-parent"),
         )
         self._process: subprocess.Popen[str] | None = None
@@ -268,7 +278,7 @@ class EmbeddedWorker:
         """Start the process and return at once."""
         if self._process is not None:
             raise RuntimeError("the embedded worker is started already")
-        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
         self._process = subprocess.Popen(
             [*COMMAND, *self._arguments],
             stdin=subprocess.PIPE,
@@ -302,11 +312,15 @@ class EmbeddedWorker:
 
     def close(self) -> None:
         """End the process: ask it to, then kill it."""
-        if self._process is None or self._process.stdin is None or self._process.stdin.closed:
+        process, self._process = self._process, None
+        if process is None:
             return
-        process = self._process
-        process.stdin.close()  # type: ignore[union-attr]
-        process.terminate()
+        assert process.stdin is not None
+        process.stdin.close()
+        if self._settled.is_set():
+            process.terminate()
+        else:  # it has nothing to finish yet
+            process.kill()
         try:
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:

@@ -1,0 +1,45 @@
+# make stream: the first result; make test: the tests; make check: what CI does; make bench: how fast.
+# PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
+PYTHON ?= python3
+PIP_FLAGS ?=
+ARGS ?=
+BIN := .venv/bin
+ROOMS := policies models stream experiments
+LINKS := $(ROOMS:%=build/links/eex/%)
+
+.PHONY: stream test check format lint types docs bench clean
+
+stream: .venv/ready
+	$(BIN)/eex-stream --policy ucb --compare fixed,fixed:p_tar=0.95,deex $(ARGS)
+
+test: .venv/ready
+	$(BIN)/pytest $(ARGS)
+
+check: format lint types test
+
+format: .venv/ready
+	$(BIN)/ruff format --check .
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+
+types: .venv/ready $(LINKS)
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m eex.experiments.bench $(ARGS)
+
+clean:
+	rm -rf .venv build *.egg-info
+
+# mypy wants the package eex as a folder; the rooms stand at the root (see ARCHITECTURE.md)
+build/links/eex/%:
+	@mkdir -p build/links/eex
+	@ln -sfn ../../../$* $@
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eex needs Python 3.11 or newer (make PYTHON=python3.11)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

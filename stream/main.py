@@ -1,0 +1,112 @@
+"""`eex-stream`: the command that streams images under a policy and shows what adapting bought."""
+
+import json
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from eex.policies.errors import EexError
+from eex.stream.run import StreamConfig, from_json, run
+
+
+@dataclass(frozen=True)
+class Command:
+    """Stream images through an early-exit network while a policy learns where each frame should stop.
+
+    The last screen, and a folder of its own under --out, say what adapting bought.
+    """
+
+    stream: tyro.conf.OmitArgPrefixes[StreamConfig]
+    quiet: bool = False
+    """Print errors only."""
+    json: bool = False
+    """Print the summary as JSON to standard output, and nothing else there."""
+    threads: int = 0
+    """Processor threads for the edge part; 0 = all cores."""
+    download: Path | None = None
+    """Fetch CIFAR-10 (170 MB, checked) into this folder first and stream from it."""
+    config: Path | None = None
+    """Start from the config.json of an earlier run; other options given here win."""
+    list_policies: bool = False
+    """Show the policies and their options, and stop."""
+
+
+def main() -> None:
+    """Entry point of `eex-stream`."""
+    sys.exit(guarded(_main))
+
+
+def guarded(command: Any) -> int:
+    """Run a command; its exit status. What goes wrong for a user is told in one line, without a traceback."""
+    try:
+        return int(command() or 0)
+    except EexError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _main() -> int:
+    command = _parse(sys.argv[1:])
+    if command.list_policies:
+        return _list_policies()
+    config = command.stream
+    if command.download is not None:
+        from eex.stream.sources import download_cifar10
+
+        config = replace(config, source=str(download_cifar10(command.download)))
+    import torch
+
+    if command.threads:
+        torch.set_num_threads(command.threads)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if command.quiet or command.json:
+        summary = run(config)
+    else:
+        from eex.stream.display import display
+
+        with display() as show:
+            summary = run(config, show)
+    if command.json:
+        print(json.dumps(summary))
+    elif not command.quiet:
+        from eex.stream.display import print_summary
+
+        print_summary(summary)
+    return 130 if summary["interrupted"] else 0
+
+
+def _parse(arguments: list[str]) -> Command:
+    default = StreamConfig()
+    if "--config" in arguments[:-1]:
+        default = from_json(Path(arguments[arguments.index("--config") + 1]))
+    elif at := [a for a in arguments if a.startswith("--config=")]:
+        default = from_json(Path(at[0].partition("=")[2]))
+    return tyro.cli(Command, prog="eex-stream", args=arguments, default=Command(stream=default), config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _list_policies() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eex.policies.registry import list_policies
+
+    table = Table("policy", "what it does", "options and their defaults", box=None, padding=(0, 2, 0, 0))
+    for name, summary, options in list_policies():
+        table.add_row(name, summary, options)
+    Console().print(table)
+    return 0
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,537 @@
+"""A run: a source is streamed through the engine under one policy after another, recorded and summed up."""
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import tyro
+
+from eex.policies.errors import EexError, ImageError
+from eex.policies.registry import make_policy, split_option
+
+if TYPE_CHECKING:
+    import torch
+
+    from eex.models.network import EarlyExitNet
+    from eex.policies.base import Ints
+    from eex.policies.schedule import Schedule
+    from eex.stream.offload import Offloader
+    from eex.stream.sources import Source
+    from eex.stream.tally import Reference, Tally
+
+GRID = np.round(np.arange(0, 1.01, 0.1), 2)
+"""Fixed thresholds that regret is measured against."""
+NAMED = 20
+"""Skipped images that a summary names; it counts them all."""
+CACHE_BYTES = 256 << 20
+"""Decoded images that are kept, so that playing several policies decodes once."""
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Stream images through an early-exit network while a policy learns where each frame should stop.
+
+    What it prints last, and writes into a folder of its own under --out, says what adapting bought.
+    """
+
+    policy: str = "ucb"
+    """Chooses the thresholds. --list-policies shows all."""
+    policy_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """An option of the policy, as name=value; may be given several times."""
+    compare: str = ""
+    """Policies to play over the very same frames afterwards, between commas, options behind colons:
+    fixed,fixed:p_tar=0.95,ucb:c=0.5"""
+    source: str = "sample"
+    """Where frames come from: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one,
+    CIFAR-10's or Caltech-256's own folder, or a video."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Part of the source, where it has parts."""
+    distortion: str = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
+    """What happens to the frames, and when: kind@level:frames, ramps a..b, mixtures with +, 3x(…), random(…)."""
+    frames: int = 0
+    """Frames to stream; 0 = as many as the distortion schedule says, or else all of the source once."""
+    shuffle: bool = True
+    """Draw the order of the images; a video keeps its own."""
+    resize: bool = False
+    """Scale and crop images of another size than the model's, instead of skipping them."""
+    model: Path | None = None
+    """Folder of weights and card; by default the shipped model."""
+    network: str = ""
+    """For a network of one's own: module:function that cuts it."""
+    worker: str = "embedded"
+    """Cloud worker: 'embedded' starts one, tcp://host:port names one that eex-worker runs, 'none' does without."""
+    overhead: float = 0.1
+    """Price of offloading a frame, in units of confidence."""
+    deadline_ms: float = 1000.0
+    """After this an offloaded frame is answered on the edge."""
+    batch: int = 32
+    """Frames in a micro-batch."""
+    gather: int = 0
+    """Run a deeper stage once so many survivors wait for it; more is faster, and answers later."""
+    seed: int = 0
+    """Of all that is drawn: order, distortions, policies."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the edge part runs."""
+    regret: bool = True
+    """Afterwards run every exit of every frame, for regret and accuracy by exit; needs a source that can be read again."""
+    out: Path = Path("runs")
+    """Folder for the folders of runs."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("frames", 0), ("batch", 1), ("gather", 0)):
+            if getattr(self, name) < low:
+                raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
+        if self.batch > 4096:
+            raise EexError(f"--batch must be at most 4096, got {self.batch}")
+        if not 0 <= self.overhead <= 1:
+            raise EexError(f"--overhead must lie in [0, 1], units of confidence; got {self.overhead:g}")
+        if not self.deadline_ms > 0:
+            raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a progress display needs while a policy is played."""
+
+    policy: str
+    done: int
+    total: int
+    seconds: float
+    tally: "Tally"
+    distortion: str
+
+
+@dataclass
+class Played:
+    """One policy's run over the stream."""
+
+    policy: str
+    tally: "Tally"
+    seconds: float
+    skipped: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+Show = Callable[[Glance], None]
+
+
+def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any]:
+    """Play a stream as configured; returns the summary that also lies in its folder as `summary.json`.
+
+    Parameters
+    ----------
+    show
+        Called a few times a second.
+
+    Raises
+    ------
+    EexError
+        If the configuration, the model, the source or the worker cannot be used.
+    """
+    import torch
+
+    from eex.models.card import load
+    from eex.models.fast import optimised
+    from eex.policies.schedule import parse_schedule
+    from eex.stream.sources import open_source
+
+    schedule = parse_schedule(config.distortion, config.seed)
+    rivals = [name.strip() for name in config.compare.split(",") if name.strip()]
+    options = dict(split_option(pair) for pair in config.policy_option)
+    folder = make_folder(config.out, config.policy.partition(":")[0])
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(_embedded_worker(config)) if config.worker == "embedded" else None
+        device = _device(config.device)
+        net = optimised(load(config.model, device, make_network(config.network)))
+        players = [(config.policy, options), *((name, {}) for name in rivals)]
+        edge_exits = net.exits - 1
+        policies = [make_policy(name, opts, exits=edge_exits, seed=config.seed) for name, opts in players]
+        source = open_source(
+            config.source, split=config.split, shape=net.architecture.input_shape, resize=config.resize, seed=config.seed
+        )
+        source = _cached(_relabelled(source, net.classes))
+        total = config.frames or schedule.length or len(source)
+        _write_json(folder / "config.json", to_json(config))
+        offloader = stack.enter_context(contextlib.closing(_connect(config, worker, net)))
+        stream = Stream(source, schedule, net, config, total)
+        played: list[Played] = []
+        for (name, _), policy in zip(players, policies, strict=True):
+            if played and (played[-1].interrupted or source.stream is not None):
+                break
+            played.append(stream.play(name, policy, offloader, show, folder / "records" if not played else None))
+        reference = None
+        if config.regret and source.stream is None and not played[-1].interrupted and played[0].tally.frames:
+            reference = stream.hindsight(played[0].tally.frames, show)
+    if not played[0].tally.frames and not played[0].interrupted:
+        reason = next(iter(played[0].skipped.items()), ("", "it has no frames"))
+        raise EexError(f"{config.source}: no frame could be used; {reason[0]}: {reason[1]}")
+    summary = summarise(config, played, reference, net)
+    summary["folder"] = str(folder)
+    _write_json(folder / "summary.json", summary)
+    curves = {p.policy: p.tally.curves() for p in played}
+    if reference is not None:
+        curves["hindsight"] = reference.curves()
+    write_curves(folder / "curves.arrow", curves)
+    from eex.stream.pictures import draw
+
+    draw(folder, schedule.pieces(played[0].tally.frames))
+    del torch
+    return summary
+
+
+class Stream:
+    """The same frames, as often as they are asked for: a source under a distortion schedule."""
+
+    def __init__(
+        self, source: "Source", schedule: "Schedule", net: "EarlyExitNet", config: StreamConfig, total: int
+    ) -> None:
+        self.source, self.schedule, self.net, self.config, self.total = source, schedule, net, config, total
+
+    def batches(self, total: int, skipped: dict[str, str]) -> Iterator[tuple["torch.Tensor", list[str], "Ints", Any]]:
+        """Distorted micro-batches on the network's device, with names, labels and levels; fills in what was skipped."""
+        import torch
+
+        from eex.stream.distortions import distort
+        from eex.stream.sources import Skipped, check_finite, frames
+
+        device = self.net.mean.device
+        arriving = frames(self.source, self.config.seed if self.config.shuffle else None)
+        first = 0
+        while first < total or not total:
+            names: list[str] = []
+            labels, images = [], []
+            wanted = min(self.config.batch, total - first) if total else self.config.batch
+            for frame in arriving:
+                if isinstance(frame, Skipped):
+                    skipped[frame.name] = frame.reason
+                    continue
+                if frame.image.dtype != np.uint8:
+                    try:
+                        check_finite(frame.image)
+                    except ImageError as error:
+                        skipped[frame.name] = str(error)
+                        continue
+                names.append(frame.name)
+                labels.append(frame.label)
+                images.append(frame.image)
+                if len(images) == wanted:
+                    break
+            if not images:
+                return
+            number = np.arange(first, first + len(images))
+            levels = self.schedule.levels(number)
+            pixels = _tensor(images).to(device)
+            pixels = distort(pixels, torch.from_numpy(levels), torch.from_numpy(number), self.config.seed)
+            yield pixels, names, np.array(labels), levels
+            first += len(images)
+
+    def play(
+        self, name: str, policy: Any, offloader: "Offloader | None", show: Show, records: Path | None
+    ) -> Played:
+        """Stream all frames under one policy."""
+        from eex.stream.engine import Engine
+        from eex.stream.records import RecordWriter
+        from eex.stream.tally import Tally
+
+        config, net = self.config, self.net
+        engine = Engine(net, policy, offloader, overhead=config.overhead, gather=config.gather)
+        played = Played(name, Tally(net.exits), 0.0)
+        writer = RecordWriter(records, net.classes, net.experts) if records is not None else contextlib.nullcontext()
+        started = shown = time.perf_counter()
+
+        def take() -> None:
+            for rows in engine.take():
+                played.tally.add(rows)
+                if file is not None:
+                    file.write(rows)
+
+        with writer as file:
+            try:
+                for pixels, names, labels, levels in self.batches(self.total, played.skipped):
+                    engine.feed(pixels, names, labels, levels)
+                    take()
+                    now = time.perf_counter()
+                    if now - shown > 0.2:
+                        shown = now
+                        kind = self.schedule.names(np.array([engine.next - 1]))[0]
+                        show(Glance(name, engine.next, self.total, now - started, played.tally, str(kind)))
+            except KeyboardInterrupt:
+                played.interrupted = True
+            engine.drain()
+            take()
+            played.seconds = time.perf_counter() - started
+        show(Glance(name, engine.next, self.total, played.seconds, played.tally, ""))
+        return played
+
+    def hindsight(self, total: int, show: Show) -> "Reference | None":
+        """Run every exit of every frame; None if interrupted."""
+        from eex.stream.engine import every_exit
+        from eex.stream.tally import Reference, Tally
+
+        reference = Reference(self.net.exits, self.config.overhead, GRID)
+        started = shown = time.perf_counter()
+        first = 0
+        nothing = Tally(self.net.exits)
+        try:
+            for pixels, names, labels, _ in self.batches(total, {}):
+                confidence, prediction = every_exit(self.net, pixels)
+                number = np.arange(first, first + len(names))
+                reference.add(number, [str(n) for n in self.schedule.names(number)], labels, confidence, prediction)
+                first += len(names)
+                now = time.perf_counter()
+                if now - shown > 0.2:
+                    shown = now
+                    show(Glance("hindsight", first, total, now - started, nothing, ""))
+        except KeyboardInterrupt:
+            return None
+        show(Glance("hindsight", first, total, time.perf_counter() - started, nothing, ""))
+        return reference
+
+
+# ---- what a run is made of
+
+
+def make_folder(out: Path, name: str) -> Path:
+    """A new folder for a run, named by time and policy.
+
+    Raises
+    ------
+    EexError
+        If it cannot be made.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for k in itertools.count():
+        folder = out / (f"{stamp}-{name}" if k == 0 else f"{stamp}-{name}-{k + 1}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not out.is_dir():
+                raise EexError(f"{out}: is not a folder (--out)") from None
+        except OSError as error:
+            raise EexError(f"{out}: cannot write there (--out): {error.strerror}") from None
+    raise AssertionError
+
+
+def make_network(name: str) -> "EarlyExitNet | None":
+    """The network that a user's function "module:function" makes; None without a name.
+
+    Raises
+    ------
+    EexError
+        If it cannot be imported or makes something else.
+    """
+    if not name:
+        return None
+    import importlib
+    import sys
+
+    from eex.models.network import EarlyExitNet
+
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        net = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise EexError(f"--network {name}: cannot be imported: {error}; expected module:function") from None
+    if not isinstance(net, EarlyExitNet):
+        raise EexError(f"--network {name}: must return an EarlyExitNet (eex.models.cut), got {type(net).__name__}")
+    return net
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EexError("--device cuda: this torch sees no GPU")
+    return name
+
+
+def _embedded_worker(config: StreamConfig) -> Any:
+    from eex.stream.worker import EmbeddedWorker
+
+    return EmbeddedWorker(model=config.model, network=config.network)
+
+
+def _connect(config: StreamConfig, worker: Any, net: "EarlyExitNet") -> "Offloader":
+    from eex.stream.offload import NoOffloader, ZmqOffloader
+
+    if config.worker == "none":
+        return NoOffloader()
+    endpoint = worker.endpoint(60.0) if worker is not None else config.worker
+    if not endpoint.startswith("tcp://"):
+        raise EexError(f"--worker {endpoint}: expected 'embedded', 'none' or tcp://host:port")
+    offloader = ZmqOffloader(endpoint, net.fingerprint, deadline_ms=config.deadline_ms)
+    offloader.connect()
+    return offloader
+
+
+def _relabelled(source: "Source", classes: tuple[str, ...]) -> "Source":
+    """The source with its labels in the model's order; unknown where the model has no class of that name."""
+    import dataclasses
+
+    if source.classes == classes or not source.classes:
+        return source
+    index = np.array([classes.index(c) if c in classes else -1 for c in source.classes])
+    return dataclasses.replace(source, labels=np.where(source.labels >= 0, index[source.labels], -1))
+
+
+def _cached(source: "Source") -> "Source":
+    import dataclasses
+
+    read = source.read
+    if read is None or not len(source):
+        return source
+    kept: dict[int, Any] = {}
+    room = CACHE_BYTES
+
+    def cached(i: int) -> Any:
+        nonlocal room
+        if i in kept:
+            return kept[i]
+        image = read(i)
+        if room >= image.nbytes:
+            room -= image.nbytes
+            kept[i] = image
+        return image
+
+    return dataclasses.replace(source, read=cached)
+
+
+def _tensor(images: list[Any]) -> "torch.Tensor":
+    """(B, 3, H, W) in [0, 1] from images (H, W, 3)."""
+    import torch
+
+    if all(image.dtype == np.uint8 for image in images):
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
+    floats = [image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1) for image in images]
+    return torch.from_numpy(np.stack(floats)).permute(0, 3, 1, 2)
+
+
+# ---- what a run leaves
+
+
+def summarise(
+    config: StreamConfig, played: list[Played], reference: "Reference | None", net: "EarlyExitNet"
+) -> dict[str, Any]:
+    """What happened, as plain JSON values; the first policy's figures on top, one row a policy under `policies`."""
+    rows = [_policy_row(p, reference) for p in played]
+    first = played[0]
+    skipped = list(first.skipped.items())
+    summary: dict[str, Any] = dict(rows[0])
+    summary["skipped"] = len(skipped)
+    summary["skipped_images"] = [f"{name}: {reason}" for name, reason in skipped[:NAMED]]
+    summary["interrupted"] = any(p.interrupted for p in played)
+    summary["policies"] = rows
+    if reference is not None:
+        summary["best_fixed_threshold"] = reference.best
+        summary["by_exit"] = reference.rows()
+    summary["overhead"] = config.overhead
+    summary["model"] = {"fingerprint": net.fingerprint, "exits": net.exits, "partition": net.partition}
+    summary["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    return summary
+
+
+def _policy_row(played: Played, reference: "Reference | None") -> dict[str, Any]:
+    t = played.tally
+    frames = max(1, t.frames)
+    row: dict[str, Any] = {
+        "policy": played.policy,
+        "frames": t.frames,
+        "answered": int(t.by_exit.sum()),
+        "fallbacks": t.fallbacks,
+        "accuracy": t.accuracy,
+        "mean_reward": t.mean_reward,
+        "frames_per_second": t.frames / played.seconds if played.seconds else 0.0,
+        "seconds": played.seconds,
+        "exit_shares": {_exit_name(e, t.exits): float(n) / frames for e, n in enumerate(t.by_exit)},
+        "offloaded_share": t.offloaded / frames,
+        "device_probability": 1 - float(t.by_exit[-1]) / frames,
+        "bytes_offloaded": int(t.bytes),
+        "latency_ms": {"p50": t.latency_ms(0.5), "p99": t.latency_ms(0.99)},
+        "latency_split_ms": dict(zip(("edge", "link", "cloud"), (t.split_ms / frames).tolist(), strict=True)),
+    }
+    if reference is not None:
+        row |= regrets(played.tally, reference)
+    return row
+
+
+def regrets(tally: "Tally", reference: "Reference") -> dict[str, float]:
+    """What the policy missed, summed over the stream, against the best fixed threshold and against the oracle."""
+    best = reference.curves()
+    return {
+        "regret_best_arm": float(best["best_fixed"].sum() - tally.reward),
+        "regret_oracle": float(best["oracle"].sum() - tally.reward),
+    }
+
+
+def _exit_name(exit: int, exits: int) -> str:
+    return "cloud" if exit == exits - 1 else f"exit {exit + 1}"
+
+
+def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
+    """Tidy rows of what is drawn over time: policy, quantity, first frame of the window, value."""
+    import pyarrow as pa
+
+    policy, quantity, start, value = [], [], [], []
+    for name, columns in curves.items():
+        for column, values in columns.items():
+            if column == "start":
+                continue
+            policy += [name] * len(values)
+            quantity += [column] * len(values)
+            start.append(columns["start"])
+            value.append(values)
+    table = pa.table(
+        {
+            "policy": pa.array(policy).dictionary_encode(),
+            "quantity": pa.array(quantity).dictionary_encode(),
+            "start": np.concatenate(start).astype(np.int64),
+            "value": np.concatenate(value),
+        }
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def to_json(config: StreamConfig) -> Any:
+    """A configuration as plain JSON values."""
+    return msgspec.to_builtins(config, enc_hook=str)
+
+
+def from_json(path: Path) -> StreamConfig:
+    """The configuration of an earlier run.
+
+    Raises
+    ------
+    EexError
+        If the file is none.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StreamConfig, dec_hook=lambda kind, value: kind(value))
+    except OSError as error:
+        raise EexError(f"{path}: cannot be read: {error.strerror}") from None
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise EexError(f"{path}: not the configuration of a run: {error}") from None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    part = path.with_suffix(".part")
+    try:
+        part.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise EexError(f"{path}: cannot be written: {error.strerror}") from None

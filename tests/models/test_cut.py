@@ -1,0 +1,232 @@
+"""Cutting a user's own module: same answers, shared weights, and one clear line for each mistake."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eex.models.cut import cut
+from eex.models.fast import optimised
+from eex.models.network import remake
+from eex.models.training import Recipe, all_logits, fit
+from eex.policies.errors import EexError
+
+SHAPE = (3, 16, 16)
+CLASSES = ("a", "b", "c")
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x + self.conv2(self.relu(self.bn(self.conv1(x)))))
+
+
+class Residual(nn.Module):
+    """A small network with skip connections, a parameter of its own, in-place ReLUs and `view`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.layers = nn.Sequential(Block(8), Block(8))
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.pool = nn.AvgPool2d(4)
+        self.hidden = nn.Linear(128, 10)
+        self.fc = nn.Linear(10, 3)
+        self.spare = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale  # read before the cuts, used behind them
+        x = self.layers(self.relu(self.stem(x)))
+        x = self.pool(x * scale)
+        return self.fc(torch.relu(self.hidden(x.view(x.size(0), -1))))
+
+
+@pytest.fixture
+def own() -> Residual:
+    torch.manual_seed(0)
+    module = Residual()
+    for _ in range(3):  # norms that differ from fresh ones
+        module(torch.randn(8, *SHAPE))
+    return module
+
+
+@pytest.mark.parametrize(
+    "after", [["stem", "layers.0", "layers"], ["layers.0", "layers.1"], ["relu", "pool", "hidden"], ["pool"]]
+)
+def test_same_final_logits_as_the_module(own, after):
+    net = cut(own, after, CLASSES, input_shape=SHAPE).eval()
+    own.eval()
+    x = torch.rand(6, *SHAPE)
+    outputs = net(x)
+    torch.testing.assert_close(outputs[-1], own(x), rtol=0, atol=0)
+    assert [tuple(o.shape) for o in outputs] == [(6, 3)] * len(after)
+
+
+def test_sequential_with_flat_features_and_normalisation():
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 12), nn.ReLU(), nn.Linear(12, 3))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    net = cut(own, ["1", "4"], CLASSES, input_shape=SHAPE, structure="multi_fc", mean=mean, std=std)
+    x = torch.rand(4, *SHAPE)
+    normalised = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(net(x)[-1], own(normalised))
+    assert net.stage(1, net.stage(0, x)).shape == (4, 12)
+
+
+def test_parameters_are_shared_and_modes_kept(own):
+    own.layers[0].eval()
+    net = cut(own, ["layers.0", "layers.1"], CLASSES, input_shape=SHAPE)
+    inside = {id(p) for p in net.parameters()}
+    assert all(id(p) in inside for name, p in own.named_parameters() if not name.startswith("spare"))
+    assert own.training
+    assert net.training
+    assert [block.bn.training for block in own.layers] == [False, True]
+    own.eval()
+    assert not cut(own, ["layers.0"], CLASSES, input_shape=SHAPE).training
+
+
+def test_features_are_not_changed_in_place_by_the_next_stage(own):
+    net = cut(own, ["stem", "layers"], CLASSES, input_shape=SHAPE).eval()
+    features = net.stage(0, torch.rand(2, *SHAPE))
+    before = features.clone()
+    net.stage(1, features)
+    assert torch.equal(features, before)
+
+
+def test_architecture_experts_and_costs(own):
+    net = cut(own, ["stem", "layers.0", "layers.1"], CLASSES, input_shape=SHAPE, partition=1)
+    made = net.architecture
+    assert (made.backbone, made.after, made.structures) == ("custom", (0, 1), ("conv_fc", "conv_fc", "custom"))
+    assert net.partition == 1
+    costs = net.costs()
+    block = 2 * 256 * 8 * 72
+    assert costs.stage_macs == (256 * 8 * 27, block, block)
+    assert costs.branch_macs[-1] == 128 * 10 + 10 * 3
+    assert costs.feature_bytes == (4 * 8 * 256,) * 3
+    net.add_expert("gaussian_blur")
+    net.eval()
+    x = torch.rand(2, *SHAPE)
+    assert torch.equal(net(x)[-1], net(x, "gaussian_blur")[-1])
+    with torch.no_grad():
+        net.branches[-1]["gaussian_blur"].fc.bias.add_(1)
+    assert not torch.equal(net(x)[-1], net(x, "gaussian_blur")[-1])
+    with pytest.raises(ValueError, match="unknown backbone 'custom'"):
+        remake(made)
+
+
+def test_trains_and_infers_channels_last(own):
+    net = cut(own, ["stem", "layers.0", "layers.1"], CLASSES, input_shape=SHAPE)
+    images = torch.randint(0, 256, (32, *SHAPE), dtype=torch.uint8)
+    before = own.stem.weight.detach().clone()
+    fit(net, images, torch.arange(32) % 3, Recipe(epochs=1, batch=16, lr=0.01))
+    assert all_logits(net, images).shape == (3, 32, 3)
+    assert not torch.equal(own.stem.weight, before)
+
+
+def test_folded_and_packed_for_inference_it_answers_alike(own):
+    net = cut(own, ["stem", "layers.0", "layers.1"], CLASSES, input_shape=SHAPE).eval()
+    x = torch.rand(16, *SHAPE)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimised(net)(x), net(x))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.two = Pair()
+        self.fc = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.two(self.conv(self.conv(x)))
+        return self.fc(a + b)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + 1, x * 2
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x if x.sum() > 0 else -x
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.conv(x)
+
+
+class Long(nn.Module):
+    """The image itself is used again at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.fc = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x + self.conv(x))
+
+
+class Listing(Long):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.fc(self.conv(x))]
+
+
+def sequential() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "after", "message"),
+    [
+        (Residual, ["layer.0", "layers.1"], r"no layer 'layer.0'; did you mean 'layers.0'"),
+        (Residual, ["xyz"], r"no layer 'xyz'; the first ones are \['stem'"),
+        (Residual, [], "at least one layer"),
+        (Residual, ["spare"], "'spare' is not reached"),
+        (Twice, ["conv"], "'conv' is used 2 times"),
+        (Residual, ["layers.1.relu"], "'layers.1.relu' is used 2 times"),
+        (Twice, ["two"], "'two' must return one tensor, got a tuple"),
+        (Residual, ["layers.1", "layers.0"], "in order of execution: 'layers.0' does not come after 'layers.1'"),
+        (Residual, ["layers", "layers.1"], "in order of execution: 'layers.1' does not come after 'layers'"),
+        (Residual, ["stem", "layers.0.conv1"], "cannot cut after 'layers.0.conv1': the output of layer 'relu' is used"),
+        (Residual, ["layers.1.conv2"], "the output of layer 'layers.0.relu' is used behind it too"),
+        (Long, ["conv"], "cannot cut after 'conv': the module's input is used behind it"),
+        (Branching, ["conv"], "torch.fx cannot trace the module: symbolically traced variables"),
+        (Masked, ["conv"], r"forward must take the images alone, got \['x', 'mask'\]"),
+        (Listing, ["conv"], "must return its logits alone, got a immutable_list"),
+        (Residual, ["fc"], "nothing follows 'fc'"),
+        (lambda: sequential()[:3], ["1"], r"must return logits \(B, 3\), one for each class, got \(2, 784\)"),
+        (lambda: nn.Sequential(nn.Flatten(2), nn.Flatten(), nn.Linear(768, 3)), ["0"], r"must give features"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(9, 3)), ["0"], r"cannot take images of sh"),
+    ],
+)
+def test_each_mistake_gives_one_clear_line(make, after, message):
+    with pytest.raises(EexError, match=message) as caught:
+        cut(make(), after, CLASSES, input_shape=SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_arguments_are_checked():
+    with pytest.raises(EexError, match="mean and std must name 1 channels"):
+        cut(nn.Conv2d(1, 3, 16), ["0"], CLASSES, input_shape=(1, 16, 16))
+    with pytest.raises(ValueError, match="unknown branch structure 'tree'"):
+        cut(sequential(), ["0", "1"], CLASSES, input_shape=SHAPE, structure="tree")
+    with pytest.raises(ValueError, match="partition point"):
+        cut(sequential(), ["0", "1"], CLASSES, input_shape=SHAPE, partition=3)
