@@ -1,6 +1,7 @@
 """Side branches by name, and where to place them along a backbone."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ def place_by_share(costs: Sequence[float], shares: Sequence[float]) -> list[int]
     [1, 2]
     """
     wanted = list(shares)
-    if any(not 0 < s < 1 for s in wanted) or any(a >= b for a, b in zip(wanted, wanted[1:], strict=False)):
+    if any(not 0 < s < 1 for s in wanted) or any(a >= b for a, b in pairwise(wanted)):
         raise ValueError(f"shares must rise within (0, 1), got {wanted}")
     if len(wanted) > len(costs) - 1:
         raise ValueError(f"{len(wanted)} side branches need at least {len(wanted) + 1} blocks, got {len(costs)}")

@@ -158,13 +158,17 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
         )
     if net is None:
         if card.architecture.backbone == "custom":
-            raise ModelError(f"{folder}: a network of one's own: name the function that makes it (--network module:function)")
+            raise ModelError(
+                f"{folder}: a network of one's own: name the function that makes it (--network module:function)"
+            )
         net = remake(card.architecture)
     for expert in card.architecture.experts:
         if expert not in net.experts:
             net.add_expert(expert)
     if net.architecture != card.architecture:
-        raise ModelError(f"{folder}: the network differs from its card: {_difference(net.architecture, card.architecture)}")
+        raise ModelError(
+            f"{folder}: the network differs from its card: {_difference(net.architecture, card.architecture)}"
+        )
     if card.classifier:
         net.classifier = DistortionClassifier(card.classifier)
     try:

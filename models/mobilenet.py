@@ -61,4 +61,3 @@ def mobilenet_v2(small_images: bool = False) -> list[nn.Module]:
             inputs = outputs
     blocks.append(_convolution(inputs, 1280, 1))
     return blocks
-

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -139,6 +140,11 @@ class EarlyExitNet(nn.Module):
         return len(self.stages)
 
     @property
+    def edge_exits(self) -> int:
+        """Exits that may answer on the edge: those up to the partition point, but for the final exit."""
+        return min(self.partition, self.exits - 1)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the logits."""
         return self.architecture.classes
@@ -151,7 +157,7 @@ class EarlyExitNet(nn.Module):
     def stage(self, i: int, x: Tensor) -> Tensor:
         """Features after stage i, from the features after stage i - 1; stage 0 takes images (B, C, H, W) in [0, 1]."""
         if i == 0:
-            x = (x - self.mean) / self.std
+            x = ((x - self.mean) / self.std).to(self.mean.dtype)
         out: Tensor = self.stages[i](x)
         return out
 
@@ -163,7 +169,9 @@ class EarlyExitNet(nn.Module):
 
     def branch(self, i: int, expert: str, x: Tensor) -> Tensor:
         """Calibrated logits (B, K) of one expert's branch at exit i."""
-        return self.logits(i, expert, x) / self.temperature[i][expert]
+        temperature = self.temperature[i][expert]
+        logits = self.logits(i, expert, x)
+        return logits if temperature == 1.0 else logits / temperature
 
     def forward(self, x: Tensor, expert: str = PRISTINE) -> list[Tensor]:
         """Logits (B, K) of every exit, as trained, for images (B, C, H, W) in [0, 1]."""
@@ -228,7 +236,7 @@ def assemble(blocks: Sequence[nn.Module], architecture: Architecture) -> EarlyEx
     if len(architecture.structures) != len(after) + 1:
         raise ValueError(f"{len(after) + 1} exits need as many structures, got {list(architecture.structures)}")
     bounds = [0, *(a + 1 for a in after), len(blocks)]
-    stages = [nn.Sequential(*blocks[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    stages = [nn.Sequential(*blocks[a:b]) for a, b in pairwise(bounds)]
     branches = []
     for shape, structure in zip(feature_shapes(stages, architecture.input_shape), architecture.structures, strict=True):
         branches.append({e: make_branch(structure, shape, len(architecture.classes)) for e in architecture.experts})
@@ -272,8 +280,8 @@ def make(
     classes
         Class names.
     after, shares, uniform
-        Where the side branches stand, one of the three: after these blocks; nearest to these shares of the multiply-adds;
-        this many, at equal distances.
+        Where the side branches stand, one of the three: after these blocks; nearest to these shares of the
+        multiply-adds; this many, at equal distances.
     structure, final_structure
         Branch structure of the side branches and of the final exit (by default the same).
     options
@@ -342,8 +350,8 @@ def remake(architecture: Architecture) -> EarlyExitNet:
 def load_torchvision_mobilenet(net: EarlyExitNet, state: Mapping[str, Tensor]) -> None:
     """Load a published torchvision `mobilenet_v2` state dict into the backbone of the same name.
 
-    Its classifier goes to the final exit where that is one linear layer ("pool_fc") with as many classes, and is left out
-    otherwise.
+    Its classifier goes to the final exit where that is one linear layer ("pool_fc") with as many classes, and is left
+    out otherwise.
 
     Raises
     ------

@@ -39,7 +39,8 @@ class Recipe:
     loss_weights
         Weight of each exit's loss, the final one included; empty for equal weights.
     optimizer, lr, momentum, weight_decay
-        "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do not decay.
+        "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do
+        not decay.
     schedule
         "one-cycle": linear warm-up over a fifth of the steps, then linearly down to 0. "cosine": from the peak to 0.
     batch
@@ -303,7 +304,7 @@ def _rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
 def _batches(
     images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented batches in a drawn order: float images (B, C, H, W) in [0, 1] and labels; a last short one is left out."""
+    """Augmented batches in a drawn order, images (B, C, H, W) in [0, 1] and labels; a last short one is left out."""
     order = torch.randperm(len(images), generator=generator)
     batch = min(recipe.batch, len(images))
     for start in range(0, len(images) - batch + 1, batch):

@@ -46,9 +46,9 @@ class Context:
 class Thresholds:
     """What a policy chose for a micro-batch, per run, frame and exit.
 
-    The last column of `exit_at` is the final exit's: below it, the answer is the most confident exit's. All other columns
-    are edge exits. A frame leaves at the first exit whose confidence reaches `exit_at`; it goes to the cloud at once where
-    its confidence is below `skip_below`, and also when no edge exit answers.
+    The last column of `exit_at` is the final exit's: below it, the answer is the most confident exit's. All other
+    columns are edge exits. A frame leaves at the first exit whose confidence reaches `exit_at`; it goes to the cloud
+    at once where its confidence is below `skip_below`, and also when no edge exit answers.
 
     Attributes
     ----------
@@ -84,7 +84,8 @@ class Outcomes:
     exit_at
         As chosen, (rows, edge exits + 1).
     confidence, prediction
-        (rows, edge exits + 1), of each exit that was really visited; NaN and -1 elsewhere. The last column is the cloud's.
+        (rows, edge exits + 1), of each exit that was really visited; NaN and -1 elsewhere. The last column is the
+        cloud's.
     exit
         Where the frame left: an edge exit counted from 0, or the number of edge exits for the cloud.
     offloaded
@@ -128,8 +129,8 @@ class Outcomes:
 class Policy:
     """Chooses thresholds while a stream runs, for `runs` independent learners side by side.
 
-    A subclass names its options as keyword arguments, and takes `exits` (edge exits), `runs` and `seed` besides. What it
-    has learned is arrays with a leading axis `runs`, named in `state`.
+    A subclass names its options as keyword arguments, and takes `exits` (edge exits), `runs` and `seed` besides. What
+    it has learned is arrays with a leading axis `runs`, named in `state`.
 
     Parameters
     ----------

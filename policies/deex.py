@@ -9,8 +9,8 @@ from eex.policies.errors import EexError
 class DEEx(Policy):
     r"""Decision early exit: exit 1 sends frames it is unsure of to the cloud at once, past all other side branches.
 
-    Frames with confidence below :math:`p_d` at exit 1 are sent. The others go on: at each middle exit they leave when their confidence reaches :math:`p_{tar}`, and the last edge exit
-    answers all that are left.
+    Frames with confidence below :math:`p_d` at exit 1 are sent. The others go on: at each middle exit they leave when
+    their confidence reaches :math:`p_{tar}`, and the last edge exit answers all that are left.
 
     Parameters
     ----------

@@ -124,5 +124,5 @@ def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
 
 
 def _close(name: str, known: Mapping[str, Any]) -> str:
-    close = get_close_matches(name, list(known), n=1)
+    close = get_close_matches(name.lower(), list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

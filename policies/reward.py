@@ -2,21 +2,19 @@
 
 import numpy as np
 
-from eex.policies.base import Bools, Floats, Ints
+from eex.policies.base import Bools, Floats
 
 
-def reward(confidence: Floats, exit: Ints, offloaded: Bools, sent: Bools, overhead: Floats, exit_cost: float = 0.0) -> Floats:
+def reward(confidence: Floats, offloaded: Bools, sent: Bools, overhead: Floats, exit_cost: float = 0.0) -> Floats:
     r"""Reward of finished frames: :math:`\max(0, \Delta C) - o` if offloaded, else 0, less the cost of the edge exits.
 
-    :math:`\Delta C` is the cloud's confidence less that of the last visited edge exit. An offload whose reply never came
-    earns :math:`-o`; a frame that could not be sent earns NaN: it teaches nothing.
+    :math:`\Delta C` is the cloud's confidence less that of the last visited edge exit. An offload whose reply never
+    came earns :math:`-o`; a frame that could not be sent earns NaN: it teaches nothing.
 
     Parameters
     ----------
     confidence
         (rows, edge exits + 1), NaN where inference never went; the last column is the cloud's.
-    exit
-        Where each frame left, (rows,); not used for the reward of offloaded frames.
     offloaded, sent
         Meant for the cloud; really sent there, (rows,).
     overhead
@@ -36,33 +34,39 @@ def reward(confidence: Floats, exit: Ints, offloaded: Bools, sent: Bools, overhe
     return np.where(offloaded & ~sent, np.nan, earned)
 
 
-def best_fixed(confidence: Floats, overhead: float, grid: Floats) -> tuple[float, Floats]:
+def best_fixed(confidence: Floats, overhead: float, grid: Floats, exit_cost: float = 0.0) -> tuple[float, Floats]:
     """The best single threshold in hindsight, and what it earns on each frame.
 
     Parameters
     ----------
     confidence
         Of every exit of every frame, (frames, edge exits + 1): nothing may be missing.
-    overhead
-        Price of offloading a frame.
+    overhead, exit_cost
+        Price of offloading a frame, and of every further edge exit.
     grid
         Thresholds to compare, (arms,).
     """
-    earned = [fixed_reward(confidence, overhead, t) for t in grid]
+    earned = [fixed_reward(confidence, overhead, t, exit_cost) for t in grid]
     best = int(np.argmax([e.sum() for e in earned]))
     return float(grid[best]), earned[best]
 
 
-def fixed_reward(confidence: Floats, overhead: float, threshold: float) -> Floats:
+def fixed_reward(confidence: Floats, overhead: float, threshold: float, exit_cost: float = 0.0) -> Floats:
     """What one threshold at every edge exit earns on each frame of a full trace, (frames,)."""
     edge, cloud = confidence[:, :-1], confidence[:, -1]
-    offloaded = (edge < threshold).all(axis=1)
-    return np.where(offloaded, np.maximum(0.0, cloud - edge[:, -1]) - overhead, 0.0)
+    reached = edge >= threshold
+    offloaded = ~reached.any(axis=1)
+    further = np.where(offloaded, edge.shape[1] - 1, reached.argmax(axis=1))
+    earned: Floats = np.where(offloaded, np.maximum(0.0, cloud - edge[:, -1]) - overhead, 0.0) - exit_cost * further
+    return earned
 
 
-def oracle(confidence: Floats, overhead: float) -> Floats:
-    """What the per-frame oracle earns: it offloads just the frames that gain more than the overhead, (frames,).
+def oracle(confidence: Floats, overhead: float, exit_cost: float = 0.0) -> Floats:
+    """What the per-frame oracle earns: it offloads just the frames that gain more than that costs, (frames,).
 
-    A frame's gain is taken over the last edge exit's confidence, as for a frame that visited them all.
-    """
-    return np.maximum(0.0, confidence[:, -1] - confidence[:, -2] - overhead)
+    A frame's gain is taken over the last edge exit's confidence, as for a frame that visited them all; the others
+    leave at the first exit. A policy that skips exits, as DEEx does, gains over the exit that it skipped from, and may
+    earn more."""
+    further = confidence.shape[1] - 2
+    gained: Floats = confidence[:, -1] - confidence[:, -2] - overhead - exit_cost * further
+    return np.maximum(0.0, gained)

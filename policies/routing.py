@@ -10,8 +10,8 @@ from eex.policies.base import Bools, Floats, Ints, Thresholds
 def leave(confidence: Any, exit_at: Any, skip_below: Any) -> tuple[Any, Any]:
     """Which frames leave after an edge exit: (answered here, sent to the cloud at once); the others go on.
 
-    All arguments are arrays or tensors of the same shape. A frame that reaches `exit_at` is answered, also if it lies below
-    `skip_below`. A confidence that is no number is never answered.
+    All arguments are arrays or tensors of the same shape. A frame that reaches `exit_at` is answered, also if it lies
+    below `skip_below`. A confidence that is no number is never answered.
     """
     answered = confidence >= exit_at
     return answered, ~answered & (confidence < skip_below)
@@ -51,8 +51,8 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
     """The class each frame is answered with, (rows,).
 
     A frame that left at an edge exit is answered by it; one that came back from the cloud by the final exit if that is
-    sure enough, else by the most confident exit that was visited; one whose reply never came (NaN in the last column) by
-    its most confident edge exit.
+    sure enough, else by the most confident exit that was visited; one whose reply never came (NaN in the last column)
+    by its most confident edge exit.
 
     Parameters
     ----------

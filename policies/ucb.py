@@ -19,8 +19,8 @@ class UCB(Policy):
     .. math:: \arg\max_a \; \hat\mu_a + c \sqrt{\ln t / n_a}
 
     Feedback may be late: :math:`n_a` counts what was chosen, heard of or not, so that the arms in flight look as well
-    explored as they soon will be; :math:`t` and :math:`\hat\mu_a` count what was heard. Without delay this is AdaEE's index.
-    Of arms with the same index, the one chosen least is played.
+    explored as they soon will be; :math:`t` and :math:`\hat\mu_a` count what was heard. Without delay this is AdaEE's
+    index. Of arms with the same index, the one chosen least is played.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class UCB(Policy):
     Raises
     ------
     ValueError
-        If the grid is empty or leaves [0, 1], or c is negative.
+        If the grid is empty or leaves [0, 1], or c is negative or infinite.
 
     Examples
     --------
@@ -55,9 +55,9 @@ class UCB(Policy):
     ) -> None:
         super().__init__(exits, runs, seed)
         self.grid = np.asarray(grid, dtype=float)
-        if not self.grid.size or not np.all((0 <= self.grid) & (self.grid <= 1)):
+        if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
             raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
-        if not c >= 0:
+        if not 0 <= c < np.inf:
             raise EexError(f"c must be 0 or more, got {c}")
         self.c = c
         self.counts = np.zeros((runs, self.grid.size))  # heard of

@@ -17,7 +17,7 @@ def display(console: Console | None = None) -> Iterator[Callable[[Glance], None]
     """A live progress line on standard error; its last state of each policy stays on the screen."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
-        yield lambda glance: console.print(line(glance), soft_wrap=True) if glance.done == glance.total else None
+        yield lambda glance: console.print(line(glance), soft_wrap=True) if glance.finished else None
         return
     with Live(Text("loading the model and starting the cloud worker …"), console=console, refresh_per_second=8) as live:
         last: Glance | None = None
@@ -25,64 +25,96 @@ def display(console: Console | None = None) -> Iterator[Callable[[Glance], None]
         def show(glance: Glance) -> None:
             nonlocal last
             if last is not None and last.policy != glance.policy:
-                live.console.print(line(last))
+                live.console.print(line(last, console.width))
             last = glance
-            live.update(line(glance))
+            live.update(line(glance, console.width))
 
         yield show
 
 
-def line(glance: Glance) -> Text:
-    """One line: how far, how fast, where frames are answered, how well."""
+def line(glance: Glance, width: int | None = None) -> Text:
+    """One line: how far, where frames are answered, how well, how fast; in so many columns what matters most of it."""
     t = glance.tally
-    parts = [(f"{glance.policy:<12.24} ", "bold")]
-    parts.append((f"{glance.done:>7,}" + (f"/{glance.total:,}" if glance.total else "") + " ", ""))
-    parts.append((f"{glance.done / max(glance.seconds, 1e-9):>6,.0f} frames/s  ", "cyan"))
+    # how much it matters (least goes first), long form, short form, style
+    parts = [(9, glance.policy, glance.policy, "bold")]
+    done = f"{glance.done:,}" + (f"/{glance.total:,}" if glance.total else "")
+    parts.append((8, f"{done} frames", done, ""))
     if t.frames:
-        shares = t.by_exit / t.frames
-        told = [f"{e + 1}:{share:.0%}" for e, share in enumerate(shares[:-1])]
-        parts.append((f"exit {' '.join(told)} cloud:{shares[-1]:.0%}  ", ""))
+        shares = [f"{100 * n / t.frames:.0f}" for n in t.by_exit]
+        told = [f"{e}:{share}%" for e, share in enumerate(shares[:-1], 1)]
+        parts.append(
+            (7, f"exit {' '.join(told)} cloud:{shares[-1]}%", f"exit {'/'.join(shares[:-1])} cloud {shares[-1]}%", "")
+        )
         if t.accuracy is not None:
-            parts.append((f"accuracy {t.accuracy:.1%}  ", "green"))
+            parts.append((6, f"accuracy {t.accuracy:.1%}", f"acc {t.accuracy:.1%}", "green"))
+        parts.append((5, f"threshold {t.threshold:.2f}", f"thr {t.threshold:.2f}", "magenta"))
         if t.mean_reward is not None:
-            parts.append((f"reward {t.mean_reward:+.4f}  ", ""))
-        parts.append((f"threshold {t.threshold:.2f}  ", "magenta"))
+            parts.append((2, f"reward {t.mean_reward:+.4f}", f"reward {t.mean_reward:+.4f}", "blue"))
     if glance.distortion:
-        parts.append((glance.distortion, "yellow"))
-    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+        parts.append((4, glance.distortion, glance.distortion, "yellow"))
+    speed = f"{glance.done / max(glance.seconds, 1e-9):,.0f}"
+    parts.append((3, f"{speed} frames/s", f"{speed}/s", "cyan"))
+    texts = [(long, style) for _, long, _, style in parts]
+    if width is not None and _columns(texts) > width:
+        while len(parts) > 1 and _columns([(short, "") for _, _, short, _ in parts]) > width:
+            parts.remove(min(parts))
+        texts = [(short, style) for _, _, short, style in parts]
+    return Text("  ", no_wrap=True, overflow="ellipsis").join(Text(*part) for part in texts)
+
+
+def _columns(texts: list[tuple[str, str]]) -> int:
+    return sum(len(text) + 2 for text, _ in texts) - 2
 
 
 def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
     """The last screen: the policies side by side, and what adapting bought in words."""
     console = console or Console()
-    rows = summary["policies"]
-    exits = list(rows[0]["exit_shares"])
-    table = Table(title="the same frames, policy by policy", title_justify="left", header_style="bold")
-    table.add_column("policy")
-    for name in ("accuracy", "reward\na frame", "regret,\nbest fixed", "regret,\noracle", "offloaded"):
-        table.add_column(name, justify="right")
-    for name in exits:
-        table.add_column(name, justify="right")
-    for name in ("MB\nsent", "seconds", "frames\n/s", "ms p50\n/p99"):
-        table.add_column(name, justify="right")
-    for k, row in enumerate(rows):
-        table.add_row(
-            row["policy"],
-            _percent(row["accuracy"]),
-            "–" if row["mean_reward"] is None else f"{row['mean_reward']:+.4f}",
-            f"{row['regret_best_arm']:.1f}" if "regret_best_arm" in row else "–",
-            f"{row['regret_oracle']:.1f}" if "regret_oracle" in row else "–",
-            _percent(row["offloaded_share"]),
-            *(_percent(row["exit_shares"][name]) for name in exits),
-            f"{row['bytes_offloaded'] / 1e6:.1f}",
-            f"{row['seconds']:.1f}",
-            f"{row['frames_per_second']:,.0f}",
-            f"{row['latency_ms']['p50']:.0f}/{row['latency_ms']['p99']:.0f}",
-            style="bold" if k == 0 else "",
-        )
-    console.print(table)
+    policies = [_column(row) for row in summary["policies"]]
+    names = list(policies[0])
+    label = 2 + max(map(len, names))
+    widths = [2 + max(len(line) for cell in column.values() for line in cell.split("\n")) for column in policies]
+    start = 0
+    while start < len(policies):  # as many policies beside each other as fit
+        stop = start + 1
+        while stop < len(policies) and label + sum(widths[start : stop + 1]) <= console.width:
+            stop += 1
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("" if start else "the same frames,\npolicy by policy")
+        for k in range(start, stop):
+            table.add_column(policies[k][POLICY], justify="right", style="bold" if k == 0 else "")
+        for name in names[1:]:
+            table.add_row(name, *(policies[k][name] for k in range(start, stop)))
+        console.print(table)
+        console.print()
+        start = stop
     for text in bought(summary):
-        console.print(text, soft_wrap=True, highlight=False)
+        console.print(text, soft_wrap=not console.is_terminal, highlight=False)  # in a pipe a sentence is a line
+    console.print(f"records, summary and pictures: {summary['folder']}", soft_wrap=True, highlight=False)
+
+
+POLICY = "policy"
+
+
+def _column(row: dict[str, Any]) -> dict[str, str]:
+    """What is said of one policy, by what it is called."""
+    cells = {
+        POLICY: row["policy"].replace(":", ":\n"),
+        "frames": f"{row['frames']:,}",
+        "accuracy": _percent(row["accuracy"]),
+        "reward a frame": "–" if row["mean_reward"] is None else f"{row['mean_reward']:+.4f}",
+    }
+    if "regret_best_arm" in row:
+        cells["regret, best threshold"] = _plain(row["regret_best_arm"])
+        cells["regret, oracle"] = _plain(row["regret_oracle"])
+    for name, share in row["exit_shares"].items():
+        cells[f"answered by {name}" if name == "cloud" else f"answered at {name}"] = _percent(share)
+    cells["offloaded"] = _percent(row["offloaded_share"])
+    cells["MB sent"] = f"{row['bytes_offloaded'] / 1e6:.1f}"
+    cells["seconds"] = f"{row['seconds']:.1f}"
+    cells["frames/s"] = f"{row['frames_per_second']:,.0f}"
+    for quantile, ms in row["latency_ms"].items():
+        cells[f"latency {quantile}, ms"] = "–" if ms is None else f"{ms:,.1f}"
+    return cells
 
 
 def bought(summary: dict[str, Any]) -> list[str]:
@@ -112,9 +144,12 @@ def bought(summary: dict[str, Any]) -> list[str]:
         lines.append(f"{summary['skipped']} images skipped: {named}{more}")
     if summary["interrupted"]:
         lines.append("interrupted: all that was finished is written")
-    lines.append(f"records, summary and pictures: {summary['folder']}")
     return lines
 
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _plain(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # no -0.0

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,8 @@ def _empty_rows(count: int, exits: int, kinds: int) -> Rows:
 
 
 class Engine:
-    """Feeds micro-batches to the edge stages; frames leave at exits, or go to the cloud and are answered when it replies.
+    """Feeds micro-batches to the edge stages; frames leave at exits, or go to the cloud and are answered when it
+    replies.
 
     Frames under way live in a ring of rows, so memory stays constant however long the stream is.
 
@@ -104,9 +106,10 @@ class Engine:
     net
         The network, usually `eex.models.fast.optimised`; stages up to its partition point run here.
     policy
-        Chooses thresholds, for as many edge exits as the network has exits but one, with `runs` = 1.
+        Chooses thresholds for the network's edge exits, with `runs` = 1.
     offloader
-        Takes what does not leave on the edge; None runs the remaining stages here too.
+        Takes what does not leave on the edge; None runs the remaining stages here too, as does a partition point behind
+        the last stage.
     overhead
         Price of offloading a frame, in units of confidence.
     exit_cost
@@ -137,17 +140,19 @@ class Engine:
         kinds: int = 2,
         capacity: int = 8192,
     ) -> None:
-        if policy.exits != net.exits - 1 or policy.runs != 1:
+        if policy.exits != net.edge_exits or policy.runs != 1:
             raise ValueError(
-                f"the policy is for {policy.exits} edge exits and {policy.runs} runs, the network has {net.exits - 1} and a "
-                "stream is one run"
+                f"the policy is for {policy.exits} edge exits and {policy.runs} runs, the network has "
+                f"{net.edge_exits} and a stream is one run"
             )
+        if net.partition == net.exits:
+            offloader = None
         self.net, self.policy, self.offloader = net, policy, offloader
         self.overhead, self.exit_cost, self.gather, self.capacity = overhead, exit_cost, gather, capacity
-        self.edge_exits = net.partition if offloader is not None else net.exits - 1
+        self.edge_exits = net.edge_exits
         self.device = net.mean.device
         self.head = self.next = 0  # oldest frame not yet taken; number of the next one
-        self._ring = _empty_rows(capacity, net.exits, kinds)
+        self._ring = _empty_rows(capacity, net.edge_exits + 1, kinds)
         self._done = np.zeros(capacity, dtype=bool)
         self._entered = np.zeros(capacity)
         self._submitted = np.zeros(capacity)
@@ -156,6 +161,7 @@ class Engine:
         self._awaited: dict[int, Ints] = {}  # request id: slots
         self._requests = 0
         self._finished: list[Ints] = []
+        self._aside: list[Rows] = []  # finished while `feed` waited for room
         self.policy_seconds = self.routing_seconds = 0.0
 
     # ---- in
@@ -173,12 +179,13 @@ class Engine:
         count = len(images)
         if count > self.capacity // 2:
             raise ValueError(f"a micro-batch may hold {self.capacity // 2} frames at most, got {count}")
+        if self.next + count - self.head > self.capacity and (self._aside or self._takeable()):
+            raise ValueError(f"{self.capacity} frames are under way: take the finished ones before feeding more")
         while self.next + count - self.head > self.capacity:
-            if self._takeable():
-                raise ValueError(f"{self.capacity} frames are under way: take the finished ones before feeding more")
             with torch.inference_mode():
                 self._pump(force=True)
             self.poll(timeout_ms=50)
+            self._aside += self._take_from_ring()
         entered = time.perf_counter()
         frame = np.arange(self.next, self.next + count)
         slots = frame % self.capacity
@@ -210,7 +217,12 @@ class Engine:
     # ---- out
 
     def take(self) -> Iterator[Rows]:
-        """Finished frames that are next in order, in at most two pieces; each frame is given once."""
+        """Finished frames that are next in order, in a few pieces; each frame is given once."""
+        while self._aside:
+            yield self._aside.pop(0)
+        yield from self._take_from_ring()
+
+    def _take_from_ring(self) -> Iterator[Rows]:
         while ready := self._takeable():
             start = self.head % self.capacity
             stop = min(start + ready, self.capacity)
@@ -222,7 +234,7 @@ class Engine:
     @property
     def under_way(self) -> int:
         """Frames fed and not yet taken."""
-        return self.next - self.head
+        return self.next - self.head + sum(map(len, self._aside))
 
     def _takeable(self) -> int:
         """How many frames from the oldest on are finished."""
@@ -241,7 +253,8 @@ class Engine:
     def _choose(self, frame: Ints, slots: Ints, probabilities: Floats | None) -> None:
         started = time.perf_counter()
         link_ms = float("nan") if self.offloader is None else self.offloader.link_ms
-        context = Context(len(frame), int(frame[0]), self.overhead, probabilities, len(self._awaited), link_ms)
+        queue = sum(map(len, self._awaited.values()))
+        context = Context(len(frame), int(frame[0]), self.overhead, probabilities, queue, link_ms)
         chosen = self.policy.choose(context)
         ring = self._ring
         ring.exit_at[slots] = chosen.exit_at[0]
@@ -282,20 +295,22 @@ class Engine:
         confidence, prediction = self._exit(i, x, experts)
         started = time.perf_counter()
         ring = self._ring
-        exit_at = torch.from_numpy(ring.exit_at[slots, i]).to(self.device)
-        skip_below = torch.from_numpy(ring.skip_below[slots, i]).to(self.device)
-        answered, skipped = leave(confidence, exit_at, skip_below)
-        # one transfer, so that a GPU is waited for once an exit
-        told = torch.stack([confidence, prediction.double(), answered.double(), skipped.double()]).cpu().numpy()
-        ring.confidence[slots, i] = told[0]
-        ring.prediction[slots, i] = told[1].astype(np.int64)
-        here, sent = told[2] > 0, told[3] > 0
-        going = ~here & ~sent
+        exit_at, skip_below = ring.exit_at[slots, i], ring.skip_below[slots, i]
+        if self.device.type == "cpu":
+            told, index = confidence.numpy(), prediction.numpy()
+            here, sent = leave(told, exit_at, skip_below)
+        else:
+            at, below = (torch.from_numpy(t).to(self.device) for t in (exit_at, skip_below))
+            answered, skipped = leave(confidence, at, below)
+            # one transfer, so that the GPU is waited for once an exit
+            columns = torch.stack([confidence, *(c.double() for c in (prediction, answered, skipped))]).cpu().numpy()
+            told, index, here, sent = columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
+        ring.confidence[slots, i] = told
+        ring.prediction[slots, i] = index
+        going = ~(here | sent)
         if here.any():
-            self._finish(slots[here], np.full(int(here.sum()), i))
-        kept = x
-        if not going.all():
-            kept = x[torch.from_numpy(np.flatnonzero(going)).to(self.device)]
+            self._finish(slots[here], i)
+        kept = x if going.all() else x[torch.from_numpy(np.flatnonzero(going)).to(self.device)]
         self.routing_seconds += time.perf_counter() - started
         if sent.any():
             self._offload(i + 1, x[torch.from_numpy(np.flatnonzero(sent)).to(self.device)], slots[sent], experts[sent])
@@ -315,8 +330,8 @@ class Engine:
             for e in np.unique(experts):
                 rows = torch.from_numpy(np.flatnonzero(experts == e)).to(self.device)
                 logits[rows] = self.net.branch(i, names[e], x[rows])
-        confidence, prediction = torch.softmax(logits.double(), dim=1).max(dim=1)
-        return confidence, prediction
+        confidence, prediction = torch.softmax(logits.float(), dim=1).max(dim=1)
+        return confidence.double(), prediction
 
     def _pump(self, force: bool) -> None:
         """Run the stages behind the first exit for which enough frames wait."""
@@ -343,7 +358,9 @@ class Engine:
         features = x.contiguous().cpu().numpy()
         for e in np.unique(experts):
             rows = np.flatnonzero(experts == e)
-            self._submit(stage, self.net.experts[e], features if len(rows) == len(slots) else features[rows], slots[rows])
+            self._submit(
+                stage, self.net.experts[e], features if len(rows) == len(slots) else features[rows], slots[rows]
+            )
 
     def _submit(self, stage: int, expert: str, features: NDArray[Any], slots: Ints) -> None:
         offloader = self.offloader
@@ -369,15 +386,16 @@ class Engine:
         slots = self._awaited.pop(reply.id, None)
         if slots is None:
             return
+        ring, final = self._ring, self.edge_exits
         if reply.failed:
+            ring.link_ms[slots] = reply.round_trip_ms  # waited for in vain
             self._fall_back(slots)
             return
-        ring, final = self._ring, self.net.exits - 1
         ring.confidence[slots, final] = reply.confidence
         ring.prediction[slots, final] = reply.prediction
         ring.cloud_ms[slots] = reply.compute_ms
         ring.link_ms[slots] = np.maximum(0.0, reply.round_trip_ms - reply.compute_ms)
-        self._finish(slots, np.full(len(slots), final))
+        self._finish(slots, final)
 
     def _fall_back(self, slots: Ints) -> None:
         """Answer frames that got no reply at their most confident edge exit."""
@@ -388,42 +406,47 @@ class Engine:
 
     def _run_tail(self, stage: int, group: "_Group") -> None:
         """Run the remaining stages here, past the exits between, and answer at the final exit."""
-        x, final = group.features, self.net.exits - 1
+        x, final = group.features, self.edge_exits
         for i in range(stage, self.net.exits):
             x = self.net.stage(i, x)
-        confidence, prediction = self._exit(final, x, group.experts)
+        confidence, prediction = self._exit(self.net.exits - 1, x, group.experts)
         self._ring.confidence[group.slots, final] = confidence.cpu().numpy()
         self._ring.prediction[group.slots, final] = prediction.cpu().numpy()
         self._ring.sent[group.slots] = True
-        self._finish(group.slots, np.full(len(group.slots), final))
+        self._finish(group.slots, final)
 
     # ---- answers
 
-    def _finish(self, slots: Ints, exit: Ints) -> None:
-        started = time.perf_counter()
+    def _finish(self, slots: Ints, exit: Ints | int) -> None:
+        """Note that frames leave; what follows from it is worked out for all of them at once, in `_learn`."""
         ring = self._ring
-        now_ms = 1000 * (started - self._entered[slots])
+        now_ms = 1000 * (time.perf_counter() - self._entered[slots])
         ring.exit[slots] = exit
         ring.latency_ms[slots] = now_ms
-        ring.edge_ms[slots] = np.where(ring.sent[slots] & (self.offloader is not None), ring.edge_ms[slots], now_ms)
-        ring.answer[slots] = answer(ring.confidence[slots], ring.prediction[slots], exit, ring.exit_at[slots, -1])
-        ring.reward[slots] = reward(
-            ring.confidence[slots], exit, ring.offloaded[slots], ring.sent[slots], ring.overhead[slots], self.exit_cost
-        )
+        if self.offloader is None:
+            ring.edge_ms[slots] = now_ms
+        else:
+            ring.edge_ms[slots] = np.where(ring.sent[slots], ring.edge_ms[slots], now_ms)
         self._finished.append(slots)
-        self.routing_seconds += time.perf_counter() - started
 
     def _learn(self) -> None:
-        """Tell the policy of the frames that have finished since it was last told."""
+        """Give the frames that have finished their answers and rewards, and tell the policy."""
         if not self._finished:
             return
         started = time.perf_counter()
         slots = np.concatenate(self._finished)
         self._finished.clear()
-        columns = {f.name: getattr(self._ring, f.name)[slots] for f in fields(Outcomes) if f.name != "run"}
+        columns = {name: getattr(self._ring, name)[slots] for name in _TOLD}
+        c = columns["confidence"]
+        self._ring.answer[slots] = answer(c, columns["prediction"], columns["exit"], columns["exit_at"][:, -1])
+        columns["reward"] = reward(c, columns["offloaded"], columns["sent"], columns["overhead"], self.exit_cost)
+        self._ring.reward[slots] = columns["reward"]
         self.policy.learn(Outcomes(run=np.zeros(len(slots), dtype=np.int64), **columns))
         self._done[slots] = True
         self.policy_seconds += time.perf_counter() - started
+
+
+_TOLD = tuple(f.name for f in fields(Outcomes) if f.name != "run")
 
 
 @dataclass
@@ -464,7 +487,7 @@ def _sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tenso
 
 @torch.inference_mode()
 def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints]:
-    """What every exit would say of each image, the final one included: confidence and prediction, both (B, exits).
+    """What every edge exit and the final exit would say of each image: confidence and prediction, (B, edge exits + 1).
 
     This is what no policy may see: it is for regret and for the figures by exit.
     """
@@ -472,14 +495,18 @@ def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints]:
     if net.classifier is not None:
         experts = net.classifier(images).argmax(dim=1).cpu().numpy()
     images, order, experts = _sorted_by_expert(images, np.arange(len(images)), experts)
-    confidence, prediction = np.empty((len(images), net.exits)), np.empty((len(images), net.exits), dtype=np.int64)
+    shape = (len(images), net.edge_exits + 1)
+    confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)
     x = images.contiguous(memory_format=torch.channels_last)
     bounds = np.flatnonzero(np.r_[True, np.diff(experts) != 0, True])
     for i in range(net.exits):
         x = net.stage(i, x)
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        if net.edge_exits <= i < net.exits - 1:
+            continue  # an exit behind the partition point: nobody asks it
+        column = min(i, net.edge_exits)
+        for start, stop in pairwise(bounds):
             logits = net.branch(i, net.experts[experts[start]], x[start:stop])
-            top, index = torch.softmax(logits.double(), dim=1).max(dim=1)
-            confidence[order[start:stop], i] = top.cpu().numpy()
-            prediction[order[start:stop], i] = index.cpu().numpy()
+            top, index = torch.softmax(logits.float(), dim=1).max(dim=1)
+            confidence[order[start:stop], column] = top.cpu().numpy()
+            prediction[order[start:stop], column] = index.cpu().numpy()
     return confidence, prediction

@@ -1,15 +1,14 @@
 """`eex-stream`: the command that streams images under a policy and shows what adapting bought."""
 
 import json
-import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from eex.policies.errors import EexError
+from eex.stream.guard import guarded
 from eex.stream.run import StreamConfig, from_json, run
 
 
@@ -40,21 +39,6 @@ def main() -> None:
     sys.exit(guarded(_main))
 
 
-def guarded(command: Any) -> int:
-    """Run a command; its exit status. What goes wrong for a user is told in one line, without a traceback."""
-    try:
-        return int(command() or 0)
-    except EexError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
-
-
 def _main() -> int:
     command = _parse(sys.argv[1:])
     if command.list_policies:
@@ -64,11 +48,12 @@ def _main() -> int:
         from eex.stream.sources import download_cifar10
 
         config = replace(config, source=str(download_cifar10(command.download)))
-    import torch
-
+    if command.threads < 0:
+        raise EexError(f"--threads must be at least 0, got {command.threads}")
     if command.threads:
+        import torch
+
         torch.set_num_threads(command.threads)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if command.quiet or command.json:
         summary = run(config)
     else:
@@ -91,7 +76,13 @@ def _parse(arguments: list[str]) -> Command:
         default = from_json(Path(arguments[arguments.index("--config") + 1]))
     elif at := [a for a in arguments if a.startswith("--config=")]:
         default = from_json(Path(at[0].partition("=")[2]))
-    return tyro.cli(Command, prog="eex-stream", args=arguments, default=Command(stream=default), config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(
+        Command,
+        prog="eex-stream",
+        args=arguments,
+        default=Command(stream=default),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _list_policies() -> int:
@@ -105,7 +96,6 @@ def _list_policies() -> int:
         table.add_row(name, summary, options)
     Console().print(table)
     return 0
-
 
 
 if __name__ == "__main__":

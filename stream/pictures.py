@@ -31,7 +31,7 @@ def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
     Returns
     -------
     list of Path
-        `adaptation.png`, and with hindsight `regret.png` and `exits.png`.
+        `adaptation.png`, with hindsight `regret.png`, and where frames had labels too `exits.png`.
     """
     curves = read_curves(folder / "curves.arrow")
     summary = json.loads((folder / "summary.json").read_text())
@@ -41,6 +41,7 @@ def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
     if "hindsight" in set(curves["policy"]):
         names = [row["policy"] for row in summary["policies"]]
         figures["regret.png"] = regret(curves, names, summary["best_fixed_threshold"], pieces)
+    if "by_exit" in summary and summary["accuracy"] is not None:
         figures["exits.png"] = exits(pd.DataFrame(summary["by_exit"]))
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
@@ -56,11 +57,12 @@ def read_curves(path: Path) -> pd.DataFrame:
 def adaptation(curves: pd.DataFrame, policy: str, pieces: Sequence[Piece]) -> Figure:
     """Threshold, shares of the exits, and accuracy of one policy over time."""
     wide = curves[curves["policy"] == policy].pivot(index="start", columns="quantity", values="value")
-    at, frames = wide.index.to_numpy(), wide["frames"].to_numpy()
-    end = at[-1] + frames[-1]
+    frames = wide["frames"].to_numpy()
+    end = wide.index[-1] + frames[-1]
+    at = np.append(wide.index.to_numpy(), end)  # a window's value holds up to its end
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    smooth = max(1, len(at) // 60)
+    smooth = max(1, len(frames) // 60)
 
     top.step(at, _smoothed(wide["threshold"].to_numpy(), frames, smooth), where="post", color=COLOURS[0])
     top.set(ylabel="threshold", ylim=(-0.03, 1.03), title=f"{policy}: thresholds over the stream")
@@ -93,12 +95,12 @@ def regret(curves: pd.DataFrame, policies: Sequence[str], threshold: float, piec
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     values = curves.pivot_table(index="start", columns=["policy", "quantity"], values="value", sort=True)
-    at = values.index.to_numpy()
+    at = np.append(values.index.to_numpy(), values.index[-1] + values[policies[0], "frames"].iloc[-1])
     titles = (f"against the best fixed threshold in hindsight ({threshold:g})", "against the per-frame oracle")
     for axis, reference, title in zip(axes, ("best_fixed", "oracle"), titles, strict=True):
         best = values["hindsight", reference].to_numpy()
         for k, policy in enumerate(policies):
-            missed = np.cumsum(best - values[policy, "reward"].to_numpy())
+            missed = np.append(0, np.cumsum(best - values[policy, "reward"].to_numpy()))
             style = "-" if k == 0 else (0, (4, 1 + k))
             axis.plot(at, missed, label=policy, color=COLOURS[k % len(COLOURS)], ls=style, lw=2 if k == 0 else 1.5)
         axis.set(ylabel="cumulative regret", title=title, xlim=(0, at[-1]))
@@ -122,7 +124,13 @@ def exits(rows: pd.DataFrame) -> Figure:
         label = f"exit {e + 1}" if e < count - 1 else "final exit"
         axis.bar(x, part["accuracy"], width * 0.92, color=COLOURS[e % len(COLOURS)], label=label)
         axis.scatter(
-            x, part["confidence"], marker="_", s=160, color="black", zorder=3, label="mean confidence" if not e else None
+            x,
+            part["confidence"],
+            marker="_",
+            s=160,
+            color="black",
+            zorder=3,
+            label="mean confidence" if not e else None,
         )
     axis.set_xticks(np.arange(len(names)), names)
     axis.set(ylabel="accuracy", ylim=(0, 1), title="each exit alone, on all frames")
@@ -131,16 +139,18 @@ def exits(rows: pd.DataFrame) -> Figure:
 
 
 def _smoothed(sums: Any, weights: Any, width: int) -> Any:
-    """Moving mean over `width` windows of sums that belong to so many frames."""
+    """Moving mean over `width` windows of sums that belong to so many frames; the last one twice, for where it ends."""
     kernel = np.ones(width)
-    return np.convolve(sums, kernel, "same") / np.maximum(np.convolve(weights, kernel, "same"), 1e-9)
+    means = np.convolve(sums, kernel, "same") / np.maximum(np.convolve(weights, kernel, "same"), 1e-9)
+    return np.append(means, means[-1])
 
 
 def _bands(axis: Axes, pieces: Sequence[Piece], text: bool = False) -> None:
     names = list(dict.fromkeys(piece.name for piece in pieces))
     for piece in pieces:
         axis.axvspan(piece.start, piece.stop, color=SHADES[names.index(piece.name) % len(SHADES)], lw=0, zorder=0)
-        if text and len(pieces) <= 12:
+        share = (piece.stop - piece.start) / pieces[-1].stop
+        if text and share > 0.03:
             axis.text(
                 (piece.start + piece.stop) / 2,
                 0.02,
@@ -150,4 +160,6 @@ def _bands(axis: Axes, pieces: Sequence[Piece], text: bool = False) -> None:
                 va="bottom",
                 fontsize=8,
                 color="0.3",
+                bbox={"facecolor": "white", "alpha": 0.6, "lw": 0, "pad": 1},  # lines may pass behind it
+                rotation=0 if share > 0.011 * len(piece.text) else 90,
             )

@@ -20,8 +20,8 @@ ROWS_IN_PART = 262_144
 class RecordWriter:
     """Writes finished frames into `folder`/part-00000.arrows and so on, in Arrow's streaming format.
 
-    A part is readable up to the last batch written, however the run ends. Exits are counted from 1 here, as in the columns'
-    names; `confidence_2` is what exit 2 said, null where inference never went.
+    A part is readable up to the last batch written, however the run ends. Exits are counted from 1 here, as in the
+    columns' names; `confidence_2` is what exit 2 said, null where inference never went.
 
     Parameters
     ----------
@@ -43,6 +43,7 @@ class RecordWriter:
         self._held: list[pa.RecordBatch] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._parts = len(list(folder.glob("part-*.arrows")))  # earlier parts stay
         except OSError as error:
             raise EexError(f"{folder}: cannot write records: {error.strerror}") from None
 
@@ -118,9 +119,9 @@ class RecordWriter:
             "audited": rows.audited,
         }
         for e in range(edge_exits + 1):
-            columns[f"exit_at_{e + 1}"] = rows.exit_at[:, e].astype(np.float32)
+            columns[f"exit_at_{e + 1}"] = rows.exit_at[:, e]
             if e < edge_exits:
-                columns[f"skip_below_{e + 1}"] = rows.skip_below[:, e].astype(np.float32)
+                columns[f"skip_below_{e + 1}"] = rows.skip_below[:, e]
         for e in range(edge_exits + 1):
             columns[f"confidence_{e + 1}"] = pa.array(rows.confidence[:, e], from_pandas=True)
             columns[f"prediction_{e + 1}"] = self._names(rows.prediction[:, e], self.classes)
@@ -129,7 +130,7 @@ class RecordWriter:
             "offloaded": rows.offloaded,
             "sent": rows.sent,
             "fallback": rows.fallback,
-            "overhead": rows.overhead.astype(np.float32),
+            "overhead": rows.overhead,
             "reward": pa.array(rows.reward, from_pandas=True),
             "bytes": rows.bytes.astype(np.float32),
             "edge_ms": rows.edge_ms.astype(np.float32),
@@ -168,5 +169,14 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
 
 
 def read_records(folder: Path) -> pa.Table:
-    """All records of a run as one table, one row a frame."""
-    return pa.Table.from_batches(list(read_batches(folder)))
+    """All records of a run as one table, one row a frame.
+
+    Raises
+    ------
+    EexError
+        If the folder holds no records.
+    """
+    batches = list(read_batches(folder))
+    if not batches:
+        raise EexError(f"{folder}: the records were cut off before their first batch was whole")
+    return pa.Table.from_batches(batches)

@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -72,6 +74,8 @@ class StreamConfig:
     """Cloud worker: 'embedded' starts one, tcp://host:port names one that eex-worker runs, 'none' does without."""
     overhead: float = 0.1
     """Price of offloading a frame, in units of confidence."""
+    exit_cost: float = 0.0
+    """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
     deadline_ms: float = 1000.0
     """After this an offloaded frame is answered on the edge."""
     batch: int = 32
@@ -83,18 +87,21 @@ class StreamConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the edge part runs."""
     regret: bool = True
-    """Afterwards run every exit of every frame, for regret and accuracy by exit; needs a source that can be read again."""
+    """Afterwards run every exit of every frame, for regret and accuracy by exit; the source must be readable again."""
     out: Path = Path("runs")
     """Folder for the folders of runs."""
 
-    def __post_init__(self) -> None:
-        for name, low in (("frames", 0), ("batch", 1), ("gather", 0)):
+    def check(self) -> None:
+        """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
+        for name, low in (("frames", 0), ("batch", 1), ("gather", 0), ("seed", 0)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
         if self.batch > 4096:
             raise EexError(f"--batch must be at most 4096, got {self.batch}")
         if not 0 <= self.overhead <= 1:
             raise EexError(f"--overhead must lie in [0, 1], units of confidence; got {self.overhead:g}")
+        if not 0 <= self.exit_cost <= 1:
+            raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
         if not self.deadline_ms > 0:
             raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
 
@@ -108,7 +115,8 @@ class Glance:
     total: int
     seconds: float
     tally: "Tally"
-    distortion: str
+    distortion: str = ""
+    finished: bool = False
 
 
 @dataclass
@@ -119,7 +127,6 @@ class Played:
     tally: "Tally"
     seconds: float
     skipped: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
 
 
 Show = Callable[[Glance], None]
@@ -138,44 +145,50 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
     EexError
         If the configuration, the model, the source or the worker cannot be used.
     """
-    import torch
-
-    from eex.models.card import load
-    from eex.models.fast import optimised
     from eex.policies.schedule import parse_schedule
-    from eex.stream.sources import open_source
 
+    config.check()
     schedule = parse_schedule(config.distortion, config.seed)
     rivals = [name.strip() for name in config.compare.split(",") if name.strip()]
     options = dict(split_option(pair) for pair in config.policy_option)
-    folder = make_folder(config.out, config.policy.partition(":")[0])
+    # only now: torch takes seconds, and what is wrong above is told at once
+    from eex.models.card import load
+    from eex.models.fast import optimised
+    from eex.stream.sources import open_source
+
     with contextlib.ExitStack() as stack:
         worker = stack.enter_context(_embedded_worker(config)) if config.worker == "embedded" else None
         device = _device(config.device)
         net = optimised(load(config.model, device, make_network(config.network)))
-        players = [(config.policy, options), *((name, {}) for name in rivals)]
-        edge_exits = net.exits - 1
-        policies = [make_policy(name, opts, exits=edge_exits, seed=config.seed) for name, opts in players]
+        policies = [make_policy(config.policy, options, exits=net.edge_exits, seed=config.seed)]
+        policies += [make_policy(name, exits=net.edge_exits, seed=config.seed) for name in rivals]
+        names = _told_apart([":".join([config.policy, *config.policy_option]), *rivals])
         source = open_source(
-            config.source, split=config.split, shape=net.architecture.input_shape, resize=config.resize, seed=config.seed
+            config.source,
+            split=config.split,
+            shape=net.architecture.input_shape,
+            resize=config.resize,
+            seed=config.seed,
         )
         source = _cached(_relabelled(source, net.classes))
         total = config.frames or schedule.length or len(source)
-        _write_json(folder / "config.json", to_json(config))
         offloader = stack.enter_context(contextlib.closing(_connect(config, worker, net)))
-        stream = Stream(source, schedule, net, config, total)
+        folder = make_folder(config.out, config.policy.partition(":")[0])
+        _write_json(folder / "config.json", to_json(config))
+        stop = stack.enter_context(interrupts())
+        stream = Stream(source, schedule, net, config, total, stop)
         played: list[Played] = []
-        for (name, _), policy in zip(players, policies, strict=True):
-            if played and (played[-1].interrupted or source.stream is not None):
+        for name, policy in zip(names, policies, strict=True):
+            if played and (stop() or source.stream is not None):
                 break
             played.append(stream.play(name, policy, offloader, show, folder / "records" if not played else None))
         reference = None
-        if config.regret and source.stream is None and not played[-1].interrupted and played[0].tally.frames:
+        if config.regret and source.stream is None and not stop() and played[0].tally.frames:
             reference = stream.hindsight(played[0].tally.frames, show)
-    if not played[0].tally.frames and not played[0].interrupted:
+    if not played[0].tally.frames and not stop():
         reason = next(iter(played[0].skipped.items()), ("", "it has no frames"))
         raise EexError(f"{config.source}: no frame could be used; {reason[0]}: {reason[1]}")
-    summary = summarise(config, played, reference, net)
+    summary = summarise(config, played, reference, net, interrupted=stop())
     summary["folder"] = str(folder)
     _write_json(folder / "summary.json", summary)
     curves = {p.policy: p.tally.curves() for p in played}
@@ -185,7 +198,6 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
     from eex.stream.pictures import draw
 
     draw(folder, schedule.pieces(played[0].tally.frames))
-    del torch
     return summary
 
 
@@ -193,9 +205,16 @@ class Stream:
     """The same frames, as often as they are asked for: a source under a distortion schedule."""
 
     def __init__(
-        self, source: "Source", schedule: "Schedule", net: "EarlyExitNet", config: StreamConfig, total: int
+        self,
+        source: "Source",
+        schedule: "Schedule",
+        net: "EarlyExitNet",
+        config: StreamConfig,
+        total: int,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.source, self.schedule, self.net, self.config, self.total = source, schedule, net, config, total
+        self.stop = stop
 
     def batches(self, total: int, skipped: dict[str, str]) -> Iterator[tuple["torch.Tensor", list[str], "Ints", Any]]:
         """Distorted micro-batches on the network's device, with names, labels and levels; fills in what was skipped."""
@@ -235,17 +254,17 @@ class Stream:
             yield pixels, names, np.array(labels), levels
             first += len(images)
 
-    def play(
-        self, name: str, policy: Any, offloader: "Offloader | None", show: Show, records: Path | None
-    ) -> Played:
+    def play(self, name: str, policy: Any, offloader: "Offloader | None", show: Show, records: Path | None) -> Played:
         """Stream all frames under one policy."""
         from eex.stream.engine import Engine
         from eex.stream.records import RecordWriter
         from eex.stream.tally import Tally
 
         config, net = self.config, self.net
-        engine = Engine(net, policy, offloader, overhead=config.overhead, gather=config.gather)
-        played = Played(name, Tally(net.exits), 0.0)
+        engine = Engine(
+            net, policy, offloader, overhead=config.overhead, exit_cost=config.exit_cost, gather=config.gather
+        )
+        played = Played(name, Tally(net.edge_exits + 1), 0.0)
         writer = RecordWriter(records, net.classes, net.experts) if records is not None else contextlib.nullcontext()
         started = shown = time.perf_counter()
 
@@ -256,21 +275,21 @@ class Stream:
                     file.write(rows)
 
         with writer as file:
-            try:
-                for pixels, names, labels, levels in self.batches(self.total, played.skipped):
-                    engine.feed(pixels, names, labels, levels)
-                    take()
-                    now = time.perf_counter()
-                    if now - shown > 0.2:
-                        shown = now
-                        kind = self.schedule.names(np.array([engine.next - 1]))[0]
-                        show(Glance(name, engine.next, self.total, now - started, played.tally, str(kind)))
-            except KeyboardInterrupt:
-                played.interrupted = True
+            for pixels, names, labels, levels in self.batches(self.total, played.skipped):
+                if self.stop():
+                    break
+                engine.feed(pixels, names, labels, levels)
+                take()
+                now = time.perf_counter()
+                if now - shown > 0.2:
+                    shown = now
+                    kind = self.schedule.names(np.array([engine.next - 1]))[0]
+                    show(Glance(name, engine.next, self.total, now - started, played.tally, str(kind)))
             engine.drain()
             take()
             played.seconds = time.perf_counter() - started
-        show(Glance(name, engine.next, self.total, played.seconds, played.tally, ""))
+        if engine.next:
+            show(Glance(name, engine.next, self.total, played.seconds, played.tally, finished=True))
         return played
 
     def hindsight(self, total: int, show: Show) -> "Reference | None":
@@ -278,27 +297,52 @@ class Stream:
         from eex.stream.engine import every_exit
         from eex.stream.tally import Reference, Tally
 
-        reference = Reference(self.net.exits, self.config.overhead, GRID)
+        reference = Reference(self.net.edge_exits + 1, self.config.overhead, GRID, self.config.exit_cost)
         started = shown = time.perf_counter()
         first = 0
-        nothing = Tally(self.net.exits)
-        try:
-            for pixels, names, labels, _ in self.batches(total, {}):
-                confidence, prediction = every_exit(self.net, pixels)
-                number = np.arange(first, first + len(names))
-                reference.add(number, [str(n) for n in self.schedule.names(number)], labels, confidence, prediction)
-                first += len(names)
-                now = time.perf_counter()
-                if now - shown > 0.2:
-                    shown = now
-                    show(Glance("hindsight", first, total, now - started, nothing, ""))
-        except KeyboardInterrupt:
-            return None
-        show(Glance("hindsight", first, total, time.perf_counter() - started, nothing, ""))
+        nothing = Tally(self.net.edge_exits + 1)
+        for pixels, names, labels, _ in self.batches(total, {}):
+            if self.stop():
+                return None
+            confidence, prediction = every_exit(self.net, pixels)
+            number = np.arange(first, first + len(names))
+            reference.add(number, [str(n) for n in self.schedule.names(number)], labels, confidence, prediction)
+            first += len(names)
+            now = time.perf_counter()
+            if now - shown > 0.2:
+                shown = now
+                show(Glance("hindsight", first, total, now - started, nothing))
+        show(Glance("hindsight", first, total, time.perf_counter() - started, nothing, finished=True))
         return reference
 
 
 # ---- what a run is made of
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold SIGINT back, so that no batch is left half done; yields what tells if it came. A second one gets through."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield came.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold(*_: object) -> None:
+        came.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """The names, with a number behind those that were there before."""
+    again = [names[:k].count(name) for k, name in enumerate(names)]
+    return [f"{name} ({k + 1})" if k else name for name, k in zip(names, again, strict=True)]
 
 
 def make_folder(out: Path, name: str) -> Path:
@@ -425,7 +469,11 @@ def _tensor(images: list[Any]) -> "torch.Tensor":
 
 
 def summarise(
-    config: StreamConfig, played: list[Played], reference: "Reference | None", net: "EarlyExitNet"
+    config: StreamConfig,
+    played: list[Played],
+    reference: "Reference | None",
+    net: "EarlyExitNet",
+    interrupted: bool = False,
 ) -> dict[str, Any]:
     """What happened, as plain JSON values; the first policy's figures on top, one row a policy under `policies`."""
     rows = [_policy_row(p, reference) for p in played]
@@ -434,7 +482,7 @@ def summarise(
     summary: dict[str, Any] = dict(rows[0])
     summary["skipped"] = len(skipped)
     summary["skipped_images"] = [f"{name}: {reason}" for name, reason in skipped[:NAMED]]
-    summary["interrupted"] = any(p.interrupted for p in played)
+    summary["interrupted"] = interrupted
     summary["policies"] = rows
     if reference is not None:
         summary["best_fixed_threshold"] = reference.best
@@ -461,7 +509,7 @@ def _policy_row(played: Played, reference: "Reference | None") -> dict[str, Any]
         "offloaded_share": t.offloaded / frames,
         "device_probability": 1 - float(t.by_exit[-1]) / frames,
         "bytes_offloaded": int(t.bytes),
-        "latency_ms": {"p50": t.latency_ms(0.5), "p99": t.latency_ms(0.99)},
+        "latency_ms": {name: t.latency_ms(q) if t.frames else None for name, q in (("p50", 0.5), ("p99", 0.99))},
         "latency_split_ms": dict(zip(("edge", "link", "cloud"), (t.split_ms / frames).tolist(), strict=True)),
     }
     if reference is not None:

@@ -46,11 +46,10 @@ class Windows:
         self.used = max(self.used, int(at[-1]) + 1)
 
     def _halve(self) -> None:
-        half = self.most // 2
-        self.sums[:half] = self.sums[0 : 2 * half : 2] + self.sums[1 : 2 * half : 2]
-        self.frames[:half] = self.frames[0 : 2 * half : 2] + self.frames[1 : 2 * half : 2]
-        self.sums[half:] = 0
-        self.frames[half:] = 0
+        pairs = np.arange(0, self.most, 2)
+        for sums in (self.sums, self.frames):
+            sums[: len(pairs)] = np.add.reduceat(sums, pairs)
+            sums[len(pairs) :] = 0
         self.length *= 2
         self.used = (self.used + 1) // 2
 
@@ -124,8 +123,8 @@ class Tally:
         w = self.windows
         used = slice(0, w.used)
         names = [*self.WINDOW, *(f"exit_{e + 1}" for e in range(self.exits))]
-        columns = {name: w.sums[used, k] for k, name in enumerate(names)}
-        return {"start": np.arange(w.used) * float(w.length), "frames": w.frames[used]} | columns
+        columns: dict[str, Floats] = {"start": np.arange(w.used, dtype=float) * w.length, "frames": w.frames[used]}
+        return columns | {name: w.sums[used, k] for k, name in enumerate(names)}
 
 
 def _typical_threshold(exit_at: Floats) -> Floats:
@@ -149,15 +148,15 @@ class Reference:
         Fixed thresholds to compare, (arms,).
     """
 
-    def __init__(self, exits: int, overhead: float, grid: Floats) -> None:
-        self.exits, self.overhead, self.grid = exits, overhead, grid
+    def __init__(self, exits: int, overhead: float, grid: Floats, exit_cost: float = 0.0) -> None:
+        self.exits, self.overhead, self.grid, self.exit_cost = exits, overhead, grid, exit_cost
         self.windows = Windows(len(grid) + 1)
         self.by_distortion: dict[str, Floats] = {}  # frames, then per exit: right answers, sum of confidences
 
     def add(self, frame: Ints, names: list[str], labels: Ints, confidence: Floats, prediction: Ints) -> None:
         """Take in all that every exit says of some frames, each of a named distortion."""
-        earned = [fixed_reward(confidence, self.overhead, t) for t in self.grid]
-        self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead)]))
+        earned = [fixed_reward(confidence, self.overhead, t, self.exit_cost) for t in self.grid]
+        self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead, self.exit_cost)]))
         right = prediction == labels[:, None]
         for name in set(names):
             rows = np.array([n == name for n in names])
@@ -170,11 +169,15 @@ class Reference:
         return float(self.grid[self.windows.sums[:, :-1].sum(axis=0).argmax()])
 
     def curves(self) -> dict[str, Floats]:
-        """Rewards by window: of the best fixed threshold, of the best one of each window, of the oracle."""
+        """Rewards by window, of the best fixed threshold and of the oracle."""
         sums = self.windows.sums[: self.windows.used]
         fixed = sums[:, :-1]
         best = fixed[:, fixed.sum(axis=0).argmax()]
-        return {"start": np.arange(len(sums)) * float(self.windows.length), "best_fixed": best, "oracle": sums[:, -1]}
+        return {
+            "start": np.arange(len(sums), dtype=float) * self.windows.length,
+            "best_fixed": best,
+            "oracle": sums[:, -1],
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """Accuracy and mean confidence of each exit alone, by distortion; exits counted from 1."""

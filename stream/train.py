@@ -12,12 +12,14 @@ import numpy as np
 import tyro
 
 from eex.policies.errors import EexError
+from eex.stream.guard import guarded
 
 if TYPE_CHECKING:
     import torch
 
     from eex.models.network import EarlyExitNet
     from eex.models.training import Distort, Progress
+    from eex.stream.sources import Source
 
 LEVELS = {"pristine": (0.0,), "gaussian_blur": (0.5, 1.0, 1.5, 2.0), "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0)}
 """Levels at which a finished model is measured: blur in pixels, noise on the 0–255 scale."""
@@ -107,6 +109,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     EexError
         If the data, the network or the folder cannot be used.
     """
+    from eex.stream.sources import load_all, open_source
+
+    for name in ("threads", "seed"):
+        if getattr(config, name) < 0:
+            raise EexError(f"--{name} must be at least 0, got {getattr(config, name)}")
+    source = open_source(config.data, split="train")
+    arrays, classes, skipped = load_all(source)
+    if not source.classes or classes.min() < 0:
+        raise EexError(f"{config.data}: training needs labelled images, in a folder for each class")
+    if not 0 < config.holdout < len(arrays):
+        raise EexError(f"--holdout must be between 1 and {len(arrays) - 1}, got {config.holdout}")
+    # only now: torch takes seconds, and what is wrong above is told at once
     import torch
 
     from eex.models.calibration import calibrate
@@ -114,24 +128,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from eex.models.network import PRISTINE
     from eex.models.spectrum import DistortionClassifier, fit_classifier
     from eex.models.training import Recipe, fit
-    from eex.stream.sources import load_all, open_source
 
+    ranges = parse_experts(config.experts)
     if config.threads:
         torch.set_num_threads(config.threads)
-    ranges = parse_experts(config.experts)
-    source = open_source(config.data, split="train")
-    arrays, classes, _ = load_all(source)
     images, labels = torch.from_numpy(arrays), torch.from_numpy(classes)
-    if not source.classes or int(labels.min()) < 0:
-        raise EexError(f"{config.data}: training needs labelled images, in a folder for each class")
-    if not 0 < config.holdout < len(images):
-        raise EexError(f"--holdout must be between 1 and {len(images) - 1}, got {config.holdout}")
     order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(images)))
     held, kept = order[: config.holdout], order[config.holdout :]
     validation = (images[held], labels[held])
     torch.manual_seed(config.seed)
     net = _network(config, source.classes, tuple(arrays.shape[1:]))
-    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu"))
+    device = torch.device(
+        "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu")
+    )
     net.to(device)
     recipe = Recipe(
         method=config.method,
@@ -146,7 +155,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
         precision=config.precision,
         seed=config.seed,
     )
+    test = _test_split(config.data, source) if config.measure else None
+    for name, reason in ((frame.name, frame.reason) for frame in skipped):
+        _say(f"skipped {name}: {reason}")
+    if config.measure and test is None:
+        _say(f"{config.data} has no test split: the model will not be measured")
     states = config.out / "training"
+    try:
+        states.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
     calibration: dict[str, Any] = {}
     with _bars(config.quiet) as report:
         history = fit(
@@ -162,7 +180,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         for kind, distort in ranges.items():
             net.add_expert(kind)
             adapted = dataclasses.replace(
-                recipe, method="expert", epochs=config.expert_epochs, lr=config.expert_lr, loss_weights=(1.0,) * net.exits
+                recipe,
+                method="expert",
+                epochs=config.expert_epochs,
+                lr=config.expert_lr,
+                loss_weights=(1.0,) * net.exits,
             )
             history += fit(
                 net,
@@ -180,19 +202,37 @@ def train(config: TrainConfig) -> dict[str, Any]:
             torch.manual_seed(config.seed)
             classifier = DistortionClassifier((PRISTINE, *ranges))
             fit_classifier(
-                classifier, images[kept], ranges, epochs=config.classifier_epochs, seed=config.seed, report=report("classifier")
+                classifier,
+                images[kept],
+                ranges,
+                epochs=config.classifier_epochs,
+                seed=config.seed,
+                report=report("classifier"),
             )
             net.classifier = classifier.to(device)
     training = _plain(config) | {"history": history, "validation_ece": calibration}
     save(net, config.out, name=config.name, training=training)
     measured: dict[str, Any] = {}
-    if config.measure:
-        test = open_source(config.data, split="test")
-        if len(test):
-            pixels, truth, _ = load_all(test)
-            measured = measure(net, torch.from_numpy(pixels), torch.from_numpy(truth))
-            save(net, config.out, name=config.name, training=training, measured=measured)
+    if test is not None:
+        pixels, truth, _ = load_all(test)
+        measured = measure(net, torch.from_numpy(pixels), torch.from_numpy(truth))
+        save(net, config.out, name=config.name, training=training, measured=measured)
     return measured
+
+
+def _test_split(data: str, train: "Source") -> "Source | None":
+    """The images to measure a model on; None where there are none but those it is trained on."""
+    from eex.stream.sources import open_source
+
+    try:
+        test = open_source(data, split="test")
+    except EexError:
+        return None
+    return None if list(test.names) == list(train.names) else test
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse_experts(text: str) -> dict[str, "Distort"]:
@@ -203,7 +243,7 @@ def parse_experts(text: str) -> dict[str, "Distort"]:
     EexError
         If a kind is unknown or a range is none.
     """
-    from eex.policies.schedule import KINDS
+    from eex.policies.schedule import KINDS, MAX_LEVEL
     from eex.stream.distortions import random_distortion
 
     found = {}
@@ -214,8 +254,10 @@ def parse_experts(text: str) -> dict[str, "Distort"]:
             bounds = float(low), float(high)
         except ValueError:
             raise EexError(f"--experts: '{part}' is not kind@lowest..highest, such as gaussian_blur@0.4..2.5") from None
-        if kind not in KINDS or not 0 <= bounds[0] <= bounds[1]:
-            raise EexError(f"--experts: '{part}': expected a kind among {', '.join(KINDS)} and a rising range")
+        if kind not in KINDS:
+            raise EexError(f"--experts: '{part}': expected a kind among {', '.join(KINDS)}")
+        if not 0 <= bounds[0] <= bounds[1] <= MAX_LEVEL[kind]:
+            raise EexError(f"--experts: '{part}': expected a rising range of {kind} from 0 to {MAX_LEVEL[kind]:g}")
         found[kind] = random_distortion(kind, *bounds)
     return found
 
@@ -277,9 +319,9 @@ def measure(net: "EarlyExitNet", images: "torch.Tensor", labels: "torch.Tensor")
     Returns
     -------
     dict
-        `exits`: rows of distortion, level, expert, exit (from 1), accuracy, confidence, ECE before and after calibration;
-        `thresholds`: accuracy and multiply-adds, as a share of the whole network's, at fixed thresholds on pristine
-        images; `classifier`: share of each kind that the distortion classifier recognises, over all levels.
+        `exits`: rows of distortion, level, expert, exit (from 1), accuracy, confidence, ECE before and after
+        calibration; `thresholds`: accuracy and multiply-adds, as a share of the whole network's, at fixed thresholds
+        on pristine images; `classifier`: share of each kind that the distortion classifier recognises, over all levels.
     """
     import torch
 
@@ -293,19 +335,20 @@ def measure(net: "EarlyExitNet", images: "torch.Tensor", labels: "torch.Tensor")
     for kind in kinds:
         recognised = []
         for level in LEVELS[kind]:
-            distort = None
             seen = images.float() / 255
             if kind in DISTORTIONS:
                 numbers = torch.arange(len(images))
                 # in pieces: a whole test split at once takes gigabytes
                 pieces = [
-                    DISTORTIONS[kind](seen[i : i + 500], torch.full((len(seen[i : i + 500]),), level), numbers[i : i + 500], 0)
+                    DISTORTIONS[kind](
+                        seen[i : i + 500], torch.full((len(seen[i : i + 500]),), level), numbers[i : i + 500], 0
+                    )
                     for i in range(0, len(seen), 500)
                 ]
                 seen = torch.cat(pieces)
             bytes_seen = (seen * 255).round().to(torch.uint8)
             for expert in dict.fromkeys((net.experts[0], kind)):
-                logits = all_logits(net, bytes_seen, expert=expert, distort=distort)
+                logits = all_logits(net, bytes_seen, expert=expert)
                 if kind == net.experts[0]:
                     pristine = logits
                 for e in range(net.exits):
@@ -320,18 +363,26 @@ def measure(net: "EarlyExitNet", images: "torch.Tensor", labels: "torch.Tensor")
                             "exit": e + 1,
                             "accuracy": float(right.double().mean()),
                             "confidence": float(scaled.values.mean()),
-                            "ece_before": expected_calibration_error(plain.values.numpy(), right.numpy()),
-                            "ece_after": expected_calibration_error(scaled.values.numpy(), right.numpy()),
+                            "ece_before": expected_calibration_error(plain.values, right),
+                            "ece_after": expected_calibration_error(scaled.values, right),
                         }
                     )
             if net.classifier is not None:
                 with torch.inference_mode():
-                    told = [net.classifier(seen[i : i + 500].to(net.mean.device)).argmax(1).cpu() for i in range(0, len(seen), 500)]
+                    told = [
+                        net.classifier(seen[i : i + 500].to(net.mean.device)).argmax(1).cpu()
+                        for i in range(0, len(seen), 500)
+                    ]
                 recognised.append(float((torch.cat(told) == net.experts.index(kind)).double().mean()))
         if recognised:
             recalls[kind] = float(np.mean(recognised))
     assert pristine is not None
-    return {"images": len(images), "exits": rows, "thresholds": by_threshold(net, pristine, labels), "classifier": recalls}
+    return {
+        "images": len(images),
+        "exits": rows,
+        "thresholds": by_threshold(net, pristine, labels),
+        "classifier": recalls,
+    }
 
 
 def by_threshold(net: "EarlyExitNet", logits: "torch.Tensor", labels: "torch.Tensor") -> list[dict[str, float]]:
@@ -379,11 +430,17 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
 def _bars(quiet: bool) -> Iterator[Any]:
     """Progress bars on standard error: one for each thing that is trained."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<15}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    with Bars(*columns, console=console, disable=quiet) as bars:
+    columns = (
+        TextColumn("{task.description:<15}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
 
         def for_part(name: str) -> Any:
             task = bars.add_task(name, text="", total=None)
@@ -394,7 +451,9 @@ def _bars(quiet: bool) -> Iterator[Any]:
                 if progress.accuracy:
                     best[0] = "validation " + " / ".join(f"{100 * a:.1f}" for a in progress.accuracy) + " %"
                     if not console.is_terminal and not quiet:
-                        console.print(f"{name}: epoch {progress.epoch + 1}/{progress.epochs}: {best[0]}", highlight=False)
+                        console.print(
+                            f"{name}: epoch {progress.epoch + 1}/{progress.epochs}: {best[0]}", highlight=False
+                        )
                 text = f"{progress.phase} {progress.epoch + 1}/{progress.epochs}  loss {progress.loss:.3f}  "
                 text += f"{progress.images_per_second:,.0f} images/s  {best[0]}"
                 bars.update(task, completed=done, total=progress.epochs * progress.steps, text=text)
@@ -406,8 +465,6 @@ def _bars(quiet: bool) -> Iterator[Any]:
 
 def main() -> None:
     """Entry point of `eex-train`."""
-    from eex.stream.main import guarded
-
     sys.exit(guarded(_main))
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from eex.policies.errors import EexError, OffloadError
+from eex.policies.errors import OffloadError
+from eex.stream.guard import guarded
 from eex.stream.offload import Tail
 from eex.stream.protocol import (
     MAX_BYTES,
@@ -133,10 +134,12 @@ def make_tail(net: "EarlyExitNet") -> Tail:
                 f"stage {stage} takes features (n, {', '.join(map(str, shapes[stage]))}), got {features.shape}"
             )
         # off the wire they are neither aligned nor ours to write to, which torch wants
-        x = torch.from_numpy(np.require(features, np.float32, ["C", "A", "W"])).to(device)
+        x = torch.from_numpy(np.require(features, np.float32, ["C", "A", "W"])).to(device, net.mean.dtype)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         for i in range(stage, net.exits):
             x = net.stage(i, x)
-        confidence, prediction = net.branch(net.exits - 1, expert, x).softmax(dim=1).max(dim=1)
+        confidence, prediction = net.branch(net.exits - 1, expert, x).float().softmax(dim=1).max(dim=1)
         return confidence.cpu().numpy(), prediction.cpu().numpy()
 
     return tail
@@ -216,7 +219,11 @@ class Worker:
 
 
 def main() -> None:
-    """`eex-worker`."""
+    """Entry point of `eex-worker`."""
+    sys.exit(guarded(_main))
+
+
+def _main() -> int:
     stop = stop_on_signals()
     import tyro
 
@@ -229,15 +236,12 @@ def main() -> None:
     from eex.models.fast import optimised
     from eex.stream.run import make_network
 
-    try:
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        net = load(options.model, options.device, make_network(options.network))
-        welcome = Welcome(net.fingerprint, net.exits, net.experts, net.classes)
-        listen(make_tail(optimised(net)), welcome, options.bind, stop)
-    except EexError as error:
-        log(str(error))
-        sys.exit(2)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    net = load(options.model, options.device, make_network(options.network))
+    welcome = Welcome(net.fingerprint, net.exits, net.experts, net.classes)
+    listen(make_tail(optimised(net)), welcome, options.bind, stop)
+    return 0
 
 
 class EmbeddedWorker:
@@ -306,7 +310,7 @@ class EmbeddedWorker:
             code = self._process.wait()
             self._stderr.seek(0)
             said = [line for line in self._stderr.read().splitlines() if line.strip()]
-            reason = one_line(said[-1].removeprefix("eex-worker: ")) if said else "it said nothing"
+            reason = one_line(said[-1].removeprefix("error: ")) if said else "it said nothing"
             raise OffloadError(f"the embedded worker could not start (exit status {code}): {reason}")
         return self._endpoint
 

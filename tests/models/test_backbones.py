@@ -180,6 +180,16 @@ def test_folded_and_packed_for_inference_they_answer_alike(backbone, batch):
         torch.testing.assert_close(optimised(net)(x), net(x), rtol=1e-3, atol=1e-4)
 
 
+def test_half_precision_keeps_the_answers():
+    net = make("resnet", "abcdefghij", uniform=2, width=16).eval()
+    x = torch.rand(32, 3, 32, 32)
+    with torch.inference_mode():
+        half, full = optimised(net, torch.bfloat16)(x), net(x)
+    for a, b in zip(half, full, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a.float() - b).abs().max() < 0.05 * b.abs().max()
+
+
 def test_experts_start_as_copies():
     net = make("resnet", "abc", uniform=1, width=8).eval()
     net.add_expert("gaussian_blur")

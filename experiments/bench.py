@@ -1,0 +1,225 @@
+"""`make bench`: how fast the engine is, beside the same backbone run plainly and beside what its multiply-adds
+promise."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from eex.models.card import load
+from eex.models.fast import optimised
+from eex.models.network import PRISTINE, Costs, EarlyExitNet
+from eex.policies.base import Ints
+from eex.policies.fixed import Fixed
+from eex.policies.registry import make_policy
+from eex.stream.engine import Engine, every_exit
+from eex.stream.guard import guarded
+from eex.stream.sources import load_all, open_source
+from eex.stream.tally import Tally
+
+POINTS = 0.3
+"""Accuracy that may be lost, in percentage points, by the threshold whose speed-up is what a user gains."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure frames per second of the engine and of the plain network, on the same pristine frames in one run."""
+
+    model: Path | None = None
+    """Folder of weights and card; by default the shipped model."""
+    batches: tuple[int, ...] = (1, 32, 256)
+    """Batch sizes."""
+    rounds: int = 7
+    """Times each thing is measured, in turn; medians are shown."""
+    frames: int = 1024
+    """Frames in a round at batch 32 and up; batch 1 takes a quarter of them."""
+    threads: int = 0
+    """Processor threads; 0 = all cores."""
+    device: str = ""
+    """cpu or cuda; by default both, where there is a GPU."""
+
+
+def best_threshold(confidence: np.ndarray, prediction: Ints, labels: Ints) -> tuple[float, Ints, float, float]:
+    """The cheapest fixed threshold whose accuracy is within `POINTS` of the whole network's.
+
+    Returns
+    -------
+    threshold, exit, accuracy, whole
+        The threshold; where each frame leaves with it, (frames,); its accuracy and the whole network's.
+    """
+    whole = float((prediction[:, -1] == labels).mean())
+    for threshold in np.arange(0.5, 1.0, 0.01):
+        early = confidence[:, :-1] >= threshold
+        exit = np.where(early.any(axis=1), early.argmax(axis=1), confidence.shape[1] - 1)
+        accuracy = float((prediction[np.arange(len(exit)), exit] == labels).mean())
+        if accuracy >= whole - POINTS / 100:
+            break
+    return float(threshold), exit, accuracy, whole
+
+
+def plain(net: EarlyExitNet, images: Tensor, batch: int) -> None:
+    """The backbone and its final exit alone, on all images."""
+    for start in range(0, len(images), batch):
+        x = images[start : start + batch].contiguous(memory_format=torch.channels_last)
+        for i in range(net.exits):
+            x = net.stage(i, x)
+        torch.softmax(net.branch(net.exits - 1, PRISTINE, x), dim=1).max(dim=1)[1].cpu()
+
+
+def engine_run(net: EarlyExitNet, images: Tensor, labels: Ints, batch: int, engine: Engine, tally: Tally) -> None:
+    """All images through an engine, answers taken and summed up."""
+    names = [""] * batch
+    levels = np.zeros((batch, 2))
+    for start in range(0, len(images), batch):
+        x = images[start : start + batch]
+        engine.feed(x, names[: len(x)], labels[start : start + batch], levels[: len(x)])
+        for rows in engine.take():
+            tally.add(rows)
+    engine.drain()
+    for rows in engine.take():
+        tally.add(rows)
+
+
+def timed(call: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds of one round over the same frames, and the share of the engine's that went to policy and bookkeeping."""
+
+    plain: float
+    engine: float
+    share: float
+
+
+def one_round(net: EarlyExitNet, images: Tensor, labels: Ints, batch: int, threshold: float) -> Round:
+    """Run all images plainly and through the engine."""
+    engine = Engine(net, Fixed(p_tar=threshold, exits=net.edge_exits), gather=_gather(batch))
+    tally = Tally(net.edge_exits + 1)
+    with torch.inference_mode():
+        a = timed(lambda: plain(net, images, batch), net.mean.device)
+    b = timed(lambda: engine_run(net, images, labels, batch, engine, tally), net.mean.device)
+    return Round(a, b, (engine.policy_seconds + engine.routing_seconds) / b)
+
+
+def speeds(net: EarlyExitNet, costs: Costs, images: Tensor, labels: Ints, config: Bench, console: Console) -> None:
+    """Measure and print one table."""
+    said = [every_exit(net, images[i : i + 256]) for i in range(0, len(images), 256)]
+    confidence, prediction = np.concatenate([s[0] for s in said]), np.concatenate([s[1] for s in said])
+    threshold, exit, accuracy, whole = best_threshold(confidence, prediction, labels)
+    shares = np.bincount(exit, minlength=net.edge_exits + 1) / len(exit)
+    console.print(
+        f"{net.mean.device}: threshold {threshold:.2f} gives accuracy {accuracy:.2%}, the whole network {whole:.2%}; "
+        f"shares of the exits {' '.join(f'{s:.1%}' for s in shares)}",
+        highlight=False,
+    )
+    names = ("batch", "plain", "engine", "ideal", "speed-up", "ideal\nspeed-up", "share of\nideal", "policy,\nrouting")
+    table = Table(*names, title="frames/s, medians", title_justify="left")
+    for batch in config.batches:
+        count = min(len(images), max(config.frames if batch >= 32 else config.frames // 4, batch))
+        count -= count % batch
+        spent = np.mean([costs.of_exit(int(e)) for e in exit[:count]])
+        ideal = costs.whole / spent
+        rounds = [one_round(net, images[:count], labels[:count], batch, threshold) for _ in range(config.rounds + 1)][
+            1:
+        ]
+        gain = float(np.median([r.plain / r.engine for r in rounds]))
+        speed = count / float(np.median([r.plain for r in rounds]))
+        table.add_row(
+            str(batch),
+            f"{speed:,.0f}",
+            f"{count / float(np.median([r.engine for r in rounds])):,.0f}",
+            f"{speed * ideal:,.0f}",
+            f"{gain:.2f}",
+            f"{ideal:.2f}",
+            f"{gain / ideal:.0%}",
+            f"{float(np.median([r.share for r in rounds])):.1%}",
+        )
+    console.print(table)
+
+
+def _gather(batch: int) -> int:
+    """Survivors that a deep stage waits for: as many as keep the processor's kernels efficient."""
+    return min(batch, 32)
+
+
+def learners(console: Console) -> None:
+    """How long policies take to choose and learn, on their own."""
+    from eex.policies.base import Context, Outcomes
+
+    table = Table("policy", "frames a call", "rounds/s", title_justify="left")
+    for name in ("fixed", "deex", "ucb"):
+        for frames in (1, 32, 256):
+            policy = make_policy(name, exits=3)
+            calls = 2000 // max(1, frames // 16)
+            nan, zero = np.full(frames, np.nan), np.zeros(frames, dtype=np.int64)
+            no = np.zeros(frames, dtype=bool)
+            started = time.perf_counter()
+            for k in range(calls):
+                chosen = policy.choose(Context(frames, k * frames))
+                policy.learn(
+                    Outcomes(
+                        run=zero,
+                        frame=zero,
+                        arm=chosen.arm[0],
+                        probability=nan,
+                        audited=no,
+                        exit_at=chosen.exit_at[0],
+                        confidence=np.ones((frames, 4)),
+                        prediction=np.zeros((frames, 4), dtype=np.int64),
+                        exit=zero,
+                        offloaded=no,
+                        fallback=no,
+                        sent=no,
+                        latency_ms=nan,
+                        overhead=nan,
+                        reward=np.zeros(frames),
+                    )
+                )
+            table.add_row(name, str(frames), f"{calls * frames / (time.perf_counter() - started):,.0f}")
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of `make bench`."""
+    sys.exit(guarded(_main))
+
+
+def _main() -> int:
+    config = tyro.cli(Bench, prog="python -m eex.experiments.bench")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    console = Console()
+    console.print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}", highlight=False
+    )
+    arrays, labels, _ = load_all(open_source("sample"))
+    order = np.random.default_rng(0).permutation(len(arrays))
+    images, labels = torch.from_numpy(arrays[order]).float() / 255, labels[order]
+    devices = [config.device] if config.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    for device in devices:
+        net = load(config.model, device)
+        speeds(optimised(net), net.costs(), images.to(device), labels, config, console)
+    learners(console)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

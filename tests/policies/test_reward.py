@@ -1,0 +1,102 @@
+"""Rewards worked by hand, and the references that hindsight knows."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from eex.policies.base import Context
+from eex.policies.fixed import Fixed
+from eex.policies.reward import best_fixed, fixed_reward, oracle, reward
+from eex.policies.routing import route
+
+NAN = math.nan
+GRID = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+CONFIDENCE = np.array(
+    [  # exit 1, exit 2, cloud
+        [0.2, 0.4, 0.9],
+        [0.6, 0.7, 0.8],
+        [0.3, 0.5, 0.4],
+        [0.9, 0.6, 1.0],
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "offloaded", "sent", "exit_cost", "expected"),
+    [
+        ([0.9, NAN, NAN], False, False, 0.0, 0.0),
+        ([0.5, 0.9, NAN], False, False, 0.0, 0.0),
+        ([0.5, 0.6, 0.9], True, True, 0.0, 0.3 - 0.1),  # over the last edge exit, not the best or the first
+        ([0.7, 0.6, 0.9], True, True, 0.0, 0.3 - 0.1),
+        ([0.5, NAN, 0.9], True, True, 0.0, 0.4 - 0.1),  # skipped at exit 1
+        ([0.5, 0.8, 0.6], True, True, 0.0, -0.1),  # the cloud was less sure: a gain is never negative
+        ([0.5, 0.8, NAN], True, True, 0.0, -0.1),  # no reply in time
+        ([0.5, 0.8, NAN], True, False, 0.0, NAN),  # could not be sent
+        ([0.5, NAN, NAN], True, False, 0.02, NAN),
+        ([0.9, NAN, NAN], False, False, 0.02, 0.0),  # the first exit is free
+        ([0.5, 0.9, NAN], False, False, 0.02, -0.02),
+        ([0.5, 0.6, 0.9], True, True, 0.02, 0.3 - 0.1 - 0.02),
+        ([0.5, NAN, 0.9], True, True, 0.02, 0.4 - 0.1),
+    ],
+)
+def test_reward(confidence, offloaded, sent, exit_cost, expected):
+    earned = reward(np.array([confidence]), np.array([offloaded]), np.array([sent]), np.array([0.1]), exit_cost)
+    np.testing.assert_allclose(earned, [expected], atol=1e-12)
+
+
+def test_each_frame_pays_its_own_overhead():
+    confidence = np.array([[0.5, 0.9]] * 2)
+    yes = np.array([True, True])
+    np.testing.assert_allclose(reward(confidence, yes, yes, np.array([0.1, 0.3])), [0.3, 0.1])
+
+
+def test_fixed_thresholds_by_hand():
+    # at 0.5, frame 0 goes on (0.4, 0.2 < 0.5): 0.5 - 0.1; 0.5 is reached by the others
+    np.testing.assert_allclose(fixed_reward(CONFIDENCE, 0.1, 0.5), [0.4, 0, 0, 0])
+    # at 0.75, frame 3 leaves at exit 1; frame 1 gains 0.1, frame 2 nothing
+    np.testing.assert_allclose(fixed_reward(CONFIDENCE, 0.1, 0.75), [0.4, 0.0, -0.1, 0.0], atol=1e-12)
+    # at 1, all are sent: gains 0.5, 0.1, 0, 0.4
+    np.testing.assert_allclose(fixed_reward(CONFIDENCE, 0.1, 1.0), [0.4, 0.0, -0.1, 0.3], atol=1e-12)
+
+
+def test_best_fixed_by_hand():
+    threshold, earned = best_fixed(CONFIDENCE, 0.1, GRID)  # sums 0, 0, 0.4, 0.3, 0.6
+    assert threshold == 1.0
+    np.testing.assert_allclose(earned, [0.4, 0.0, -0.1, 0.3], atol=1e-12)
+    assert best_fixed(CONFIDENCE, 0.35, GRID)[0] == 0.5  # sums 0, 0, 0.15, -0.45, -0.4
+
+
+def test_oracle_by_hand():
+    np.testing.assert_allclose(oracle(CONFIDENCE, 0.1), [0.4, 0.0, 0.0, 0.3], atol=1e-12)
+    np.testing.assert_allclose(oracle(CONFIDENCE, 0.05), [0.45, 0.05, 0.0, 0.35])
+
+
+FULL_TRACES = st.tuples(st.integers(1, 20), st.integers(2, 4)).flatmap(
+    lambda shape: arrays(float, shape, elements=st.floats(0, 1))
+)
+
+
+@given(FULL_TRACES, st.floats(0, 1))
+@settings(deadline=None, max_examples=100)
+def test_oracle_earns_most_and_then_the_best_threshold(trace, overhead):
+    _, best = best_fixed(trace, overhead, GRID)
+    assert (oracle(trace, overhead) - best >= -1e-12).all()
+    for threshold in GRID:
+        assert best.sum() >= fixed_reward(trace, overhead, threshold).sum() - 1e-12
+
+
+@given(FULL_TRACES, st.floats(0, 1), st.floats(0, 1))
+@settings(deadline=None, max_examples=100)
+def test_fixed_reward_is_what_the_fixed_policy_earns(trace, overhead, threshold):
+    exit_cost = 0.02
+    exits = trace.shape[1] - 1
+    _, offloaded, visited = route(trace, Fixed(threshold, exits=exits).choose(Context(frames=len(trace))))
+    seen = trace.copy()
+    seen[:, :-1][np.arange(exits) >= visited[:, None]] = np.nan
+    seen[~offloaded, -1] = np.nan
+    earned = reward(seen, offloaded, offloaded, np.full(len(trace), overhead), exit_cost)
+    np.testing.assert_allclose(earned, fixed_reward(trace, overhead, threshold, exit_cost), atol=1e-12)

@@ -1,0 +1,564 @@
+"""The engine against a slow reference, on a network whose numbers do not depend on how frames are batched."""
+
+import gc
+import tracemalloc
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eex.models.fast import optimised
+from eex.models.network import Architecture, EarlyExitNet, make
+from eex.policies.base import Context, Outcomes, Policy
+from eex.policies.deex import DEEx
+from eex.policies.fixed import Fixed
+from eex.policies.registry import POLICIES, make_policy
+from eex.policies.reward import reward
+from eex.policies.routing import answer, route
+from eex.policies.ucb import UCB
+from eex.stream.engine import Engine, Rows, every_exit
+from eex.stream.offload import InMemoryOffloader, NoOffloader
+
+pytestmark = pytest.mark.timeout(120)
+
+CLASSES = tuple("abcdefghij")
+EXPERTS = ("pristine", "blur", "noise")
+OVERHEAD = 0.1
+CLOCKS = {"edge_ms", "link_ms", "cloud_ms", "latency_ms"}  # differ from run to run
+COSTS = CLOCKS | {"bytes"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Scramble(nn.Module):
+    """Another ten pixels in [0, 1), number by number: each exit sees something new."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return torch.frac(x * self.factor + 0.1)
+
+
+class Scale(nn.Module):
+    """Ten pixels as logits, turned by some classes: experts disagree."""
+
+    def __init__(self, factor, turn):
+        super().__init__()
+        self.factor, self.turn = factor, turn
+
+    def forward(self, x):
+        return torch.roll(x.flatten(1), self.turn, dims=1) * (self.factor + self.turn)
+
+
+class PixelClassifier(nn.Module):
+    """Picks the expert by the first pixel."""
+
+    def forward(self, images):
+        expert = (images[:, 0, 0, 0] * len(EXPERTS)).long()
+        return nn.functional.one_hot(expert, len(EXPERTS)) * 3.0
+
+
+def tiny_net(exits=4, experts=EXPERTS[:1], classifier=None, partition=0):
+    architecture = Architecture(
+        "custom",
+        CLASSES,
+        tuple(range(exits - 1)),
+        ("custom",) * exits,
+        experts=experts,
+        partition=partition,
+        input_shape=(10, 1, 1),
+        mean=(0.0,) * 10,
+        std=(1.0,) * 10,
+    )
+    stages = [Scramble(7.3 + i) for i in range(exits)]
+    branches = [{e: Scale(9.0 + 4 * i, turn) for turn, e in enumerate(experts)} for i in range(exits)]
+    net = EarlyExitNet(stages, branches, architecture).eval()
+    net.classifier = classifier
+    return net
+
+
+def pictures(count, seed=0):
+    return torch.rand(count, 10, 1, 1, generator=torch.Generator().manual_seed(seed))
+
+
+def cloud_of(net, **options):
+    """An in-memory cloud that runs the rest of the network, and knows what it was asked."""
+
+    def answer(stage, expert, features):
+        asked.append((stage, expert, len(features)))
+        with torch.inference_mode():
+            x = torch.from_numpy(features)
+            for i in range(stage, net.exits):
+                x = net.stage(i, x)
+            confidence, prediction = net.branch(net.exits - 1, expert, x).softmax(dim=1).max(dim=1)
+        return confidence.numpy(), prediction.numpy()
+
+    asked = []
+    cloud = InMemoryOffloader(answer, **{"window": 10_000} | options)
+    cloud.asked = asked
+    return cloud
+
+
+def joined(pieces):
+    return Rows(**{f.name: np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Rows)})
+
+
+def feed(engine, images, first, stop):
+    engine.feed(
+        images[first:stop],
+        [f"picture {k}" for k in range(first, stop)],
+        np.arange(first, stop) % 10,
+        np.column_stack([np.arange(first, stop), np.zeros(stop - first)]),
+    )
+
+
+def play(engine, images, batch=32, after=lambda: None):
+    """Feed all images, drain, and give the rows in the order in which they were taken."""
+    pieces = []
+    for first in range(0, len(images), batch):
+        feed(engine, images, first, min(first + batch, len(images)))
+        after()
+        pieces += engine.take()
+    if isinstance(engine.offloader, InMemoryOffloader):
+        engine.offloader.held = False
+        engine.offloader.release()
+    engine.drain()
+    pieces += engine.take()
+    assert engine.under_way == 0
+    assert list(engine.take()) == []
+    rows = joined(pieces)
+    np.testing.assert_array_equal(rows.frame, np.arange(len(images)))  # each frame once, in order
+    assert rows.name.tolist() == [f"picture {k}" for k in range(len(images))]
+    np.testing.assert_array_equal(rows.label, np.arange(len(images)) % 10)
+    np.testing.assert_array_equal(rows.levels[:, 0], np.arange(len(images)))
+    return rows
+
+
+def assert_as_routed(rows, net, images, policy):
+    """Everything in the rows follows from every exit's word, the thresholds, and which frames fell back."""
+    confidence, prediction = every_exit(net, images)
+    chosen = policy.choose(Context(frames=len(images)))
+    exit, offloaded, visited = route(confidence, chosen)
+    confidence[:, :-1][np.arange(net.exits - 1) >= visited[:, None]] = np.nan
+    confidence[~offloaded | rows.fallback, -1] = np.nan
+    prediction[np.isnan(confidence)] = -1
+    best_edge = np.nan_to_num(confidence[:, :-1], nan=-1).argmax(axis=1)
+    np.testing.assert_array_equal(rows.confidence, confidence)
+    np.testing.assert_array_equal(rows.prediction, prediction)
+    np.testing.assert_array_equal(rows.offloaded, offloaded)
+    assert not (rows.fallback & ~offloaded).any()
+    np.testing.assert_array_equal(rows.exit, np.where(rows.fallback, best_edge, exit))
+    np.testing.assert_array_equal(
+        rows.answer, answer(confidence, prediction, rows.exit, np.asarray(chosen.exit_at)[0, :, -1])
+    )
+    np.testing.assert_array_equal(rows.exit_at, chosen.exit_at[0])
+    np.testing.assert_array_equal(rows.skip_below, chosen.skip_below[0])
+    np.testing.assert_array_equal(rows.reward, reward(confidence, offloaded, rows.sent, np.full(len(images), OVERHEAD)))
+    return visited
+
+
+def assert_same_rows(one, other, but=COSTS):
+    for f in fields(Rows):
+        if f.name not in but:
+            np.testing.assert_array_equal(getattr(one, f.name), getattr(other, f.name), err_msg=f.name)
+
+
+class Told(Policy):
+    """Passes everything on to a policy, and keeps what it was asked and told."""
+
+    def __init__(self, policy):
+        super().__init__(policy.exits)
+        self.policy, self.contexts, self.outcomes = policy, [], []
+
+    def choose(self, context):
+        self.contexts.append(context)
+        return self.policy.choose(context)
+
+    def learn(self, outcomes):
+        self.outcomes.append(outcomes)
+        self.policy.learn(outcomes)
+
+
+def told_of(policy):
+    """All outcomes a `Told` policy heard, by frame."""
+    columns = {f.name: np.concatenate([getattr(o, f.name) for o in policy.outcomes]) for f in fields(Outcomes)}
+    outcomes = Outcomes(**columns)
+    return outcomes[np.argsort(outcomes.frame, kind="stable")]
+
+
+# ---- the slow reference
+
+FIXED_POLICIES = {
+    "fixed": Fixed(0.45, exits=3),
+    "fixed-0": Fixed(0.0, exits=3),
+    "fixed-1": Fixed(1.0, exits=3),
+    "deex": DEEx(0.3, 0.5, exits=3),
+    "deex-extended": DEEx(0.3, 0.5, extended=True, exits=3),
+}
+every_fixed = pytest.mark.parametrize("policy", FIXED_POLICIES.values(), ids=FIXED_POLICIES)
+
+
+@every_fixed
+@pytest.mark.parametrize("batch", [1, 32])
+def test_frames_leave_where_the_reference_says(policy, batch):
+    net, images = tiny_net(), pictures(300)
+    rows = play(Engine(net, policy, cloud_of(net), overhead=OVERHEAD), images, batch)
+    visited = assert_as_routed(rows, net, images, policy)
+    assert not rows.fallback.any()
+    np.testing.assert_array_equal(rows.sent, rows.offloaded)
+    if policy is FIXED_POLICIES["fixed"]:
+        assert np.unique(rows.exit).tolist() == [0, 1, 2, 3]  # else the reference says little
+    if policy is FIXED_POLICIES["deex"]:
+        assert np.unique(visited[rows.offloaded]).tolist() == [1]
+        assert set(rows.exit.tolist()) == {1, 2, 3}
+
+
+def test_a_real_backbone_agrees_but_for_rounding():
+    torch.manual_seed(0)
+    net = optimised(make("resnet", CLASSES, uniform=2, width=8).eval())
+    images = torch.rand(48, 3, 32, 32)
+    confidence, prediction = every_exit(net, images)
+    policy = Fixed(float(np.median(confidence[:, 0])), exits=2)
+    exit, _, _ = route(confidence, policy.choose(Context(frames=48)))
+    rows = play(Engine(net, policy, cloud_of(net)), images, batch=20)
+    far = (np.abs(confidence[:, :-1] - policy.p_tar) > 1e-5).all(axis=1)
+    assert far.sum() > 40
+    assert len(np.unique(exit)) > 1
+    np.testing.assert_array_equal(rows.exit[far], exit[far])
+    seen = ~np.isnan(rows.confidence)
+    np.testing.assert_allclose(rows.confidence[seen], confidence[seen], atol=1e-5)
+    np.testing.assert_array_equal(rows.prediction[seen], prediction[seen])
+
+
+# ---- whatever the network does
+
+
+@every_fixed
+@pytest.mark.parametrize(
+    "how", ["reversed", "held", "held-reversed", "lost", "all-lost", "narrow", "on-and-off", "none"]
+)
+def test_each_frame_has_one_answer_whatever_the_network_does(how, policy):
+    net, images = tiny_net(), pictures(400, seed=1)
+    cloud = {
+        "reversed": lambda: cloud_of(net, reverse=True),
+        "held": lambda: cloud_of(net, held=True),
+        "held-reversed": lambda: cloud_of(net, held=True, reverse=True),
+        "lost": lambda: cloud_of(net, lose=range(0, 10_000, 3)),
+        "all-lost": lambda: cloud_of(net, lose=range(10_000)),
+        "narrow": lambda: cloud_of(net, window=1),
+        "on-and-off": lambda: cloud_of(net),
+        "none": NoOffloader,
+    }[how]()
+    feeds = 0
+
+    def after():
+        nonlocal feeds
+        feeds += 1
+        if how.startswith("held") and feeds % 3 == 0:
+            cloud.release(2)
+        if how == "on-and-off":
+            cloud.connected = bool(feeds // 5 % 2)
+
+    told = Told(policy)
+    rows = play(Engine(net, told, cloud, overhead=OVERHEAD), images, batch=9, after=after)
+    assert_as_routed(rows, net, images, policy)
+    heard = told_of(told)
+    np.testing.assert_array_equal(heard.frame, np.arange(400))  # the policy is told of each frame once
+    np.testing.assert_array_equal(heard.reward, rows.reward)
+    lost = {"lost", "all-lost", "on-and-off", "none"} & {how}
+    assert rows.fallback.any() == bool(lost and rows.offloaded.any())
+    if how in ("all-lost", "none"):
+        np.testing.assert_array_equal(rows.fallback, rows.offloaded)
+    np.testing.assert_array_equal(rows.sent, rows.offloaded if how not in ("none", "on-and-off") else rows.sent)
+    if how == "none":
+        assert not rows.sent.any()
+
+
+@pytest.mark.parametrize("sent", [True, False], ids=["lost", "unsent"])
+def test_fallback(sent):
+    net, images = tiny_net(), pictures(64)
+    policy = Told(Fixed(1.0, exits=3))
+    cloud = cloud_of(net, lose=range(10_000)) if sent else NoOffloader()
+    rows = play(Engine(net, policy, cloud, overhead=0.25), images)
+    confidence, prediction = every_exit(net, images)
+    best = confidence[:, :-1].argmax(axis=1)
+    assert len(np.unique(best)) == 3
+    np.testing.assert_array_equal(rows.answer, prediction[np.arange(64), best])
+    np.testing.assert_array_equal(rows.exit, best)
+    assert rows.fallback.all()
+    assert rows.offloaded.all()
+    assert (rows.sent == sent).all()
+    np.testing.assert_array_equal(rows.reward, np.full(64, -0.25 if sent else np.nan))
+    assert (rows.bytes == (40 if sent else 0)).all()  # ten float32
+    np.testing.assert_array_equal(told_of(policy).reward, rows.reward)
+
+
+def test_replies_that_nobody_awaits():
+    net, images = tiny_net(), pictures(64)
+
+    class Stammering(InMemoryOffloader):
+        def poll(self, timeout_ms=0):
+            replies = super().poll(timeout_ms)
+            return [reply for reply in replies for _ in range(2)]
+
+    policy = Told(Fixed(0.45, exits=3))
+    rows = play(Engine(net, policy, Stammering(cloud_of(net).answer, window=100), overhead=OVERHEAD), images)
+    assert_as_routed(rows, net, images, policy.policy)
+    np.testing.assert_array_equal(told_of(policy).frame, np.arange(64))
+
+
+# ---- batches, gathering, no cloud
+
+
+class Delayed(Told):
+    """Tells its policy of finished frames only when asked to, sorted by frame."""
+
+    def learn(self, outcomes):
+        self.outcomes.append(outcomes)
+
+    def release(self):
+        self.policy.learn(told_of(self))
+        self.outcomes.clear()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_batch_size_changes_no_choice(name):
+    net, images, every = tiny_net(), pictures(768, seed=2), 256
+
+    def played(batch):
+        policy = Delayed(make_policy(name, exits=3, seed=3))
+        engine, pieces = Engine(net, policy, cloud_of(net), overhead=OVERHEAD), []
+        for start in range(0, len(images), every):
+            for first in range(start, start + every, batch):
+                feed(engine, images, first, min(first + batch, start + every))
+                pieces += engine.take()
+            policy.release()
+        return joined(pieces)
+
+    one_by_one = played(1)
+    for batch in (7, 32, 256):
+        assert_same_rows(played(batch), one_by_one)
+    if name == "ucb":
+        assert len(np.unique(one_by_one.arm)) == 11
+
+
+@every_fixed
+@pytest.mark.parametrize("gather", [16, 64, 10_000])
+def test_gathering_changes_no_answer(gather, policy):
+    net, images = tiny_net(), pictures(500, seed=3)
+    at_once = play(Engine(net, policy, cloud_of(net)), images, batch=16)
+    gathered = play(Engine(net, policy, cloud_of(net), gather=gather), images, batch=16)
+    assert_same_rows(gathered, at_once)
+
+
+def test_gathering_runs_deep_stages_in_company():
+    net, images = tiny_net(), pictures(512)
+    sizes = []
+    net.stages[1].register_forward_hook(lambda module, x, y: sizes.append(len(x[0])))
+    play(Engine(net, Fixed(0.5, exits=3), gather=40), images, batch=16)
+    assert min(sizes[:-1]) >= 40
+
+
+def test_survivors_do_not_wait_for_ever():
+    net, images = tiny_net(), pictures(64)
+    engine = Engine(net, Fixed(1.0, exits=3), cloud_of(net), gather=10_000)
+    frames = []
+    for first in range(64):
+        feed(engine, images, first, first + 1)
+        frames += [k for rows in engine.take() for k in rows.frame.tolist()]
+    assert frames[:10] == list(range(10))
+
+
+@every_fixed
+@pytest.mark.parametrize("gather", [0, 64])
+def test_without_a_cloud_the_rest_runs_here(gather, policy):
+    net, images = tiny_net(), pictures(300, seed=4)
+    far = play(Engine(net, policy, cloud_of(net)), images)
+    near = play(Engine(net, policy, None, gather=gather), images)
+    assert_same_rows(near, far)
+    assert (near.bytes == 0).all()
+    assert (far.bytes[far.offloaded] == 40).all()
+    assert (far.bytes[~far.offloaded] == 0).all()
+
+
+def test_partition_points():
+    images = pictures(200, seed=5)
+    for partition, stages in ((1, {1}), (2, {2}), (3, {3}), (4, set())):
+        net = tiny_net(partition=partition)
+        cloud = cloud_of(net)
+        rows = play(Engine(net, Fixed(0.45, exits=3), cloud), images)
+        assert {stage for stage, _, _ in cloud.asked} == stages
+        assert np.isnan(rows.confidence[:, partition:-1]).all()
+        assert not rows.fallback.any()
+        confidence, prediction = every_exit(net, images)
+        seen = ~np.isnan(rows.confidence)
+        assert seen[:, 0].all()
+        np.testing.assert_array_equal(rows.confidence[seen], confidence[seen])
+        np.testing.assert_array_equal(rows.prediction[seen], prediction[seen])
+
+
+def test_deex_skips_from_the_first_exit():
+    net, images = tiny_net(), pictures(200)
+    cloud = cloud_of(net)
+    play(Engine(net, DEEx(0.3, 0.5, extended=True, exits=3), cloud), images)
+    assert {stage for stage, _, _ in cloud.asked} == {1, 3}
+
+
+# ---- memory
+
+
+def test_memory_stays_constant():
+    net, images = tiny_net(), pictures(32)
+    cloud = InMemoryOffloader(
+        lambda stage, expert, x: (np.full(len(x), 0.9), np.zeros(len(x), dtype=int)), lose=range(0, 10**6, 5)
+    )
+    engine = Engine(net, UCB(exits=3), cloud, capacity=64)
+    names, labels, levels = [""] * 32, np.zeros(32, dtype=int), np.zeros((32, 2))
+    taken = 0
+
+    def stream(feeds):
+        nonlocal taken
+        for _ in range(feeds):
+            engine.feed(images, names, labels, levels)
+            taken += sum(map(len, engine.take()))
+            assert engine.under_way <= 64
+        gc.collect()
+
+    tracemalloc.start()
+    try:
+        stream(10)
+        before = tracemalloc.get_traced_memory()[0]
+        stream(150)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken == 160 * 32
+    assert grown < 60_000  # 4800 rows would be a megabyte
+
+
+def test_frames_that_nobody_takes():
+    net, images = tiny_net(), pictures(80)
+    engine = Engine(net, Fixed(0.45, exits=3), cloud_of(net), capacity=32)
+    feed(engine, images, 0, 16)
+    feed(engine, images, 16, 32)
+    with pytest.raises(ValueError, match="32 frames are under way: take the finished ones before feeding more"):
+        feed(engine, images, 32, 33)
+    assert [k for rows in engine.take() for k in rows.frame] == list(range(32))  # none is lost by that
+    feed(engine, images, 32, 48)
+    assert [k for rows in engine.take() for k in rows.frame] == list(range(32, 48))
+
+
+def test_a_micro_batch_too_large():
+    engine = Engine(tiny_net(), Fixed(0.45, exits=3), capacity=32)
+    with pytest.raises(ValueError, match="a micro-batch may hold 16 frames at most, got 17"):
+        feed(engine, pictures(17), 0, 17)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_feeding_waits_for_the_oldest_frame_where_the_cloud_is_slow(batch):
+    net, images = tiny_net(), pictures(300, seed=6)
+
+    class Slow(InMemoryOffloader):
+        """Replies only to who waits."""
+
+        def poll(self, timeout_ms=0):
+            if timeout_ms:
+                self.release(1)
+            return super().poll(timeout_ms)
+
+    policy = Fixed(0.45, exits=3)
+    engine = Engine(net, policy, Slow(cloud_of(net).answer, held=True, window=100), overhead=OVERHEAD, capacity=32)
+    rows = play(engine, images, batch)
+    assert_as_routed(rows, net, images, policy)
+    assert not rows.fallback.any()
+
+
+# ---- experts and context
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+@pytest.mark.parametrize("gather", [0, 40])
+@pytest.mark.parametrize("where", ["cloud", "here"])
+def test_each_frame_is_judged_by_its_own_expert(where, gather, batch):
+    net, images = tiny_net(experts=EXPERTS, classifier=PixelClassifier()), pictures(100, seed=7)
+    policy = Fixed(0.45, exits=3)
+    cloud = cloud_of(net) if where == "cloud" else None
+    rows = play(Engine(net, policy, cloud, overhead=OVERHEAD, gather=gather), images, batch)
+    assert_as_routed(rows, net, images, policy)
+    expert = (images[:, 0, 0, 0] * 3).long().numpy()
+    assert np.unique(expert).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(rows.expert, expert)
+    for k in range(100):  # one frame, one expert, from the network alone
+        x = images[k : k + 1]
+        for i in range(net.exits):
+            x = net.stage(i, x)
+            top, index = net.branch(i, EXPERTS[expert[k]], x).softmax(dim=1).max(dim=1)
+            if not np.isnan(rows.confidence[k, i]):
+                assert (rows.confidence[k, i], rows.prediction[k, i]) == (top.item(), index.item())
+    if cloud is not None:
+        offloaded = {EXPERTS[e]: int((rows.offloaded & (expert == e)).sum()) for e in range(3)}
+        assert {e: sum(n for _, name, n in cloud.asked if name == e) for e in EXPERTS} == offloaded
+
+
+def test_what_the_policy_knows_beforehand():
+    net, images = tiny_net(experts=EXPERTS, classifier=PixelClassifier()), pictures(96)
+    cloud = cloud_of(net, held=True, round_trip_ms=12.0)
+    policy = Told(Fixed(1.0, exits=3))  # offloads every frame
+    engine = Engine(net, policy, cloud, overhead=0.2)
+    feed(engine, images, 0, 32)
+    feed(engine, images, 32, 64)
+    cloud.release()
+    engine.poll()
+    feed(engine, images, 64, 96)
+    first, second, third = policy.contexts
+    assert [(c.first, c.frames, c.overhead) for c in policy.contexts] == [(0, 32, 0.2), (32, 32, 0.2), (64, 32, 0.2)]
+    assert [c.queue for c in policy.contexts] == [0, 32, 0]  # frames, in however many messages
+    assert np.isnan(first.link_ms)
+    assert np.isnan(second.link_ms)
+    assert third.link_ms == 12.0
+    assert first.distortion.shape == (32, 3)
+    np.testing.assert_allclose(first.distortion.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(first.distortion.argmax(axis=1), (images[:32, 0, 0, 0] * 3).long().numpy())
+    plain = Told(Fixed(1.0, exits=3))
+    feed(Engine(tiny_net(), plain), images, 0, 32)
+    assert plain.contexts[0].distortion is None
+
+
+def test_the_policy_never_peeks():
+    net, images = tiny_net(), pictures(200)
+    policy = Told(Fixed(0.45, exits=3))
+    play(Engine(net, policy, cloud_of(net)), images)
+    heard = told_of(policy)
+    for e in range(3):
+        assert np.isnan(heard.confidence[(heard.exit == e), e + 1 :]).all()
+        assert (heard.prediction[(heard.exit == e), e + 1 :] == -1).all()
+    assert (heard.run == 0).all()
+
+
+def test_latency_is_split():
+    net, images = tiny_net(), pictures(100)
+    rows = play(Engine(net, Fixed(0.45, exits=3), cloud_of(net, round_trip_ms=3.0)), images)
+    away = rows.offloaded
+    assert (rows.link_ms[away] == 3.0).all()
+    assert (rows.link_ms[~away] == 0).all()
+    np.testing.assert_array_equal(rows.edge_ms[~away], rows.latency_ms[~away])
+    assert (rows.edge_ms > 0).all()
+    assert (rows.edge_ms[away] <= rows.latency_ms[away]).all()
+    lost = play(Engine(net, Fixed(1.0, exits=3), cloud_of(net, lose=range(99), round_trip_ms=3.0)), images)
+    assert (lost.link_ms == 3.0).all()  # what was waited in vain
+
+
+@pytest.mark.parametrize("policy", [Fixed(exits=2), Fixed(exits=4), Fixed(exits=3, runs=2)])
+def test_policy_for_another_network(policy):
+    with pytest.raises(ValueError, match="the network has 3 and a stream is one run"):
+        Engine(tiny_net(), policy)
