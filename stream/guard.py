@@ -13,9 +13,6 @@ def guarded(command: Callable[[], int | None]) -> int:
 
     Exit statuses: 2 for a user's mistake or a file, folder or peer that cannot be used, 130 when interrupted.
     """
-    # Edge and worker often share a machine's cores: idle OpenMP threads that spin would take what the other needs
-    # (on two cores the stream runs at twice the speed without). Read once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return command() or 0
@@ -28,3 +25,13 @@ def guarded(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+
+
+def share_cores() -> None:
+    """Let idle OpenMP threads sleep; to be called before torch is loaded, which reads this once.
+
+    Edge and worker often share a machine's cores. Threads that spin while they wait take what the other process needs: on
+    two cores the stream then runs at half the speed. Where a process has its cores to itself, as in training, spinning is
+    faster.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

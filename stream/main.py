@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from eex.policies.errors import EexError
-from eex.stream.guard import guarded
+from eex.stream.guard import guarded, share_cores
 from eex.stream.run import StreamConfig, from_json, run
 
 
@@ -41,6 +41,7 @@ def main() -> None:
 
 def _main() -> int:
     command = _parse(sys.argv[1:])
+    share_cores()
     if command.list_policies:
         return _list_policies()
     config = command.stream

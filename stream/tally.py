@@ -151,16 +151,19 @@ class Reference:
     def __init__(self, exits: int, overhead: float, grid: Floats, exit_cost: float = 0.0) -> None:
         self.exits, self.overhead, self.grid, self.exit_cost = exits, overhead, grid, exit_cost
         self.windows = Windows(len(grid) + 1)
-        self.by_distortion: dict[str, Floats] = {}  # frames, then per exit: right answers, sum of confidences
+        self.by_distortion: dict[str, Floats] = {}  # frames, labelled ones; per exit: right answers, sum of confidences
 
     def add(self, frame: Ints, names: list[str], labels: Ints, confidence: Floats, prediction: Ints) -> None:
         """Take in all that every exit says of some frames, each of a named distortion."""
         earned = [fixed_reward(confidence, self.overhead, t, self.exit_cost) for t in self.grid]
         self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead, self.exit_cost)]))
-        right = prediction == labels[:, None]
+        known = labels >= 0
+        right = known[:, None] & (prediction == labels[:, None])
         for name in set(names):
             rows = np.array([n == name for n in names])
-            sums = np.concatenate([[rows.sum()], right[rows].sum(axis=0), confidence[rows].sum(axis=0)])
+            sums = np.concatenate(
+                [[rows.sum(), known[rows].sum()], right[rows].sum(axis=0), confidence[rows].sum(axis=0)]
+            )
             self.by_distortion[name] = self.by_distortion.get(name, 0.0) + sums
 
     @property
@@ -180,14 +183,14 @@ class Reference:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Accuracy and mean confidence of each exit alone, by distortion; exits counted from 1."""
+        """Accuracy (None without labels) and mean confidence of each exit alone, by distortion; exits counted from 1."""
         return [
             {
                 "distortion": name,
                 "exit": e + 1,
                 "frames": int(sums[0]),
-                "accuracy": float(sums[1 + e] / sums[0]),
-                "confidence": float(sums[1 + self.exits + e] / sums[0]),
+                "accuracy": float(sums[2 + e] / sums[1]) if sums[1] else None,
+                "confidence": float(sums[2 + self.exits + e] / sums[0]),
             }
             for name, sums in self.by_distortion.items()
             for e in range(self.exits)

@@ -17,7 +17,7 @@ import zmq
 from numpy.typing import NDArray
 
 from eex.policies.errors import OffloadError
-from eex.stream.guard import guarded
+from eex.stream.guard import guarded, share_cores
 from eex.stream.offload import Tail
 from eex.stream.protocol import (
     MAX_BYTES,
@@ -225,6 +225,7 @@ def main() -> None:
 
 def _main() -> int:
     stop = stop_on_signals()
+    share_cores()
     import tyro
 
     options = tyro.cli(Worker, prog="eex-worker")
