@@ -30,8 +30,8 @@ def guarded(command: Callable[[], int | None]) -> int:
 def share_cores() -> None:
     """Let idle OpenMP threads sleep; to be called before torch is loaded, which reads this once.
 
-    Edge and worker often share a machine's cores. Threads that spin while they wait take what the other process needs: on
-    two cores the stream then runs at half the speed. Where a process has its cores to itself, as in training, spinning is
-    faster.
+    Edge and worker often share a machine's cores. Threads that spin while they wait take what the other process
+    needs: on two cores the stream then runs at half the speed. Where a process has its cores to itself, as in
+    training, spinning is faster.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

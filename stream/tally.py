@@ -183,7 +183,7 @@ class Reference:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Accuracy (None without labels) and mean confidence of each exit alone, by distortion; exits counted from 1."""
+        """Accuracy (None without labels) and mean confidence of each exit alone, by distortion; exits from 1."""
         return [
             {
                 "distortion": name,
