@@ -7,7 +7,7 @@ BIN := .venv/bin
 ROOMS := policies models stream experiments
 LINKS := $(ROOMS:%=build/links/eex/%)
 
-.PHONY: stream test check format lint types docs bench clean
+.PHONY: stream test check format lint types bench clean
 
 stream: .venv/ready
 	$(BIN)/eex-stream --policy ucb --compare fixed,fixed:p_tar=0.95,deex $(ARGS)

@@ -3,6 +3,7 @@ promise."""
 
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from torch import Tensor
 from eex.models.card import load
 from eex.models.fast import optimised
 from eex.models.network import PRISTINE, Costs, EarlyExitNet
-from eex.policies.base import Ints
+from eex.policies.base import Ints, Policy
 from eex.policies.fixed import Fixed
 from eex.policies.registry import make_policy
 from eex.stream.engine import Engine, every_exit
 from eex.stream.guard import guarded
+from eex.stream.records import RecordWriter
+from eex.stream.run import pick_device
 from eex.stream.sources import load_all, open_source
 from eex.stream.tally import Tally
 
@@ -62,8 +65,8 @@ def best_threshold(confidence: np.ndarray, prediction: Ints, labels: Ints) -> tu
         exit = np.where(early.any(axis=1), early.argmax(axis=1), confidence.shape[1] - 1)
         accuracy = float((prediction[np.arange(len(exit)), exit] == labels).mean())
         if accuracy >= whole - POINTS / 100:
-            break
-    return float(threshold), exit, accuracy, whole
+            return float(threshold), exit, accuracy, whole
+    return 1.0, np.full(len(labels), confidence.shape[1] - 1), whole, whole
 
 
 def plain(net: EarlyExitNet, images: Tensor, batch: int) -> None:
@@ -75,18 +78,33 @@ def plain(net: EarlyExitNet, images: Tensor, batch: int) -> None:
         torch.softmax(net.branch(net.exits - 1, PRISTINE, x), dim=1).max(dim=1)[1].cpu()
 
 
-def engine_run(net: EarlyExitNet, images: Tensor, labels: Ints, batch: int, engine: Engine, tally: Tally) -> None:
-    """All images through an engine, answers taken and summed up."""
-    names = [""] * batch
-    levels = np.zeros((batch, 2))
-    for start in range(0, len(images), batch):
-        x = images[start : start + batch]
-        engine.feed(x, names[: len(x)], labels[start : start + batch], levels[: len(x)])
-        for rows in engine.take():
-            tally.add(rows)
-    engine.drain()
-    for rows in engine.take():
-        tally.add(rows)
+class Run:
+    """All images through an engine once, answers summed up and recorded; `kept_s` are the seconds that this took."""
+
+    def __init__(self, net: EarlyExitNet, policy: Policy, batch: int, folder: Path) -> None:
+        self.engine = Engine(net, policy, gather=_gather(batch))
+        self.tally = Tally(net.edge_exits + 1)
+        self.writer = RecordWriter(folder, net.classes, net.experts)
+        self.batch, self.kept_s = batch, 0.0
+
+    def __call__(self, images: Tensor, labels: Ints) -> None:
+        """Feed all images in order, then wait for what is under way."""
+        names = ["frame"] * self.batch
+        levels = np.zeros((self.batch, 2))
+        for start in range(0, len(images), self.batch):
+            stop = start + self.batch
+            self.engine.feed(images[start:stop], names, labels[start:stop], levels)
+            self._keep()
+        self.engine.drain()
+        self._keep()
+        self.writer.close()
+
+    def _keep(self) -> None:
+        started = time.perf_counter()
+        for rows in self.engine.take():
+            self.tally.add(rows)
+            self.writer.write(rows)
+        self.kept_s += time.perf_counter() - started
 
 
 def timed(call: Callable[[], None], device: torch.device) -> float:
@@ -102,7 +120,7 @@ def timed(call: Callable[[], None], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one round over the same frames, and the share of the engine's that went to policy and bookkeeping."""
+    """Seconds of a round over the same frames; the share of a run under `ucb` that was not the network's."""
 
     plain: float
     engine: float
@@ -110,13 +128,16 @@ class Round:
 
 
 def one_round(net: EarlyExitNet, images: Tensor, labels: Ints, batch: int, threshold: float) -> Round:
-    """Run all images plainly and through the engine."""
-    engine = Engine(net, Fixed(p_tar=threshold, exits=net.edge_exits), gather=_gather(batch))
-    tally = Tally(net.edge_exits + 1)
+    """Run all images plainly, through the engine at a fixed threshold, and through the engine under `ucb`."""
+    device = net.mean.device
     with torch.inference_mode():
-        a = timed(lambda: plain(net, images, batch), net.mean.device)
-    b = timed(lambda: engine_run(net, images, labels, batch, engine, tally), net.mean.device)
-    return Round(a, b, (engine.policy_seconds + engine.routing_seconds) / b)
+        a = timed(lambda: plain(net, images, batch), device)
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = Run(net, Fixed(p_tar=threshold, exits=net.edge_exits), batch, Path(folder) / "fixed")
+        b = timed(lambda: fixed(images, labels), device)
+        ucb = Run(net, make_policy("ucb", exits=net.edge_exits), batch, Path(folder) / "ucb")
+        c = timed(lambda: ucb(images, labels), device)
+    return Round(a, b, (ucb.engine.policy_seconds + ucb.engine.routing_seconds + ucb.kept_s) / c)
 
 
 def speeds(net: EarlyExitNet, costs: Costs, images: Tensor, labels: Ints, config: Bench, console: Console) -> None:
@@ -130,16 +151,25 @@ def speeds(net: EarlyExitNet, costs: Costs, images: Tensor, labels: Ints, config
         f"shares of the exits {' '.join(f'{s:.1%}' for s in shares)}",
         highlight=False,
     )
-    names = ("batch", "plain", "engine", "ideal", "speed-up", "ideal\nspeed-up", "share of\nideal", "policy,\nrouting")
+    names = (
+        "batch",
+        "plain",
+        "engine",
+        "ideal",
+        "speed-up",
+        "ideal\nspeed-up",
+        "share of\nideal",
+        "policy, routing,\nrecords (ucb)",
+    )
     table = Table(*names, title="frames/s, medians", title_justify="left")
     for batch in config.batches:
-        count = min(len(images), max(config.frames if batch >= 32 else config.frames // 4, batch))
-        count -= count % batch
-        spent = np.mean([costs.of_exit(int(e)) for e in exit[:count]])
-        ideal = costs.whole / spent
-        rounds = [one_round(net, images[:count], labels[:count], batch, threshold) for _ in range(config.rounds + 1)][
-            1:
-        ]
+        wanted = max(config.frames if batch >= 32 else config.frames // 4, batch)
+        index = np.arange(wanted - wanted % batch) % len(images)
+        x, y = images[torch.from_numpy(index).to(images.device)], labels[index]
+        count = len(index)
+        ideal = costs.whole / np.mean([costs.of_exit(int(e)) for e in exit[index]])
+        rounds = [one_round(net, x, y, batch, threshold) for _ in range(config.rounds + 1)]
+        del rounds[0]  # warming up
         gain = float(np.median([r.plain / r.engine for r in rounds]))
         speed = count / float(np.median([r.plain for r in rounds]))
         table.add_row(
@@ -213,7 +243,7 @@ def _main() -> int:
     arrays, labels, _ = load_all(open_source("sample"))
     order = np.random.default_rng(0).permutation(len(arrays))
     images, labels = torch.from_numpy(arrays[order]).float() / 255, labels[order]
-    devices = [config.device] if config.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    devices = [pick_device(config.device)] if config.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
     for device in devices:
         net = load(config.model, device)
         speeds(optimised(net), net.costs(), images.to(device), labels, config, console)

@@ -151,7 +151,11 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     path = folder / WEIGHTS
     if not path.exists():
         raise ModelError(f"{path}: the weights that {CARD} speaks of are missing")
-    if (found := _sha256(path)) != card.sha256:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if found != card.sha256:
         raise ModelError(
             f"{path}: does not match its card: expected SHA-256 {card.sha256[:12]}…, found {found[:12]}…; "
             f"copy {WEIGHTS} and {CARD} together again"
@@ -161,7 +165,10 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
             raise ModelError(
                 f"{folder}: a network of one's own: name the function that makes it (--network module:function)"
             )
-        net = remake(card.architecture)
+        try:
+            net = remake(card.architecture)
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            raise ModelError(f"{folder / CARD}: describes no network: {' '.join(str(error).split())[:300]}") from None
     for expert in card.architecture.experts:
         if expert not in net.experts:
             net.add_expert(expert)
@@ -169,6 +176,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
         raise ModelError(
             f"{folder}: the network differs from its card: {_difference(net.architecture, card.architecture)}"
         )
+    _check(card, net, folder / CARD)
     if card.classifier:
         net.classifier = DistortionClassifier(card.classifier)
     try:
@@ -178,6 +186,17 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     net.temperature = [dict(t) for t in card.temperatures]
     net.fingerprint = fingerprint(card)
     return net.to(device).eval()
+
+
+def _check(card: Card, net: EarlyExitNet, path: Path) -> None:
+    """Raise `ModelError` if temperatures or classifier are not those of the card's architecture."""
+    named = [set(t) for t in card.temperatures]
+    if named != [set(net.experts)] * net.exits:
+        raise ModelError(f"{path}: must name a temperature for each of {net.exits} exits and experts {net.experts}")
+    if not all(0 < value < float("inf") for t in card.temperatures for value in t.values()):
+        raise ModelError(f"{path}: temperatures must be positive, got {card.temperatures}")
+    if card.classifier not in ((), net.experts):
+        raise ModelError(f"{path}: the classifier tells {card.classifier} apart, the experts are {net.experts}")
 
 
 def fingerprint(card: Card) -> str:

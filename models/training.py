@@ -1,5 +1,6 @@
 """Training early-exit networks: joint, branch-wise, two-stage, by distillation, and experts on a frozen backbone."""
 
+import hashlib
 import json
 import math
 import os
@@ -81,7 +82,10 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise EexError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr <= 0:
+        for name in ("patience", "shift", "weight_decay", "momentum"):
+            if not getattr(self, name) >= 0:
+                raise EexError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
             raise EexError(f"the learning rate must be positive, got {self.lr}")
         if not 0 <= self.distorted_share <= 1:
             raise EexError(f"distorted_share must lie in [0, 1], got {self.distorted_share}")
@@ -162,6 +166,7 @@ def fit(
     distort: Distort | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     checkpoint: Path | None = None,
+    told: str = "",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[dict[str, Any]]:
     """Train a network in place.
@@ -180,6 +185,9 @@ def fit(
         Held-out images and labels, looked at after each epoch; needed for `recipe.patience`.
     checkpoint
         Written after every epoch; where it exists already, training goes on from it.
+    told
+        What else the run depends on, in words (where images come from, how they are distorted): a checkpoint is only
+        gone on from if it was made with the same.
     report
         Called after every step and every epoch.
 
@@ -202,7 +210,7 @@ def fit(
     device = net.mean.device
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plan = phases(recipe.method, net.exits)
-    state = _State(net, recipe, expert, len(images), checkpoint)
+    state = _State(net, recipe, expert, f"{told} {len(images)}", checkpoint)
     history = state.history
     for p in range(state.phase, len(plan)):
         phase = plan[p]
@@ -409,12 +417,31 @@ def all_logits(
     return torch.cat(parts, dim=1)
 
 
+@torch.no_grad()
+def estimate_norms(net: EarlyExitNet, images: Tensor, *, expert: str = PRISTINE, most: int = 12_800) -> None:
+    """Take means and variances of all batch norms anew, from uint8 images (N, C, H, W); weights stay as they are."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # plain averages
+    net.train()
+    for start in range(0, min(len(images), most), 256):
+        x = images[start : start + 256].to(net.mean.device).float() / 255
+        net(x.contiguous(memory_format=torch.channels_last), expert)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.eval()
+
+
 class _State:
     """What a killed run goes on from: one safetensors file, replaced whole after every epoch."""
 
-    def __init__(self, net: EarlyExitNet, recipe: Recipe, expert: str, images: int, path: Path | None) -> None:
+    def __init__(self, net: EarlyExitNet, recipe: Recipe, expert: str, told: str, path: Path | None) -> None:
         self.net, self.path = net, path
-        self.run = repr((recipe, expert, images, net.architecture))
+        self.run = repr((recipe, expert, told, net.architecture))
+        if recipe.method == "expert":  # its frozen part comes from elsewhere: another one makes another run
+            self.run += _digest(net, without=f".{expert}.")
         self.phase, self.epoch, self.best, self.since_best = 0, 0, math.inf, 0
         self.history: list[dict[str, Any]] = []
         self.optimizer: dict[str, Tensor] = {}
@@ -475,6 +502,7 @@ class _State:
             self.net.load_state_dict(self.best_weights)
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         assert self.path is not None
@@ -492,10 +520,22 @@ class _State:
             "since_best": self.since_best,
             "history": self.history,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        save_file(tensors, part, metadata={"state": json.dumps(meta)})
-        os.replace(part, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, part, metadata={"state": json.dumps(meta)})
+            os.replace(part, self.path)
+        except (OSError, SafetensorError) as error:
+            raise EexError(f"{self.path}: cannot write the checkpoint: {error}") from None
+
+
+def _digest(net: EarlyExitNet, without: str) -> str:
+    """SHA-256 of all weights but those whose name has this in it."""
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        if without not in name:
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -47,6 +47,8 @@ def line(glance: Glance, width: int | None = None) -> Text:
         )
         if t.accuracy is not None:
             parts.append((6, f"accuracy {t.accuracy:.1%}", f"acc {t.accuracy:.1%}", "green"))
+        offloaded = f"{t.offloaded / t.frames:.0%}"
+        parts.append((1, f"offloaded {offloaded}", f"off {offloaded}", ""))
         parts.append((5, f"threshold {t.threshold:.2f}", f"thr {t.threshold:.2f}", "magenta"))
         if t.mean_reward is not None:
             parts.append((2, f"reward {t.mean_reward:+.4f}", f"reward {t.mean_reward:+.4f}", "blue"))
@@ -122,6 +124,8 @@ def bought(summary: dict[str, Any]) -> list[str]:
     first, *rivals = summary["policies"]
     lines = []
     for rival in rivals:
+        if rival["frames"] != first["frames"]:  # interrupted: not the same stream
+            continue
         parts = []
         if None not in (first["mean_reward"], rival["mean_reward"]):
             parts.append(f"{first['mean_reward'] - rival['mean_reward']:+.4f} reward a frame")

@@ -1,5 +1,6 @@
 """The engine: runs micro-batches through the edge part of a network, asks the policy, offloads what does not leave."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +17,9 @@ from eex.policies.base import Bools, Context, Floats, Ints, Outcomes, Policy
 from eex.policies.reward import reward
 from eex.policies.routing import answer, leave
 from eex.stream.offload import Offloader, Reply
+from eex.stream.protocol import MAX_BYTES
+
+_REQUESTS = itertools.count(1)  # of all engines: several may use one offloader, one after the other
 
 LONGEST_GATHER = 8
 """Micro-batches that survivors wait at most for company before the next stage runs."""
@@ -159,7 +163,6 @@ class Engine:
         self._queues: list[list[_Group]] = [[] for _ in range(net.exits)]
         self._tails: dict[int, list[_Group]] = {}
         self._awaited: dict[int, Ints] = {}  # request id: slots
-        self._requests = 0
         self._finished: list[Ints] = []
         self._aside: list[Rows] = []  # finished while `feed` waited for room
         self.policy_seconds = self.routing_seconds = 0.0
@@ -193,7 +196,9 @@ class Engine:
         with torch.inference_mode():
             experts, probabilities = self._select(images)
             self._choose(frame, slots, probabilities)
+            started = time.perf_counter()
             self._enter(slots, frame, names, labels, levels, experts, entered)
+            self.routing_seconds += time.perf_counter() - started
             images, slots, experts = _sorted_by_expert(images, slots, experts)
             self._run_stage(0, images.contiguous(memory_format=torch.channels_last), slots, experts)
             self._pump(force=False)
@@ -358,9 +363,10 @@ class Engine:
         features = x.contiguous().cpu().numpy()
         for e in np.unique(experts):
             rows = np.flatnonzero(experts == e)
-            self._submit(
-                stage, self.net.experts[e], features if len(rows) == len(slots) else features[rows], slots[rows]
-            )
+            theirs = features if len(rows) == len(slots) else features[rows]
+            most = max(1, MAX_BYTES // theirs[0].nbytes)  # frames that a message may hold
+            for k in range(0, len(rows), most):
+                self._submit(stage, self.net.experts[e], theirs[k : k + most], slots[rows[k : k + most]])
 
     def _submit(self, stage: int, expert: str, features: NDArray[Any], slots: Ints) -> None:
         offloader = self.offloader
@@ -369,8 +375,9 @@ class Engine:
         self._ring.edge_ms[slots] = 1000 * (now - self._entered[slots])
         self._submitted[slots] = now
         bytes_before = offloader.bytes_sent
-        self._requests += 1
-        while not (sent := offloader.submit(self._requests, stage, expert, features)):
+        request = next(_REQUESTS)
+        sent = False
+        while features.nbytes <= MAX_BYTES and not (sent := offloader.submit(request, stage, expert, features)):
             if not offloader.outstanding:  # nobody there; a full window empties by itself, within the deadline
                 break
             for reply in offloader.poll(10):
@@ -378,7 +385,7 @@ class Engine:
         if sent:
             self._ring.sent[slots] = True
             self._ring.bytes[slots] = (offloader.bytes_sent - bytes_before) / len(slots)
-            self._awaited[self._requests] = slots
+            self._awaited[request] = slots
         else:
             self._fall_back(slots)
 

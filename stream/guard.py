@@ -13,7 +13,7 @@ def guarded(command: Callable[[], int | None]) -> int:
 
     Exit statuses: 2 for a user's mistake or a file, folder or peer that cannot be used, 130 when interrupted.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)  # not by way of SIGINT, which shells make background jobs ignore
     try:
         return command() or 0
     except EexError as error:
@@ -25,6 +25,10 @@ def guarded(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def share_cores() -> None:

@@ -17,6 +17,9 @@ from eex.policies.schedule import Piece
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 SHADES = ["#ffffff", "#dce9f5", "#fbe6d4", "#e3f1e0", "#efe3f2", "#f4f1d8"]
 
+MOST_BANDS = 300
+"""Pieces of a schedule that can still be told apart behind a curve; more are not drawn."""
+
 
 def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
     """Draw a run's pictures into its folder.
@@ -68,7 +71,7 @@ def adaptation(curves: pd.DataFrame, policy: str, pieces: Sequence[Piece]) -> Fi
     top.set(ylabel="threshold", ylim=(-0.03, 1.03), title=f"{policy}: thresholds over the stream")
     _bands(top, pieces, text=True)
 
-    names = sorted(name for name in wide.columns if name.startswith("exit_"))
+    names = sorted((n for n in wide.columns if n.startswith("exit_")), key=lambda n: int(n.removeprefix("exit_")))
     shares = [_smoothed(wide[name].to_numpy(), frames, smooth) for name in names]
     labels = [*(f"exit {k + 1}" for k in range(len(names) - 1)), "cloud"]
     colours = [*("#08519c", "#4292c6", "#9ecae1")[: len(names) - 1], "#fd8d3c"]
@@ -77,7 +80,7 @@ def adaptation(curves: pd.DataFrame, policy: str, pieces: Sequence[Piece]) -> Fi
     middle.stackplot(at, shares, labels=labels, colors=colours)
     middle.set(ylabel="share of frames", ylim=(0, 1))
     middle.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
-    for piece in pieces[1:]:
+    for piece in pieces[1:] if len(pieces) <= MOST_BANDS else ():
         middle.axvline(piece.start, color="black", lw=0.8, ls=":")
 
     if wide["labelled"].sum():
@@ -146,6 +149,8 @@ def _smoothed(sums: Any, weights: Any, width: int) -> Any:
 
 
 def _bands(axis: Axes, pieces: Sequence[Piece], text: bool = False) -> None:
+    if len(pieces) > MOST_BANDS:
+        return
     names = list(dict.fromkeys(piece.name for piece in pieces))
     for piece in pieces:
         axis.axvspan(piece.start, piece.stop, color=SHADES[names.index(piece.name) % len(SHADES)], lw=0, zorder=0)

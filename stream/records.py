@@ -84,7 +84,10 @@ class RecordWriter:
     def close(self) -> None:
         """Write what is left."""
         self.flush()
-        self._end_part()
+        try:
+            self._end_part()
+        except (OSError, pa.ArrowException) as error:
+            raise EexError(f"{self.folder}: cannot write records: {error}") from None
 
     def __enter__(self) -> Self:
         return self

@@ -158,7 +158,7 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
 
     with contextlib.ExitStack() as stack:
         worker = stack.enter_context(_embedded_worker(config)) if config.worker == "embedded" else None
-        device = _device(config.device)
+        device = pick_device(config.device)
         net = optimised(load(config.model, device, make_network(config.network)))
         policies = [make_policy(config.policy, options, exits=net.edge_exits, seed=config.seed)]
         policies += [make_policy(name, exits=net.edge_exits, seed=config.seed) for name in rivals]
@@ -168,7 +168,6 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
             split=config.split,
             shape=net.architecture.input_shape,
             resize=config.resize,
-            seed=config.seed,
         )
         source = _cached(_relabelled(source, net.classes))
         total = config.frames or schedule.length or len(source)
@@ -197,7 +196,10 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
     write_curves(folder / "curves.arrow", curves)
     from eex.stream.pictures import draw
 
-    draw(folder, schedule.pieces(played[0].tally.frames))
+    try:
+        draw(folder, schedule.pieces(played[0].tally.frames))
+    except OSError as error:
+        raise EexError(f"{folder}: cannot write the pictures: {error.strerror}") from None
     return summary
 
 
@@ -321,22 +323,31 @@ class Stream:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT back, so that no batch is left half done; yields what tells if it came. A second one gets through."""
+    """Hold SIGINT and SIGTERM back, so that no batch is left half done; yields what tells if one came.
+
+    A second one gets through. A SIGINT that is ignored, as in a shell's background jobs, stays ignored.
+    """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield came.is_set
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def hold(*_: object) -> None:
         came.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, hold)
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, hold)
     try:
         yield came.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _told_apart(names: list[str]) -> list[str]:
@@ -394,8 +405,18 @@ def make_network(name: str) -> "EarlyExitNet | None":
     return net
 
 
-def _device(name: str) -> str:
+def pick_device(name: str) -> str:
+    """The device that a user names: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises
+    ------
+    EexError
+        If there is no such device.
+    """
     import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise EexError(f"--device {name}: expected auto, cpu or cuda")
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -551,8 +572,11 @@ def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
             "value": np.concatenate(value),
         }
     )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    try:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    except OSError as error:
+        raise EexError(f"{path}: cannot be written: {error}") from None
 
 
 def to_json(config: StreamConfig) -> Any:

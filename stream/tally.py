@@ -69,7 +69,7 @@ class Tally:
 
     def __init__(self, exits: int) -> None:
         self.exits = exits
-        self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
+        self.frames = self.labelled = self.correct = self.offloaded = self.fallbacks = self.rewarded = 0
         self.reward = self.bytes = self.threshold = 0.0
         self.by_exit = np.zeros(exits, dtype=np.int64)
         self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
@@ -88,7 +88,6 @@ class Tally:
         self.labelled += int(known.sum())
         self.correct += int(correct.sum())
         self.offloaded += int(rows.offloaded.sum())
-        self.sent += int(rows.sent.sum())
         self.fallbacks += int(rows.fallback.sum())
         self.rewarded += int(taught.sum())
         self.reward += float(rows.reward[taught].sum())

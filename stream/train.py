@@ -1,5 +1,6 @@
 """`eex-train`: train a network, calibrate it, add experts and the distortion classifier, write weights and card."""
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import tyro
 
 from eex.policies.errors import EexError
 from eex.stream.guard import guarded
+from eex.stream.run import make_network, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +44,16 @@ class TrainConfig:
     backbone: Literal["resnet", "alexnet", "mobilenet_v2"] = "resnet"
     """Backbone that is cut into stages."""
     width: int = 64
-    """Of the resnet's feature maps."""
+    """Of the resnet's feature maps; other backbones have theirs."""
+    size: int = 0
+    """Scale and crop images to this side; 0 = as they are, all of one size. With --network, to what it takes."""
     network: str = ""
-    """Instead of a backbone: module:function of one's own that returns a network cut by eex.models.cut."""
+    """Instead of a backbone, and all that places branches on it: module:function of one's own that returns a network
+    cut by eex.models.cut."""
     weights: Path | None = None
     """Published torchvision state dict (safetensors) to start mobilenet_v2 from."""
+    start: tuple[Path, ...] = ()
+    """Folder of a model of the same architecture to go on from; of several models, from the mean of their weights."""
     shares: tuple[float, ...] = (0.15, 0.35, 0.6)
     """Side branches at these shares of the multiply-adds; empty to place them otherwise."""
     after: tuple[int, ...] = ()
@@ -62,7 +69,7 @@ class TrainConfig:
     method: Literal["joint", "branch-wise", "two-stage", "distillation"] = "joint"
     """How backbone and side branches are trained."""
     epochs: int = 20
-    """Passes over the images, in each phase of the method."""
+    """Passes over the images, in each phase of the method; 0 keeps what --start gives."""
     loss_weights: tuple[float, ...] = (0.4, 0.4, 0.5, 1.0)
     """Of each exit; one number stands for all exits."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -114,7 +121,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     for name in ("threads", "seed"):
         if getattr(config, name) < 0:
             raise EexError(f"--{name} must be at least 0, got {getattr(config, name)}")
-    source = open_source(config.data, split="train")
+    own = None
+    if config.network:
+        import torch
+
+        torch.manual_seed(config.seed)  # its first weights are drawn when it is made
+        own = make_network(config.network)
+    if own is not None and config.weights is not None:
+        raise EexError("--weights is for mobilenet_v2; a network of one's own (--network) comes with its weights")
+    if config.size < 0:
+        raise EexError(f"--size must be at least 0, got {config.size}")
+    shape = own.architecture.input_shape if own is not None else (3, config.size, config.size)
+    fitted: dict[str, Any] = {"shape": shape, "resize": True} if own is not None or config.size else {}
+    source = open_source(config.data, split="train", **fitted)
     arrays, classes, skipped = load_all(source)
     if not source.classes or classes.min() < 0:
         raise EexError(f"{config.data}: training needs labelled images, in a folder for each class")
@@ -124,10 +143,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     import torch
 
     from eex.models.calibration import calibrate
-    from eex.models.card import save
+    from eex.models.card import load, read_card, save
     from eex.models.network import PRISTINE
-    from eex.models.spectrum import DistortionClassifier, fit_classifier
-    from eex.models.training import Recipe, fit
+    from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
+    from eex.models.training import Recipe, evaluate, fit
 
     ranges = parse_experts(config.experts)
     if config.threads:
@@ -137,14 +156,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
     held, kept = order[: config.holdout], order[config.holdout :]
     validation = (images[held], labels[held])
     torch.manual_seed(config.seed)
-    net = _network(config, source.classes, tuple(arrays.shape[1:]))
-    device = torch.device(
-        "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu")
-    )
+    net = _network(config, own, source.classes, tuple(arrays.shape[1:]))
+    device = torch.device(pick_device(config.device))
     net.to(device)
+    if config.start:
+        _start_from(config.start, net, images[kept])
+    elif not config.epochs:
+        raise EexError("--epochs 0 needs --start: there would be nothing trained")
     recipe = Recipe(
         method=config.method,
-        epochs=config.epochs,
+        epochs=max(1, config.epochs),
         loss_weights=_weights(config.loss_weights, net.exits),
         optimizer=config.optimizer,
         lr=config.lr,
@@ -155,7 +176,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         precision=config.precision,
         seed=config.seed,
     )
-    test = _test_split(config.data, source) if config.measure else None
+    adapted = dataclasses.replace(
+        recipe, method="expert", epochs=config.expert_epochs, lr=config.expert_lr, loss_weights=(1.0,) * net.exits
+    )
+    if config.classifier_epochs < 1:
+        raise EexError(f"--classifier-epochs must be at least 1, got {config.classifier_epochs}")
+    test = _test_split(config.data, source, fitted) if config.measure else None
     for name, reason in ((frame.name, frame.reason) for frame in skipped):
         _say(f"skipped {name}: {reason}")
     if config.measure and test is None:
@@ -167,25 +193,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
     calibration: dict[str, Any] = {}
     with _bars(config.quiet) as report:
-        history = fit(
-            net,
-            images[kept],
-            labels[kept],
-            recipe,
-            validation=validation,
-            checkpoint=states / "pristine.safetensors",
-            report=report(PRISTINE),
-        )
+        history = []
+        if config.epochs:
+            history = fit(
+                net,
+                images[kept],
+                labels[kept],
+                recipe,
+                validation=validation,
+                checkpoint=states / "pristine.safetensors",
+                told=f"{Path(config.data).name} {config.weights} {config.network} {config.start}",
+                report=report(PRISTINE),
+            )
+        score = evaluate(net, *validation)
         calibration[PRISTINE] = calibrate(net, *validation, PRISTINE)
         for kind, distort in ranges.items():
             net.add_expert(kind)
-            adapted = dataclasses.replace(
-                recipe,
-                method="expert",
-                epochs=config.expert_epochs,
-                lr=config.expert_lr,
-                loss_weights=(1.0,) * net.exits,
-            )
             history += fit(
                 net,
                 images[kept],
@@ -195,6 +218,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 distort=distort,
                 validation=validation,
                 checkpoint=states / f"{kind}.safetensors",
+                told=config.experts,
                 report=report(kind),
             )
             calibration[kind] = calibrate(net, *validation, kind, distort)
@@ -210,8 +234,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 report=report("classifier"),
             )
             net.classifier = classifier.to(device)
-    training = _plain(config) | {"history": history, "validation_ece": calibration}
+    training = _plain(config) | {
+        "history": history,
+        "validation_accuracy": list(score.accuracy),
+        "validation_ece": calibration,
+        "start": [read_card(folder).training for folder in config.start],
+    }
+    if ranges:
+        training["validation_recall"] = recall(classifier, validation[0], ranges)
     save(net, config.out, name=config.name, training=training)
+    net = load(config.out, str(device), own)  # as it is stored: kernels in half precision
     measured: dict[str, Any] = {}
     if test is not None:
         pixels, truth, _ = load_all(test)
@@ -220,12 +252,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return measured
 
 
-def _test_split(data: str, train: "Source") -> "Source | None":
+def _test_split(data: str, train: "Source", fitted: Any) -> "Source | None":
     """The images to measure a model on; None where there are none but those it is trained on."""
     from eex.stream.sources import open_source
 
     try:
-        test = open_source(data, split="test")
+        test = open_source(data, split="test", **fitted)
     except EexError:
         return None
     return None if list(test.names) == list(train.names) else test
@@ -262,11 +294,11 @@ def parse_experts(text: str) -> dict[str, "Distort"]:
     return found
 
 
-def _network(config: TrainConfig, classes: tuple[str, ...], shape: tuple[int, ...]) -> "EarlyExitNet":
+def _network(
+    config: TrainConfig, own: "EarlyExitNet | None", classes: tuple[str, ...], shape: tuple[int, ...]
+) -> "EarlyExitNet":
     from eex.models.network import load_torchvision_mobilenet, make
-    from eex.stream.run import make_network
 
-    own = make_network(config.network)
     if own is not None:
         if own.classes != classes:
             raise EexError(f"--network {config.network}: its classes are {own.classes}, the data's are {classes}")
@@ -274,6 +306,8 @@ def _network(config: TrainConfig, classes: tuple[str, ...], shape: tuple[int, ..
     options: dict[str, Any] = {"width": config.width} if config.backbone == "resnet" else {}
     if config.backbone == "mobilenet_v2":
         options = {"small_images": shape[1] <= 64}
+    if config.weights is not None:  # published weights are for images normalised so
+        options |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     by_hand = bool(config.after or config.uniform)
     try:
         net = make(
@@ -301,6 +335,31 @@ def _network(config: TrainConfig, classes: tuple[str, ...], shape: tuple[int, ..
     except (ValueError, RuntimeError) as error:
         raise EexError(str(error)) from None
     return net
+
+
+def _start_from(folders: tuple[Path, ...], net: "EarlyExitNet", images: "torch.Tensor") -> None:
+    """Give a network the mean of the weights of saved ones, but for experts that it does not have.
+
+    Of several models, which must have been trained one from the other, the mean generalises better than each (Izmailov
+    et al. 2018, Averaging weights leads to wider optima, UAI); its norms take their statistics anew from the images.
+    """
+    import torch
+
+    from eex.models.card import load
+    from eex.models.training import estimate_norms
+
+    state = net.state_dict()
+    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
+    for folder in folders:
+        given = load(folder, str(net.mean.device), copy.deepcopy(net)).state_dict()
+        wrong = [name for name, value in state.items() if name not in given or given[name].shape != value.shape]
+        if wrong:
+            raise EexError(f"{folder}: of another architecture, {len(wrong)} weights differ: {wrong[0]}, … (--start)")
+        for name, total in sums.items():
+            total += given[name]
+    net.load_state_dict({name: (total / len(folders)).to(state[name].dtype) for name, total in sums.items()})
+    if len(folders) > 1:
+        estimate_norms(net, images)
 
 
 def _weights(given: tuple[float, ...], exits: int) -> tuple[float, ...]:
@@ -419,7 +478,7 @@ def by_threshold(net: "EarlyExitNet", logits: "torch.Tensor", labels: "torch.Ten
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """The settings, for the card; paths stay where they were."""
     values = dataclasses.asdict(config)
-    for key in ("out", "threads", "quiet", "measure", "device"):
+    for key in ("out", "threads", "quiet", "measure", "device", "start"):
         del values[key]
     values["data"] = Path(config.data).name
     values["weights"] = config.weights.name if config.weights else None

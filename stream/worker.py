@@ -16,7 +16,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from eex.policies.errors import OffloadError
+from eex.policies.errors import EexError, OffloadError
 from eex.stream.guard import guarded, share_cores
 from eex.stream.offload import Tail
 from eex.stream.protocol import (
@@ -235,11 +235,13 @@ def _main() -> int:
 
     from eex.models.card import load
     from eex.models.fast import optimised
-    from eex.stream.run import make_network
+    from eex.stream.run import make_network, pick_device
 
+    if options.threads < 0:
+        raise EexError(f"--threads must be at least 0, got {options.threads}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    net = load(options.model, options.device, make_network(options.network))
+    net = load(options.model, pick_device(options.device), make_network(options.network))
     welcome = Welcome(net.fingerprint, net.exits, net.experts, net.classes)
     listen(make_tail(optimised(net)), welcome, options.bind, stop)
     return 0

@@ -329,14 +329,15 @@ def test_nobody_listens(tmp_path):
 # ---- Ctrl-C
 
 
-def test_interrupted_run_is_summed_up(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_is_summed_up(tmp_path, number):
     process = start(
         "main", "--frames", 200_000, "--threads", 1, "--out", tmp_path, "--policy", "fixed", "--deadline-ms", 2000
     )
     wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/*")), process)
     embedded = children(process.pid)
     assert len(embedded) == 1
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     started = time.monotonic()
     done = finish(process)
     assert time.monotonic() - started < 30  # a few seconds on an idle machine

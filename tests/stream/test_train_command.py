@@ -204,6 +204,35 @@ def test_killed_training_ends_with_the_same_weights(home, tmp_path, uninterrupte
     assert card.temperatures == uninterrupted.temperatures
 
 
+def test_training_goes_on_from_models_and_from_their_mean(trained, home):
+    plain = ("--experts", "", "--no-measure")
+    train(*TINY, *plain, "--start", "model", "--epochs", 1, "--out", "further", cwd=home)
+    train(*TINY, *plain, "--start", "model", "further", "--epochs", 0, "--out", "mean", cwd=home)
+    weights = [load(home / name, net=own_network(home)).state_dict() for name in ("model", "further", "mean")]
+    name = "stages.1.second.0.weight"
+    first, second, mean = (w[name] for w in weights)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(mean, (first + second) / 2, atol=1e-3, rtol=1e-2)
+    assert len(read_card(home / "mean").training["start"]) == 2
+
+
+def own_network(home):
+    names = {}
+    exec(compile(OWN, "my_net.py", "exec"), names)
+    return names["network"]()
+
+
+def test_experts_of_another_backbone_are_refused(home, tmp_path):
+    """An expert's checkpoint holds the backbone it was trained on: it must not come back under a new one."""
+    out = ("--out", tmp_path / "model", "--expert-epochs", 1, "--classifier-epochs", 1, "--no-measure")
+    train(*TINY, *out, "--epochs", 1, cwd=home)
+    (tmp_path / "model" / "training" / "pristine.safetensors").unlink()
+    again = play("train", "--threads", 1, *TINY, *out, "--epochs", 2, cwd=home)
+    assert again.returncode == 2
+    assert "gaussian_blur.safetensors" in again.stderr
+    assert "other settings" in again.stderr
+
+
 def test_checkpoints_of_other_settings_are_refused(trained, home):
     check_refused(play("train", *TINY, "--epochs", 4, "--out", "model", cwd=home))
 
