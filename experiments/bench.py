@@ -94,7 +94,8 @@ class Run:
         for start in range(0, len(images), self.batch):
             stop = start + self.batch
             self.engine.feed(images[start:stop], names, labels[start:stop], levels)
-            self._keep()
+            if self.engine.worth_taking:
+                self._keep()
         self.engine.drain()
         self._keep()
         self.writer.close()

@@ -21,6 +21,9 @@ from eex.stream.protocol import MAX_BYTES
 
 _REQUESTS = itertools.count(1)  # of all engines: several may use one offloader, one after the other
 
+TAKE_FROM = 256
+"""Frames that are fed before finished ones are summed up and recorded in one go: row by row that costs more."""
+
 LONGEST_GATHER = 8
 """Micro-batches that survivors wait at most for company before the next stage runs."""
 
@@ -241,6 +244,11 @@ class Engine:
         """Frames fed and not yet taken."""
         return self.next - self.head + sum(map(len, self._aside))
 
+    @property
+    def worth_taking(self) -> bool:
+        """Whether so many frames were fed since the last were taken that taking them in one go pays."""
+        return self.next - self.head >= TAKE_FROM
+
     def _takeable(self) -> int:
         """How many frames from the oldest on are finished."""
         ahead = self._done[np.arange(self.head, self.next) % self.capacity]
@@ -315,10 +323,10 @@ class Engine:
         going = ~(here | sent)
         if here.any():
             self._finish(slots[here], i)
-        kept = x if going.all() else x[torch.from_numpy(np.flatnonzero(going)).to(self.device)]
+        kept = x if going.all() else _rows(x, going)
         self.routing_seconds += time.perf_counter() - started
         if sent.any():
-            self._offload(i + 1, x[torch.from_numpy(np.flatnonzero(sent)).to(self.device)], slots[sent], experts[sent])
+            self._offload(i + 1, _rows(x, sent), slots[sent], experts[sent])
         if going.any():
             if i + 1 < self.edge_exits:
                 self._queues[i + 1].append(_Group(kept, slots[going], experts[going]))
@@ -333,8 +341,12 @@ class Engine:
         else:
             logits = x.new_empty((len(x), len(self.net.classes)))
             for e in np.unique(experts):
-                rows = torch.from_numpy(np.flatnonzero(experts == e)).to(self.device)
-                logits[rows] = self.net.branch(i, names[e], x[rows])
+                rows = np.flatnonzero(experts == e)
+                if rows[-1] - rows[0] + 1 == len(rows):  # side by side, as a micro-batch enters
+                    logits[rows[0] : rows[-1] + 1] = self.net.branch(i, names[e], x[rows[0] : rows[-1] + 1])
+                else:
+                    index = torch.from_numpy(rows).to(self.device)
+                    logits[index] = self.net.branch(i, names[e], x[index])
         confidence, prediction = torch.softmax(logits.float(), dim=1).max(dim=1)
         return confidence.double(), prediction
 
@@ -464,6 +476,12 @@ class _Group:
     slots: Ints
     experts: Ints
     waited: int = 0
+
+
+def _rows(x: Tensor, chosen: Bools) -> Tensor:
+    """Some frames of a batch; feature maps (B, C, H, W) are copied as they lie, channels last: twice as fast."""
+    index = torch.from_numpy(np.flatnonzero(chosen)).to(x.device)
+    return x.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2) if x.dim() == 4 else x[index]
 
 
 def _ready(queue: list[_Group], gather: int, force: bool) -> bool:

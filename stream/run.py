@@ -281,9 +281,11 @@ class Stream:
                 if self.stop():
                     break
                 engine.feed(pixels, names, labels, levels)
-                take()
                 now = time.perf_counter()
-                if now - shown > 0.2:
+                tell = now - shown > 0.2
+                if tell or engine.worth_taking:
+                    take()
+                if tell:
                     shown = now
                     kind = self.schedule.names(np.array([engine.next - 1]))[0]
                     show(Glance(name, engine.next, self.total, now - started, played.tally, str(kind)))
