@@ -29,7 +29,7 @@ def reward(confidence: Floats, offloaded: Bools, sent: Bools, overhead: Floats, 
     edge = confidence[:, :-1]
     visited = (~np.isnan(edge)).sum(axis=1)
     last = edge[np.arange(len(edge)), np.maximum(visited - 1, 0)]
-    gain = np.nan_to_num(np.maximum(0.0, confidence[:, -1] - last))
+    gain = np.fmax(0.0, confidence[:, -1] - last)  # 0 where the cloud said nothing (NaN)
     earned = np.where(offloaded, gain - overhead, 0.0) - exit_cost * np.maximum(visited - 1, 0)
     return np.where(offloaded & ~sent, np.nan, earned)
 

@@ -64,6 +64,6 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
         The final exit's threshold, (rows,).
     """
     rows = np.arange(len(exit))
-    best = np.where(np.isnan(confidence), -np.inf, confidence).argmax(axis=1)
+    best = np.fmax(confidence, -1.0).argmax(axis=1)  # NaN is never the best
     unsure = (exit == confidence.shape[1] - 1) & ~(confidence[:, -1] >= final_exit_at)
     return prediction[rows, np.where(unsure, best, exit)]
