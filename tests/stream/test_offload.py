@@ -537,7 +537,7 @@ def test_an_embedded_worker_serves_and_goes(monkeypatch):
 
 
 def test_an_embedded_worker_that_cannot_start_says_why(monkeypatch):
-    script = "import sys; print('noise'); print('eex-worker: no such model', file=sys.stderr); sys.exit(2)"
+    script = "import sys; print('noise'); print('error: no such model', file=sys.stderr); sys.exit(2)"
     monkeypatch.setattr(worker, "COMMAND", (sys.executable, "-c", script))
     with (
         EmbeddedWorker() as embedded,

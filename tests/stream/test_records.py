@@ -147,8 +147,8 @@ def test_unwritable_folder(tmp_path, make_rows):
         with pytest.raises(EexError) as caught:
             RecordWriter(folder, CLASSES, EXPERTS)
         assert one_line(caught).startswith(f"{folder}: cannot write records: ")
-    (tmp_path / "part-00000.arrows").mkdir()
     writer = RecordWriter(tmp_path, CLASSES, EXPERTS)
+    (tmp_path / "part-00000.arrows").mkdir()
     writer.write(make_rows(0, 5))
     with pytest.raises(EexError) as caught:
         writer.flush()
@@ -156,13 +156,20 @@ def test_unwritable_folder(tmp_path, make_rows):
 
 
 def test_full_disk(tmp_path, make_rows):
+    writer = RecordWriter(tmp_path, CLASSES, EXPERTS)
     full = tmp_path / "part-00000.arrows"
     full.symlink_to("/dev/full")
-    writer = RecordWriter(tmp_path, CLASSES, EXPERTS)
     writer.write(make_rows(0, 5))
     with pytest.raises(EexError) as caught:
         writer.flush()
     assert one_line(caught).startswith(f"{tmp_path}: cannot write records: ")
+
+
+def test_a_second_writer_adds_parts(tmp_path, make_rows):
+    for start in (0, 5):
+        with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+            writer.write(make_rows(start, 5))
+    assert read_records(tmp_path)["frame"].to_pylist() == list(range(10))
 
 
 def test_classes_of_every_batch_are_the_same(tmp_path, make_rows, monkeypatch):
