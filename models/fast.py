@@ -90,8 +90,7 @@ class PackedConvolution(nn.Module):
     """A convolution, and the ReLU behind it if there is one, on kernels packed once.
 
     oneDNN lays kernels out for one batch size; an image alone wants another layout than several do (with the wrong one
-    it takes up to ten times as long on two cores), and between two and 256 images one layout serves as well as their
-    own."""
+    it takes up to ten times as long on two cores); from two images on one layout serves."""
 
     def __init__(self, convolution: nn.Conv2d, relu: bool) -> None:
         super().__init__()

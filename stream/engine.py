@@ -162,7 +162,6 @@ class Engine:
         self._ring = _empty_rows(capacity, net.edge_exits + 1, kinds)
         self._done = np.zeros(capacity, dtype=bool)
         self._entered = np.zeros(capacity)
-        self._submitted = np.zeros(capacity)
         self._queues: list[list[_Group]] = [[] for _ in range(net.exits)]
         self._tails: dict[int, list[_Group]] = {}
         self._awaited: dict[int, Ints] = {}  # request id: slots
@@ -385,7 +384,6 @@ class Engine:
         assert offloader is not None
         now = time.perf_counter()
         self._ring.edge_ms[slots] = 1000 * (now - self._entered[slots])
-        self._submitted[slots] = now
         bytes_before = offloader.bytes_sent
         request = next(_REQUESTS)
         sent = False
