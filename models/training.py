@@ -48,8 +48,9 @@ class Recipe:
         Images a step.
     patience
         Stop a phase after this many epochs without a better validation loss, and go back to the best; 0 = never.
-    shift, flip
-        Augmentation: shifts by up to this many pixels, mirrored padding; horizontal flips.
+    shift, flip, cutout
+        Augmentation: shifts by up to this many pixels, mirrored padding; horizontal flips; a square of this side
+        painted grey at a drawn place (DeVries and Taylor, 2017), 0 = none.
     distorted_share
         Share of each batch that is distorted when a `distort` function is given.
     distillation_temperature, distillation_weight
@@ -72,6 +73,7 @@ class Recipe:
     patience: int = 0
     shift: int = 2
     flip: bool = True
+    cutout: int = 0
     distorted_share: float = 0.5
     distillation_temperature: float = 3.0
     distillation_weight: float = 1.0
@@ -82,7 +84,7 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise EexError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("patience", "shift", "weight_decay", "momentum"):
+        for name in ("patience", "shift", "cutout", "weight_decay", "momentum"):
             if not getattr(self, name) >= 0:
                 raise EexError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
@@ -317,7 +319,8 @@ def _batches(
     batch = min(recipe.batch, len(images))
     for start in range(0, len(images) - batch + 1, batch):
         index = order[start : start + batch]
-        yield augment(images[index], recipe.shift, recipe.flip, generator).float() / 255, labels[index]
+        x = augment(images[index], recipe.shift, recipe.flip, generator).float() / 255
+        yield cut_out(x, recipe.cutout, generator), labels[index]
 
 
 def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -334,6 +337,18 @@ def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) 
     frame = torch.arange(count)[:, None, None]
     # index channels last: one gather of whole pixels
     return images.permute(0, 2, 3, 1)[frame, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Paint a square of each image grey, (B, C, H, W) in [0, 1]: its middle drawn anywhere, what sticks out cut off."""
+    if not side:
+        return images
+    count, _, height, width = images.shape
+    top = torch.randint(0, height, (count, 1), generator=generator) - side // 2
+    left = torch.randint(0, width, (count, 1), generator=generator) - side // 2
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
+    return images.masked_fill(inside[:, None], 0.5)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

@@ -25,21 +25,25 @@ class Context:
     first
         Number of its first frame; the others follow.
     overhead
-        Price of offloading a frame, in units of confidence, in [0, 1].
+        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one a run (runs,).
+    exit_cost
+        Price of each further edge exit that a frame visits, in the same units.
     distortion
-        The distortion classifier's probabilities, shape (frames, experts); None where there is no classifier.
+        The distortion classifier's probabilities, shape (runs, frames, experts); None where there is no classifier.
     queue
-        Offloaded frames whose reply is awaited.
+        Offloaded frames whose reply is awaited; one number, or one a run (runs,).
     link_ms
-        Estimate of the round trip to the cloud worker in milliseconds; NaN before the first reply.
+        Estimate of the round trip to the cloud worker in milliseconds; NaN before the first reply. One number, or one
+        a run (runs,).
     """
 
     frames: int = 1
     first: int = 0
-    overhead: float = 0.0
+    overhead: float | Floats = 0.0
+    exit_cost: float = 0.0
     distortion: Floats | None = None
-    queue: int = 0
-    link_ms: float = float("nan")
+    queue: int | Ints = 0
+    link_ms: float | Floats = float("nan")
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,13 @@ class Policy:
     runs
         Independent learners played side by side: 1 in a live stream.
     seed
-        Of what the policy draws at random, keyed by run and frame besides.
+        Of what the policy draws at random, keyed by run and frame besides (`eex.policies.draws`).
+
+    Attributes
+    ----------
+    keys
+        Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
+        the parts of a sweep do, so that they draw what the whole would.
 
     Raises
     ------
@@ -153,6 +163,7 @@ class Policy:
         if exits < 1 or runs < 1:
             raise ValueError(f"exits and runs must be at least 1, got {exits} and {runs}")
         self.exits, self.runs, self.seed = exits, runs, seed
+        self.keys: Ints = np.arange(runs)
 
     def choose(self, context: Context) -> Thresholds:
         """Thresholds for the next frames, in order.

@@ -266,7 +266,15 @@ class Engine:
         started = time.perf_counter()
         link_ms = float("nan") if self.offloader is None else self.offloader.link_ms
         queue = sum(map(len, self._awaited.values()))
-        context = Context(len(frame), int(frame[0]), self.overhead, probabilities, queue, link_ms)
+        context = Context(
+            frames=len(frame),
+            first=int(frame[0]),
+            overhead=self.overhead,
+            exit_cost=self.exit_cost,
+            distortion=None if probabilities is None else probabilities[None],
+            queue=queue,
+            link_ms=link_ms,
+        )
         chosen = self.policy.choose(context)
         ring = self._ring
         ring.exit_at[slots] = chosen.exit_at[0]

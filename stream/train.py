@@ -84,6 +84,10 @@ class TrainConfig:
     """Images a step."""
     patience: int = 0
     """Stop after so many epochs without a better validation loss; 0 = never."""
+    shift: int = 2
+    """Augmentation: images are shifted by up to this many pixels."""
+    cutout: int = 0
+    """Augmentation of the main training, not the experts': side of a square painted grey; 0 = none."""
     experts: str = "gaussian_blur@0.4..2.5, gaussian_noise@4..45"
     """Expert branches: kind@lowest..highest level they are trained on, between commas; empty for none."""
     expert_epochs: int = 5
@@ -173,11 +177,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
         schedule=config.schedule,
         batch=config.batch,
         patience=config.patience,
+        shift=config.shift,
+        cutout=config.cutout,
         precision=config.precision,
         seed=config.seed,
     )
     adapted = dataclasses.replace(
-        recipe, method="expert", epochs=config.expert_epochs, lr=config.expert_lr, loss_weights=(1.0,) * net.exits
+        recipe,
+        method="expert",
+        epochs=config.expert_epochs,
+        lr=config.expert_lr,
+        loss_weights=(1.0,) * net.exits,
+        cutout=0,
     )
     if config.classifier_epochs < 1:
         raise EexError(f"--classifier-epochs must be at least 1, got {config.classifier_epochs}")

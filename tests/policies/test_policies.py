@@ -31,10 +31,11 @@ class World:
     def __init__(self, exits, runs=1, seed=0):
         rng = np.random.default_rng(seed)
         self.confidence = rng.uniform(0.1, 1.0, (runs, FRAMES, exits + 1))
-        self.distortion = rng.dirichlet(np.ones(3), FRAMES)
+        self.distortion = rng.dirichlet(np.ones(3), (runs, FRAMES))
 
     def context(self, first, frames):
-        return Context(frames, first, 0.1, self.distortion[first : first + frames], queue=2, link_ms=5.0)
+        seen = self.distortion[:, first : first + frames]
+        return Context(frames, first, 0.1, distortion=seen, queue=2, link_ms=5.0)
 
     def outcomes(self, chosen, first, sent=True):
         """Outcomes of frames from `first` on, run after run."""
@@ -154,7 +155,7 @@ def test_runs_played_at_once_are_independent_learners(name, exits):
     drawn = not np.isnan(together.probability).all()  # draws are keyed by run: only run 0 has those of a single run
     for run in range(1 if drawn else runs):
         alone = World(exits)
-        alone.confidence, alone.distortion = world.confidence[run : run + 1], world.distortion
+        alone.confidence, alone.distortion = world.confidence[run : run + 1], world.distortion[run : run + 1]
         single = live(make_policy(name, exits=exits, seed=5), alone, 0, 256)
         for f in fields(single):
             np.testing.assert_array_equal(getattr(together, f.name)[run], getattr(single, f.name)[0], err_msg=f.name)
