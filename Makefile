@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
 BIN := .venv/bin
-ROOMS := policies models stream experiments
+ROOMS := policies envs models stream experiments
 LINKS := $(ROOMS:%=build/links/eex/%)
 
 .PHONY: stream test check format lint types bench clean
@@ -28,6 +28,8 @@ types: .venv/ready $(LINKS)
 
 bench: .venv/ready
 	$(BIN)/python -m eex.experiments.bench $(ARGS)
+	$(BIN)/python -m eex.experiments.bench_policies
+	$(BIN)/python -m eex.experiments.bench_envs
 
 clean:
 	rm -rf .venv build *.egg-info

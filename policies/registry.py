@@ -1,10 +1,15 @@
-"""The policies by name, and how they are made from a user's words."""
+"""The policies by name, and how they are made from a user's words: one's own, wrappers, river's and plug-ins."""
 
+import functools
 import importlib
+import importlib.metadata
 import inspect
+import os
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,26 +19,59 @@ from eex.policies.errors import EexError
 POLICIES: dict[str, str] = {
     "fixed": "eex.policies.fixed:Fixed",
     "deex": "eex.policies.deex:DEEx",
+    "random": "eex.policies.random_arm:Random",
     "ucb": "eex.policies.ucb:UCB",
+    "ucb-v": "eex.policies.ucb_v:UCBV",
+    "ucb-tuned": "eex.policies.ucb_tuned:UCBTuned",
+    "bayes-ucb": "eex.policies.bayes_ucb:BayesUCB",
+    "kl-ucb": "eex.policies.kl_ucb:KLUCB",
+    "thompson": "eex.policies.thompson:Thompson",
+    "epsilon-greedy": "eex.policies.epsilon_greedy:EpsilonGreedy",
+    "exp3": "eex.policies.exp3:EXP3",
+    "sw-ucb": "eex.policies.sw_ucb:SlidingWindowUCB",
+    "d-ucb": "eex.policies.d_ucb:DiscountedUCB",
+    "gain-curve": "eex.policies.gain_curve:GainCurve",
+    "hi-lcb": "eex.policies.hi_lcb:HILCB",
+    "hedge-hi": "eex.policies.hedge_hi:HedgeHI",
+    "splitee-s": "eex.policies.splitee_s:SplitEES",
+    "linucb": "eex.policies.linucb:LinUCB",
 }
 """Policies by name: where each one's class is, imported when it is asked for."""
+
+WRAPPERS: dict[str, str] = {
+    "drift": "eex.policies.drift:Drift",
+    "safe": "eex.policies.safe:Safe",
+}
+"""What stands before another policy and an @: its first parameter is a `Policy`."""
+
+OWN = ChainMap(WRAPPERS, POLICIES)
+RECOMMENDED = "gain-curve"
+GROUP = "eex.policies"
+"""Entry points of this group are policies of other packages."""
+
+RIVER = "river.bandit."
+"""Names that start like this are policies of river.bandit, over the grid."""
+
 
 GIVEN = ("self", "exits", "runs", "seed")  # by whoever plays the policy, not by options
 
 
 def policy_class(name: str) -> type[Policy]:
-    """The class of a named policy.
+    """The class of a named policy or wrapper, a plug-in's too; or of one that is named as "module:Class".
 
     Raises
     ------
     EexError
-        If no policy has this name.
+        If no policy has this name, or a plug-in cannot be imported or is none.
     """
-    if name not in POLICIES:
-        raise EexError(f"unknown policy '{name}'{_close(name, POLICIES)}; eex-stream --list-policies shows all")
-    module, _, attribute = POLICIES[name].partition(":")
-    found: type[Policy] = getattr(importlib.import_module(module), attribute)
-    return found
+    if name in OWN:
+        module, _, attribute = OWN[name].partition(":")
+        found: type[Policy] = getattr(importlib.import_module(module), attribute)
+        return found
+    plugins = _plugins()
+    if name not in plugins and ":" not in name:
+        raise EexError(f"unknown policy '{name}'{_close(name, OWN | plugins)}; eex-stream --list-policies shows all")
+    return _plugin_class(plugins.get(name, name))
 
 
 def make_policy(name: str, options: Mapping[str, str] | None = None, **given: Any) -> Policy:
@@ -43,8 +81,11 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     ----------
     name
         A name in `POLICIES`, with options behind it if wanted: "ucb", "fixed:p_tar=0.9", "ucb:c=0.5:grid=0.5 0.7 0.9".
+        A wrapper stands before its policy: "drift:detector=kswin@ucb:c=0.5", "drift@safe:bound=0.05@ucb". A policy of
+        river's goes by its class: "river.bandit.UCB:delta=1"; one of the user's own by its module and class:
+        "my_module:MyPolicy:option=1".
     options
-        More of its options, as text; lists are numbers between spaces.
+        More of its options, of the outermost wrapper if there are any, as text; lists are numbers between spaces.
     given
         `exits`, `runs` and `seed`.
 
@@ -53,20 +94,43 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     EexError
         If the policy or an option is unknown, or a value does not fit.
     """
-    name, _, inline = name.partition(":")
+    text, at, within = name.partition("@")
+    name, inline = _split_name(text)
     texts = dict(split_option(pair) for pair in inline.split(":") if pair) | dict(options or {})
+    if name.startswith(RIVER):
+        if at:
+            raise EexError(f"policy {name} wraps no other: nothing may follow it after an @")
+        return _make_river(name, texts, given)
     cls = policy_class(name)
+    wraps = is_wrapper(cls)
+    if wraps and not within:
+        raise EexError(f"{name} wraps another policy: write {name}@ucb, say")
+    if at and not wraps:
+        raise EexError(f"policy {name} wraps no other: nothing may follow it after an @")
     known = options_of(cls)
     values: dict[str, Any] = {}
-    for key, text in texts.items():
+    for key, value in texts.items():
         if key not in known:
             listed = ", ".join(known) or "none"
             raise EexError(f"policy {name} has no option '{key}'{_close(key, known)}; its options: {listed}")
-        values[key] = _parse(name, key, text, known[key][0])
+        values[key] = _parse(name, key, value, known[key][0])
+    make: Callable[..., Policy] = cls
+    if wraps:
+        make = functools.partial(cls, make_policy(within, **given))  # type: ignore[arg-type]
+        given = {k: v for k, v in given.items() if k in _parameters(cls)}
     try:
-        return cls(**values, **given)
+        return make(**values, **given)
     except ValueError as error:
         raise EexError(f"policy {name}: {error}") from None
+    except TypeError as error:
+        if name in OWN:
+            raise
+        raise EexError(f"policy {name} cannot be made with exits, runs and seed: {error}") from None
+
+
+def is_wrapper(cls: type[Policy]) -> bool:
+    """Whether a policy's first parameter is another policy."""
+    return next(iter(_parameters(cls).values()), None) is Policy
 
 
 def split_option(pair: str) -> tuple[str, str]:
@@ -85,20 +149,94 @@ def split_option(pair: str) -> tuple[str, str]:
 
 def options_of(cls: type[Policy]) -> dict[str, tuple[Any, Any]]:
     """Type and default of each option a user can set."""
+    kinds = _parameters(cls)
+    defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    return {n: (kind, defaults[n]) for n, kind in kinds.items() if n not in GIVEN and kind is not Policy}
+
+
+def _parameters(cls: type[Policy]) -> dict[str, Any]:
+    """Types of the parameters that a class is made with; what has none is text."""
     hints = typing.get_type_hints(cls.__init__)
-    parameters = inspect.signature(cls).parameters
-    return {name: (hints[name], p.default) for name, p in parameters.items() if name not in GIVEN}
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: hints.get(p.name, str) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def list_policies() -> list[tuple[str, str, str]]:
-    """Name, what it does in one line, and options with their defaults, of every policy."""
-    rows = []
-    for name in POLICIES:
-        cls = policy_class(name)
-        summary = (inspect.getdoc(cls) or "").splitlines()[0]
-        defaults = {k: v for k, (_, v) in options_of(cls).items()}
-        rows.append((name, summary, ", ".join(f"{k}={_shown(v)}" for k, v in defaults.items())))
-    return rows
+    """Name, what it does in one line, and options with their defaults: of every policy, wrapper and plug-in."""
+    rows = [_row(name, policy_class(name)) for name in OWN]
+    for name in sorted(_plugins().keys() - OWN.keys()):
+        try:
+            rows.append(_row(name, policy_class(name)))
+        except EexError as error:
+            rows.append((name, str(error), ""))
+    return [*rows, (RIVER + "…", "Any policy of river.bandit over the grid: UCB, EpsilonGreedy, …", "grid, its own")]
+
+
+def _row(name: str, cls: type[Policy]) -> tuple[str, str, str]:
+    summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+    if name == RECOMMENDED and "recommended" not in summary:
+        summary += " (recommended)"
+    defaults = ", ".join(f"{k}={_shown(v)}" for k, (_, v) in options_of(cls).items())
+    return name + "@…" if is_wrapper(cls) else name, summary, defaults
+
+
+# ---- river's, and other packages'
+
+
+def _make_river(name: str, texts: Mapping[str, str], given: Mapping[str, Any]) -> Policy:
+    from eex.policies.river_bandit import RiverBandit, river_class
+
+    kind = name.removeprefix(RIVER)
+    parameters = inspect.signature(river_class(kind)).parameters
+    known = ["grid", *(p for p in parameters if p not in ("seed", "reward_scaler"))]
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key not in known:
+            close = _close(key, dict.fromkeys(known))
+            raise EexError(f"policy {name} has no option '{key}'{close}; its options: {', '.join(known)}")
+        if key == "reward_obj":
+            values[key] = text
+        elif key != "grid":
+            values[key] = _parse(name, key, text, int if key == "burn_in" else float)
+    grid = {"grid": _parse(name, "grid", texts["grid"], Sequence[float])} if "grid" in texts else {}
+    try:
+        return RiverBandit(kind, values, **grid, **given)
+    except ValueError as error:
+        raise EexError(f"policy {name}: {error}") from None
+
+
+def _plugins() -> dict[str, str]:
+    """Names and places ("module:Class") of the policies that other packages bring."""
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _plugin_class(where: str) -> type[Policy]:
+    module, _, attribute = where.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # commands do not look there by themselves
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever a stranger's module may raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise EexError(f"plug-in {where} cannot be imported: {type(error).__name__}: {reason}") from None
+    if not (inspect.isclass(found) and issubclass(found, Policy)):
+        raise EexError(f"plug-in {where} is no class that derives from eex.policies.base.Policy")
+    try:
+        options_of(found)
+    except (NameError, TypeError, ValueError) as error:
+        raise EexError(f"plug-in {where}: the types of its options cannot be told: {error}") from None
+    return found
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """Name and options of "name:option=value:…", where the name may be "module:Class"."""
+    name, _, rest = text.partition(":")
+    word, _, more = rest.partition(":")
+    if word and "=" not in word and not name.startswith(RIVER) and name not in OWN | _plugins():
+        return f"{name}:{word}", more
+    return name, rest
 
 
 def _shown(value: Any) -> str:

@@ -156,6 +156,7 @@ def replay(
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in kinds.items()}
     done["reward"] = np.zeros((rounds, runs))
     run, nobody, instant = np.arange(runs), np.zeros(runs, dtype=bool), np.zeros(runs)
+    cell = run * (exits + 1)  # where each run's row begins in a flat array of all exits
     for t in range(rounds):
         row = by_round[t]
         for told in post.due(t):
@@ -171,7 +172,7 @@ def replay(
         )
         chosen = policy.choose(context)
         exit_at = chosen.exit_at[:, 0]
-        confidence = trace.confidence[row]
+        confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
         exit, visited = _leave(confidence, exit_at, chosen.skip_below[:, 0])
         offloaded = exit == exits
         took, lost, sent = instant, nobody, offloaded
@@ -180,18 +181,17 @@ def replay(
             lost = lost & offloaded
         if feedback is not None:
             lost, sent = offloaded & feedback.fallback[t], offloaded & feedback.sent[t]
-        confidence[~offloaded | lost, exits] = np.nan
-        if exits > 1:
-            confidence[:, 1:exits][np.arange(1, exits) >= visited[:, None]] = np.nan
+        _hide(confidence, prediction, exits, ~offloaded | lost)
+        for e in range(1, exits):
+            _hide(confidence, prediction, e, visited <= e)
         if lost.any():
             exit = np.where(lost, np.fmax(confidence[:, :-1], -1.0).argmax(axis=1), exit)
-        last = confidence[run, visited - 1]
+        last = confidence.ravel()[cell + (visited - 1)]
         earned = np.where(offloaded, np.fmax(0.0, confidence[:, exits] - last) - price, 0.0)
         if exit_cost:
             earned -= exit_cost * (visited - 1)
         if sent is not offloaded:
             earned[offloaded & ~sent] = np.nan
-        prediction = np.where(np.isnan(confidence), -1, trace.prediction[row])
         told = Outcomes(
             run=run,
             frame=np.full(runs, t),
@@ -212,7 +212,15 @@ def replay(
         post.add(t, told)
         done["arm"][t], done["exit"][t], done["offloaded"][t], done["fallback"][t] = told.arm, exit, offloaded, lost
         done["reward"][t] = earned
-        done["answer"][t] = answer(confidence, prediction, exit, exit_at[:, -1])
+        done["answer"][t] = prediction.ravel()[cell + exit]
+        unsure = np.flatnonzero(confidence[:, exits] < exit_at[:, exits])  # of what the cloud answered
+        if len(unsure):
+            done["answer"][t, unsure] = answer(
+                confidence.take(unsure, axis=0),
+                prediction.take(unsure, axis=0),
+                exit.take(unsure),
+                exit_at[:, exits].take(unsure),
+            )
         if t % 256 == 255:
             report(t + 1)
     report(rounds)
@@ -224,11 +232,17 @@ def _leave(confidence: Floats, exit_at: Floats, skip_below: Floats) -> tuple[Int
     exits = confidence.shape[1] - 1
     answered, skipped = leave(confidence[:, :exits], exit_at[:, :exits], skip_below)
     if exits == 1:
-        return np.where(answered[:, 0], 0, 1), np.ones(len(confidence), dtype=np.int64)
+        return (~answered[:, 0]).astype(np.int64), np.ones(len(confidence), dtype=np.int64)
     stops = answered | skipped
     first = np.where(stops.any(axis=1), stops.argmax(axis=1), exits - 1)
     here = answered[np.arange(len(first)), first]
     return np.where(here, first, exits), first + 1
+
+
+def _hide(confidence: Floats, prediction: Ints, exit: int, where: Bools) -> None:
+    """Take out what an exit would have said, where inference never went."""
+    np.copyto(confidence[:, exit], np.nan, where=where)
+    np.copyto(prediction[:, exit], -1, where=where)
 
 
 class _Post:

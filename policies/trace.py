@@ -1,5 +1,6 @@
 """Traces: what every exit would say of every frame; the currency between engine, replay and environments."""
 
+import contextlib
 import csv
 import os
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from eex.policies.base import Bools, Floats, Ints
 from eex.policies.errors import EexError
+from eex.policies.schedule import PRISTINE
 
 FORMAT = b"eex-trace-1"
-PRISTINE = "pristine"
+MOST_CLASSES = 1_000_000
 ROUNDING = 1e-6
 """How far above 1 a softmax in single precision may come."""
 
@@ -89,6 +91,7 @@ class Trace:
         _check_range("confidence", self.confidence, 0.0, 1.0)
         _check_range("prediction", self.prediction, 0, len(self.classes) - 1)
         _check_range("label", self.label, -1, len(self.classes) - 1)
+        _check_range("level", self.level, 0.0, np.inf)
         if self.probabilities is not None:
             _check_range("probabilities", self.probabilities, 0.0, 1.0)
         if self.seconds is not None:
@@ -133,7 +136,7 @@ def _check_range(name: str, column: NDArray[Any], low: float, high: float) -> No
 
 
 def write_trace(path: Path, trace: Trace) -> None:
-    """Write a trace as an Arrow file; what was there is replaced only once all is written.
+    """Write a trace as an Arrow file; what was there is replaced only once all is written, whatever interrupts it.
 
     Raises
     ------
@@ -161,9 +164,12 @@ def write_trace(path: Path, trace: Trace) -> None:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise EexError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except BaseException as error:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError):
+            raise EexError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
 
 
 def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
@@ -200,37 +206,46 @@ def _read_arrow(path: Path) -> Trace:
     with open(path, "rb") as file:
         try:
             table = pa.ipc.open_file(file).read_all()
-        except pa.ArrowInvalid:
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError):  # of an open file: what it holds
             raise EexError("is neither a trace that eex-record wrote (Arrow) nor a .csv file, or is cut off") from None
     metadata = table.schema.metadata or {}
     if metadata.get(b"format") != FORMAT:
         raise EexError(f"is an Arrow file, but not a trace: expected the format {FORMAT.decode()} in its metadata")
     exits = sum(name.startswith("confidence_") for name in table.column_names)
     wanted = ["label", "distortion", "level"]
-    wanted += [f"{kind}_{e + 1}" for kind in ("confidence", "prediction") for e in range(exits)]
+    timed = "seconds_1" in table.column_names
+    columns = ("confidence", "prediction", "seconds") if timed else ("confidence", "prediction")
+    wanted += [f"{column}_{e + 1}" for column in columns for e in range(exits)]
     _need(table.column_names, wanted)
     if not len(table):
         raise EexError("has no rows")
-    label, classes = _index(table["label"])
+    label, classes = _index(table, "label")
     prediction = []
     for e in range(exits):
-        index, named = _index(table[f"prediction_{e + 1}"])
+        index, named = _index(table, f"prediction_{e + 1}")
         if named != classes:
             raise EexError(f"prediction_{e + 1} has other classes ({_few(named)}) than label ({_few(classes)})")
         prediction.append(index)
+    kind, kinds = _index(table, "distortion")
+    if (kind < 0).any():
+        raise EexError(f"distortion must be named: frame {int((kind < 0).argmax())} has none")
     experts = tuple(n.removeprefix("probability_") for n in table.column_names if n.startswith("probability_"))
-    seconds = [table[f"seconds_{e + 1}"] for e in range(exits)] if "seconds_1" in table.column_names else None
+
+    def per_exit(kind: str) -> Floats:
+        return np.column_stack([_floats(table, f"{kind}_{e + 1}") for e in range(exits)])
+
     return Trace(
-        confidence=_floats([table[f"confidence_{e + 1}"] for e in range(exits)]),
+        confidence=per_exit("confidence"),
         prediction=np.column_stack(prediction),
         label=label,
         classes=classes,
-        distortion=np.asarray(table["distortion"].to_pylist(), dtype=str),
-        level=_floats([table["level"]])[:, 0],
-        probabilities=_floats([table[f"probability_{name}"] for name in experts]) if experts else None,
+        distortion=np.array(kinds)[kind],
+        level=_floats(table, "level"),
+        probabilities=np.column_stack([_floats(table, f"probability_{e}") for e in experts]) if experts else None,
         experts=experts,
-        seconds=None if seconds is None else _floats(seconds),
-        model=metadata.get(b"model", b"").decode(),
+        seconds=per_exit("seconds") if timed else None,
+        model=metadata.get(b"model", b"").decode(errors="replace"),
     )
 
 
@@ -242,20 +257,27 @@ def _names(index: Ints, names: Sequence[str]) -> Any:
     )
 
 
-def _index(column: Any) -> tuple[Ints, tuple[str, ...]]:
+def _index(table: Any, name: str) -> tuple[Ints, tuple[str, ...]]:
     """Numbers and names of a dictionary column; -1 for null."""
     import pyarrow as pa
 
-    if not pa.types.is_dictionary(column.type):
-        raise EexError(f"expected a column of named classes, got {column.type}")
+    column = table[name]
+    if not pa.types.is_dictionary(column.type) or not pa.types.is_string(column.type.value_type):
+        raise EexError(f"{name} must hold names, got {column.type}")
     whole = column.combine_chunks()
     whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
     index = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return index, tuple(whole.dictionary.to_pylist())
 
 
-def _floats(columns: Sequence[Any]) -> Floats:
-    return np.column_stack([c.to_numpy().astype(np.float64) for c in columns])
+def _floats(table: Any, name: str) -> Floats:
+    import pyarrow as pa
+
+    column = table[name]
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise EexError(f"{name} must hold numbers, got {column.type}")
+    numbers: Floats = column.to_numpy().astype(np.float64)
+    return numbers
 
 
 # CSV files of AdaEE's authors: what a column is called in each of their layouts, {} standing for the exit
@@ -278,12 +300,13 @@ CSV_LAYOUTS: dict[str, dict[str, str]] = {
 
 
 def _read_csv(path: Path) -> Trace:
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if not header:
-            raise EexError("is empty")
-        table = [row for row in rows if row]
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        try:
+            header, *table = [row for row in csv.reader(file) if row] or [[]]
+        except csv.Error as error:
+            raise EexError(f"is not CSV: {error}") from None
+    if not header:
+        raise EexError("is empty")
     exits = 0
     while f"conf_branch_{exits + 1}" in header:
         exits += 1
@@ -292,7 +315,7 @@ def _read_csv(path: Path) -> Trace:
         None,
     )
     if layout is None:
-        known = "; ".join(f"{name}: {', '.join(c.values())}" for name, c in CSV_LAYOUTS.items())
+        known = "; ".join(f"{n}: {', '.join(c.values())}".replace("{}", "1") for n, c in CSV_LAYOUTS.items())
         raise EexError(f"has columns of no layout that is known ({known}); its columns: {_few(tuple(header))}")
     per_exit = [k for k in layout if "{}" in layout[k]]
     _need(header, [layout[k].format(e + 1) for k in per_exit for e in range(exits)] + [layout["label"]])
@@ -323,8 +346,9 @@ def _read_csv(path: Path) -> Trace:
 
 
 def _classes(name: str, values: Floats) -> Ints:
-    if not (np.isfinite(values) & (values == np.round(values)) & (values >= 0)).all():
-        raise EexError(f"{name} must hold classes 0, 1, …")
+    bad = ~((values >= 0) & (values < MOST_CLASSES) & (values == np.round(values)))
+    if bad.any():
+        raise EexError(f"row {np.argwhere(bad)[0, 0] + 1}: {name} must be a class 0, 1, …, got {values[bad][0]:g}")
     return values.astype(np.int64)
 
 
@@ -361,4 +385,5 @@ def _need(have: Sequence[str], wanted: Sequence[str]) -> None:
 
 
 def _few(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in names[:most]]
+    return ", ".join(shown) + (f", … ({len(names)})" if len(names) > most else "")

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eex.policies.base import Context, Outcomes, Policy, Thresholds
+from eex.policies.arms import GRID, HAIR, Arms
+from eex.policies.base import Context, Floats
 from eex.policies.errors import EexError
 
-GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
-
-class UCB(Policy):
+class UCB(Arms):
     r"""Upper confidence bound: play the threshold that could plausibly be best.
 
     Play each arm once; then, with :math:`t` rounds heard of, :math:`n_a` of them on arm :math:`a` for a mean reward of
@@ -48,46 +47,14 @@ class UCB(Policy):
     Figure 1; Pacheco et al. (2024), AdaEE, Algorithm 1.
     """
 
-    state = ("counts", "totals", "pending")
-
     def __init__(
         self, grid: Sequence[float] = GRID, c: float = 1.0, exits: int = 1, runs: int = 1, seed: int = 0
     ) -> None:
-        super().__init__(exits, runs, seed)
-        self.grid = np.asarray(grid, dtype=float)
-        if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
-            raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
+        super().__init__(grid, exits, runs, seed)
         if not 0 <= c < np.inf:
             raise EexError(f"c must be 0 or more, got {c}")
         self.c = c
-        self.counts = np.zeros((runs, self.grid.size))  # heard of
-        self.totals = np.zeros((runs, self.grid.size))
-        self.pending = np.zeros((runs, self.grid.size))  # chosen, not heard of
 
-    def choose(self, context: Context) -> Thresholds:
-        """Thresholds for the next frames: while nothing is learned, an arm's index depends on its own counts alone."""
-        frames = context.frames
-        mean = self.totals / np.maximum(self.counts, 1)  # (runs, arms)
-        log_t = np.log(np.maximum(self.counts.sum(axis=1), 1))
-        # column k: the arm's index if it had been chosen k times more
-        chosen = (self.counts + self.pending)[:, :, None] + np.arange(frames)  # (runs, arms, frames)
-        bonus = self.c * np.sqrt(log_t[:, None, None] / np.maximum(chosen, 1))
-        index = np.where(chosen == 0, np.inf, mean[:, :, None] + bonus)
-        if frames == 1:
-            best = index[..., 0] == index.max(axis=1)
-            arm = np.where(best, chosen[..., 0], np.inf).argmin(axis=1)[:, None]
-        else:
-            # greedy choice frame by frame is a merge of the arms' falling index sequences
-            flat = (self.runs, -1)
-            order = np.lexsort((chosen.reshape(flat), -index.reshape(flat)), axis=1)
-            arm = order[:, :frames] // frames
-        np.add.at(self.pending, (np.arange(self.runs)[:, None], arm), 1)
-        return self.same_at_every_exit(self.grid[arm], arm)
-
-    def learn(self, outcomes: Outcomes) -> None:
-        """Credit each arm with the rewards of the frames it was played for."""
-        at = (outcomes.run, outcomes.arm)
-        np.add.at(self.pending, at, -1)
-        heard = ~np.isnan(outcomes.reward)
-        np.add.at(self.counts, (outcomes.run[heard], outcomes.arm[heard]), 1)
-        np.add.at(self.totals, (outcomes.run[heard], outcomes.arm[heard]), outcomes.reward[heard])
+    def index(self, played: Floats, context: Context) -> Floats:
+        """The formula above."""
+        return self.mean() + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)

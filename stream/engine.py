@@ -32,7 +32,10 @@ LONGEST_GATHER = 8
 class Rows:
     """Finished frames in the order in which they came in, as columns, one row a frame.
 
-    Exits are counted from 0; the last column of `confidence`, `prediction` and `exit_at` is the final exit's.
+    Exits are counted from 0; the last column of `confidence`, `prediction` and `exit_at` is the final exit's. The
+    context's `queue` and `link_ms` (here `link_estimate_ms`) that a frame was chosen in, its rank `heard` among the
+    frames that the policy was told of, and how many frames had been chosen for by then, `heard_at`, are what replay
+    needs to make the same choices (`eex.policies.replay.Feedback`).
     """
 
     frame: Ints
@@ -43,6 +46,8 @@ class Rows:
     arm: Ints
     probability: Floats
     audited: Bools
+    queue: Ints
+    link_estimate_ms: Floats
     exit_at: Floats
     skip_below: Floats
     confidence: Floats
@@ -54,6 +59,8 @@ class Rows:
     answer: Ints
     overhead: Floats
     reward: Floats
+    heard: Ints
+    heard_at: Ints
     bytes: Floats
     edge_ms: Floats
     link_ms: Floats
@@ -83,6 +90,8 @@ def _empty_rows(count: int, exits: int, kinds: int) -> Rows:
         arm=ints(),
         probability=floats(),
         audited=bools(),
+        queue=ints(),
+        link_estimate_ms=floats(),
         exit_at=floats(exits),
         skip_below=floats(exits - 1),
         confidence=floats(exits),
@@ -94,6 +103,8 @@ def _empty_rows(count: int, exits: int, kinds: int) -> Rows:
         answer=ints(),
         overhead=floats(),
         reward=floats(),
+        heard=ints(),
+        heard_at=ints(),
         bytes=floats(),
         edge_ms=floats(),
         link_ms=floats(),
@@ -159,6 +170,7 @@ class Engine:
         self.edge_exits = net.edge_exits
         self.device = net.mean.device
         self.head = self.next = 0  # oldest frame not yet taken; number of the next one
+        self.heard = 0  # frames that the policy was told of
         self._ring = _empty_rows(capacity, net.edge_exits + 1, kinds)
         self._done = np.zeros(capacity, dtype=bool)
         self._entered = np.zeros(capacity)
@@ -196,7 +208,7 @@ class Engine:
         slots = frame % self.capacity
         self.next += count
         with torch.inference_mode():
-            experts, probabilities = self._select(images)
+            experts, probabilities = _select(self.net, images)
             self._choose(frame, slots, probabilities)
             started = time.perf_counter()
             self._enter(slots, frame, names, labels, levels, experts, entered)
@@ -255,13 +267,6 @@ class Engine:
 
     # ---- the edge
 
-    def _select(self, images: Tensor) -> tuple[Ints, Floats | None]:
-        """Which expert looks at each frame, and the distortion classifier's probabilities."""
-        if self.net.classifier is None:
-            return np.zeros(len(images), dtype=np.int64), None
-        probabilities = torch.softmax(self.net.classifier(images).float(), dim=1).cpu().numpy().astype(float)
-        return probabilities.argmax(axis=1), probabilities
-
     def _choose(self, frame: Ints, slots: Ints, probabilities: Floats | None) -> None:
         started = time.perf_counter()
         link_ms = float("nan") if self.offloader is None else self.offloader.link_ms
@@ -282,6 +287,8 @@ class Engine:
         ring.arm[slots] = chosen.arm[0]
         ring.probability[slots] = chosen.probability[0]
         ring.audited[slots] = chosen.audited[0]
+        ring.queue[slots] = queue
+        ring.link_estimate_ms[slots] = link_ms
         self.policy_seconds += time.perf_counter() - started
 
     def _enter(
@@ -467,6 +474,9 @@ class Engine:
         columns["reward"] = reward(c, columns["offloaded"], columns["sent"], columns["overhead"], self.exit_cost)
         self._ring.reward[slots] = columns["reward"]
         self.policy.learn(Outcomes(run=np.zeros(len(slots), dtype=np.int64), **columns))
+        self._ring.heard[slots] = np.arange(self.heard, self.heard + len(slots))
+        self._ring.heard_at[slots] = self.next
+        self.heard += len(slots)
         self._done[slots] = True
         self.policy_seconds += time.perf_counter() - started
 
@@ -516,15 +526,28 @@ def _sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tenso
     return images[torch.from_numpy(order).to(images.device)], slots[order], experts[order]
 
 
-@torch.inference_mode()
-def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints]:
-    """What every edge exit and the final exit would say of each image: confidence and prediction, (B, edge exits + 1).
+def _select(net: EarlyExitNet, images: Tensor) -> tuple[Ints, Floats | None]:
+    """Which expert looks at each frame, (B,), and the distortion classifier's probabilities, (B, experts)."""
+    if net.classifier is None:
+        return np.zeros(len(images), dtype=np.int64), None
+    probabilities = torch.softmax(net.classifier(images).float(), dim=1).cpu().numpy().astype(float)
+    return probabilities.argmax(axis=1), probabilities
 
-    This is what no policy may see: it is for regret and for the figures by exit.
+
+@torch.inference_mode()
+def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats | None]:
+    """What every edge exit and the final exit would say of each image, and the distortion classifier before them.
+
+    This is what no policy may see: it is for traces, for regret and for the figures by exit.
+
+    Returns
+    -------
+    confidence, prediction
+        (B, edge exits + 1).
+    probabilities
+        Of each expert's distortion, (B, experts); None without a classifier.
     """
-    experts = np.zeros(len(images), dtype=np.int64)
-    if net.classifier is not None:
-        experts = net.classifier(images).argmax(dim=1).cpu().numpy()
+    experts, probabilities = _select(net, images)
     images, order, experts = _sorted_by_expert(images, np.arange(len(images)), experts)
     shape = (len(images), net.edge_exits + 1)
     confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)
@@ -540,4 +563,4 @@ def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints]:
             top, index = torch.softmax(logits.float(), dim=1).max(dim=1)
             confidence[order[start:stop], column] = top.cpu().numpy()
             prediction[order[start:stop], column] = index.cpu().numpy()
-    return confidence, prediction
+    return confidence, prediction, probabilities

@@ -9,7 +9,7 @@ import tyro
 
 from eex.policies.errors import EexError
 from eex.stream.guard import guarded, share_cores
-from eex.stream.run import StreamConfig, from_json, run
+from eex.stream.run import StreamConfig, earlier, run
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,11 @@ def _main() -> int:
 
 
 def _parse(arguments: list[str]) -> Command:
-    default = StreamConfig()
-    if "--config" in arguments[:-1]:
-        default = from_json(Path(arguments[arguments.index("--config") + 1]))
-    elif at := [a for a in arguments if a.startswith("--config=")]:
-        default = from_json(Path(at[0].partition("=")[2]))
     return tyro.cli(
         Command,
         prog="eex-stream",
         args=arguments,
-        default=Command(stream=default),
+        default=Command(stream=earlier(arguments, StreamConfig)),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 

@@ -8,7 +8,9 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from eex.policies.base import Bools, Floats, Ints, Outcomes
 from eex.policies.errors import EexError
+from eex.policies.replay import Feedback
 from eex.policies.schedule import KINDS
 from eex.stream.engine import Rows
 
@@ -120,6 +122,8 @@ class RecordWriter:
             "arm": rows.arm.astype(np.int32),
             "probability": pa.array(rows.probability, from_pandas=True),
             "audited": rows.audited,
+            "queue": rows.queue.astype(np.int32),
+            "link_estimate_ms": pa.array(rows.link_estimate_ms, from_pandas=True),
         }
         for e in range(edge_exits + 1):
             columns[f"exit_at_{e + 1}"] = rows.exit_at[:, e]
@@ -135,6 +139,8 @@ class RecordWriter:
             "fallback": rows.fallback,
             "overhead": rows.overhead,
             "reward": pa.array(rows.reward, from_pandas=True),
+            "heard": rows.heard,
+            "heard_at": rows.heard_at,
             "bytes": rows.bytes.astype(np.float32),
             "edge_ms": rows.edge_ms.astype(np.float32),
             "link_ms": rows.link_ms.astype(np.float32),
@@ -183,3 +189,97 @@ def read_records(folder: Path) -> pa.Table:
     if not batches:
         raise EexError(f"{folder}: the records were cut off before their first batch was whole")
     return pa.Table.from_batches(batches)
+
+
+def feedback_of(records: pa.Table | Path) -> Feedback:
+    """What a recorded run's policy knew of the link, and when it heard of each frame, for `eex.policies.replay.replay`.
+
+    Parameters
+    ----------
+    records
+        The table that `read_records` gives, or the folder. Records of a killed run will do: what was heard of later
+        than its last row had no part in these rows.
+
+    Raises
+    ------
+    EexError
+        If the records hold other frames than 0, 1, … or lack a column.
+    """
+    table = _in_order(records)
+    heard = np.argsort(_numbers(table, "heard"), kind="stable")
+    return Feedback(
+        frame=heard,
+        chosen=_numbers(table, "heard_at")[heard],
+        queue=_numbers(table, "queue"),
+        link_ms=_floats(table, "link_estimate_ms"),
+        sent=_flags(table, "sent"),
+        fallback=_flags(table, "fallback"),
+    )
+
+
+def outcomes_of(records: pa.Table | Path) -> Outcomes:
+    """A recorded run's frames in order, as its policy was told of them.
+
+    Parameters
+    ----------
+    records
+        The table that `read_records` gives, or the folder.
+
+    Raises
+    ------
+    EexError
+        If the records hold other frames than 0, 1, … or lack a column.
+    """
+    table = _in_order(records)
+    exits = range(1, 1 + sum(name.startswith("exit_at_") for name in table.column_names))
+    if len(exits) < 2:
+        raise EexError("the records lack the column exit_at_1 or exit_at_2: written by an older eex?")
+    return Outcomes(
+        run=np.zeros(len(table), dtype=np.int64),
+        frame=_numbers(table, "frame"),
+        arm=_numbers(table, "arm"),
+        probability=_floats(table, "probability"),
+        audited=_flags(table, "audited"),
+        exit_at=np.column_stack([_floats(table, f"exit_at_{e}") for e in exits]),
+        confidence=np.column_stack([_floats(table, f"confidence_{e}") for e in exits]),
+        prediction=np.column_stack([_index(table, f"prediction_{e}") for e in exits]),
+        exit=_numbers(table, "exit") - 1,
+        offloaded=_flags(table, "offloaded"),
+        fallback=_flags(table, "fallback"),
+        sent=_flags(table, "sent"),
+        latency_ms=_floats(table, "latency_ms"),
+        overhead=_floats(table, "overhead"),
+        reward=_floats(table, "reward"),
+    )
+
+
+def _in_order(records: pa.Table | Path) -> pa.Table:
+    table = read_records(records) if isinstance(records, Path) else records
+    frame = _numbers(table, "frame")
+    if not (frame == np.arange(len(frame))).all():
+        row = int((frame != np.arange(len(frame))).argmax())
+        raise EexError(f"the records are not those of one whole run: row {row} is frame {frame[row]}")
+    return table
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    if name not in table.column_names:
+        raise EexError(f"the records lack the column {name}: written by an older eex?")
+    return table[name]
+
+
+def _numbers(table: pa.Table, name: str) -> Ints:
+    return np.asarray(_column(table, name), dtype=np.int64)
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
+    return np.asarray(_column(table, name), dtype=np.float64)  # null becomes NaN
+
+
+def _flags(table: pa.Table, name: str) -> Bools:
+    return np.asarray(_column(table, name), dtype=np.bool_)
+
+
+def _index(table: pa.Table, name: str) -> Ints:
+    chunks = [chunk.indices.fill_null(-1).to_numpy() for chunk in _column(table, name).chunks]
+    return np.concatenate(chunks).astype(np.int64)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -40,7 +40,44 @@ CACHE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class StreamConfig:
+class FrameConfig:
+    """Which frames are run through which network."""
+
+    source: str = "sample"
+    """Where frames come from: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one,
+    CIFAR-10's or Caltech-256's own folder, or a video."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Part of the source, where it has parts."""
+    distortion: str = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
+    """What happens to the frames, and when: kind@level:frames, ramps a..b, mixtures with +, 3x(…), random(…)."""
+    frames: int = 0
+    """Number of frames; 0 = as many as the distortion schedule says, or else all of the source once."""
+    shuffle: bool = True
+    """Draw the order of the images; a video keeps its own."""
+    resize: bool = False
+    """Scale and crop images of another size than the model's, instead of skipping them."""
+    model: Path | None = None
+    """Folder of weights and card; by default the shipped model."""
+    network: str = ""
+    """For a network of one's own: module:function that cuts it."""
+    batch: int = 32
+    """Frames in a micro-batch."""
+    seed: int = 0
+    """Of all that is drawn: order, distortions, policies."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; of a stream, its edge part."""
+
+    def check(self) -> None:
+        """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
+        for name, low in (("frames", 0), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
+        if self.batch > 4096:
+            raise EexError(f"--batch must be at most 4096, got {self.batch}")
+
+
+@dataclass(frozen=True)
+class StreamConfig(FrameConfig):
     """Stream images through an early-exit network while a policy learns where each frame should stop.
 
     What it prints last, and writes into a folder of its own under --out, says what adapting bought.
@@ -53,23 +90,6 @@ class StreamConfig:
     compare: str = ""
     """Policies to play over the very same frames afterwards, between commas, options behind colons:
     fixed,fixed:p_tar=0.95,ucb:c=0.5"""
-    source: str = "sample"
-    """Where frames come from: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one,
-    CIFAR-10's or Caltech-256's own folder, or a video."""
-    split: Literal["train", "validation", "test", "all"] = "test"
-    """Part of the source, where it has parts."""
-    distortion: str = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
-    """What happens to the frames, and when: kind@level:frames, ramps a..b, mixtures with +, 3x(…), random(…)."""
-    frames: int = 0
-    """Frames to stream; 0 = as many as the distortion schedule says, or else all of the source once."""
-    shuffle: bool = True
-    """Draw the order of the images; a video keeps its own."""
-    resize: bool = False
-    """Scale and crop images of another size than the model's, instead of skipping them."""
-    model: Path | None = None
-    """Folder of weights and card; by default the shipped model."""
-    network: str = ""
-    """For a network of one's own: module:function that cuts it."""
     worker: str = "embedded"
     """Cloud worker: 'embedded' starts one, tcp://host:port names one that eex-worker runs, 'none' does without."""
     overhead: float = 0.1
@@ -78,14 +98,8 @@ class StreamConfig:
     """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
     deadline_ms: float = 1000.0
     """After this an offloaded frame is answered on the edge."""
-    batch: int = 32
-    """Frames in a micro-batch."""
     gather: int = 0
     """Run a deeper stage once so many survivors wait for it; more is faster, and answers later."""
-    seed: int = 0
-    """Of all that is drawn: order, distortions, policies."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the edge part runs."""
     regret: bool = True
     """Afterwards run every exit of every frame, for regret and accuracy by exit; the source must be readable again."""
     out: Path = Path("runs")
@@ -93,17 +107,18 @@ class StreamConfig:
 
     def check(self) -> None:
         """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
-        for name, low in (("frames", 0), ("batch", 1), ("gather", 0), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
-        if self.batch > 4096:
-            raise EexError(f"--batch must be at most 4096, got {self.batch}")
+        super().check()
+        if self.gather < 0:
+            raise EexError(f"--gather must be at least 0, got {self.gather}")
         if not 0 <= self.overhead <= 1:
             raise EexError(f"--overhead must lie in [0, 1], units of confidence; got {self.overhead:g}")
         if not 0 <= self.exit_cost <= 1:
             raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
         if not self.deadline_ms > 0:
             raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
+
+
+Config = TypeVar("Config", bound=FrameConfig)
 
 
 @dataclass(frozen=True)
@@ -151,42 +166,29 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
     schedule = parse_schedule(config.distortion, config.seed)
     rivals = [name.strip() for name in config.compare.split(",") if name.strip()]
     options = dict(split_option(pair) for pair in config.policy_option)
-    # only now: torch takes seconds, and what is wrong above is told at once
-    from eex.models.card import load
-    from eex.models.fast import optimised
-    from eex.stream.sources import open_source
-
+    # only then torch, which takes seconds: what is wrong above is told at once
     with contextlib.ExitStack() as stack:
         worker = stack.enter_context(_embedded_worker(config)) if config.worker == "embedded" else None
-        device = pick_device(config.device)
-        net = optimised(load(config.model, device, make_network(config.network)))
+        net = load_network(config)
         policies = [make_policy(config.policy, options, exits=net.edge_exits, seed=config.seed)]
         policies += [make_policy(name, exits=net.edge_exits, seed=config.seed) for name in rivals]
         names = _told_apart([":".join([config.policy, *config.policy_option]), *rivals])
-        source = open_source(
-            config.source,
-            split=config.split,
-            shape=net.architecture.input_shape,
-            resize=config.resize,
-        )
-        source = _cached(_relabelled(source, net.classes))
-        total = config.frames or schedule.length or len(source)
+        frames = Frames(config, schedule, net)
         offloader = stack.enter_context(contextlib.closing(_connect(config, worker, net)))
         folder = make_folder(config.out, config.policy.partition(":")[0])
         _write_json(folder / "config.json", to_json(config))
         stop = stack.enter_context(interrupts())
-        stream = Stream(source, schedule, net, config, total, stop)
+        stream = Stream(frames, net, config, stop)
         played: list[Played] = []
         for name, policy in zip(names, policies, strict=True):
-            if played and (stop() or source.stream is not None):
+            if played and (stop() or frames.live):
                 break
             played.append(stream.play(name, policy, offloader, show, folder / "records" if not played else None))
         reference = None
-        if config.regret and source.stream is None and not stop() and played[0].tally.frames:
+        if config.regret and not frames.live and not stop() and played[0].tally.frames:
             reference = stream.hindsight(played[0].tally.frames, show)
     if not played[0].tally.frames and not stop():
-        reason = next(iter(played[0].skipped.items()), ("", "it has no frames"))
-        raise EexError(f"{config.source}: no frame could be used; {reason[0]}: {reason[1]}")
+        raise nothing_usable(config, played[0].skipped)
     summary = summarise(config, played, reference, net, interrupted=stop())
     summary["folder"] = str(folder)
     _write_json(folder / "summary.json", summary)
@@ -203,29 +205,61 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
     return summary
 
 
-class Stream:
-    """The same frames, as often as they are asked for: a source under a distortion schedule."""
+def load_network(config: FrameConfig) -> "EarlyExitNet":
+    """The network as configured, in the form that infers fast, on its device.
 
-    def __init__(
-        self,
-        source: "Source",
-        schedule: "Schedule",
-        net: "EarlyExitNet",
-        config: StreamConfig,
-        total: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.source, self.schedule, self.net, self.config, self.total = source, schedule, net, config, total
-        self.stop = stop
+    Raises
+    ------
+    EexError
+        If it cannot be used, or there is no such device.
+    """
+    from eex.models.card import load
+    from eex.models.fast import optimised
+
+    return optimised(load(config.model, pick_device(config.device), make_network(config.network)))
+
+
+class Frames:
+    """The same frames, as often as they are asked for: a source under a distortion schedule, for a network.
+
+    Attributes
+    ----------
+    total
+        How many there are; 0 = until a live source ends.
+    live
+        Whether they come but once, from a camera or a video.
+
+    Raises
+    ------
+    EexError
+        If the source cannot be used.
+    """
+
+    def __init__(self, config: FrameConfig, schedule: "Schedule", net: "EarlyExitNet") -> None:
+        from eex.stream.sources import open_source
+
+        shape = net.architecture.input_shape
+        source = open_source(config.source, split=config.split, shape=shape, resize=config.resize)
+        self.source = _cached(_relabelled(source, net.classes))
+        self.config, self.schedule, self.device = config, schedule, net.mean.device
+        self.total = config.frames or schedule.length or len(source)
+        self.live = source.stream is not None
 
     def batches(self, total: int, skipped: dict[str, str]) -> Iterator[tuple["torch.Tensor", list[str], "Ints", Any]]:
-        """Distorted micro-batches on the network's device, with names, labels and levels; fills in what was skipped."""
+        """Distorted micro-batches on the network's device, with names, labels and levels; fills in what was skipped.
+
+        Parameters
+        ----------
+        total
+            Frames to give; 0 = until the source ends.
+        skipped
+            Reasons by name, added to as images are skipped.
+        """
         import torch
 
         from eex.stream.distortions import distort
         from eex.stream.sources import Skipped, check_finite, frames
 
-        device = self.net.mean.device
         arriving = frames(self.source, self.config.seed if self.config.shuffle else None)
         first = 0
         while first < total or not total:
@@ -251,10 +285,19 @@ class Stream:
                 return
             number = np.arange(first, first + len(images))
             levels = self.schedule.levels(number)
-            pixels = _tensor(images).to(device)
+            pixels = _tensor(images).to(self.device)
             pixels = distort(pixels, torch.from_numpy(levels), torch.from_numpy(number), self.config.seed)
             yield pixels, names, np.array(labels), levels
             first += len(images)
+
+
+class Stream:
+    """Frames that one policy after another is played over."""
+
+    def __init__(
+        self, frames: Frames, net: "EarlyExitNet", config: StreamConfig, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.frames, self.net, self.config, self.stop = frames, net, config, stop
 
     def play(self, name: str, policy: Any, offloader: "Offloader | None", show: Show, records: Path | None) -> Played:
         """Stream all frames under one policy."""
@@ -262,7 +305,7 @@ class Stream:
         from eex.stream.records import RecordWriter
         from eex.stream.tally import Tally
 
-        config, net = self.config, self.net
+        config, net, frames = self.config, self.net, self.frames
         engine = Engine(
             net, policy, offloader, overhead=config.overhead, exit_cost=config.exit_cost, gather=config.gather
         )
@@ -277,7 +320,7 @@ class Stream:
                     file.write(rows)
 
         with writer as file:
-            for pixels, names, labels, levels in self.batches(self.total, played.skipped):
+            for pixels, names, labels, levels in frames.batches(frames.total, played.skipped):
                 if self.stop():
                     break
                 engine.feed(pixels, names, labels, levels)
@@ -287,13 +330,13 @@ class Stream:
                     take()
                 if tell:
                     shown = now
-                    kind = self.schedule.names(np.array([engine.next - 1]))[0]
-                    show(Glance(name, engine.next, self.total, now - started, played.tally, str(kind)))
+                    kind = frames.schedule.names(np.array([engine.next - 1]))[0]
+                    show(Glance(name, engine.next, frames.total, now - started, played.tally, str(kind)))
             engine.drain()
             take()
             played.seconds = time.perf_counter() - started
         if engine.next:
-            show(Glance(name, engine.next, self.total, played.seconds, played.tally, finished=True))
+            show(Glance(name, engine.next, frames.total, played.seconds, played.tally, finished=True))
         return played
 
     def hindsight(self, total: int, show: Show) -> "Reference | None":
@@ -305,12 +348,12 @@ class Stream:
         started = shown = time.perf_counter()
         first = 0
         nothing = Tally(self.net.edge_exits + 1)
-        for pixels, names, labels, _ in self.batches(total, {}):
+        for pixels, names, labels, _ in self.frames.batches(total, {}):
             if self.stop():
                 return None
-            confidence, prediction = every_exit(self.net, pixels)
+            confidence, prediction, _ = every_exit(self.net, pixels)
             number = np.arange(first, first + len(names))
-            reference.add(number, [str(n) for n in self.schedule.names(number)], labels, confidence, prediction)
+            reference.add(number, [str(n) for n in self.frames.schedule.names(number)], labels, confidence, prediction)
             first += len(names)
             now = time.perf_counter()
             if now - shown > 0.2:
@@ -350,6 +393,12 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         yield came.is_set
     finally:
         restore()
+
+
+def nothing_usable(config: FrameConfig, skipped: dict[str, str]) -> EexError:
+    """The error that no frame of a source could be used, with the first reason."""
+    name, reason = next(iter(skipped.items()), ("", "it has no frames"))
+    return EexError(f"{config.source}: no frame could be used; {name}: {reason}")
 
 
 def _told_apart(names: list[str]) -> list[str]:
@@ -581,13 +630,28 @@ def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
         raise EexError(f"{path}: cannot be written: {error}") from None
 
 
+def earlier(arguments: list[str], kind: type[Config]) -> Config:
+    """What the options of a command start from: the file behind --config among its arguments, or the defaults.
+
+    Raises
+    ------
+    EexError
+        If the file is not the configuration of a run.
+    """
+    if "--config" in arguments[:-1]:
+        return from_json(Path(arguments[arguments.index("--config") + 1]), kind)
+    if at := [a for a in arguments if a.startswith("--config=")]:
+        return from_json(Path(at[0].partition("=")[2]), kind)
+    return kind()
+
+
 def to_json(config: StreamConfig) -> Any:
     """A configuration as plain JSON values."""
     return msgspec.to_builtins(config, enc_hook=str)
 
 
-def from_json(path: Path) -> StreamConfig:
-    """The configuration of an earlier run.
+def from_json(path: Path, kind: type[Config]) -> Config:
+    """The configuration of an earlier run, or the part of it that a kind of configuration holds.
 
     Raises
     ------
@@ -595,7 +659,7 @@ def from_json(path: Path) -> StreamConfig:
         If the file is none.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=StreamConfig, dec_hook=lambda kind, value: kind(value))
+        return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, msgspec.ValidationError) as error:

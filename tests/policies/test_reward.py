@@ -1,5 +1,6 @@
 """Rewards worked by hand, and the references that hindsight knows."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,8 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from eex.policies.base import Context
+from eex.policies.errors import EexError
 from eex.policies.fixed import Fixed
-from eex.policies.reward import best_fixed, fixed_reward, oracle, reward
+from eex.policies.reward import (
+    best_arm,
+    best_arm_of_segments,
+    best_fixed,
+    best_per_exit,
+    fixed_reward,
+    fixed_rewards,
+    oracle,
+    reward,
+)
 from eex.policies.routing import route
 
 NAN = math.nan
@@ -100,3 +111,71 @@ def test_fixed_reward_is_what_the_fixed_policy_earns(trace, overhead, threshold)
     seen[~offloaded, -1] = np.nan
     earned = reward(seen, offloaded, offloaded, np.full(len(trace), overhead), exit_cost)
     np.testing.assert_allclose(earned, fixed_reward(trace, overhead, threshold, exit_cost), atol=1e-12)
+
+
+def test_best_threshold_per_exit_by_hand():
+    thresholds, earned = best_per_exit(CONFIDENCE, 0.35, GRID)
+    # frame 0 alone is worth sending: past exit 1 below 0.3, say, and past exit 2 (0.4) below 0.5
+    np.testing.assert_allclose(earned, [0.15, 0, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(thresholds, [0.25, 0.5])
+    # at 0.1, frames 0 and 3 (gains 0.5, 0.4) pay; frame 1 costs nothing, frame 2 is in the way
+    thresholds, earned = best_per_exit(CONFIDENCE, 0.1, GRID)
+    assert thresholds[0] == 1.0
+    np.testing.assert_allclose(earned.sum(), 0.6)
+
+
+def leave_frame_by_frame(trace, overhead, thresholds, exit_cost):
+    """What thresholds, one an exit, earn on all frames together; slow and plain."""
+    total = 0.0
+    for *edge, cloud in trace.tolist():
+        for e, (said, threshold) in enumerate(zip(edge, thresholds, strict=True)):
+            if said >= threshold:
+                total -= exit_cost * e
+                break
+        else:
+            total += max(0.0, cloud - edge[-1]) - overhead - exit_cost * (len(edge) - 1)
+    return total
+
+
+@given(FULL_TRACES, st.floats(0, 1), st.sampled_from([0.0, 0.05]))
+@settings(deadline=None, max_examples=100)
+def test_best_threshold_per_exit_against_all_combinations(trace, overhead, exit_cost):
+    combinations = itertools.product(GRID.tolist(), repeat=trace.shape[1] - 1)
+    most = max(leave_frame_by_frame(trace, overhead, t, exit_cost) for t in combinations)
+    thresholds, earned = best_per_exit(trace, overhead, GRID, exit_cost)
+    assert earned.sum() == pytest.approx(most, abs=1e-9)
+    assert leave_frame_by_frame(trace, overhead, thresholds, exit_cost) == pytest.approx(most, abs=1e-9)
+    assert most >= best_fixed(trace, overhead, GRID, exit_cost)[1].sum() - 1e-9
+
+
+def test_too_many_combinations_are_refused():
+    with pytest.raises(EexError, match="101 thresholds at each of 4 exits are too many to compare"):
+        best_per_exit(np.zeros((2, 5)), 0.1, np.linspace(0, 1, 101))
+
+
+@given(FULL_TRACES, st.floats(0, 1), st.integers(1, 3), st.integers(1, 30), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=100)
+def test_references_of_runs_against_one_run_at_a_time(trace, overhead, runs, rounds, seed):
+    rng = np.random.default_rng(seed)
+    frame = rng.integers(0, len(trace), (runs, rounds))
+    segment = np.sort(rng.integers(0, 3, len(trace)))
+    segment = np.unique(segment, return_inverse=True)[1]
+    earned = fixed_rewards(trace, overhead, GRID)
+    arm, best = best_arm(earned, frame)
+    dynamic = best_arm_of_segments(earned, frame, segment)
+    for run, rows in enumerate(frame):
+        np.testing.assert_allclose(best[run], fixed_reward(trace[rows], overhead, GRID[arm[run]]))
+        assert best[run].sum() == pytest.approx(best_fixed(trace[rows], overhead, GRID)[1].sum(), abs=1e-9)
+        for k in set(segment[rows]):
+            here = segment[rows] == k
+            most = max(fixed_reward(trace[rows[here]], overhead, t).sum() for t in GRID)
+            assert dynamic[run][here].sum() == pytest.approx(most, abs=1e-9)
+
+
+def test_dynamic_reference_by_hand():
+    trace = np.array([[0.2, 0.9], [0.6, 0.9], [0.3, 0.3], [0.9, 0.9]])
+    earned = fixed_rewards(trace, 0.1, np.array([0.0, 0.5, 1.0]))  # by frame: 0 .6 .6, 0 0 .2, 0 -.1 -.1, 0 0 -.1
+    frame = np.array([[0, 1, 2, 3], [0, 1, 0, 1]])
+    np.testing.assert_allclose(best_arm(earned, frame)[1], [[0.6, 0.2, -0.1, -0.1], [0.6, 0.2, 0.6, 0.2]])
+    dynamic = best_arm_of_segments(earned, frame, np.array([0, 0, 1, 1]))
+    np.testing.assert_allclose(dynamic, [[0.6, 0.2, 0, 0], [0.6, 0.2, 0.6, 0.2]], atol=1e-12)

@@ -2,7 +2,7 @@
 
 import gc
 import tracemalloc
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,11 +15,14 @@ from eex.policies.base import Context, Outcomes, Policy
 from eex.policies.deex import DEEx
 from eex.policies.fixed import Fixed
 from eex.policies.registry import POLICIES, make_policy
+from eex.policies.replay import replay
 from eex.policies.reward import reward
 from eex.policies.routing import answer, route
+from eex.policies.trace import Trace
 from eex.policies.ucb import UCB
 from eex.stream.engine import Engine, Rows, every_exit
 from eex.stream.offload import InMemoryOffloader, NoOffloader
+from eex.stream.records import RecordWriter, feedback_of, read_records
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,7 +30,7 @@ CLASSES = tuple("abcdefghij")
 EXPERTS = ("pristine", "blur", "noise")
 OVERHEAD = 0.1
 CLOCKS = {"edge_ms", "link_ms", "cloud_ms", "latency_ms"}  # differ from run to run
-COSTS = CLOCKS | {"bytes"}
+COSTS = CLOCKS | {"bytes", "queue", "link_estimate_ms", "heard", "heard_at"}
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +149,7 @@ def play(engine, images, batch=32, after=lambda: None):
 
 def assert_as_routed(rows, net, images, policy):
     """Everything in the rows follows from every exit's word, the thresholds, and which frames fell back."""
-    confidence, prediction = every_exit(net, images)
+    confidence, prediction, _ = every_exit(net, images)
     chosen = policy.choose(Context(frames=len(images)))
     exit, offloaded, visited = route(confidence, chosen)
     confidence[:, :-1][np.arange(net.exits - 1) >= visited[:, None]] = np.nan
@@ -227,7 +230,7 @@ def test_a_real_backbone_agrees_but_for_rounding():
     torch.manual_seed(0)
     net = optimised(make("resnet", CLASSES, uniform=2, width=8).eval())
     images = torch.rand(48, 3, 32, 32)
-    confidence, prediction = every_exit(net, images)
+    confidence, prediction, _ = every_exit(net, images)
     policy = Fixed(float(np.median(confidence[:, 0])), exits=2)
     exit, _, _ = route(confidence, policy.choose(Context(frames=48)))
     rows = play(Engine(net, policy, cloud_of(net)), images, batch=20)
@@ -290,7 +293,7 @@ def test_fallback(sent):
     policy = Told(Fixed(1.0, exits=3))
     cloud = cloud_of(net, lose=range(10_000)) if sent else NoOffloader()
     rows = play(Engine(net, policy, cloud, overhead=0.25), images)
-    confidence, prediction = every_exit(net, images)
+    confidence, prediction, _ = every_exit(net, images)
     best = confidence[:, :-1].argmax(axis=1)
     assert len(np.unique(best)) == 3
     np.testing.assert_array_equal(rows.answer, prediction[np.arange(64), best])
@@ -321,7 +324,13 @@ def test_replies_that_nobody_awaits():
 
 
 class Delayed(Told):
-    """Tells its policy of finished frames only when asked to, sorted by frame."""
+    """Tells its policy of finished frames only when asked to, sorted by frame, and nothing of the link.
+
+    What is known of the link when a frame is chosen does depend on the batch.
+    """
+
+    def choose(self, context):
+        return super().choose(replace(context, queue=0, link_ms=float("nan")))
 
     def learn(self, outcomes):
         self.outcomes.append(outcomes)
@@ -401,7 +410,7 @@ def test_partition_points():
         assert {stage for stage, _, _ in cloud.asked} == stages
         assert rows.confidence.shape == (200, edge + 1)
         assert not rows.fallback.any()
-        confidence, prediction = every_exit(net, images)
+        confidence, prediction, _ = every_exit(net, images)
         seen = ~np.isnan(rows.confidence)
         assert seen[:, 0].all()
         np.testing.assert_array_equal(rows.confidence[seen], confidence[seen])
@@ -413,6 +422,69 @@ def test_deex_skips_from_the_first_exit():
     cloud = cloud_of(net)
     play(Engine(net, DEEx(0.3, 0.5, extended=True, exits=3), cloud), images)
     assert {stage for stage, _, _ in cloud.asked} == {1, 3}
+
+
+# ---- replay
+
+
+def replayed(name, net, images, records):
+    """What a policy does when it is replayed over all that the exits say, hearing of frames as a live run did."""
+    confidence, prediction, probabilities = every_exit(net, images)
+    trace = Trace(confidence, prediction, np.arange(len(images)) % 10, CLASSES, experts=())
+    if probabilities is not None:
+        trace = replace(trace, probabilities=probabilities, experts=net.experts)
+    policy = make_policy(name, exits=net.edge_exits, seed=5)
+    return replay(policy, trace, OVERHEAD, order="in-order", feedback=feedback_of(records))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+@pytest.mark.parametrize("how", ["at-once", "late", "reversed", "lost", "on-and-off", "none", "here"])
+@pytest.mark.parametrize("name", ["ucb", "fixed:p_tar=0.45"])
+def test_replay_with_the_recorded_feedback_makes_the_live_choices(name, how, batch, tmp_path):
+    net, images = tiny_net(experts=EXPERTS, classifier=PixelClassifier()), pictures(600, seed=8)
+    cloud = {
+        "at-once": lambda: cloud_of(net),
+        "late": lambda: cloud_of(net, held=True, round_trip_ms=8.0),
+        "reversed": lambda: cloud_of(net, held=True, reverse=True),
+        "lost": lambda: cloud_of(net, held=True, lose=range(0, 10**6, 3)),
+        "on-and-off": lambda: cloud_of(net),
+        "none": NoOffloader,
+        "here": lambda: None,
+    }[how]()
+    feeds = 0
+
+    def after():
+        nonlocal feeds
+        feeds += 1
+        if how in ("late", "reversed", "lost") and feeds % 5 == 0:
+            cloud.release(3)
+        if how == "on-and-off":
+            cloud.connected = bool(feeds // 5 % 2)
+
+    rows = play(Engine(net, make_policy(name, exits=3, seed=5), cloud, overhead=OVERHEAD), images, batch, after)
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        writer.write(rows)
+    again = replayed(name, net, images, tmp_path)
+    for column in ("arm", "exit", "offloaded", "fallback", "reward", "answer"):
+        np.testing.assert_array_equal(getattr(again, column)[0], getattr(rows, column), err_msg=column)
+    assert np.sort(rows.heard).tolist() == list(range(600))
+    assert (rows.heard_at > rows.frame).all()
+    assert (rows.heard_at[np.argsort(rows.heard)][1:] >= rows.heard_at[np.argsort(rows.heard)][:-1]).all()
+    late = rows.heard_at - rows.frame
+    assert (late.max() > batch) == (how in ("late", "reversed", "lost"))
+    assert (rows.queue.max() > 0) == (how in ("late", "reversed", "lost"))
+    assert (rows.link_estimate_ms[~np.isnan(rows.link_estimate_ms)] == (8.0 if how == "late" else 1.0)).all()
+
+
+def test_replay_of_a_killed_run(tmp_path):
+    net, images = tiny_net(), pictures(600, seed=8)
+    cloud = cloud_of(net, held=True)
+    rows = play(Engine(net, make_policy("ucb", exits=3, seed=5), cloud, overhead=OVERHEAD), images, 16, cloud.release)
+    with RecordWriter(tmp_path, CLASSES, EXPERTS[:1]) as writer:
+        writer.write(rows)
+    left = read_records(tmp_path)[:250]  # what reached the disk
+    again = replayed("ucb", net, images, left)
+    np.testing.assert_array_equal(again.arm[0], rows.arm[:250])
 
 
 # ---- memory
@@ -527,9 +599,9 @@ def test_what_the_policy_knows_beforehand():
     assert np.isnan(first.link_ms)
     assert np.isnan(second.link_ms)
     assert third.link_ms == 12.0
-    assert first.distortion.shape == (32, 3)
-    np.testing.assert_allclose(first.distortion.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(first.distortion.argmax(axis=1), (images[:32, 0, 0, 0] * 3).long().numpy())
+    assert first.distortion.shape == (1, 32, 3)
+    np.testing.assert_allclose(first.distortion[0].sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(first.distortion[0].argmax(axis=1), (images[:32, 0, 0, 0] * 3).long().numpy())
     plain = Told(Fixed(1.0, exits=3))
     feed(Engine(tiny_net(), plain), images, 0, 32)
     assert plain.contexts[0].distortion is None

@@ -40,13 +40,16 @@ def test_round_trip(tmp_path, make_rows):
         "expert": named(rows.expert, EXPERTS),
         "arm": rows.arm.tolist(),
         "audited": rows.audited.tolist(),
+        "queue": rows.queue.tolist(),
+        "heard": rows.heard.tolist(),
+        "heard_at": rows.heard_at.tolist(),
         "exit": (rows.exit + 1).tolist(),
         "offloaded": rows.offloaded.tolist(),
         "sent": rows.sent.tolist(),
         "fallback": rows.fallback.tolist(),
     }
     expected |= {f"prediction_{e + 1}": named(rows.prediction[:, e], CLASSES) for e in range(3)}
-    exact = {"probability": rows.probability, "reward": rows.reward}
+    exact = {name: getattr(rows, name) for name in ("probability", "reward", "link_estimate_ms")}
     exact |= {f"confidence_{e + 1}": rows.confidence[:, e] for e in range(3)}
     expected |= {name: [None if np.isnan(v) else v for v in values] for name, values in exact.items()}
     rounded = {"gaussian_blur": rows.levels[:, 0], "gaussian_noise": rows.levels[:, 1], "overhead": rows.overhead}

@@ -1,0 +1,271 @@
+"""The core of the environments, on arrays: many episodes over one trace side by side, a step of all at a time."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.envs.rows import Order, Rows
+from eex.policies.agent import ActionKind, observation_names
+from eex.policies.arms import GRID
+from eex.policies.base import Bools, Floats, Ints
+from eex.policies.draws import uniform
+from eex.policies.errors import EexError
+from eex.policies.features import EXPERTS, USUAL_MS, USUAL_QUEUE
+from eex.policies.link import SimulatedLink, parse_link
+from eex.policies.trace import Trace, read_trace
+
+RewardKind = Literal["confidence", "accuracy"]
+_OVERHEAD = 10  # purpose of draws
+Late = tuple[Ints, Floats, Floats, Floats, Floats]  # envs, confidences, gains (NaN: lost), thresholds, milliseconds
+
+
+class Episodes:
+    r"""Episodes over a trace, in which an agent chooses thresholds; all environments are at the same round.
+
+    **Action.** "grid": the number of a threshold in the grid, which holds at every exit. "box": thresholds in [0, 1],
+    one an edge exit. It holds for the next `window` frames. A frame leaves at the first edge exit whose confidence
+    reaches the threshold, and is offloaded if none does, as `eex.policies.routing` has it.
+
+    **Observation.** The features of `eex.policies.features.Features`, which documents and bounds them, of the next
+    frame, then the threshold of the frame last heard of (`previous`; `previous_i` at edge exit i), 0 before there is
+    one. All lie in [0, 1]; `names` has their names.
+
+    **Reward**, summed over the window. "confidence": AdaEE's, :math:`\max(0, \Delta C) - o` for an offloaded frame and
+    :math:`-o` for one whose reply never came, else 0. "accuracy": 1 for a right answer, less :math:`o` for an
+    offloaded frame. Both less `exit_cost` for each further edge exit. The reward is what the frame earns in the end,
+    the observation what is known by now: of an offloaded frame, nothing before its reply has come over the link.
+
+    **Episode end.** Truncated after `rounds` frames; never terminated.
+
+    Parameters
+    ----------
+    envs
+        Environments side by side.
+    trace
+        A trace, or a file of one.
+    action, grid, window, reward, exit_cost
+        See above.
+    order, rounds, switch
+        See `eex.envs.rows.Rows`.
+    overhead
+        Price of offloading a frame, or lowest and highest of what each episode draws evenly.
+    link
+        Round trips, as a `SimulatedLink` or text for `parse_link`; from its beginning in each episode. By default
+        replies come at once.
+    experts, rate
+        As for `Features`.
+
+    Raises
+    ------
+    EexError
+        If an option is out of range or does not fit the trace.
+    """
+
+    def __init__(
+        self,
+        envs: int,
+        trace: Trace | str | Path,
+        *,
+        action: ActionKind = "grid",
+        grid: Sequence[float] = GRID,
+        window: int = 1,
+        reward: RewardKind = "confidence",
+        order: Order = "in-order",
+        rounds: int = 0,
+        switch: tuple[int, int] = (500, 3000),
+        overhead: float | tuple[float, float] = 0.1,
+        exit_cost: float = 0.0,
+        link: SimulatedLink | str | None = None,
+        experts: int = EXPERTS,
+        rate: float = 0.05,
+    ) -> None:
+        trace = trace if isinstance(trace, Trace) else read_trace(Path(trace))
+        self.envs, self.exits, self.window, self.rate = envs, trace.edge_exits, window, rate
+        self.rows = Rows(trace, order, rounds, switch)
+        self.rounds = self.rows.rounds
+        self.grid = np.asarray(grid, dtype=float)
+        self.prices = tuple(np.broadcast_to(np.asarray(overhead, dtype=float), 2).tolist())
+        self.link = parse_link(link) if isinstance(link, str) else link
+        self.action, self.reward, self.exit_cost = action, reward, exit_cost
+        _check(self, trace)
+        self.names = observation_names(self.exits, action, experts, rate)
+        self.actions = 1 if action == "grid" else self.exits  # thresholds that are chosen
+        self.experts = experts
+        self.edge = np.ascontiguousarray(trace.confidence[:, :-1].T)  # (exits, frames)
+        self.gain = np.maximum(0.0, trace.confidence[:, -1] - trace.confidence[:, -2])
+        self.distortion = _distortion(trace, experts)
+        self.cloud = trace.confidence[:, -1]
+        best_edge, best = (trace.confidence[:, :stop].argmax(axis=1) for stop in (-1, None))
+        frames = np.arange(len(trace))
+        self.right = trace.correct  # (frames, exits + 1)
+        self.right_edge, self.right_best = self.right[frames, best_edge], self.right[frames, best]
+        self.seeds: Ints = np.arange(envs)
+        self.episode = -1
+
+    def reset(self, seeds: Ints | None = None) -> NDArray[np.float32]:
+        """Begin the next episode in every environment, or with seeds (envs,) the first; the observations."""
+        if seeds is not None:
+            self.seeds, self.episode = np.asarray(seeds, dtype=np.int64), -1
+        self.episode += 1
+        self.t = 0
+        low, high = self.prices
+        u = uniform(0, self.seeds, np.array([self.episode]), 1, _OVERHEAD)[:, 0, 0]
+        self.overhead = low + (high - low) * u
+        self.recent = np.zeros((2 * self.exits + 1, self.envs))  # as in Features, one column an environment
+        self.recent[: self.exits] = 0.5
+        self.previous = np.zeros((self.actions, self.envs))
+        self.queue = np.zeros(self.envs)
+        self.link_ms = np.full(self.envs, np.nan)
+        self.late: dict[int, list[Late]] = defaultdict(list)  # by the round before which it is heard of
+        self.rows.begin(self.seeds, self.episode)
+        self.row = self.rows.next()
+        return self.observe()
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], Floats, bool]:
+        """Play the next window: observations, rewards (envs,), and whether the episodes are over.
+
+        Parameters
+        ----------
+        action
+            Arms (envs,), or thresholds (envs, exits).
+
+        Raises
+        ------
+        EexError
+            If an action is outside its space.
+        """
+        threshold = self.chosen = self._threshold(np.asarray(action))
+        earned = self._frame(threshold)
+        for _ in range(min(self.window - 1, self.rounds - self.t)):
+            earned = earned + self._frame(threshold)
+        return self.observe(), earned, self.t >= self.rounds
+
+    def observe(self) -> NDArray[np.float32]:
+        """What is known before the next frame, (envs, len(names))."""
+        x = np.empty((self.envs, len(self.names)), dtype=np.float32)
+        at = self.experts
+        x[:, :at] = self.distortion.take(self.row, axis=0)
+        x[:, at : at + len(self.recent)] = self.recent.T
+        at += len(self.recent)
+        if self.link is None:
+            x[:, at], x[:, at + 1] = 0.5, 0.0
+        else:
+            usual = np.where(np.isnan(self.link_ms), USUAL_MS, self.link_ms)
+            x[:, at] = 1 - USUAL_MS / (usual + USUAL_MS)
+            x[:, at + 1] = 1 - USUAL_QUEUE / (self.queue + USUAL_QUEUE)
+        x[:, at + 2] = self.overhead
+        x[:, at + 3 :] = self.previous.T
+        return x
+
+    def _threshold(self, action: NDArray[Any]) -> Floats:
+        """(1 or exits, envs)."""
+        if self.action == "grid":
+            if action.min() < 0 or action.max() >= len(self.grid):
+                raise EexError(f"an action must be an arm from 0 to {len(self.grid) - 1}, got {action}")
+            return self.grid[action][None]
+        if not (action >= 0).all() or not (action <= 1).all():
+            raise EexError(f"an action must be thresholds in [0, 1], got {action}")
+        return np.ascontiguousarray(action.T, dtype=float)
+
+    def _frame(self, threshold: Floats) -> Floats:
+        """Route the next frame of every environment, and hear of what is due; what the frames earn, (envs,)."""
+        row, last = self.row, self.exits - 1
+        edge, gain = self.edge.take(row, axis=1), self.gain.take(row)
+        exit = np.full(self.envs, self.exits)
+        for e in range(last, -1, -1):
+            exit[edge[e] >= threshold[min(e, len(threshold) - 1)]] = e
+        offloaded = exit == self.exits
+        lost = self._send(offloaded, edge, gain, threshold) if self.link is not None else None
+        self.t += 1
+        for late in self.late.pop(self.t, ()):
+            self._hear_late(*late)
+        self._hear(exit, offloaded, edge, gain, threshold)
+        self.row = self.rows.next()
+        if self.reward == "accuracy":
+            earned = self._right(row, exit, offloaded, lost, threshold[-1])
+        else:
+            earned = np.where(offloaded if lost is None else offloaded & ~lost, gain, 0.0)
+        earned -= self.overhead * offloaded
+        if self.exit_cost:
+            earned -= self.exit_cost * np.minimum(exit, last)
+        self.exit = exit
+        return earned
+
+    def _right(self, row: Ints, exit: Ints, offloaded: Bools, lost: Bools | None, final: Floats) -> Floats:
+        """1 where the answer is right: below the final exit's threshold, that of the most confident exit."""
+        right = self.right[row, exit]
+        unsure = offloaded & (self.cloud[row] < final)
+        right = np.where(unsure, self.right_best[row], right)
+        return np.where(offloaded & lost, self.right_edge[row], right).astype(float) if lost is not None else right + 0.0
+
+    def _send(self, offloaded: Bools, edge: Floats, gain: Floats, threshold: Floats) -> Bools:
+        """Put offloaded frames on the link; which of all frames would be lost, (envs,)."""
+        link: Any = self.link
+        keys = self.seeds if link.jitter_ms else self.seeds[:1]
+        took, lost = (np.broadcast_to(a, self.envs) for a in link.round_trip_ms(self.t, keys, self.episode))
+        sent = np.flatnonzero(offloaded)
+        due = self.t + 1 + (took[sent] / link.frame_ms).astype(np.int64)
+        for when in set(due.tolist()):
+            who = sent[due == when]
+            gained = np.where(lost[who], np.nan, gain[who])
+            self.late[when].append((who, edge[:, who], gained, threshold[:, who], took[who]))
+        self.queue[sent] += 1
+        return lost
+
+    def _hear_late(self, who: Ints, edge: Floats, gain: Floats, threshold: Floats, took: Floats) -> None:
+        """Offloaded frames whose reply came, or will never come."""
+        seen = np.vstack([edge, np.zeros_like(edge), gain])
+        before = self.recent[:, who]
+        change = self.rate * (seen - before)
+        self.recent[:, who] = before + np.where(np.isnan(change), 0.0, change)
+        self.previous[:, who] = threshold
+        self.queue[who] -= 1
+        usual = self.link_ms[who]
+        self.link_ms[who] = np.where(np.isnan(usual), took, 0.8 * usual + 0.2 * took)
+
+    def _hear(self, exit: Ints, offloaded: Bools, edge: Floats, gain: Floats, threshold: Floats) -> None:
+        """Frames that are heard of at once: those answered on the edge, and without a link all."""
+        exits, recent = self.exits, self.recent
+        heard = ~offloaded if self.link is not None else np.ones(self.envs, dtype=bool)
+        weight = self.rate * heard
+        for e in range(exits):
+            visited = weight if e == 0 else weight * (exit >= e)
+            recent[e] += visited * (edge[e] - recent[e])
+            recent[exits + e] += weight * ((exit == e) - recent[exits + e])
+        if self.link is None:
+            recent[-1] += self.rate * offloaded * (gain - recent[-1])
+        np.copyto(self.previous, threshold, where=heard)
+
+
+def _distortion(trace: Trace, experts: int) -> Floats:
+    """The distortion classifier's columns as `Features` has them, (frames, experts)."""
+    columns = np.zeros((len(trace), experts))
+    if trace.probabilities is not None:
+        known = min(trace.probabilities.shape[1], experts)
+        columns[:, :known] = trace.probabilities[:, :known]
+        columns[:, known - 1] += trace.probabilities[:, known:].sum(axis=1)
+    return np.minimum(columns, 1.0)
+
+
+def _check(episodes: Episodes, trace: Trace) -> None:
+    """Raise `EexError` if an option is out of range or does not fit the trace."""
+    if episodes.envs < 1 or episodes.window < 1:
+        raise EexError(f"envs and window must be at least 1, got {episodes.envs} and {episodes.window}")
+    for name, kinds in (("action", ActionKind), ("reward", RewardKind)):
+        if getattr(episodes, name) not in get_args(kinds):
+            raise EexError(f"{name} must be one of {', '.join(get_args(kinds))}, got '{getattr(episodes, name)}'")
+    if not episodes.grid.size or not ((episodes.grid >= 0) & (episodes.grid <= 1)).all():
+        raise EexError(f"grid must hold thresholds in [0, 1], got {episodes.grid.tolist()}")
+    low, high = episodes.prices
+    if not 0 <= low <= high <= 1:
+        raise EexError(f"overhead must be a number in [0, 1], or lowest and highest, got {low:g} and {high:g}")
+    if not 0 <= episodes.exit_cost <= 1:
+        raise EexError(f"exit_cost must lie in [0, 1], got {episodes.exit_cost:g}")
+    if episodes.reward == "accuracy" and (trace.label < 0).any():
+        raise EexError(
+            f"reward 'accuracy' needs a trace with labels: {int((trace.label < 0).sum())} of {len(trace)} frames have none"
+        )

@@ -1,0 +1,57 @@
+"""How well a policy does over schedules that switch: its reward, and its regret against each segment's best threshold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.envs.rows import reordered
+from eex.policies.base import Floats
+from eex.policies.gain_curve import THRESHOLDS
+from eex.policies.link import SimulatedLink
+from eex.policies.registry import make_policy
+from eex.policies.replay import replay
+from eex.policies.reward import best_arm_of_segments, fixed_rewards
+from eex.policies.trace import Trace
+
+
+def held_out(trace: Trace, share: float = 0.2) -> tuple[Trace, Trace]:
+    """A trace without the last frames of each of its segments, and these."""
+    segment = trace.segments
+    place = np.arange(len(trace)) - np.searchsorted(segment, segment)
+    late = place >= np.ceil((1 - share) * np.bincount(segment))[segment]
+    return trace[~late], trace[late]
+
+
+def play(
+    policy: str, trace: Trace, overheads: Sequence[float], link: SimulatedLink | None, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Play a policy over a trace in order, at all overheads side by side, with late feedback.
+
+    Returns
+    -------
+    reward, regret
+        Of each overhead and frame, (overheads, frames); the regret is against the fixed threshold, common to all exits,
+        that is best in hindsight in each segment of unchanged distortion.
+    """
+    price = np.asarray(overheads, dtype=float)
+    made = make_policy(policy, exits=trace.edge_exits, runs=len(price), seed=seed)
+    reward = replay(made, trace, price, order="in-order", seed=seed, keys=np.full(len(price), seed), link=link).reward
+    rows = np.arange(len(trace))[None]
+    grid = np.array(THRESHOLDS)
+    best = [best_arm_of_segments(fixed_rewards(trace.confidence, o, grid), rows, trace.segments)[0] for o in price]
+    return reward, np.array(best) - reward
+
+
+def score(
+    policy: str,
+    trace: Trace,
+    overheads: Sequence[float],
+    link: SimulatedLink | None,
+    *,
+    rounds: int,
+    switch: tuple[int, int],
+    seeds: int,
+) -> tuple[float, float]:
+    """Mean reward and mean regret per 1,000 frames, over overheads and reordered traces of seeds 0, 1, …"""
+    played = [play(policy, reordered(trace, rounds, switch, k), overheads, link, k) for k in range(seeds)]
+    return 1000 * float(np.mean([p[0] for p in played])), 1000 * float(np.mean([p[1] for p in played]))

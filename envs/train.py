@@ -1,0 +1,421 @@
+"""`eex-train-rl`: train an agent in `eex/Threshold-v0` with stable-baselines3, and export it for the stream."""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tyro
+
+from eex.envs.evaluate import held_out, score
+from eex.policies.agent import FORMAT, Agent, AgentCard, observation_names, save_agent
+from eex.policies.base import Floats
+from eex.policies.errors import EexError
+from eex.policies.features import EXPERTS
+from eex.policies.link import parse_link
+from eex.policies.registry import split_option
+from eex.policies.trace import Trace, read_trace
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.callbacks import BaseCallback
+
+JUMPING = "20:700, 250:900, 60:600, 500:400, jitter=10"
+ALGORITHMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "ppo": ("stable_baselines3", "PPO", ("grid", "box")),
+    "a2c": ("stable_baselines3", "A2C", ("grid", "box")),
+    "dqn": ("stable_baselines3", "DQN", ("grid",)),
+    "sac": ("stable_baselines3", "SAC", ("box",)),
+    "td3": ("stable_baselines3", "TD3", ("box",)),
+}
+"""Package and class of each algorithm, and the actions it can choose."""
+# A threshold hardly changes what later frames earn, so rewards are not looked ahead for (gamma = 0); rewards are noisy,
+# so batches are large. The rest was found by experiments/rl_search.py.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": 32, "batch_size": 8192, "n_epochs": 4, "gamma": 0.0, "ent_coef": 0.0},
+    "a2c": {"n_steps": 8, "gamma": 0.0, "normalize_advantage": True},
+    "dqn": {"buffer_size": 1_000_000, "batch_size": 4096, "gamma": 0.0, "gradient_steps": 8, "learning_starts": 50_000},
+    "sac": {"buffer_size": 1_000_000, "batch_size": 4096, "gamma": 0.0, "gradient_steps": 8, "learning_starts": 50_000},
+    "td3": {"buffer_size": 1_000_000, "batch_size": 4096, "gamma": 0.0, "gradient_steps": 8, "learning_starts": 50_000},
+}
+
+
+@dataclass(frozen=True)
+class TrainRLConfig:
+    """Train an agent that chooses thresholds, in eex/Threshold-v0 over recorded traces, and export it.
+
+    What is exported (safetensors and a JSON card) is the agent that did best in evaluation; play it with
+    `eex-stream --policy rl --policy-option model=OUT`. A killed run goes on where it was when the same command is given
+    again.
+    """
+
+    trace: Path
+    """Trace to train on, as eex-record writes it."""
+    out: Path
+    """Folder for the agent; checkpoints go to its folder 'training', which may be deleted afterwards."""
+    held_out: Path | None = None
+    """Trace to evaluate on; by default the last fifth of each stretch of unchanged distortion, not trained on then."""
+    name: str = "agent"
+    """Of the agent, for its card."""
+    algorithm: str = "ppo"
+    """ppo, a2c, dqn (grid), sac or td3 (box)."""
+    steps: int = 20_000_000
+    """Steps of all environments together."""
+    envs: int = 1024
+    """Environments side by side."""
+    action: Literal["grid", "box"] = "box"
+    """Choose one of a grid of thresholds for all exits, or a threshold for each exit."""
+    grid: tuple[float, ...] = tuple(np.linspace(0, 1, 21).round(2).tolist())
+    """Thresholds of the action 'grid'."""
+    window: int = 4
+    """Frames that an action holds for in training; in the stream it is chosen anew for each frame."""
+    reward: Literal["confidence", "accuracy"] = "confidence"
+    """AdaEE's, or accuracy less cost for traces with labels."""
+    overhead: tuple[float, float] = (0.02, 0.5)
+    """Lowest and highest price of offloading, drawn for each episode."""
+    rounds: int = 2000
+    """Frames of an episode."""
+    order: Literal["switching", "segments", "resampled", "in-order"] = "switching"
+    """What rows of the trace an episode plays."""
+    switch: tuple[int, int] = (500, 3000)
+    """Fewest and most frames between switches of the distortion."""
+    link: str = JUMPING
+    """Round trips, as MS:FRAMES between commas; empty for replies at once."""
+    layers: tuple[int, ...] = (64, 64)
+    """Widths of the agent's hidden layers."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Behind them."""
+    lr: float = 1e-3
+    """Learning rate; it falls linearly to 0."""
+    setting: tuple[str, ...] = ()
+    """Settings of stable-baselines3's algorithm, name=value, which win over ours."""
+    evaluate_every: int = 2_000_000
+    """Steps between evaluations."""
+    evaluate_overheads: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
+    """Prices of offloading that are evaluated."""
+    evaluate_rounds: int = 6000
+    """Frames of each evaluation schedule."""
+    evaluate_seeds: int = 3
+    """Evaluation schedules."""
+    tensorboard: bool = False
+    """Write TensorBoard's logs to OUT/training/tensorboard."""
+    threads: int = 0
+    """Processor threads; 0 = all cores."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    quiet: bool = False
+    """No progress."""
+
+
+Say = Callable[[int, str], None]
+
+
+def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict[str, Any]:
+    """Train as configured, and export the best agent; how it did when evaluated.
+
+    Parameters
+    ----------
+    say
+        Told the steps done and how the last evaluation went, now and then.
+
+    Raises
+    ------
+    EexError
+        If the algorithm is unknown or not installed, a setting does not fit, or a file cannot be read or written.
+    """
+    maker = algorithm_class(config.algorithm, config.action, config.tensorboard)
+    settings = _settings(config)
+    for name, least in (("steps", 1), ("envs", 1), ("evaluate_every", 1), ("evaluate_seeds", 1), ("threads", 0)):
+        if getattr(config, name) < least:
+            raise EexError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    if not config.layers or min(config.layers) < 1:
+        raise EexError(f"--layers must be widths of at least 1, got {config.layers}")
+    trace = read_trace(config.trace)
+    if config.held_out is None:
+        trace, test = held_out(trace)
+    else:
+        test = read_trace(config.held_out)
+        if test.edge_exits != trace.edge_exits:
+            raise EexError(f"--held-out has {test.edge_exits} edge exits, --trace {trace.edge_exits}")
+    from eex.envs.sb3 import ThresholdVecEnv
+
+    env = ThresholdVecEnv(
+        trace,
+        config.envs,
+        seed=config.seed * 2**20,
+        action=config.action,
+        grid=config.grid,
+        window=config.window,
+        reward=config.reward,
+        order=config.order,
+        rounds=config.rounds,
+        switch=config.switch,
+        overhead=config.overhead,
+        link=config.link or None,
+    )
+    folder = config.out / "training"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    told = json.dumps(_told(config), sort_keys=True)
+    state = _read_state(folder / "state.json", told)
+    if state["steps"]:
+        model = maker.load(folder / "last.zip", env=env, device="cpu")
+    else:
+        model = _make(maker, config, settings, env)
+    rivals = {name: _score(config, name, test) for name in ("ucb", "gain-curve")}
+    if state["steps"] < config.steps:
+        callback = _checkpoints(config, test, rivals, state, told, say)
+        model.learn(config.steps - state["steps"], callback=callback, reset_num_timesteps=not state["steps"])
+    best: dict[str, Any] = state["best"]
+    return best
+
+
+def algorithm_class(name: str, action: str, tensorboard: bool = False) -> type["BaseAlgorithm"]:
+    """The class of an algorithm that can choose such actions.
+
+    Raises
+    ------
+    EexError
+        If there is none, or a package that it needs is not installed.
+    """
+    if name not in ALGORITHMS:
+        close = get_close_matches(name.lower(), list(ALGORITHMS), n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise EexError(f"unknown algorithm '{name}'{hint}; expected one of {', '.join(ALGORITHMS)}")
+    package, attribute, actions = ALGORITHMS[name]
+    if action not in actions:
+        raise EexError(f"{name} chooses actions of the kind {' or '.join(actions)}, not {action} (--action)")
+    for needed in (package, *(["tensorboard"] * tensorboard)):
+        if importlib.util.find_spec(needed) is None:
+            raise EexError(f"{needed} is not installed; pip install 'eex[rl]'")
+    found: type[BaseAlgorithm] = getattr(importlib.import_module(package), attribute)
+    return found
+
+
+def _settings(config: TrainRLConfig) -> dict[str, Any]:
+    """Settings of the algorithm: ours, and the user's."""
+    settings = dict(SETTINGS[config.algorithm])
+    for pair in config.setting:
+        name, text = split_option(pair)
+        try:
+            settings[name] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name] = text
+    return settings
+
+
+def _make(maker: Any, config: TrainRLConfig, settings: Mapping[str, Any], env: Any) -> Any:
+    import torch
+
+    policy: dict[str, Any] = {
+        "net_arch": list(config.layers),
+        "activation_fn": {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[config.activation],
+    }
+    if config.action == "box" and config.algorithm in ("ppo", "a2c"):
+        policy |= {"log_std_init": -1.0}
+    lr = config.lr
+    try:
+        return maker(
+            "MlpPolicy",
+            env,
+            learning_rate=lambda left: lr * left,
+            policy_kwargs=policy,
+            tensorboard_log=str(config.out / "training" / "tensorboard") if config.tensorboard else None,
+            seed=config.seed,
+            device="cpu",
+            **settings,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise EexError(f"{config.algorithm} does not take these settings: {error}") from None
+
+
+def _checkpoints(
+    config: TrainRLConfig, test: Trace, rivals: Mapping[str, tuple[float, float]], state: Any, told: str, say: Say
+) -> "BaseCallback":
+    """What evaluates, exports the best and keeps the last, now and then and at the end; it updates `state`."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    folder = config.out / "training"
+
+    class Checkpoints(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps >= state["steps"] + config.evaluate_every:
+                self.keep()
+            say(self.num_timesteps, text())
+            return True
+
+        def _on_training_end(self) -> None:
+            if self.num_timesteps > state["steps"]:
+                self.keep()
+            say(self.num_timesteps, text())
+
+        def keep(self) -> None:
+            state["steps"] = self.num_timesteps
+            agent = exported(self.model, config, test.edge_exits, trained={"trained_steps": self.num_timesteps, **_told(config)})
+            save_agent(agent, folder / "last")
+            reward, regret = _score(config, f"eex.policies.rl:RL:model={folder / 'last'}", test)
+            self.logger.record("evaluation/reward", reward)
+            self.logger.record("evaluation/regret", regret)
+            if state["best"] is None or reward > state["best"]["reward"]:
+                found = {"steps": self.num_timesteps, "reward": reward, "regret": regret}
+                state["best"] = found | {name: {"reward": r, "regret": g} for name, (r, g) in rivals.items()}
+                card = dataclasses.replace(agent.card, evaluated=_evaluated(config, test, state["best"]))
+                save_agent(dataclasses.replace(agent, card=card), config.out)
+                self.model.save(folder / "best.zip")
+            self.model.save(folder / "last.zip")
+            (folder / "state.json").write_text(json.dumps(state | {"config": told}))
+
+    def text() -> str:
+        best = state["best"]
+        if best is None:
+            return "not evaluated yet"
+        others = ", ".join(f"{name} {best[name]['regret']:.2f}" for name in rivals)
+        return f"best regret {best['regret']:.2f} per 1,000 frames ({others})"
+
+    return Checkpoints()
+
+
+def _score(config: TrainRLConfig, policy: str, test: Trace) -> tuple[float, float]:
+    return score(
+        policy,
+        test,
+        config.evaluate_overheads,
+        parse_link(config.link) if config.link else None,
+        rounds=config.evaluate_rounds,
+        switch=config.switch,
+        seeds=config.evaluate_seeds,
+    )
+
+
+def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> dict[str, Any]:
+    """For the card."""
+    return {
+        "per_1000_frames": dict(best),
+        "frames_of_held_out_trace": len(test),
+        "distortions": sorted({f"{n}@{v:g}" for n, v in zip(test.distortion.tolist(), test.level.tolist(), strict=True)}),
+        "schedules": f"{config.evaluate_seeds} of {config.evaluate_rounds} frames, switching every {config.switch}",
+        "overheads": list(config.evaluate_overheads),
+        "link": config.link,
+    }
+
+
+def exported(model: Any, config: TrainRLConfig, exits: int, trained: Mapping[str, Any]) -> Agent:
+    """A model's actor as the stream plays it: without its critic, and without chance.
+    """
+    policy, grid = model.policy, config.action == "grid"
+    squashed = config.algorithm in ("sac", "td3")
+    if config.algorithm == "dqn":
+        modules = [*policy.q_net.q_net]
+    elif config.algorithm == "sac":
+        modules = [*policy.actor.latent_pi, policy.actor.mu]
+    elif config.algorithm == "td3":
+        modules = [*policy.actor.mu]
+    else:
+        modules = [*policy.mlp_extractor.policy_net, policy.action_net]
+    layers: list[tuple[Floats, Floats]] = [
+        (m.weight.detach().numpy().astype(np.float64), m.bias.detach().numpy().astype(np.float64))
+        for m in modules
+        if hasattr(m, "weight")
+    ]
+    if not grid and not squashed:  # from [-1, 1] to thresholds
+        matrix, bias = layers[-1]
+        layers[-1] = matrix / 2, (bias + 1) / 2
+    names = observation_names(exits, config.action)
+    card = AgentCard(
+        format=FORMAT,
+        name=config.name,
+        algorithm=config.algorithm,
+        exits=exits,
+        observation=names,
+        normalisation=(0.0, 1.0),
+        experts=EXPERTS,
+        rate=0.05,
+        action=config.action,
+        grid=config.grid if grid else (),
+        layers=(len(names), *config.layers, len(layers[-1][1])),
+        activation=config.activation,
+        squashed=squashed,
+        trained=dict(trained),
+    )
+    return Agent(card, tuple(layers))
+
+
+def _told(config: TrainRLConfig) -> dict[str, Any]:
+    """What decides how training goes, as JSON has it."""
+    plain = dataclasses.asdict(config)
+    for name in ("out", "quiet", "threads"):
+        del plain[name]
+    plain |= {name: value.name for name, value in plain.items() if isinstance(value, Path)}
+    found: dict[str, Any] = json.loads(json.dumps(plain))
+    return found
+
+
+def _read_state(path: Path, told: str) -> dict[str, Any]:
+    """Steps done and best evaluation of an earlier run of the same command."""
+    fresh = {"steps": 0, "best": None}
+    if not path.exists():
+        return fresh
+    try:
+        state = json.loads(path.read_text())
+        same = state.pop("config") == told
+        if same and path.with_name("last.zip").exists():
+            return {name: state[name] for name in fresh}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise EexError(f"{path}: cannot be read, delete the folder to begin anew: {error}") from None
+    raise EexError(f"{path.parent} holds another training; delete it, or name another folder (--out)")
+
+
+@contextmanager
+def _bar(config: TrainRLConfig) -> Iterator[Say]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} steps"), TimeRemainingColumn())
+    shown = (*columns, TextColumn("{task.description}"))
+    last = ""
+    with Progress(*shown, console=console, disable=config.quiet) as progress:
+        task = progress.add_task("", total=config.steps)
+
+        def say(steps: int, text: str) -> None:
+            nonlocal last
+            progress.update(task, completed=min(steps, config.steps), description=text)
+            if text != last and not config.quiet and not console.is_terminal:
+                console.print(f"{steps:,} steps: {text}", highlight=False)
+            last = text
+
+        yield say
+
+
+def main() -> None:
+    """Entry point of `eex-train-rl`."""
+    from eex.stream.guard import guarded  # what every command begins and ends with
+
+    sys.exit(guarded(_main))
+
+
+def _main() -> None:
+    config = tyro.cli(TrainRLConfig, prog="eex-train-rl", config=(tyro.conf.FlagCreatePairsOff,))
+    with _bar(config) as say:
+        best = train_rl(config, say)
+    if not config.quiet:
+        rivals = ", ".join(f"{name} {best[name]['regret']:.2f}" for name in ("ucb", "gain-curve"))
+        print(f"{config.out}: regret {best['regret']:.2f} per 1,000 frames on held-out schedules ({rivals})")
+
+
+if __name__ == "__main__":
+    main()

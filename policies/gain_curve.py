@@ -1,0 +1,173 @@
+"""Our own policy: learn what offloading gains at each confidence, and offload where that is worth its price."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.base import Context, Floats, Ints, Outcomes, Policy, Thresholds
+from eex.policies.errors import EexError
+
+BINS = 50
+THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
+
+# Of the relative gain's prior: as if two frames had been heard of, and their gains were uniform over [0, 1]
+PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
+WIDTH = 0.06  # of the kernel: confidences so close gain about the same
+LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
+REST = 64  # decide anew once a 64th of what is remembered is new
+LARGEST_WEIGHT = 1e100
+MOST_ROWS = 4096  # learned at once, so that weights do not overflow
+LEAST_MEMORY = 100.0
+
+
+class GainCurve(Policy):
+    r"""Learn what offloading gains at each confidence, and offload where that is worth its price (recommended).
+
+    A frame that is answered on the edge earns 0, one that is offloaded :math:`\max(0, \Delta C) - o`. So all that is
+    unknown is one curve: what offloading gains, on average, given the confidence :math:`c` of the surest edge exit.
+    As :math:`\Delta C \le 1 - c`, learn the relative gain :math:`r(c) = E[\max(0, \Delta C) / (1 - c)]`, which lies in
+    [0, 1]: in bins of the confidence, over which a Gaussian kernel smooths,
+
+    .. math:: \hat r(c) = \frac{\sum_i K(c, c_i)\, y_i + \kappa \bar y}{\sum_i K(c, c_i) + \kappa}, \qquad
+              r^+(c) = \min\Big(1,\; \hat r(c) + \beta \sqrt{\frac{\hat\sigma^2}{\sum_i K(c, c_i) + \kappa}}\Big)
+
+    over the offloaded frames :math:`i` with relative gains :math:`y_i`, of mean :math:`\bar y` and variance
+    :math:`\hat\sigma^2`; both start as if two frames had been heard of, with gains uniform over [0, 1]. How often a
+    confidence occurs, :math:`p(c)`, every frame tells, offloaded or not. Play the
+    threshold that would be best if the curve were as high as it plausibly can be:
+
+    .. math:: \tau = \arg\max_\tau \sum_{c < \tau} p(c) \big( (1 - c)\, r^+(c) - o \big)
+
+    Which frames are offloaded depends on their confidence alone, so no curve given the confidence is biased by it; and
+    confidences above :math:`1 - o` are never tried, as nothing can be gained there. What is heard is forgotten
+    exponentially, so that the curve follows a stream that changes. Before the first reply it plays what the prior says.
+    With several edge exits one threshold holds at all of them.
+
+    Parameters
+    ----------
+    grid
+        Thresholds that may be played, in [0, 1].
+    memory
+        Frames after which what was heard has lost two thirds of its weight; 0 never forgets.
+    beta
+        How many standard errors above its mean the curve is taken for plausible; 0 is greedy, and may get stuck.
+    exits, runs, seed
+        As for every `Policy`; nothing is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or leaves [0, 1], or `memory` or `beta` is out of range.
+
+    Examples
+    --------
+    >>> policy = GainCurve()
+    >>> float(policy.choose(Context(overhead=0.5)).exit_at[0, 0, 0])  # of the prior alone
+    0.28
+    """
+
+    state = ("offloads", "gains", "squares", "seen", "heard", "news", "weight", "arm", "decided")
+
+    def __init__(
+        self,
+        grid: Sequence[float] = THRESHOLDS,
+        memory: float = 4000.0,
+        beta: float = 1.0,
+        exits: int = 1,
+        runs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(exits, runs, seed)
+        self.grid = np.unique(np.asarray(grid, dtype=float))
+        if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
+            raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
+        if not (memory == 0 or LEAST_MEMORY <= memory < np.inf):
+            raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
+        if not 0 <= beta < np.inf:
+            raise EexError(f"beta must be 0 or more, got {beta}")
+        self.beta = beta
+        self.growth = 1 / (1 - 1 / memory) if memory else 1.0
+        self.offloads = np.zeros((runs, BINS))  # by confidence, weighted
+        self.gains = np.zeros((runs, BINS))  # sums of relative gains
+        self.squares = np.zeros(runs)  # sum of their squares
+        self.seen = np.zeros((runs, BINS))  # all frames
+        self.heard = np.zeros(runs)  # their weight in all
+        self.news = np.zeros(runs)  # and since the last decision
+        self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
+        self.arm = np.zeros(runs, dtype=np.int64)
+        self.decided = np.full(runs, np.nan)  # price of offloading that the arm was decided for; NaN = not yet
+        centre = (np.arange(BINS) + 0.5) / BINS
+        self._room = 1 - centre  # what can be gained at most
+        kernel = np.exp(-0.5 * ((centre[:, None] - centre) / WIDTH) ** 2)
+        self._kernel = np.where(kernel < 1e-3, 0.0, kernel)
+        self._below = np.minimum((self.grid * BINS + 1e-9).astype(np.int64), BINS - 1)  # bin of each threshold
+        self._part = self.grid * BINS - self._below  # of that bin
+
+    def choose(self, context: Context) -> Thresholds:
+        """The same threshold for all frames, decided anew where enough was heard since."""
+        price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
+        due = (self.news * REST > self.heard) | (self.decided != price)
+        arm = self.arm.copy()
+        if due.any():
+            rows = np.flatnonzero(due)
+            arm[rows] = self._decide(rows, price[rows])
+            rows = rows[self.heard[rows] > 0]  # what the prior says is no state: nothing was learned
+            self.arm[rows], self.decided[rows], self.news[rows] = arm[rows], price[rows], 0.0
+        arm = np.repeat(arm[:, None], context.frames, axis=1)
+        return self.same_at_every_exit(self.grid[arm], arm)
+
+    def _decide(self, rows: Ints, price: Floats) -> Ints:
+        """The best arm of some runs under the highest plausible curve."""
+        unit = self.weight[rows, None]  # of the prior: what a frame heard now would weigh
+        offloads, gains = self.offloads[rows], self.gains[rows]
+        total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
+        mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
+        spread = (self.squares[rows, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
+        near = offloads @ self._kernel + LOCAL * unit
+        curve = (gains @ self._kernel + LOCAL * unit * mean) / near
+        plausible = np.minimum(1.0, curve + self.beta * np.sqrt(spread * unit / near))
+        earned = (self.seen[rows] + unit / BINS) * (plausible * self._room - price[:, None])  # (rows, bins)
+        below = np.cumsum(earned, axis=1) - earned
+        value = below[:, self._below] + self._part * earned[:, self._below]  # (rows, arms)
+        best: Ints = value.argmax(axis=1)
+        return best
+
+    def learn(self, outcomes: Outcomes) -> None:
+        """Count all frames by their confidence, and the relative gains of the offloaded ones."""
+        for start in range(0, len(outcomes), MOST_ROWS):
+            self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
+
+    def _learn(self, outcomes: Outcomes) -> None:
+        heard = ~np.isnan(outcomes.reward)
+        run = outcomes.run[heard]
+        confidence = np.fmax.reduce(outcomes.confidence[heard, :-1], axis=1)  # of the surest edge exit
+        at = run * BINS + np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+        weight = self.weight[run] * self.growth ** _earlier(run)
+        np.add.at(self.seen.reshape(-1), at, weight)
+        np.add.at(self.heard, run, weight)
+        np.add.at(self.news, run, weight)
+        sent = outcomes.offloaded[heard]
+        gain = (outcomes.reward + outcomes.overhead)[heard][sent] / np.maximum(1 - confidence[sent], 1e-9)
+        np.add.at(self.offloads.reshape(-1), at[sent], weight[sent])
+        gain = np.clip(gain, -1.0, 1.0)
+        np.add.at(self.gains.reshape(-1), at[sent], weight[sent] * gain)
+        np.add.at(self.squares, run[sent], weight[sent] * gain**2)
+        np.multiply.at(self.weight, run, self.growth)
+        large = self.weight > LARGEST_WEIGHT
+        if large.any():
+            for array in (self.seen, self.offloads, self.gains):
+                array[large] /= self.weight[large, None]
+            for array in (self.squares, self.heard, self.news):
+                array[large] /= self.weight[large]
+            self.weight[large] = 1.0
+
+
+def _earlier(run: Ints) -> Ints:
+    """How many rows of the same run come before each row, (rows,)."""
+    if (run[1:] > run[:-1]).all():
+        return np.zeros(len(run), dtype=np.int64)
+    order = np.argsort(run, kind="stable")
+    start = np.flatnonzero(np.r_[True, np.diff(run[order]) > 0])
+    earlier = np.empty(len(run), dtype=np.int64)
+    earlier[order] = np.arange(len(run)) - np.repeat(start, np.diff(np.r_[start, len(run)]))
+    return earlier

@@ -1,0 +1,101 @@
+"""An agent trained by reinforcement, at work in the stream."""
+
+from pathlib import Path
+
+import numpy as np
+
+from eex.policies.agent import Agent, load_agent
+from eex.policies.base import Context, Floats, Outcomes, Thresholds
+from eex.policies.errors import EexError
+from eex.policies.features import Features
+from eex.policies.parts import Composite
+
+SHIPPED = Path(__file__).parent / "shipped"
+DIGITS = 4
+"""To which thresholds of "box" agents are rounded, so that rounding errors of batched products do not show."""
+
+
+class RL(Composite):
+    r"""Play the threshold that an agent chooses, trained by reinforcement in `eex/Threshold-v0`.
+
+    A small network :math:`f` sees what is known before inference: the features :math:`x` of `Features` and the
+    threshold :math:`p` of the frame last heard of. Play
+
+    .. math:: \tau = g_a, \quad a = \arg\max_k f_k(x, p)
+
+    for an agent with a grid :math:`g`, at every exit; or :math:`\tau_i = f_i(x, p)` at edge exit :math:`i`. Nothing is
+    drawn. The agent does not go on learning here: what it was trained to do is fixed, only its features follow the
+    stream. (On-policy algorithms would need the actions drawn at random, and value-based ones a replay memory and
+    torch in the stream.)
+
+    An agent is for one number of edge exits. Shipped ones, for 1, 2 and 3, were trained on the shipped model cut after
+    so many; on another model they know nothing of its confidences, so train one there with eex-train-rl.
+
+    Parameters
+    ----------
+    model
+        Folder of an agent that eex-train-rl exported, safetensors and a JSON card; by default the shipped one.
+    exits, runs, seed
+        As for every `Policy`.
+
+    Attributes
+    ----------
+    previous
+        Thresholds of the frame last heard of, (runs, 1 or exits).
+
+    Raises
+    ------
+    ValueError
+        If the agent's files are missing or damaged, or it was trained for another number of edge exits.
+
+    References
+    ----------
+    Schulman, Wolski, Dhariwal, Radford and Klimov (2017), Proximal policy optimization algorithms.
+    """
+
+    state = ("previous",)
+    parts = ("features",)
+
+    def __init__(self, model: str = "", exits: int = 1, runs: int = 1, seed: int = 0) -> None:
+        self.features = Features(exits, runs)  # a part, which must be there first
+        super().__init__(exits, runs, seed)
+        self.agent = _agent(model, exits)
+        card = self.agent.card
+        self.features = Features(exits, runs, card.experts, card.rate)
+        if card.action == "grid":
+            self.grid = np.array(card.grid)
+        self.previous: Floats = np.zeros((runs, 1 if card.action == "grid" else exits))
+
+    def choose(self, context: Context) -> Thresholds:
+        """Thresholds for the next frames, each from its own features."""
+        x = self.features.vector(context)
+        previous = np.broadcast_to(self.previous[:, None], (*x.shape[:2], self.previous.shape[1]))
+        said = self.agent(np.concatenate([x, previous], axis=2))
+        if self.agent.card.action == "grid":
+            arm = said.argmax(axis=2)
+            return self.same_at_every_exit(self.grid[arm], arm)
+        edge = np.clip(np.round(said, DIGITS), 0.0, 1.0)
+        chosen = self.same_at_every_exit(edge[..., -1], np.zeros(x.shape[:2], dtype=np.int64))
+        chosen.exit_at[..., :-1] = edge
+        return chosen
+
+    def learn(self, outcomes: Outcomes) -> None:
+        """Follow the stream: its features, and the thresholds of the frame last heard of."""
+        self.features.update(outcomes)
+        heard = ~np.isnan(outcomes.reward)
+        width = self.previous.shape[1]
+        self.previous[outcomes.run[heard]] = np.minimum(outcomes.exit_at[heard, :width], 1.0)  # of many, the last
+
+
+def _agent(model: str, exits: int) -> Agent:
+    folder = Path(model) if model else SHIPPED / f"rl-{exits}"
+    if not model and not folder.exists():
+        known = sorted(path.name.removeprefix("rl-") for path in SHIPPED.glob("rl-*"))
+        raise EexError(
+            f"agents are shipped for {', '.join(known)} edge exits, found {exits}; train one with eex-train-rl and "
+            "name it (model=FOLDER)"
+        )
+    agent = load_agent(folder)
+    if agent.card.exits != exits:
+        raise EexError(f"{folder}: the agent was trained for {agent.card.exits} edge exits, found {exits}")
+    return agent

@@ -1,0 +1,1 @@
+"""Trained agents that come with eex: safetensors and JSON cards."""

@@ -1,0 +1,147 @@
+"""Training: every algorithm's export plays what the algorithm itself would; stopping and going on; wishes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from eex.envs.evaluate import held_out, play, score
+from eex.envs.rows import reordered
+from eex.envs.sb3 import ThresholdVecEnv
+from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, exported, train_rl
+from eex.policies.agent import load_agent
+from eex.policies.errors import EexError
+from eex.policies.reward import fixed_rewards
+from eex.policies.trace import write_trace
+
+pytestmark = pytest.mark.timeout(300)
+
+CASES = [(name, action) for name, (_, _, actions) in ALGORITHMS.items() for action in actions]
+
+
+@pytest.fixture
+def config(make_trace, tmp_path):
+    write_trace(tmp_path / "trace.arrow", make_trace(frames=600))
+    return TrainRLConfig(
+        trace=tmp_path / "trace.arrow",
+        out=tmp_path / "agent",
+        steps=256,
+        envs=8,
+        rounds=50,
+        switch=(5, 30),
+        layers=(6, 5),
+        setting=("n_steps=8", "batch_size=64"),
+        evaluate_every=128,
+        evaluate_rounds=60,
+        evaluate_seeds=1,
+        threads=1,
+    )
+
+
+@pytest.mark.parametrize(("algorithm", "action"), CASES)
+def test_export_plays_what_was_trained(make_trace, config, algorithm, action):
+    config = dataclasses.replace(config, algorithm=algorithm, action=action, activation="relu")
+    env = ThresholdVecEnv(make_trace(), 4, action=action, grid=config.grid, rounds=50)
+    options = {"policy_kwargs": {"net_arch": [6, 5]}}
+    if algorithm in ("ppo", "a2c"):
+        import torch
+
+        options["policy_kwargs"]["activation_fn"] = torch.nn.ReLU
+    model = algorithm_class(algorithm, action)("MlpPolicy", env, device="cpu", **options)
+    agent = exported(model, config, 3, {})
+    x = np.random.default_rng(0).uniform(size=(50, len(agent.card.observation))).astype(np.float32)
+    said = model.predict(x, deterministic=True)[0]
+    if action == "grid":
+        np.testing.assert_array_equal(agent(x).argmax(axis=1), said)
+    else:
+        np.testing.assert_allclose(np.clip(agent(x), 0, 1), (1 + said) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize(("algorithm", "action"), [("ppo", "grid"), ("ppo", "box"), ("dqn", "grid"), ("td3", "box")])
+def test_a_small_training(config, algorithm, action):
+    setting = ("learning_starts=64", "batch_size=16", "buffer_size=1000") if algorithm in ("dqn", "td3") else config.setting
+    config = dataclasses.replace(config, algorithm=algorithm, action=action, setting=setting)
+    best = train_rl(config)
+    card = load_agent(config.out).card
+    assert (card.algorithm, card.action, card.exits) == (algorithm, action, 3)
+    assert card.evaluated["per_1000_frames"] == best
+    assert card.trained["trained_steps"] == best["steps"] in (128, 256)
+    assert set(best) == {"steps", "reward", "regret", "ucb", "gain-curve"}
+
+
+def test_stopped_training_goes_on(config, monkeypatch):
+    from eex.envs import train
+
+    calls = []
+    score_of = train._score
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # two rivals, the first evaluation, then this
+            raise KeyboardInterrupt
+        return score_of(*arguments)
+
+    monkeypatch.setattr(train, "_score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_rl(config)
+    assert json.loads((config.out / "training" / "state.json").read_text())["steps"] == 128
+    steps = []
+    train_rl(config, lambda done, text: steps.append(done))
+    assert steps[0] > 128
+    assert steps[-1] == 256
+    again = []
+    best = train_rl(config, lambda done, text: again.append(done))  # finished: nothing is left to do
+    assert again == []
+    assert best == load_agent(config.out).card.evaluated["per_1000_frames"]
+    with pytest.raises(EexError, match="holds another training"):
+        train_rl(dataclasses.replace(config, lr=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "pppo"}, r"unknown algorithm 'pppo' \(did you mean 'ppo'\?\); expected one of ppo, a2c, dqn, "),
+        ({"algorithm": "dqn"}, r"dqn chooses actions of the kind grid, not box \(--action\)"),
+        ({"setting": ("speed=9",)}, "ppo does not take these settings: .*speed"),
+        ({"setting": ("speed",)}, "written name=value"),
+        ({"rounds": 10_000, "order": "in-order"}, "a trace too short for the episode: expected 10000 .*, found 480"),
+        ({"layers": ()}, "--layers must be"),
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"link": "fast"}, "link 'fast'"),
+    ],
+)
+def test_wishes_that_cannot_be_met(config, changes, message):
+    with pytest.raises(EexError, match=message):
+        train_rl(dataclasses.replace(config, **changes))
+
+
+def test_held_out_frames_are_the_last_of_each_segment(make_trace):
+    trace = make_trace(frames=300)
+    kept, late = held_out(trace)
+    assert (len(kept), len(late)) == (240, 60)
+    assert np.bincount(late.segments).tolist() == [20, 20, 20]
+    np.testing.assert_array_equal(late.confidence[:20], trace.confidence[80:100])
+
+
+def test_reordered_trace_switches_as_it_should(make_trace):
+    switching = reordered(make_trace(), 5000, (40, 90), seed=3)
+    length = np.bincount(switching.segments)[:-1]
+    assert length.min() >= 40
+    assert length.max() <= 90
+    assert abs(length.mean() - 65) < 5
+    assert set(switching.distortion) == {"pristine", "gaussian_blur", "gaussian_noise"}
+    again = reordered(make_trace(), 5000, (40, 90), seed=3)
+    np.testing.assert_array_equal(switching.confidence, again.confidence)
+
+
+def test_score_of_a_fixed_threshold_by_hand(make_trace):
+    trace = make_trace()
+    reward, regret = play("fixed:p_tar=0.6", trace, (0.1, 0.3), None)
+    for row, overhead in enumerate((0.1, 0.3)):
+        earned = fixed_rewards(trace.confidence, overhead, np.linspace(0, 1, 51).round(2))
+        best = sum(earned[trace.segments == k].sum(axis=0).max() for k in range(3))
+        assert reward[row].sum() == pytest.approx(earned[:, 30].sum())
+        assert regret[row].sum() == pytest.approx(best - earned[:, 30].sum())
+    both = score("fixed:p_tar=0.6", trace, (0.1,), None, rounds=200, switch=(20, 50), seeds=2)
+    assert both[1] >= 0

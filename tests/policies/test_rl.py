@@ -1,0 +1,190 @@
+"""The policy that plays a trained agent: what it computes, and files that cannot be."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+from test_policies import World
+
+from eex.policies.agent import CARD, FORMAT, WEIGHTS, Agent, AgentCard, load_agent, observation_names, save_agent
+from eex.policies.base import Context
+from eex.policies.errors import EexError
+from eex.policies.registry import make_policy
+from eex.policies.rl import RL
+
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def make_agent(exits=2, action="grid", hidden=(7, 5), seed=0, **card):
+    rng = np.random.default_rng(seed)
+    names = observation_names(exits, action)
+    layers = (len(names), *hidden, len(GRID) if action == "grid" else exits)
+    made = AgentCard(
+        format=FORMAT,
+        name="test",
+        algorithm="none",
+        exits=exits,
+        observation=names,
+        normalisation=(0.0, 1.0),
+        experts=4,
+        rate=0.05,
+        action=action,
+        grid=GRID if action == "grid" else (),
+        layers=layers,
+        activation="tanh",
+    )
+    pairs = [(rng.normal(size=(b, a)), rng.normal(size=b)) for a, b in zip(layers, layers[1:], strict=False)]
+    return Agent(dataclasses.replace(made, **card), tuple(pairs))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_agent(make_agent(), tmp_path / "agent")
+    return tmp_path / "agent"
+
+
+@pytest.mark.parametrize("action", ["grid", "box"])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_network_against_torch(tmp_path, action, activation):
+    import torch
+
+    agent = make_agent(action=action, activation=activation, normalisation=(0.5, 2.0), squashed=action == "box")
+    save_agent(agent, tmp_path)
+    loaded = load_agent(tmp_path)
+    x = np.random.default_rng(1).uniform(size=(4, 9, agent.card.layers[0]))
+    y = (torch.tensor(x) - 0.5) / 2
+    for k, (matrix, bias) in enumerate(agent.layers):
+        y = {"tanh": torch.tanh, "relu": torch.relu}[activation](y) if k else y
+        y = torch.nn.functional.linear(y, torch.tensor(matrix), torch.tensor(bias))
+    y = (1 + torch.tanh(y)) / 2 if action == "box" else y
+    np.testing.assert_allclose(loaded(x), y.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_plays_the_best_arm_of_its_grid(folder):
+    world, policy = World(2, runs=3), RL(str(folder), exits=2, runs=3)
+    chosen = policy.choose(world.context(0, 5))
+    x = np.concatenate([policy.features.vector(world.context(0, 5)), np.zeros((3, 5, 1))], axis=2)
+    np.testing.assert_array_equal(chosen.arm, policy.agent(x).argmax(axis=2))
+    np.testing.assert_array_equal(chosen.exit_at, np.repeat(np.array(GRID)[chosen.arm][..., None], 3, axis=2))
+
+
+def test_plays_a_threshold_for_each_exit(tmp_path):
+    save_agent(make_agent(action="box"), tmp_path)
+    world, policy = World(2), RL(str(tmp_path), exits=2)
+    chosen = policy.choose(world.context(0, 5))
+    x = np.concatenate([policy.features.vector(world.context(0, 5)), np.zeros((1, 5, 2))], axis=2)
+    np.testing.assert_allclose(chosen.exit_at[..., :2], np.clip(policy.agent(x), 0, 1), atol=1e-4)
+    np.testing.assert_array_equal(chosen.exit_at[..., 2], chosen.exit_at[..., 1])
+    assert not chosen.arm.any()
+
+
+@pytest.mark.parametrize("action", ["grid", "box"])
+def test_batches_are_single_frames(tmp_path, action):
+    save_agent(make_agent(action=action), tmp_path)
+    world = World(2, runs=2)
+    whole, single = (RL(str(tmp_path), exits=2, runs=2) for _ in range(2))
+    for first in (0, 100, 200):
+        chosen = whole.choose(world.context(first, 100))
+        one = [single.choose(world.context(first + k, 1)).exit_at for k in range(100)]
+        np.testing.assert_array_equal(chosen.exit_at, np.concatenate(one, axis=1))
+        for policy in (whole, single):
+            policy.learn(world.outcomes(chosen, first))
+
+
+def test_previous_is_of_the_frame_last_heard_of(folder):
+    world, policy = World(2, runs=2), RL(str(folder), exits=2, runs=2)
+    chosen = policy.choose(world.context(0, 50))
+    told = world.outcomes(chosen, 0)
+    policy.learn(told[[3, 70, 20, 65]])
+    np.testing.assert_array_equal(policy.previous[:, 0], [chosen.exit_at[0, 20, 0], chosen.exit_at[1, 15, 0]])
+    assert set(policy.state_dict()) == {"previous", "features.recent"}
+
+
+@pytest.mark.parametrize("exits", [1, 2, 3])
+def test_shipped_agents(exits):
+    policy = make_policy("rl", exits=exits)
+    assert policy.agent.card.exits == exits
+    dear, cheap = (policy.choose(Context(overhead=o)).exit_at[0, 0, exits - 1] for o in (0.5, 0.02))
+    assert dear < cheap  # the dearer the cloud, the more is answered on the edge
+
+
+def test_a_decision_is_quick():
+    policy, world = make_policy("rl", exits=3), World(3)
+    context, seconds = world.context(0, 32), []
+    for _ in range(200):
+        started = time.perf_counter()
+        policy.choose(context)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 200e-6
+
+
+def test_another_number_of_exits(folder):
+    with pytest.raises(EexError, match=r"agent: the agent was trained for 2 edge exits, found 3$"):
+        make_policy(f"rl:model={folder}", exits=3)
+    with pytest.raises(EexError, match=r"agents are shipped for 1, 2, 3 edge exits, found 7; train one"):
+        make_policy("rl", exits=7)
+
+
+def edited(folder, **changes):
+    card = json.loads((folder / CARD).read_text()) | changes
+    (folder / CARD).write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "eex-agent-9"}, "format: expected eex-agent-1, found eex-agent-9"),
+        ({"exits": 3}, "observation of an agent for 3 edge exits: expected distortion_1, .*, found distortion_1"),
+        ({"exits": 0}, "out of range"),
+        ({"observation": ["weather"]}, "observation of an agent for 2 edge exits: expected .*, found weather"),
+        ({"grid": [0.1, 0.2]}, "outputs of the last layer, action grid: expected 2, found 5"),
+        ({"grid": [0.1, 1.2]}, r"grid: expected thresholds in \[0, 1\]"),
+        ({"grid": []}, "grid: expected thresholds"),
+        ({"layers": [13, 7, 5, 5]}, "expected .*, found"),
+        ({"layers": [5]}, "layers: expected inputs, hidden ones and outputs"),
+        ({"activation": "softmax"}, "activation: expected tanh or relu, found softmax"),
+        ({"normalisation": [0.0, 0.0]}, "normalisation: expected"),
+        ({"sha256": "0" * 64}, "does not match its card: expected SHA-256 000000000000…, found"),
+        ({"action": "dance"}, "not an agent's card: Invalid enum value 'dance'"),
+        ({"rate": "fast"}, "not an agent's card: Expected `float`, got `str`"),
+    ],
+)
+def test_cards_that_cannot_be(folder, changes, message):
+    edited(folder, **changes)
+    with pytest.raises(EexError, match=message) as caught:
+        make_policy(f"rl:model={folder}", exits=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be(folder, tmp_path):
+    with pytest.raises(EexError, match="No such file or directory; expected an agent's folder"):
+        RL(str(tmp_path / "nowhere"))
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EexError, match="does not match its card"):
+        load_agent(folder)
+    (folder / CARD).write_text('{"format": ')
+    with pytest.raises(EexError, match="not an agent's card"):
+        load_agent(folder)
+
+
+def test_weights_that_are_not_of_the_card(folder, monkeypatch):
+    import hashlib
+
+    from safetensors.numpy import save
+
+    for weights, message in (
+        (b"PK\x03\x04 a pickle in a zip", "not a safetensors file"),
+        (save({"0.matrix": np.zeros((2, 2), np.float32)}), "does not fit its card: expected tensors"),
+    ):
+        (folder / WEIGHTS).write_bytes(weights)
+        edited(folder, sha256=hashlib.sha256(weights).hexdigest())
+        with pytest.raises(EexError, match=message):
+            load_agent(folder)
+    bad = make_agent()
+    bad.layers[0][1][0] = np.nan
+    save_agent(bad, folder)
+    with pytest.raises(EexError, match="expected finite weights"):
+        load_agent(folder)
