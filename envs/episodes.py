@@ -166,7 +166,7 @@ class Episodes:
         if self.action == "grid":
             if action.min() < 0 or action.max() >= len(self.grid):
                 raise EexError(f"an action must be an arm from 0 to {len(self.grid) - 1}, got {action}")
-            return self.grid[action][None]
+            return np.asarray(self.grid[action][None])
         if not (action >= 0).all() or not (action <= 1).all():
             raise EexError(f"an action must be thresholds in [0, 1], got {action}")
         return np.ascontiguousarray(action.T, dtype=float)
@@ -200,7 +200,9 @@ class Episodes:
         right = self.right[row, exit]
         unsure = offloaded & (self.cloud[row] < final)
         right = np.where(unsure, self.right_best[row], right)
-        return np.where(offloaded & lost, self.right_edge[row], right).astype(float) if lost is not None else right + 0.0
+        if lost is not None:
+            right = np.where(offloaded & lost, self.right_edge[row], right)
+        return np.asarray(right, dtype=float)
 
     def _send(self, offloaded: Bools, edge: Floats, gain: Floats, threshold: Floats) -> Bools:
         """Put offloaded frames on the link; which of all frames would be lost, (envs,)."""
@@ -266,6 +268,5 @@ def _check(episodes: Episodes, trace: Trace) -> None:
     if not 0 <= episodes.exit_cost <= 1:
         raise EexError(f"exit_cost must lie in [0, 1], got {episodes.exit_cost:g}")
     if episodes.reward == "accuracy" and (trace.label < 0).any():
-        raise EexError(
-            f"reward 'accuracy' needs a trace with labels: {int((trace.label < 0).sum())} of {len(trace)} frames have none"
-        )
+        without = int((trace.label < 0).sum())
+        raise EexError(f"reward 'accuracy' needs a trace with labels: {without} of {len(trace)} frames have none")

@@ -1,4 +1,4 @@
-"""How well a policy does over schedules that switch: its reward, and its regret against each segment's best threshold."""
+"""How well a policy does on schedules that switch: reward, and regret against each segment's best threshold."""
 
 from collections.abc import Sequence
 

@@ -69,7 +69,9 @@ def picture(steps: Sequence[Shown], exits: int) -> NDArray[np.uint8]:
     return canvas
 
 
-def _dots(canvas: NDArray[np.uint8], x: NDArray[np.int64], share: NDArray[np.float64], top: int, colour: object) -> None:
+def _dots(
+    canvas: NDArray[np.uint8], x: NDArray[np.int64], share: NDArray[np.float64], top: int, colour: tuple[int, int, int]
+) -> None:
     """Dots at heights in [0, 1] of the panel that begins `top` pixels down."""
     y = top + np.round((1 - np.clip(share, 0, 1)) * (HEIGHT - 3)).astype(int)
     canvas[y, x], canvas[y + 1, x] = colour, colour

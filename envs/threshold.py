@@ -23,9 +23,10 @@ def action_space(episodes: Episodes) -> spaces.Space[Any]:
     return spaces.Box(0.0, 1.0, (episodes.exits,), np.float32)
 
 
-def observation_space(episodes: Episodes) -> spaces.Box:
+def observation_space(episodes: Episodes) -> spaces.Space[Observation]:
     """Of one environment."""
-    return spaces.Box(0.0, 1.0, (len(episodes.names),), np.float32)
+    space: spaces.Space[Any] = spaces.Box(0.0, 1.0, (len(episodes.names),), np.float32)
+    return space
 
 
 class ThresholdEnv(gym.Env[Observation, Any]):

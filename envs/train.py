@@ -265,7 +265,9 @@ def _checkpoints(
 
         def keep(self) -> None:
             state["steps"] = self.num_timesteps
-            agent = exported(self.model, config, test.edge_exits, trained={"trained_steps": self.num_timesteps, **_told(config)})
+            agent = exported(
+                self.model, config, test.edge_exits, trained={"trained_steps": self.num_timesteps, **_told(config)}
+            )
             save_agent(agent, folder / "last")
             reward, regret = _score(config, f"eex.policies.rl:RL:model={folder / 'last'}", test)
             self.logger.record("evaluation/reward", reward)
@@ -306,7 +308,9 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
     return {
         "per_1000_frames": dict(best),
         "frames_of_held_out_trace": len(test),
-        "distortions": sorted({f"{n}@{v:g}" for n, v in zip(test.distortion.tolist(), test.level.tolist(), strict=True)}),
+        "distortions": sorted(
+            {f"{n}@{v:g}" for n, v in zip(test.distortion.tolist(), test.level.tolist(), strict=True)}
+        ),
         "schedules": f"{config.evaluate_seeds} of {config.evaluate_rounds} frames, switching every {config.switch}",
         "overheads": list(config.evaluate_overheads),
         "link": config.link,
@@ -314,8 +318,7 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
 
 
 def exported(model: Any, config: TrainRLConfig, exits: int, trained: Mapping[str, Any]) -> Agent:
-    """A model's actor as the stream plays it: without its critic, and without chance.
-    """
+    """A model's actor as the stream plays it: without its critic, and without chance."""
     policy, grid = model.policy, config.action == "grid"
     squashed = config.algorithm in ("sac", "td3")
     if config.algorithm == "dqn":

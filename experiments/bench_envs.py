@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tyro
@@ -60,7 +61,7 @@ def _main() -> None:
     from eex.envs.vector import ThresholdVectorEnv
 
     trace = made_up()
-    options = {"order": "switching", "rounds": 10_000, "overhead": (0.0, 0.5)}
+    options: dict[str, Any] = {"order": "switching", "rounds": 10_000, "overhead": (0.0, 0.5)}
     slow = options | {"link": "20:500, 150:500, 60:500"}
 
     def native(chosen: dict[str, object]) -> Callable[[int], int]:

@@ -1,4 +1,4 @@
-"""`python -m eex.experiments.rl`: the shipped agent beside AdaEE's UCB and the recommended policy, on held-out schedules.
+"""`python -m eex.experiments.rl`: the shipped agent, AdaEE's UCB and the recommended policy on held-out schedules.
 
 The agents are trained on a trace of the training split's validation images, which the network was not fitted to, and
 compared on one of the test split, at other levels of distortion. `--record` makes both traces; the agents themselves
@@ -73,11 +73,12 @@ def record(data: str, out: Path) -> None:
     from eex.policies.schedule import parse_schedule
     from eex.stream.distortions import distort
     from eex.stream.engine import every_exit
-    from eex.stream.sources import load_all, open_source
+    from eex.stream.sources import Split, load_all, open_source
 
     net = load()
     fingerprint, fast = net.fingerprint, optimised(net)
-    for split, text in (("train", TRAINED_ON), ("test", TESTED_ON)):
+    splits: tuple[tuple[Split, str], ...] = (("train", TRAINED_ON), ("test", TESTED_ON))
+    for split, text in splits:
         images, labels, _ = load_all(open_source(data, split=split))
         if split == "train":  # what eex-train held out of its training
             held = np.random.default_rng(0).permutation(len(images))[:2500]
@@ -85,7 +86,9 @@ def record(data: str, out: Path) -> None:
         schedule = parse_schedule(text)
         frames = np.arange(schedule.length)
         # each image once before one comes again
-        row = np.concatenate([np.random.default_rng((1, k)).permutation(len(images)) for k in range(9)])[frames % (9 * len(images))]
+        row = np.concatenate([np.random.default_rng((1, k)).permutation(len(images)) for k in range(9)])[
+            frames % (9 * len(images))
+        ]
         said = []
         with torch.inference_mode():
             for at in range(0, len(frames), 250):
@@ -136,7 +139,9 @@ def compare(config: Comparison) -> pd.DataFrame:
 def summary(rows: pd.DataFrame, config: Comparison) -> dict[str, Any]:
     """Means and half-widths of 95 % intervals over the seeds, per 1,000 frames; margins are of paired differences."""
     last = rows[rows["round"] == config.rounds]
-    per_seed = last.pivot_table(index="run", columns=["policy", "overhead"], values="regret_dynamic") * 1000 / config.rounds
+    per_seed = (
+        last.pivot_table(index="run", columns=["policy", "overhead"], values="regret_dynamic") * 1000 / config.rounds
+    )
     overall = {p: per_seed[p].mean(axis=1).to_numpy() for p in config.policies}
     table = {
         p: {f"{o:g}": _mean(per_seed[p, o].to_numpy()) for o in config.overheads} | {"all": _mean(overall[p])}
@@ -201,7 +206,10 @@ def _main() -> None:
     print(table(found, config.overheads))
     for name in list(found)[1:4]:
         value = found[name]
-        print(f"{name}: " + (f"{value[0]:.2f} ± {value[1]:.2f} per 1,000 frames" if isinstance(value, tuple) else f"{value:.3f}"))
+        print(
+            f"{name}: "
+            + (f"{value[0]:.2f} ± {value[1]:.2f} per 1,000 frames" if isinstance(value, tuple) else f"{value:.3f}")
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`python -m eex.experiments.rl_search`: the small search that `eex-train-rl`'s defaults come from.
 
-Each candidate is trained for the same number of steps on the training trace (see `eex.experiments.rl`), without the last
-fifth of each of its segments, on which it is evaluated: regret per 1,000 frames against the best fixed threshold of each
-segment. One thing at a time differs from the first line. Results are kept in rl_search.csv beside this file.
+Each candidate is trained for the same number of steps on the training trace (see `eex.experiments.rl`), without the
+last fifth of each of its segments, on which it is evaluated: regret per 1,000 frames against the best fixed threshold
+of each segment. One thing at a time differs from the first line. Results are kept in rl_search.csv beside this file.
 """
 
 import sys
@@ -18,6 +18,7 @@ import tyro
 from eex.envs.train import TrainRLConfig, train_rl
 from eex.stream.guard import guarded
 
+RESULTS = Path(__file__).with_name("rl_search.csv")
 CANDIDATES: dict[str, dict[str, Any]] = {
     "base": {},
     "grid of 21": {"action": "grid"},
@@ -44,7 +45,7 @@ class Search:
     """Of each candidate."""
     only: tuple[str, ...] = ()
     """Some of the candidates."""
-    out: Path = Path(__file__).with_name("rl_search.csv")
+    out: Path = RESULTS
     """File of the results; rows of candidates that are not played again stay."""
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from eex.policies.features import EXPERTS, Features
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 FORMAT = "eex-agent-1"
 ActionKind = Literal["grid", "box"]
-ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def load_agent(folder: Path) -> Agent:
     except (SafetensorError, ValueError, KeyError) as error:
         raise EexError(f"{folder / WEIGHTS}: not a safetensors file: {error}") from None
     shapes = {name: array.shape for name, array in tensors.items()}
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for k, (inputs, outputs) in enumerate(zip(card.layers, card.layers[1:], strict=False)):
         expected |= {f"{k}.matrix": (outputs, inputs), f"{k}.bias": (outputs,)}
     if shapes != expected:

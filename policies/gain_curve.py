@@ -155,10 +155,11 @@ class GainCurve(Policy):
         np.multiply.at(self.weight, run, self.growth)
         large = self.weight > LARGEST_WEIGHT
         if large.any():
-            for array in (self.seen, self.offloads, self.gains):
-                array[large] /= self.weight[large, None]
-            for array in (self.squares, self.heard, self.news):
-                array[large] /= self.weight[large]
+            unit = self.weight[large]
+            for curve in (self.seen, self.offloads, self.gains):
+                curve[large] /= unit[:, None]
+            for sums in (self.squares, self.heard, self.news):
+                sums[large] /= unit
             self.weight[large] = 1.0
 
 

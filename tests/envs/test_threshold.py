@@ -135,9 +135,7 @@ def test_accuracy_is_that_of_replay(make_trace):
     trace = make_trace()
     env = ThresholdEnv(trace, reward="accuracy", overhead=0.2, link="20:50, down:20")
     arms = np.random.default_rng(3).integers(11, size=len(trace))
-    told = replay(
-        Follower(arms, env.episodes.grid, 3), trace, 0.2, order="in-order", link=env.episodes.link
-    )
+    told = replay(Follower(arms, env.episodes.grid, 3), trace, 0.2, order="in-order", link=env.episodes.link)
     right = told.answer[0] == trace.label
     env.reset(seed=0)
     for t, arm in enumerate(arms):
@@ -254,7 +252,9 @@ def test_accuracy_needs_labels(make_trace):
         ThresholdEnv(make_trace(labels=False), reward="accuracy")
 
 
-@pytest.mark.parametrize(("action", "given"), [("grid", 11), ("grid", -1), ("box", [0.5, np.nan, 0.5]), ("box", [2] * 3)])
+@pytest.mark.parametrize(
+    ("action", "given"), [("grid", 11), ("grid", -1), ("box", [0.5, np.nan, 0.5]), ("box", [2] * 3)]
+)
 def test_actions_outside_the_space(make_trace, action, given):
     env = ThresholdEnv(make_trace(), action=action)
     env.reset(seed=0)

@@ -60,7 +60,9 @@ def test_export_plays_what_was_trained(make_trace, config, algorithm, action):
 
 @pytest.mark.parametrize(("algorithm", "action"), [("ppo", "grid"), ("ppo", "box"), ("dqn", "grid"), ("td3", "box")])
 def test_a_small_training(config, algorithm, action):
-    setting = ("learning_starts=64", "batch_size=16", "buffer_size=1000") if algorithm in ("dqn", "td3") else config.setting
+    setting = (
+        ("learning_starts=64", "batch_size=16", "buffer_size=1000") if algorithm in ("dqn", "td3") else config.setting
+    )
     config = dataclasses.replace(config, algorithm=algorithm, action=action, setting=setting)
     best = train_rl(config)
     card = load_agent(config.out).card

@@ -1,6 +1,7 @@
 """The policy that plays a trained agent: what it computes, and files that cannot be."""
 
 import dataclasses
+import itertools
 import json
 import time
 
@@ -35,7 +36,7 @@ def make_agent(exits=2, action="grid", hidden=(7, 5), seed=0, **card):
         layers=layers,
         activation="tanh",
     )
-    pairs = [(rng.normal(size=(b, a)), rng.normal(size=b)) for a, b in zip(layers, layers[1:], strict=False)]
+    pairs = [(rng.normal(size=(b, a)), rng.normal(size=b)) for a, b in itertools.pairwise(layers)]
     return Agent(dataclasses.replace(made, **card), tuple(pairs))
 
 
