@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eex.policies.base import Context, Floats, Ints, Outcomes, Policy, Thresholds
+from eex.policies.base import Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.change import Change
 from eex.policies.errors import EexError
+from eex.policies.parts import Composite
 
 BINS = 50
 THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
@@ -18,9 +20,10 @@ REST = 64  # decide anew once a 64th of what is remembered is new
 LARGEST_WEIGHT = 1e100
 MOST_ROWS = 4096  # learned at once, so that weights do not overflow
 LEAST_MEMORY = 100.0
+VARIANCES = (0.05, 0.08)  # of confidences and relative gains, about, before any is known
 
 
-class GainCurve(Policy):
+class GainCurve(Composite):
     r"""Learn what offloading gains at each confidence, and offload where that is worth its price (recommended).
 
     A frame that is answered on the edge earns 0, one that is offloaded :math:`\max(0, \Delta C) - o`. So all that is
@@ -40,8 +43,9 @@ class GainCurve(Policy):
 
     Which frames are offloaded depends on their confidence alone, so no curve given the confidence is biased by it; and
     confidences above :math:`1 - o` are never tried, as nothing can be gained there. What is heard is forgotten
-    exponentially, so that the curve follows a stream that changes. Before the first reply it plays what the prior says.
-    With several edge exits one threshold holds at all of them.
+    exponentially, so that the curve follows a stream that changes slowly; when the first exit's confidences, or the
+    gains beside the curve, change at once (`eex.policies.change.Change`), it begins anew. Before the first reply it
+    plays what the prior says. With several edge exits one threshold holds at all of them.
 
     Parameters
     ----------
@@ -51,13 +55,15 @@ class GainCurve(Policy):
         Frames after which what was heard has lost two thirds of its weight; 0 never forgets.
     beta
         How many standard errors above its mean the curve is taken for plausible; 0 is greedy, and may get stuck.
+    alarm
+        How sure it must be that the stream has changed before it begins anew, see `Change`; 0 = it never does.
     exits, runs, seed
         As for every `Policy`; nothing is drawn.
 
     Raises
     ------
     ValueError
-        If the grid is empty or leaves [0, 1], or `memory` or `beta` is out of range.
+        If the grid is empty or leaves [0, 1], or `memory`, `beta` or `alarm` is out of range.
 
     Examples
     --------
@@ -66,18 +72,19 @@ class GainCurve(Policy):
     0.28
     """
 
-    state = ("offloads", "gains", "squares", "seen", "heard", "news", "weight", "arm", "decided")
+    state = ("offloads", "gains", "squares", "seen", "heard", "news", "weight", "arm", "decided", "curve")
+    parts = ("change",)
 
     def __init__(
         self,
         grid: Sequence[float] = THRESHOLDS,
         memory: float = 4000.0,
         beta: float = 1.0,
+        alarm: float = 4.0,
         exits: int = 1,
         runs: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__(exits, runs, seed)
         self.grid = np.unique(np.asarray(grid, dtype=float))
         if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
             raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
@@ -85,6 +92,10 @@ class GainCurve(Policy):
             raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
         if not 0 <= beta < np.inf:
             raise EexError(f"beta must be 0 or more, got {beta}")
+        if not 0 <= alarm < np.inf:
+            raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
+        self.change = Change(runs, alarm, VARIANCES)
+        super().__init__(exits, runs, seed)
         self.beta = beta
         self.growth = 1 / (1 - 1 / memory) if memory else 1.0
         self.offloads = np.zeros((runs, BINS))  # by confidence, weighted
@@ -96,6 +107,7 @@ class GainCurve(Policy):
         self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
         self.arm = np.zeros(runs, dtype=np.int64)
         self.decided = np.full(runs, np.nan)  # price of offloading that the arm was decided for; NaN = not yet
+        self.curve = np.full((runs, BINS), PRIOR_MEAN)  # relative gain, as last estimated
         centre = (np.arange(BINS) + 0.5) / BINS
         self._room = 1 - centre  # what can be gained at most
         kernel = np.exp(-0.5 * ((centre[:, None] - centre) / WIDTH) ** 2)
@@ -105,19 +117,29 @@ class GainCurve(Policy):
 
     def choose(self, context: Context) -> Thresholds:
         """The same threshold for all frames, decided anew where enough was heard since."""
+        if self.change.alarmed.any():
+            self._forget(np.flatnonzero(self.change.alarmed))
         price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
         due = (self.news * REST > self.heard) | (self.decided != price)
         arm = self.arm.copy()
         if due.any():
             rows = np.flatnonzero(due)
-            arm[rows] = self._decide(rows, price[rows])
-            rows = rows[self.heard[rows] > 0]  # what the prior says is no state: nothing was learned
-            self.arm[rows], self.decided[rows], self.news[rows] = arm[rows], price[rows], 0.0
+            arm[rows], curve = self._decide(rows, price[rows])
+            known = self.heard[rows] > 0  # what the prior says is no state: nothing was learned
+            rows, curve = rows[known], curve[known]
+            self.arm[rows], self.decided[rows], self.curve[rows], self.news[rows] = arm[rows], price[rows], curve, 0.0
         arm = np.repeat(arm[:, None], context.frames, axis=1)
         return self.same_at_every_exit(self.grid[arm], arm)
 
-    def _decide(self, rows: Ints, price: Floats) -> Ints:
-        """The best arm of some runs under the highest plausible curve."""
+    def _forget(self, rows: Ints) -> None:
+        """Begin anew."""
+        for array in (self.offloads, self.gains, self.squares, self.seen, self.heard, self.news, self.arm):
+            array[rows] = 0
+        self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
+        self.change.begin(rows)
+
+    def _decide(self, rows: Ints, price: Floats) -> tuple[Ints, Floats]:
+        """The best arm of some runs under the highest plausible curve, and the likeliest curve."""
         unit = self.weight[rows, None]  # of the prior: what a frame heard now would weigh
         offloads, gains = self.offloads[rows], self.gains[rows]
         total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
@@ -130,7 +152,7 @@ class GainCurve(Policy):
         below = np.cumsum(earned, axis=1) - earned
         value = below[:, self._below] + self._part * earned[:, self._below]  # (rows, arms)
         best: Ints = value.argmax(axis=1)
-        return best
+        return best, curve
 
     def learn(self, outcomes: Outcomes) -> None:
         """Count all frames by their confidence, and the relative gains of the offloaded ones."""
@@ -153,6 +175,10 @@ class GainCurve(Policy):
         np.add.at(self.gains.reshape(-1), at[sent], weight[sent] * gain)
         np.add.at(self.squares, run[sent], weight[sent] * gain**2)
         np.multiply.at(self.weight, run, self.growth)
+        signals = np.full((len(outcomes), 2), np.nan)
+        signals[:, 0] = outcomes.confidence[:, 0]
+        signals[np.flatnonzero(heard)[sent], 1] = gain - self.curve.reshape(-1)[at[sent]]
+        self.change.hear(outcomes.run, outcomes.frame, signals)
         large = self.weight > LARGEST_WEIGHT
         if large.any():
             unit = self.weight[large]

@@ -241,6 +241,9 @@ def _split_name(text: str) -> tuple[str, str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
+        step = (value[-1] - value[0]) / max(len(value) - 1, 1)
+        if len(value) > 3 and all(abs(v - value[0] - k * step) < 1e-9 for k, v in enumerate(value)):
+            return f"{value[0]:g} {value[1]:g} … {value[-1]:g}"
         return " ".join(f"{v:g}" for v in value)
     return str(value)
 

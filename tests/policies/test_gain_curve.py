@@ -138,11 +138,45 @@ def test_forgets_what_changed():
     )
     found = {}
     for memory in (0, 1000):
-        policy = GainCurve(memory=memory)
+        policy = GainCurve(memory=memory, alarm=0)
         replay(policy, joined, 0.2, order="in-order")
         found[memory] = float(policy.choose(Context(overhead=0.2)).exit_at[0, 0, 0])
     assert found[1000] == pytest.approx(1 / 3, abs=0.07)  # 0.3 (1 - c) = 0.2
     assert found[1000] < found[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((0.9, 4, 2), (0.1, 2, 3)),  # other confidences
+        ((0.9, 3, 2), (0.1, 3, 2)),  # the same, but the cloud knows no better
+    ],
+)
+@pytest.mark.parametrize("delay", [0, 300])
+def test_begins_anew_when_the_stream_changes(before, after, delay):
+    rng = np.random.default_rng(0)
+
+    def part(gain, a, b):
+        edge = rng.beta(a, b, 3000)
+        return np.column_stack([edge, edge + (1 - edge) * rng.beta(10 * gain, 10 * (1 - gain), 3000)])
+
+    confidence = np.concatenate([part(*before), part(*after)])
+    nothing = np.zeros((6000, 2), dtype=np.int64)
+    trace = Trace(confidence, nothing, nothing[:, 0], ("a",))
+    lost = {}
+    for alarm in (0, 4.0):
+        played = replay(GainCurve(alarm=alarm, runs=5), trace, 0.3, order="in-order", delay=delay)
+        lost[alarm] = -played.reward[:, 3000:].sum(axis=1).mean()  # nothing can be gained there
+    assert lost[4.0] < 0.35 * lost[0]
+
+
+def test_a_false_alarm_is_rare_where_nothing_changes():
+    trace, runs = made_up(lambda c: 0.8 - 0.5 * c), 20
+    rewards = {
+        alarm: replay(GainCurve(alarm=alarm, runs=runs), trace, 0.2, rounds=5000).reward.sum(axis=1)
+        for alarm in (0, 4.0)
+    }
+    assert (rewards[0] != rewards[4.0]).mean() <= 0.2
 
 
 def test_weights_stay_finite_in_a_long_stream():
@@ -168,6 +202,7 @@ def test_a_grid_of_ones_own():
         ("memory=5", "policy gain-curve: memory must be 0 (never forget) or at least 100 frames, got 5"),
         ("memory=nan", "policy gain-curve: memory must be 0 (never forget) or at least 100 frames, got nan"),
         ("beta=-1", "policy gain-curve: beta must be 0 or more, got -1.0"),
+        ("alarm=-1", "policy gain-curve: alarm must be 0 (never) or more, got -1.0"),
         ("grid=0.5 1.5", "policy gain-curve: grid must hold thresholds in [0, 1], got [0.5, 1.5]"),
         ("grid=", "policy gain-curve: grid must hold thresholds in [0, 1], got []"),
     ],

@@ -445,5 +445,5 @@ def test_list_shows_every_policy():
         assert summary, name
         assert "seed" not in options
     assert listed["fixed"][0] == "Leave at the first exit whose confidence reaches one fixed threshold."
-    assert listed["ucb"][1] == "grid=0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1, c=1.0"
+    assert listed["ucb"][1] == "grid=0 0.1 … 1, c=1.0"
     assert listed["deex"][1] == "p_d=0.5, p_tar=0.8, extended=False"
