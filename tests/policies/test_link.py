@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eex.policies.errors import EexError
-from eex.policies.link import DOWN, SimulatedLink, parse_link
+from eex.policies.link import DOWN, FIRST_WINDOW, PRESETS, Piece, SimulatedLink, parse_link, transfer_ms
 
 KEYS = np.arange(2000)
 
@@ -59,6 +59,13 @@ def test_parse():
     [
         ("fast", "link 'fast': 'fast' is neither"),
         ("12:many", "'12:many' is neither"),
+        ("12:1.5", "a length is a whole number of frames, or seconds as in 30s"),
+        ("12:infs", "a length is a whole number of frames"),
+        ("12@fast", "'12@fast' is neither MS:FRAMES, MS@MBIT:SECONDSs, down:FRAMES, one of sao-paulo"),
+        ("12@0", "a link's rate must be more than 0 Mbit/s, got 0"),
+        ("12@nan", "a link's rate must be more than 0 Mbit/s"),
+        ("rio", "'rio' is neither"),
+        ("12, bytes=-1", "a link's bytes must be at least 0"),
         ("12:3, speed=4", "'speed=4' is neither"),
         ("12:3, jitter=", "'jitter=' is neither"),
         ("12:3,", "'' is neither"),
@@ -77,3 +84,39 @@ def test_links_that_cannot_be(text, message):
         parse_link(text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_text_for_replay_and_for_live_streams():
+    link = parse_link("paris:2s, down:0.5s, 12.5@100:50, wifi, frame=20")
+    assert link.pieces == ((213, 100, 42), (DOWN, 25, np.inf), (12.5, 50, 100), (5, 1, 18.8))
+    assert [link.piece_at(t) for t in (0, 1.999, 2.0, 2.499, 2.5, 3.5, 3.52)] == [
+        link.pieces[k] for k in (0, 0, 1, 1, 2, 3, 0)
+    ]
+    assert [link.up_at(t) for t in (0.0, 1.5, 2.0, 2.3, 2.5)] == [0.0, 1.5, 2.5, 2.5, 2.5]
+    assert link.up_at(3.52 + 2.1) == pytest.approx(3.52 + 2.5)
+    assert parse_link("down").up_at(3.0) == np.inf
+    assert {name: parse_link(name).pieces[0] for name in PRESETS} == {
+        "sao-paulo": Piece(12, 1, 93),
+        "north-california": Piece(182, 1, 68),
+        "paris": Piece(213, 1, 42),
+        "wifi": Piece(5, 1, 18.8),
+    }
+
+
+def test_a_transfer_by_hand():
+    assert transfer_ms(0, 100, 10) == 50
+    assert transfer_ms(FIRST_WINDOW, 100, 8) == 50 + FIRST_WINDOW / 1000
+    assert transfer_ms(FIRST_WINDOW + 1, 100, 8) == pytest.approx(100 + 50 + 1 / 1000)
+    # windows of 1, 2, 4, … times the first, until they fill the link: 100 ms at 8 Mbit/s hold 100,000 bytes
+    assert transfer_ms(7 * FIRST_WINDOW + 50_000, 100, 8) == pytest.approx(3 * 100 + 50 + 50)
+    assert transfer_ms(10**7, 100, 8) == pytest.approx(3 * 100 + 50 + (10**7 - 7 * FIRST_WINDOW) / 1000)
+    assert transfer_ms(10**6, 100, 8, window=1e9) == 50 + 1000
+    assert transfer_ms(10**6, 0, np.inf) == 0
+
+
+def test_replay_knows_what_a_frame_sends():
+    link = parse_link("100@8, bytes=1000")
+    assert steady(link, 0) == (101.0, False)
+    assert steady(parse_link("100@8"), 0) == (100.0, False)
+    assert steady(parse_link("100@8, bytes=1000, deadline=100.5"), 0) == (100.5, True)
+    assert steady(parse_link("down, bytes=1000"), 0) == (1000.0, True)

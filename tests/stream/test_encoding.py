@@ -1,0 +1,144 @@
+"""What is sent: encodings and their inverses, what they lose, and messages that lie about it."""
+
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eex.policies.errors import EexError, OffloadError
+from eex.stream.encoding import ENCODINGS, Encoding, decode, encode, layout, parse_encoding, pixels
+
+RNG = np.random.default_rng(0)
+FEATURES = np.maximum(RNG.normal(size=(5, 8, 4, 4)), 0).astype(np.float32)  # half of them 0, as behind a ReLU
+IMAGES = RNG.integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
+
+
+def there_and_back(values, encoding):
+    sent = encode(values, encoding)
+    packed = sent.arrays[0].nbytes if encoding.codec == "zstd" else 0
+    expected = layout(sent.dtype, sent.shape, sent.codec, packed)
+    assert [(a.dtype, a.shape) for a in sent.arrays] == expected
+    assert sent.nbytes == sum(a.nbytes for a in sent.arrays)
+    assert len(sent) == len(values)
+    wire = [a.tobytes() for a in sent.arrays]
+    arrays = tuple(np.frombuffer(w, dtype=d).reshape(s) for w, (d, s) in zip(wire, expected, strict=True))
+    return decode(sent.dtype, sent.shape, sent.codec, arrays)
+
+
+def test_names():
+    assert [str(e) for e in ENCODINGS] == [
+        *("fp32", "fp32+zstd", "fp16", "fp16+zstd", "int8", "int8+zstd", "input", "input+zstd")
+    ]
+    assert all(parse_encoding(str(e)) == e for e in ENCODINGS)
+    with pytest.raises(EexError, match="no encoding 'int4', expected auto, fp32, fp16, int8, input, or one of them"):
+        parse_encoding("int4")
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_what_each_encoding_loses(codec):
+    np.testing.assert_array_equal(there_and_back(FEATURES, Encoding("fp32", codec)), FEATURES)
+    half = there_and_back(FEATURES, Encoding("fp16", codec))
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, FEATURES.astype(np.float16))
+    steps = FEATURES.max(axis=(1, 2, 3), keepdims=True) / 255
+    error = np.abs(there_and_back(FEATURES, Encoding("int8", codec)) - FEATURES)
+    assert (error <= 0.501 * steps).all()
+    assert (error[FEATURES == 0] == 0).all()
+    seen = there_and_back(IMAGES, Encoding("input", codec))
+    np.testing.assert_array_equal(seen, IMAGES.astype(np.float32) / np.float32(255))
+    assert seen.dtype == np.float32
+
+
+def test_features_that_are_halves_stay_halves():
+    half = FEATURES.astype(np.float16)
+    assert encode(half, Encoding("fp16")).arrays[0] is half
+    np.testing.assert_array_equal(there_and_back(half, Encoding("fp32")), half.astype(np.float32))
+    assert there_and_back(half, Encoding("int8")).dtype == np.float32
+
+
+def test_features_are_not_copied_if_they_need_not_be():
+    assert encode(FEATURES).arrays[0] is FEATURES
+    strided = FEATURES.transpose(0, 2, 3, 1)
+    assert encode(strided).arrays[0].flags.c_contiguous
+    np.testing.assert_array_equal(encode(strided).arrays[0], strided)
+
+
+def test_sizes():
+    numbers = FEATURES.size
+    sizes = {str(e): encode(FEATURES, e).nbytes for e in ENCODINGS if e.kind != "input"}
+    assert (sizes["fp32"], sizes["fp16"], sizes["int8"]) == (4 * numbers, 2 * numbers, numbers + 5 * 8)
+    assert all(sizes[f"{kind}+zstd"] < sizes[kind] for kind in ("fp32", "fp16", "int8"))
+    assert encode(IMAGES, Encoding("input")).nbytes == IMAGES.size
+
+
+def test_8_bit_frames_lose_nothing_as_input():
+    np.testing.assert_array_equal(pixels(IMAGES.astype(np.float32) / 255), IMAGES)
+    np.testing.assert_array_equal(pixels(np.array([-0.5, 0.4999 / 255, 0.5001 / 255, 2.0])), [0, 0, 1, 255])
+
+
+@pytest.mark.parametrize(
+    ("values", "encoding"),
+    [(IMAGES, "fp32"), (FEATURES, "input"), (FEATURES[:0], "int8"), (FEATURES[0, 0, 0], "fp32")],
+)
+def test_what_does_not_belong_together(values, encoding):
+    with pytest.raises(ValueError, match="expected features|does not send"):
+        encode(values, parse_encoding(encoding))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([e for e in ENCODINGS if e.kind != "input"]))
+@settings(max_examples=100, deadline=None)
+def test_any_numbers_go_there_and_back(seed, encoding):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 5, rng.integers(2, 5)))
+    x = (rng.normal(size=shape) * 10.0 ** rng.integers(-4, 4)).astype(np.float32)
+    back = there_and_back(x, encoding)
+    ends = np.abs(x).max()
+    span = x.max() - x.min()
+    allowed = {"fp32": 0.0, "fp16": 1e-3 * ends + 1e-7, "int8": span / 500 + 1e-5 * ends}[encoding.kind]
+    assert (np.abs(back.astype(np.float64) - x) <= allowed).all()
+
+
+# ---- messages that lie
+
+
+def test_compressed_values_must_be_what_was_announced():
+    sent = encode(FEATURES, Encoding("fp32", "zstd"))
+    for shape in [(5, 8, 4, 5), (5, 8, 4, 3), (5, 1, 1, 1)]:
+        with pytest.raises(OffloadError, match="compressed values cannot be used"):
+            decode("float32", shape, "zstd", sent.arrays)
+    for broken in (sent.arrays[0][:-3], sent.arrays[0][3:], RNG.integers(0, 256, 999, dtype=np.uint8)):
+        with pytest.raises(OffloadError, match="compressed values cannot be used"):
+            decode("float32", FEATURES.shape, "zstd", (broken,))
+
+
+def test_a_bomb_takes_no_more_memory_than_was_announced():
+    bomb = np.frombuffer(pa.Codec("zstd").compress(bytes(1 << 28)), dtype=np.uint8)
+    assert bomb.nbytes < 1 << 16
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    with pytest.raises(OffloadError):
+        decode("float32", (1, 1024), "zstd", (bomb,))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_codec_and_size_belong_together():
+    with pytest.raises(OffloadError, match="codec none cannot have 7"):
+        layout("float32", (1, 2), "none", 7)
+    with pytest.raises(OffloadError, match="codec zstd cannot have 0"):
+        layout("int8", (1, 2), "zstd", 0)
+
+
+def test_scales_of_a_peer_may_be_anything():
+    values = np.zeros((2, 3), dtype=np.int8)
+    scales = np.array([[np.nan, np.inf], [3e38, 3e38]], dtype=np.float32)
+    assert not np.isfinite(decode("int8", (2, 3), "none", (values, scales))[0]).any()
+
+
+def test_features_that_are_not_numbers_stay_that():
+    x = np.array([[1.0, np.nan], [np.inf, 0.0]], dtype=np.float32)
+    assert np.isnan(there_and_back(x, Encoding("int8"))).any(axis=1).all()
