@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from eex.policies.errors import EexError, OffloadError
 from eex.stream.encoding import ENCODINGS, Encoding, decode, encode, layout, parse_encoding, pixels
+from eex.stream.protocol import Request, features_of, pack, unpack
 
 RNG = np.random.default_rng(0)
 FEATURES = np.maximum(RNG.normal(size=(5, 8, 4, 4)), 0).astype(np.float32)  # half of them 0, as behind a ReLU
@@ -84,7 +86,7 @@ def test_8_bit_frames_lose_nothing_as_input():
     [(IMAGES, "fp32"), (FEATURES, "input"), (FEATURES[:0], "int8"), (FEATURES[0, 0, 0], "fp32")],
 )
 def test_what_does_not_belong_together(values, encoding):
-    with pytest.raises(ValueError, match="expected features|does not send"):
+    with pytest.raises(ValueError, match=r"expected features|does not send"):
         encode(values, parse_encoding(encoding))
 
 
@@ -142,3 +144,40 @@ def test_scales_of_a_peer_may_be_anything():
 def test_features_that_are_not_numbers_stay_that():
     x = np.array([[1.0, np.nan], [np.inf, 0.0]], dtype=np.float32)
     assert np.isnan(there_and_back(x, Encoding("int8"))).any(axis=1).all()
+
+
+# ---- in messages
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_a_message_carries_every_encoding(encoding):
+    sent = encode(IMAGES if encoding.kind == "input" else FEATURES, encoding)
+    request = Request(7, "m", 0, "pristine", sent.dtype, sent.shape, 0.0, sent.codec, sent.packed)
+    header, arrays = unpack([bytes(frame) for frame in pack(request, *sent.arrays)])
+    assert header == request
+    np.testing.assert_array_equal(
+        features_of(header, arrays), decode(sent.dtype, sent.shape, sent.codec, sent.arrays), strict=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"codec": "none", "packed": 9}, "codec none cannot have 9"),
+        ({"codec": "zstd", "packed": 0}, "codec zstd cannot have 0"),
+        ({"dtype": "object"}, "not a header"),
+        ({"codec": "pickle"}, "not a header"),
+        ({"packed": 1 << 40}, "not a header"),
+        ({"shape": (1 << 16, 1 << 12)}, "too large for one message"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_anything_is_made(changed, says):
+    sent = encode(FEATURES, Encoding("int8", "zstd"))
+    good = Request(7, "m", 0, "pristine", sent.dtype, sent.shape, 0.0, sent.codec, sent.packed)
+    frames = pack(good, *sent.arrays)
+    with pytest.raises(OffloadError, match=says):
+        unpack([msgspec.msgpack.encode(msgspec.structs.replace(good, **changed)), *frames[1:]])
+    with pytest.raises(OffloadError, match="frames"):
+        unpack(frames[:2])  # without its scales
+    with pytest.raises(OffloadError, match=r"float32 \(5, 2\) takes 40 bytes, got 39"):
+        unpack([*frames[:2], bytes(frames[2])[:-1]])
