@@ -1,4 +1,5 @@
-# make stream: the first result; make test: the tests; make check: what CI does; make bench: how fast.
+# make stream: the first result; make test: the tests; make check: what CI does; make bench: how fast;
+# make bench-offload: the link to the cloud.
 # PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -7,7 +8,7 @@ BIN := .venv/bin
 ROOMS := policies envs models stream experiments
 LINKS := $(ROOMS:%=build/links/eex/%)
 
-.PHONY: stream test check format lint types bench clean
+.PHONY: stream test check format lint types bench bench-offload clean
 
 stream: .venv/ready
 	$(BIN)/eex-stream --policy ucb --compare fixed,fixed:p_tar=0.95,ucb:c=0.1 $(ARGS)
@@ -30,6 +31,9 @@ bench: .venv/ready
 	$(BIN)/python -m eex.experiments.bench $(ARGS)
 	$(BIN)/python -m eex.experiments.bench_policies
 	$(BIN)/python -m eex.experiments.bench_envs
+
+bench-offload: .venv/ready
+	$(BIN)/python -m eex.experiments.bench_offload $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -35,6 +35,9 @@ class Context:
     link_ms
         Estimate of the round trip to the cloud worker in milliseconds; NaN before the first reply. One number, or one
         a run (runs,).
+    reachable
+        Whether a cloud worker is believed to be there and well; while none is, offloaded frames fall back. One truth
+        value, or one a run (runs,).
     """
 
     frames: int = 1
@@ -44,6 +47,7 @@ class Context:
     distortion: Floats | None = None
     queue: int | Ints = 0
     link_ms: float | Floats = float("nan")
+    reachable: bool | Bools = True
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from eex.policies.price import parse_price
 from eex.stream.run import Glance
 
 
@@ -112,6 +113,8 @@ def _column(row: dict[str, Any]) -> dict[str, str]:
         cells[f"answered by {name}" if name == "cloud" else f"answered at {name}"] = _percent(share)
     cells["offloaded"] = _percent(row["offloaded_share"])
     cells["MB sent"] = f"{row['bytes_offloaded'] / 1e6:.1f}"
+    each = row["bytes_per_offloaded_frame"]
+    cells["bytes a sent frame"] = "–" if each is None else f"{each:,.0f}"
     cells["seconds"] = f"{row['seconds']:.1f}"
     cells["frames/s"] = f"{row['frames_per_second']:,.0f}"
     for quantile, ms in row["latency_ms"].items():
@@ -138,10 +141,16 @@ def bought(summary: dict[str, Any]) -> list[str]:
     if "best_fixed_threshold" in summary:
         lines.append(
             f"in hindsight the best fixed threshold was {summary['best_fixed_threshold']:g} "
-            f"(overhead {summary['overhead']:g})"
+            f"(overhead {round(summary['overhead'], 4):g}{'' if constant(summary) else ', the mean'})"
         )
-    if summary["fallbacks"]:
-        lines.append(f"{summary['fallbacks']:,} frames got no reply from the cloud and were answered on the edge")
+    if summary["send"]["candidates"]:
+        lines.append(f"sent as {summary['send']['encoding']}: {summary['send']['why']}")
+    if not constant(summary):
+        lines.append(f"price of offloading {summary['price']}: {summary['mean_overhead']:.4f} a frame, on average")
+    if summary["withheld"]:
+        lines.append(f"{summary['withheld']:,} frames were kept on the edge by the budget")
+    if unanswered := summary["fallbacks"] - summary["withheld"]:
+        lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
     if summary["skipped"]:
         named = "; ".join(summary["skipped_images"][:3])
         more = f" and {summary['skipped'] - 3} more, named in summary.json" if summary["skipped"] > 3 else ""
@@ -149,6 +158,11 @@ def bought(summary: dict[str, Any]) -> list[str]:
     if summary["interrupted"]:
         lines.append("interrupted: all that was finished is written")
     return lines
+
+
+def constant(summary: dict[str, Any]) -> bool:
+    """Whether every frame of a run had the same price."""
+    return parse_price(summary["price"]).constant
 
 
 def _percent(share: float | None) -> str:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.base import Bools, Context, Floats, Ints, Outcomes, Policy
+from eex.policies.price import Meter, Price, parse_price
 from eex.policies.reward import reward
 from eex.policies.routing import answer, leave
+from eex.stream.encoding import Encoding, encode, pixels
 from eex.stream.offload import Offloader, Reply
-from eex.stream.protocol import MAX_BYTES
 
 _REQUESTS = itertools.count(1)  # of all engines: several may use one offloader, one after the other
 
@@ -129,12 +130,15 @@ class Engine:
         Takes what does not leave on the edge; None runs the remaining stages here too, as does a partition point behind
         the last stage.
     overhead
-        Price of offloading a frame, in units of confidence.
+        Price of offloading a frame, in units of confidence: a number, or what it is made of. The policy chooses by the
+        price that is expected, and is told the one that was paid.
     exit_cost
         Price of each further edge exit.
     gather
         Run a stage behind the first exit only once so many survivors wait for it (or they have waited for
         `LONGEST_GATHER` micro-batches): deep stages are faster in company, and answers a little later. 0 never waits.
+    send
+        How frames are sent to the cloud; by default the features as they are.
     kinds
         How many kinds of distortion the frames' levels tell of.
     capacity
@@ -152,9 +156,10 @@ class Engine:
         policy: Policy,
         offloader: Offloader | None = None,
         *,
-        overhead: float = 0.1,
+        overhead: float | Price = 0.1,
         exit_cost: float = 0.0,
         gather: int = 0,
+        send: Encoding | None = None,
         kinds: int = 2,
         capacity: int = 8192,
     ) -> None:
@@ -166,7 +171,10 @@ class Engine:
         if net.partition == net.exits:
             offloader = None
         self.net, self.policy, self.offloader = net, policy, offloader
-        self.overhead, self.exit_cost, self.gather, self.capacity = overhead, exit_cost, gather, capacity
+        price = overhead if isinstance(overhead, Price) else parse_price(overhead)
+        self.meter = Meter(price, bytes=_usual_bytes(net) if price.per_mb or price.budget else 0.0)
+        self.exit_cost, self.gather, self.capacity = exit_cost, gather, capacity
+        self.send = None if offloader is None else send
         self.edge_exits = net.edge_exits
         self.device = net.mean.device
         self.head = self.next = 0  # oldest frame not yet taken; number of the next one
@@ -174,6 +182,7 @@ class Engine:
         self._ring = _empty_rows(capacity, net.edge_exits + 1, kinds)
         self._done = np.zeros(capacity, dtype=bool)
         self._entered = np.zeros(capacity)
+        self._scarcity = np.zeros(capacity)  # the budget's part of the price when the frame was chosen for
         self._queues: list[list[_Group]] = [[] for _ in range(net.exits)]
         self._tails: dict[int, list[_Group]] = {}
         self._awaited: dict[int, Ints] = {}  # request id: slots
@@ -214,7 +223,10 @@ class Engine:
             self._enter(slots, frame, names, labels, levels, experts, entered)
             self.routing_seconds += time.perf_counter() - started
             images, slots, experts = _sorted_by_expert(images, slots, experts)
-            self._run_stage(0, images.contiguous(memory_format=torch.channels_last), slots, experts)
+            inputs = None
+            if self.send is not None and self.send.kind == "input":
+                inputs = pixels(images.float().cpu().numpy())
+            self._run_stage(0, images.contiguous(memory_format=torch.channels_last), slots, experts, inputs)
             self._pump(force=False)
         self.poll()
 
@@ -271,14 +283,17 @@ class Engine:
         started = time.perf_counter()
         link_ms = float("nan") if self.offloader is None else self.offloader.link_ms
         queue = sum(map(len, self._awaited.values()))
+        self.meter.arrive(started, len(frame))
+        overhead = self.meter.expected(link_ms)
         context = Context(
             frames=len(frame),
             first=int(frame[0]),
-            overhead=self.overhead,
+            overhead=overhead,
             exit_cost=self.exit_cost,
             distortion=None if probabilities is None else probabilities[None],
             queue=queue,
             link_ms=link_ms,
+            reachable=self.offloader is None or self.offloader.reachable,
         )
         chosen = self.policy.choose(context)
         ring = self._ring
@@ -289,6 +304,8 @@ class Engine:
         ring.audited[slots] = chosen.audited[0]
         ring.queue[slots] = queue
         ring.link_estimate_ms[slots] = link_ms
+        ring.overhead[slots] = overhead
+        self._scarcity[slots] = self.meter.scarcity
         self.policy_seconds += time.perf_counter() - started
 
     def _enter(
@@ -307,7 +324,6 @@ class Engine:
         ring.label[slots] = labels
         ring.levels[slots] = levels
         ring.expert[slots] = experts
-        ring.overhead[slots] = self.overhead
         ring.confidence[slots] = np.nan
         ring.prediction[slots] = -1
         for flag in (ring.offloaded, ring.sent, ring.fallback):
@@ -316,7 +332,7 @@ class Engine:
             cost[slots] = 0.0
         self._entered[slots] = entered
 
-    def _run_stage(self, i: int, x: Tensor, slots: Ints, experts: Ints) -> None:
+    def _run_stage(self, i: int, x: Tensor, slots: Ints, experts: Ints, inputs: "_Pixels" = None) -> None:
         """Run edge stage i and its exit on some frames, and pass on those that do not leave."""
         x = self.net.stage(i, x)
         confidence, prediction = self._exit(i, x, experts)
@@ -340,12 +356,13 @@ class Engine:
         kept = x if going.all() else _rows(x, going)
         self.routing_seconds += time.perf_counter() - started
         if sent.any():
-            self._offload(i + 1, _rows(x, sent), slots[sent], experts[sent])
+            self._offload(i + 1, _rows(x, sent), slots[sent], experts[sent], None if inputs is None else inputs[sent])
         if going.any():
+            inputs = None if inputs is None else inputs[going]
             if i + 1 < self.edge_exits:
-                self._queues[i + 1].append(_Group(kept, slots[going], experts[going]))
+                self._queues[i + 1].append(_Group(kept, slots[going], experts[going], inputs))
             else:
-                self._offload(i + 1, kept, slots[going], experts[going])
+                self._offload(i + 1, kept, slots[going], experts[going], inputs)
 
     def _exit(self, i: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
         """Confidence (float64) and prediction of each frame by its own expert's branch at exit i."""
@@ -371,7 +388,7 @@ class Engine:
             if _ready(queue, self.gather, force):
                 group = _merged(queue)
                 queue.clear()
-                self._run_stage(i, group.features, group.slots, group.experts)
+                self._run_stage(i, group.features, group.slots, group.experts, group.inputs)
         for stage, queue in self._tails.items():
             if _ready(queue, self.gather, force):
                 group = _merged(queue)
@@ -380,17 +397,30 @@ class Engine:
 
     # ---- the cloud
 
-    def _offload(self, stage: int, x: Tensor, slots: Ints, experts: Ints) -> None:
-        """Send frames on to the stages that do not run here; each message holds frames of one expert."""
+    def _offload(self, stage: int, x: Tensor, slots: Ints, experts: Ints, inputs: "_Pixels" = None) -> None:
+        """Send frames on to the stages that do not run here; each message holds frames of one expert.
+
+        Where the frames' own pixels are given, those are sent instead of the features, for all stages to run there.
+        """
         self._ring.offloaded[slots] = True
+        if (admitted := self.meter.admits(len(slots))) < len(slots):
+            self._ring.edge_ms[slots[admitted:]] = 1000 * (time.perf_counter() - self._entered[slots[admitted:]])
+            self._fall_back(slots[admitted:])
+            if not admitted:
+                return
+            x, slots, experts = x[:admitted], slots[:admitted], experts[:admitted]
         if self.offloader is None:
+            self.meter.sent(len(slots), 0.0)
             self._tails.setdefault(stage, []).append(_Group(x, slots, experts))
             return
-        features = x.contiguous().cpu().numpy()
+        if inputs is None:
+            features = x.contiguous().cpu().numpy()
+        else:
+            stage, features = 0, inputs[: len(slots)]
         for e in np.unique(experts):
             rows = np.flatnonzero(experts == e)
             theirs = features if len(rows) == len(slots) else features[rows]
-            most = max(1, MAX_BYTES // theirs[0].nbytes)  # frames that a message may hold
+            most = max(1, self.offloader.max_bytes // (4 * theirs[0].size))  # frames a message may hold, as float32
             for k in range(0, len(rows), most):
                 self._submit(stage, self.net.experts[e], theirs[k : k + most], slots[rows[k : k + most]])
 
@@ -401,15 +431,18 @@ class Engine:
         self._ring.edge_ms[slots] = 1000 * (now - self._entered[slots])
         bytes_before = offloader.bytes_sent
         request = next(_REQUESTS)
-        sent = False
-        while features.nbytes <= MAX_BYTES and not (sent := offloader.submit(request, stage, expert, features)):
-            if not offloader.outstanding:  # nobody there; a full window empties by itself, within the deadline
+        sent, fits = False, 4 * features.size <= offloader.max_bytes
+        payload = features if self.send is None else encode(features, self.send)
+        while fits and not (sent := offloader.submit(request, stage, expert, payload)):
+            if not (offloader.outstanding and offloader.reachable):  # a full window empties by itself
                 break
             for reply in offloader.poll(10):
                 self._take_reply(reply)
         if sent:
             self._ring.sent[slots] = True
-            self._ring.bytes[slots] = (offloader.bytes_sent - bytes_before) / len(slots)
+            bytes = offloader.bytes_sent - bytes_before
+            self._ring.bytes[slots] = bytes / len(slots)
+            self.meter.sent(len(slots), bytes)
             self._awaited[request] = slots
         else:
             self._fall_back(slots)
@@ -419,6 +452,9 @@ class Engine:
         if slots is None:
             return
         ring, final = self._ring, self.edge_exits
+        if not self.meter.price.constant:
+            bytes = float(ring.bytes[slots[0]])
+            ring.overhead[slots] = self.meter.paid(self._scarcity[slots], reply.round_trip_ms, bytes)
         if reply.failed:
             ring.link_ms[slots] = reply.round_trip_ms  # waited for in vain
             self._fall_back(slots)
@@ -481,6 +517,13 @@ class Engine:
         self.policy_seconds += time.perf_counter() - started
 
 
+def _usual_bytes(net: EarlyExitNet) -> float:
+    """What a frame's features take that goes on from the partition point."""
+    return float(net.costs().feature_bytes[net.partition - 1])
+
+
+_Pixels = NDArray[np.uint8] | None  # of frames, (n, C, H, W)
+
 _TOLD = tuple(f.name for f in fields(Outcomes) if f.name != "run")
 
 
@@ -491,6 +534,7 @@ class _Group:
     features: Tensor
     slots: Ints
     experts: Ints
+    inputs: "_Pixels" = None  # where they are what is sent
     waited: int = 0
 
 
@@ -515,6 +559,7 @@ def _merged(queue: list[_Group]) -> _Group:
         torch.cat([g.features for g in queue]),
         np.concatenate([g.slots for g in queue]),
         np.concatenate([g.experts for g in queue]),
+        None if queue[0].inputs is None else np.concatenate([g.inputs for g in queue if g.inputs is not None]),
     )
 
 

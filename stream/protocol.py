@@ -1,10 +1,14 @@
 """What edge and worker say to each other: a small versioned header and raw tensor buffers.
 
-A message is a list of frames. The first is the header, msgpack of one of four types; the others are the arrays that it
+A message is a list of frames. The first is the header, msgpack of one of six types; the others are the arrays that it
 announces, little-endian and in C order:
 
-    Hello   ─►                                  Request ─►  features
-            ◄─  Welcome                                 ◄─  ReplyHeader, confidence, prediction
+    Hello   ─►                          Request ─►  features
+            ◄─  Welcome                         ◄─  ReplyHeader, confidence, prediction
+    Ping    ─►
+            ◄─  Pong
+
+A worker that cannot do what it is asked refuses: a `ReplyHeader` with the kind of refusal and a line that says why.
 
 `pack` and `unpack` are inverses of each other and know no socket. What comes off the wire is checked against the limits
 below before an array is made of it, and arrays are views of the frames they came in.
@@ -20,8 +24,9 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from eex.policies.errors import OffloadError
+from eex.stream.encoding import Codec, DType, decode, layout
 
-VERSION = 1
+VERSION = 2
 """Of the protocol: an edge and a worker must agree on it."""
 
 MAX_HEADER_BYTES = 1 << 16
@@ -31,15 +36,26 @@ MAX_BYTES = 1 << 26
 MAX_FRAMES = 1 << 16
 """Most images in one message."""
 
+MESSAGE_FRAMES = 64
+"""Images that a worker's largest message holds, of the largest features that its models pass on."""
+
+Refusal = Literal["message", "model", "stage", "expert", "failed", "busy", "clients", "draining"]
+"""Why a worker refuses: it cannot read the message; it has no such model, stage, expert; the model failed on these
+features; too much of this client, or of all, is under way; it has too many clients; it is about to stop."""
+
 Buffer = bytes | memoryview
 _Id = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _Name = Annotated[str, Meta(max_length=256)]
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="kind", tag="hello", forbid_unknown_fields=True):
-    """The edge asks which model the worker has; one that cannot say refuses with the id."""
+    """The edge asks for a model by its fingerprint; a worker that does not have it refuses with the id.
+
+    An empty fingerprint asks for whichever the worker names first.
+    """
 
     id: _Id = 0
+    model: _Name = ""
     version: int = VERSION
 
 
@@ -54,17 +70,55 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="kind", tag="welcome", forb
         Stages of the network, those that run on the edge included.
     experts, classes
         Names, in the model's order.
+    max_bytes
+        Largest array that the worker takes.
+    window
+        Most requests of one client that it keeps at a time.
+    models
+        Fingerprints of all models that the worker has.
     """
 
     model: _Name
     stages: Annotated[int, Meta(ge=1, le=1000)]
     experts: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=256)]
     classes: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=1 << 14)]
+    max_bytes: Annotated[int, Meta(ge=1, le=MAX_BYTES)] = MAX_BYTES
+    window: Annotated[int, Meta(ge=1, le=1 << 16)] = 32
+    models: Annotated[tuple[_Name, ...], Meta(max_length=64)] = ()
+    version: int = VERSION
+
+
+class Ping(msgspec.Struct, frozen=True, tag_field="kind", tag="ping", forbid_unknown_fields=True):
+    """The edge asks whether the worker is alive; it answers at once, also while its model runs."""
+
+    id: _Id
+    version: int = VERSION
+
+
+class Pong(msgspec.Struct, frozen=True, tag_field="kind", tag="pong", forbid_unknown_fields=True):
+    """The worker is alive.
+
+    Attributes
+    ----------
+    id
+        The ping's.
+    queue
+        Requests that wait in it, of all clients.
+    busy_ms
+        For how long its longest call of a model has been running; one that hangs shows here.
+    draining
+        It is about to stop.
+    """
+
+    id: _Id
+    queue: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+    busy_ms: float = 0.0
+    draining: bool = False
     version: int = VERSION
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="kind", tag="request", forbid_unknown_fields=True):
-    """The edge asks for the final exit's answer; one array of features follows.
+    """The edge asks for the final exit's answer; the features follow, as `eex.stream.encoding` lays them out.
 
     Attributes
     ----------
@@ -77,15 +131,22 @@ class Request(msgspec.Struct, frozen=True, tag_field="kind", tag="request", forb
     expert
         Whose side branch answers.
     dtype, shape
-        Of the features; the first axis is frames.
+        Of the features before they are compressed; the first axis is frames. uint8 are the images themselves.
+    codec, packed
+        What they are compressed by, and to how many bytes; 0 where they are not.
+    deadline_ms
+        After so long nobody waits for the answer any more; 0 = never.
     """
 
     id: _Id
     model: _Name
     stage: Annotated[int, Meta(ge=0, lt=1000)]
     expert: _Name
-    dtype: Literal["float32", "float16"]
+    dtype: DType
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=MAX_BYTES)], ...], Meta(min_length=2, max_length=8)]
+    deadline_ms: float = 0.0
+    codec: Codec = "none"
+    packed: Annotated[int, Meta(ge=0, le=MAX_BYTES)] = 0
     version: int = VERSION
 
 
@@ -100,18 +161,21 @@ class ReplyHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="reply", fo
         Images answered; 0 where the worker refused, with empty arrays.
     compute_ms
         What the model took.
-    error
-        Why it refused, one line.
+    refusal, error
+        What kind of refusal it is, and why, in one line; both empty where there are frames.
     """
 
     id: _Id
     frames: Annotated[int, Meta(ge=0, le=MAX_FRAMES)] = 0
     compute_ms: float = 0.0
+    refusal: Refusal | Literal[""] = ""
     error: Annotated[str, Meta(max_length=1000)] = ""
     version: int = VERSION
 
 
-Header = Hello | Welcome | Request | ReplyHeader
+_NOTHING = (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32))
+
+Header = Hello | Welcome | Ping | Pong | Request | ReplyHeader
 
 
 class _Envelope(msgspec.Struct):
@@ -173,6 +237,17 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Header, list[NDArray[Any]]]:
     return header, [np.frombuffer(v, dtype=d).reshape(s) for v, (d, s) in zip(views, layout, strict=True)]
 
 
+def features_of(request: Request, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The features of a request, from its arrays as `unpack` gives them; images come in [0, 1].
+
+    Raises
+    ------
+    OffloadError
+        If what was compressed is damaged, or not what was announced.
+    """
+    return decode(request.dtype, request.shape, request.codec, tuple(arrays))
+
+
 def readable_id(frames: Sequence[Buffer]) -> int | None:
     """The id in a message that `unpack` refused, if it has one."""
     if not frames or not 0 < memoryview(frames[0]).nbytes <= MAX_HEADER_BYTES:
@@ -208,6 +283,7 @@ def _read_header(frame: Buffer) -> Header:
 def _layout(header: Header) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
     """Type and shape of the arrays that follow a header, within the limits."""
     if isinstance(header, Request):
+        _check_time("deadline_ms", header.deadline_ms)
         dtype = np.dtype(header.dtype).newbyteorder("<")
         size = math.prod(header.shape) * dtype.itemsize
         if header.shape[0] > MAX_FRAMES or size > MAX_BYTES:
@@ -215,15 +291,29 @@ def _layout(header: Header) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
                 f"{header.dtype} {header.shape} is too large for one message: it has {size:,} bytes, at most "
                 f"{MAX_BYTES:,} bytes and {MAX_FRAMES:,} frames fit"
             )
-        return [(dtype, header.shape)]
+        return layout(header.dtype, header.shape, header.codec, header.packed)
     if isinstance(header, ReplyHeader):
-        if not (math.isfinite(header.compute_ms) and header.compute_ms >= 0):
-            raise OffloadError(f"compute_ms must be a time, got {header.compute_ms}")
-        if bool(header.error) == bool(header.frames):
-            raise OffloadError(f"a reply has frames or an error, got {header.frames} frames and {header.error!r}")
+        _check_time("compute_ms", header.compute_ms)
+        if not bool(header.refusal) == bool(header.error) != bool(header.frames):
+            raise OffloadError(
+                f"a reply has frames or a refusal and its reason, got {header.frames} frames, {header.refusal!r} and "
+                f"{header.error!r}"
+            )
         return [(np.dtype("<f4"), (header.frames,)), (np.dtype("<i4"), (header.frames,))]
+    if isinstance(header, Pong):
+        _check_time("busy_ms", header.busy_ms)
     return []
+
+
+def _check_time(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise OffloadError(f"{name} must be a time, got {value}")
 
 
 def _kind(header: Header) -> str:
     return str(type(header).__struct_config__.tag)
+
+
+def refusal(id: int, kind: Refusal, error: str) -> list[Buffer]:
+    """The message that refuses a request or a hello."""
+    return pack(ReplyHeader(id, refusal=kind, error=one_line(error) or "no reason given"), *_NOTHING)

@@ -19,7 +19,10 @@ import numpy as np
 import tyro
 
 from eex.policies.errors import EexError, ImageError
+from eex.policies.link import parse_link
+from eex.policies.price import parse_price
 from eex.policies.registry import make_policy, split_option
+from eex.stream.encoding import parse_encoding
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
     from eex.policies.base import Ints
     from eex.policies.schedule import Schedule
+    from eex.stream.embedded import EmbeddedWorker
+    from eex.stream.measure import Sending
     from eex.stream.offload import Offloader
     from eex.stream.sources import Source
     from eex.stream.tally import Reference, Tally
@@ -35,6 +40,10 @@ GRID = np.round(np.arange(0, 1.01, 0.1), 2)
 """Fixed thresholds that regret is measured against."""
 NAMED = 20
 """Skipped images that a summary names; it counts them all."""
+SAMPLES = 64
+"""Frames that ways of sending are compared on."""
+PATIENCE_S = 15.0
+"""How long a run waits for its worker over an emulated link, which may be slow or down at first."""
 CACHE_BYTES = 256 << 20
 """Decoded images that are kept, so that playing several policies decodes once."""
 
@@ -66,10 +75,12 @@ class FrameConfig:
     """Of all that is drawn: order, distortions, policies."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; of a stream, its edge part."""
+    partition: int = 0
+    """Stages that run on the edge, the rest in the cloud; 0 = as the model says. eex-partition finds the fastest."""
 
     def check(self) -> None:
         """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
-        for name, low in (("frames", 0), ("batch", 1), ("seed", 0)):
+        for name, low in (("frames", 0), ("batch", 1), ("seed", 0), ("partition", 0)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
         if self.batch > 4096:
@@ -91,9 +102,25 @@ class StreamConfig(FrameConfig):
     """Policies to play over the very same frames afterwards, between commas, options behind colons:
     fixed,fixed:p_tar=0.95,ucb:c=0.5"""
     worker: str = "embedded"
-    """Cloud worker: 'embedded' starts one, tcp://host:port names one that eex-worker runs, 'none' does without."""
-    overhead: float = 0.1
-    """Price of offloading a frame, in units of confidence."""
+    """Cloud worker: 'embedded' starts one ('embedded:2' of two processes), tcp://host:port names one that eex-worker
+    runs, or several, between commas; 'none' does without."""
+    keys: Path | None = None
+    """Folder with this edge's key and worker.pub; by default where eex-keys puts them."""
+    key: str = "edge"
+    """Name of this edge's key there."""
+    plain: bool = False
+    """Talk plain text to workers on this machine that were started with --plain, instead of by keys."""
+    plain_beyond_loopback: bool = False
+    """With --plain: to workers elsewhere, too. Everyone on the way can read and change frames."""
+    link: str = ""
+    """Put a link between edge and worker that is not there: sao-paulo, north-california, paris, wifi, or MS@MBIT, each
+    also for a time, between commas: 40@10:30s, down:5s, jitter=5."""
+    send: str = "auto"
+    """How frames are sent: fp32, fp16, int8 (features), input (the image), each also with +zstd; auto takes what is
+    fastest for the link."""
+    overhead: float | str = 0.1
+    """Price of offloading a frame, in units of confidence; also a second of round trip (0.2/s), a megabyte (0.01/MB), a
+    joule (0.05/J@1.3W), sums of these with +, or a budget to keep to (budget=10/s, budget=20%)."""
     exit_cost: float = 0.0
     """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
     deadline_ms: float = 1000.0
@@ -110,12 +137,21 @@ class StreamConfig(FrameConfig):
         super().check()
         if self.gather < 0:
             raise EexError(f"--gather must be at least 0, got {self.gather}")
-        if not 0 <= self.overhead <= 1:
-            raise EexError(f"--overhead must lie in [0, 1], units of confidence; got {self.overhead:g}")
+        try:
+            parse_price(self.overhead)
+        except EexError as error:
+            raise EexError(f"--{error}") from None
         if not 0 <= self.exit_cost <= 1:
             raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
         if not self.deadline_ms > 0:
             raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
+        if self.plain_beyond_loopback and not self.plain:
+            raise EexError("--plain-beyond-loopback goes with --plain")
+        embedded_processes(self.worker)
+        if self.link:
+            parse_link(self.link)
+        if self.send != "auto":
+            parse_encoding(self.send)
 
 
 Config = TypeVar("Config", bound=FrameConfig)
@@ -142,6 +178,8 @@ class Played:
     tally: "Tally"
     seconds: float
     skipped: dict[str, str] = field(default_factory=dict)
+    withheld: int = 0
+    """Frames that the budget kept on the edge."""
 
 
 Show = Callable[[Glance], None]
@@ -168,17 +206,18 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
     options = dict(split_option(pair) for pair in config.policy_option)
     # only then torch, which takes seconds: what is wrong above is told at once
     with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(_embedded_worker(config)) if config.worker == "embedded" else None
+        worker = stack.enter_context(_embedded_worker(config)) if embedded_processes(config.worker) else None
         net = load_network(config)
         policies = [make_policy(config.policy, options, exits=net.edge_exits, seed=config.seed)]
         policies += [make_policy(name, exits=net.edge_exits, seed=config.seed) for name in rivals]
         names = _told_apart([":".join([config.policy, *config.policy_option]), *rivals])
         frames = Frames(config, schedule, net)
-        offloader = stack.enter_context(contextlib.closing(_connect(config, worker, net)))
+        offloader = stack.enter_context(connected(config, worker, net))
+        sending = choose_sending(config, net, frames, offloader)
         folder = make_folder(config.out, config.policy.partition(":")[0])
         _write_json(folder / "config.json", to_json(config))
         stop = stack.enter_context(interrupts())
-        stream = Stream(frames, net, config, stop)
+        stream = Stream(frames, net, config, stop, sending)
         played: list[Played] = []
         for name, policy in zip(names, policies, strict=True):
             if played and (stop() or frames.live):
@@ -186,10 +225,16 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
             played.append(stream.play(name, policy, offloader, show, folder / "records" if not played else None))
         reference = None
         if config.regret and not frames.live and not stop() and played[0].tally.frames:
-            reference = stream.hindsight(played[0].tally.frames, show)
+            reference = stream.hindsight(played[0].tally, show)
     if not played[0].tally.frames and not stop():
         raise nothing_usable(config, played[0].skipped)
     summary = summarise(config, played, reference, net, interrupted=stop())
+    summary["link"] = offloader.report()
+    summary["send"] = {
+        "encoding": None if sending.encoding is None else str(sending.encoding),
+        "why": sending.why,
+        "candidates": list(sending.candidates),
+    }
     summary["folder"] = str(folder)
     _write_json(folder / "summary.json", summary)
     curves = {p.policy: p.tally.curves() for p in played}
@@ -211,12 +256,16 @@ def load_network(config: FrameConfig) -> "EarlyExitNet":
     Raises
     ------
     EexError
-        If it cannot be used, or there is no such device.
+        If it cannot be used, or there is no such device or partition point.
     """
     from eex.models.card import load
     from eex.models.fast import optimised
 
-    return optimised(load(config.model, pick_device(config.device), make_network(config.network)))
+    net = optimised(load(config.model, pick_device(config.device), make_network(config.network)))
+    if config.partition > net.exits:
+        raise EexError(f"--partition must lie in 1…{net.exits}, the model's stages; got {config.partition}")
+    net.partition = config.partition or net.partition
+    return net
 
 
 class Frames:
@@ -295,9 +344,14 @@ class Stream:
     """Frames that one policy after another is played over."""
 
     def __init__(
-        self, frames: Frames, net: "EarlyExitNet", config: StreamConfig, stop: Callable[[], bool] = lambda: False
+        self,
+        frames: Frames,
+        net: "EarlyExitNet",
+        config: StreamConfig,
+        stop: Callable[[], bool] = lambda: False,
+        sending: "Sending | None" = None,
     ) -> None:
-        self.frames, self.net, self.config, self.stop = frames, net, config, stop
+        self.frames, self.net, self.config, self.stop, self.sending = frames, net, config, stop, sending
 
     def play(self, name: str, policy: Any, offloader: "Offloader | None", show: Show, records: Path | None) -> Played:
         """Stream all frames under one policy."""
@@ -307,7 +361,13 @@ class Stream:
 
         config, net, frames = self.config, self.net, self.frames
         engine = Engine(
-            net, policy, offloader, overhead=config.overhead, exit_cost=config.exit_cost, gather=config.gather
+            net,
+            policy,
+            offloader,
+            overhead=parse_price(config.overhead),
+            exit_cost=config.exit_cost,
+            gather=config.gather,
+            send=None if self.sending is None else self.sending.encoding,
         )
         played = Played(name, Tally(net.edge_exits + 1), 0.0)
         writer = RecordWriter(records, net.classes, net.experts) if records is not None else contextlib.nullcontext()
@@ -335,16 +395,22 @@ class Stream:
             engine.drain()
             take()
             played.seconds = time.perf_counter() - started
+        played.withheld = engine.meter.withheld
         if engine.next:
             show(Glance(name, engine.next, frames.total, played.seconds, played.tally, finished=True))
         return played
 
-    def hindsight(self, total: int, show: Show) -> "Reference | None":
-        """Run every exit of every frame; None if interrupted."""
+    def hindsight(self, tally: "Tally", show: Show) -> "Reference | None":
+        """Run every exit of every frame that a policy was played over; None if interrupted.
+
+        References pay one price for all frames: where it was not constant, the mean of what the policy met.
+        """
         from eex.stream.engine import every_exit
         from eex.stream.tally import Reference, Tally
 
-        reference = Reference(self.net.edge_exits + 1, self.config.overhead, GRID, self.config.exit_cost)
+        price, total = parse_price(self.config.overhead), tally.frames
+        overhead = price.of() if price.constant else tally.mean_overhead
+        reference = Reference(self.net.edge_exits + 1, overhead, GRID, self.config.exit_cost)
         started = shown = time.perf_counter()
         first = 0
         nothing = Tally(self.net.edge_exits + 1)
@@ -476,23 +542,107 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _embedded_worker(config: StreamConfig) -> Any:
-    from eex.stream.worker import EmbeddedWorker
+def embedded_processes(worker: str) -> int:
+    """How many processes an embedded worker has, by the option's value; 0 where the worker is not embedded.
 
-    return EmbeddedWorker(model=config.model, network=config.network)
+    Raises
+    ------
+    EexError
+        If the value is none of those that the option takes.
+    """
+    if worker == "embedded":
+        return 1
+    kind, _, count = worker.partition(":")
+    if kind == "embedded" and count.isdecimal() and 1 <= int(count) <= 256:
+        return int(count)
+    if worker != "none" and not all(part.strip().startswith("tcp://") for part in worker.split(",")):
+        raise EexError(f"--worker {worker}: expected 'embedded', 'embedded:2', 'none' or tcp://host:port, …")
+    return 0
 
 
-def _connect(config: StreamConfig, worker: Any, net: "EarlyExitNet") -> "Offloader":
-    from eex.stream.offload import NoOffloader, ZmqOffloader
+def _embedded_worker(config: StreamConfig) -> "EmbeddedWorker":
+    from eex.stream.embedded import EmbeddedWorker
+
+    models = () if config.model is None else (config.model,)
+    return EmbeddedWorker(models, config.network, processes=embedded_processes(config.worker))
+
+
+@contextlib.contextmanager
+def connected(config: StreamConfig, worker: "EmbeddedWorker | None", net: "EarlyExitNet") -> "Iterator[Offloader]":
+    """What takes a run's frames to the cloud, over the link that is to be emulated; closed with the block.
+
+    Raises
+    ------
+    EexError
+        If no worker can be used.
+    """
+    from eex.stream.edge import ZmqOffloader
+    from eex.stream.keys import EdgeKeys, default_folder, edge_keys
+    from eex.stream.link import emulated
+    from eex.stream.offload import NoOffloader
 
     if config.worker == "none":
-        return NoOffloader()
-    endpoint = worker.endpoint(60.0) if worker is not None else config.worker
-    if not endpoint.startswith("tcp://"):
-        raise EexError(f"--worker {endpoint}: expected 'embedded', 'none' or tcp://host:port")
-    offloader = ZmqOffloader(endpoint, net.fingerprint, deadline_ms=config.deadline_ms)
-    offloader.connect()
-    return offloader
+        yield NoOffloader()
+        return
+    keys: EdgeKeys | None
+    if worker is not None:
+        endpoints, keys = [worker.endpoint(60.0)], worker.keys
+    else:
+        endpoints = [part.strip() for part in config.worker.split(",")]
+        keys = None if config.plain else edge_keys(config.keys or default_folder(), config.key)
+    with contextlib.ExitStack() as stack:
+        if config.link:
+            endpoints = stack.enter_context(emulated(config.link, endpoints, config.seed))
+        offloader = ZmqOffloader(
+            endpoints, net.fingerprint, config.deadline_ms, keys=keys, anywhere=config.plain_beyond_loopback
+        )
+        stack.enter_context(contextlib.closing(offloader))
+        offloader.connect(PATIENCE_S if config.link else 5.0)
+        yield offloader
+
+
+def choose_sending(config: StreamConfig, net: "EarlyExitNet", frames: Frames, offloader: "Offloader") -> "Sending":
+    """How frames are sent, as configured, or what is fastest for the link.
+
+    To a worker on this machine features go as they are, without measuring: nothing is gained on the way, and what
+    encoding takes is lost.
+
+    Raises
+    ------
+    EexError
+        If the worker or the link cannot be measured.
+    """
+    from eex.stream import measure
+    from eex.stream.curve import is_loopback
+
+    if config.worker == "none" or net.partition == net.exits:
+        return measure.Sending(None, "nothing is sent")
+    if config.send != "auto":
+        return measure.Sending(parse_encoding(config.send), "as asked for")
+    near = config.worker.startswith("embedded") or all(is_loopback(e.strip()) for e in config.worker.split(","))
+    if near and not config.link:
+        return measure.Sending(None, "features as they are: the worker is on this machine")
+    images = _samples(frames, net)
+    found = measure.candidates(net, images, net.partition, agreement=not frames.live)
+    cloud_ms = measure.worker_times(offloader, net, images, sorted({c.stage for c in found}))
+    if config.link:
+        link = measure.first_condition(parse_link(config.link))
+    else:
+        link = measure.measure_link(offloader, net, images, net.partition)
+    return measure.cheapest(found, link, cloud_ms)
+
+
+def _samples(frames: Frames, net: "EarlyExitNet") -> "torch.Tensor":
+    """The first frames of a stream, to measure with; of a live one, which gives them but once, noise."""
+    import torch
+
+    batches = [] if frames.live else [pixels for pixels, *_ in frames.batches(SAMPLES, {})]
+    shape = (SAMPLES, *net.architecture.input_shape)
+    return (
+        torch.cat(batches)
+        if batches
+        else torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(frames.device)
+    )
 
 
 def _relabelled(source: "Source", classes: tuple[str, ...]) -> "Source":
@@ -559,7 +709,9 @@ def summarise(
     if reference is not None:
         summary["best_fixed_threshold"] = reference.best
         summary["by_exit"] = reference.rows()
-    summary["overhead"] = config.overhead
+    price = parse_price(config.overhead)
+    summary["price"] = price.text
+    summary["overhead"] = price.of() if price.constant else first.tally.mean_overhead
     summary["model"] = {"fingerprint": net.fingerprint, "exits": net.exits, "partition": net.partition}
     summary["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     return summary
@@ -573,6 +725,8 @@ def _policy_row(played: Played, reference: "Reference | None") -> dict[str, Any]
         "frames": t.frames,
         "answered": int(t.by_exit.sum()),
         "fallbacks": t.fallbacks,
+        "withheld": played.withheld,
+        "mean_overhead": t.mean_overhead,
         "accuracy": t.accuracy,
         "mean_reward": t.mean_reward,
         "frames_per_second": t.frames / played.seconds if played.seconds else 0.0,
@@ -581,6 +735,7 @@ def _policy_row(played: Played, reference: "Reference | None") -> dict[str, Any]
         "offloaded_share": t.offloaded / frames,
         "device_probability": 1 - float(t.by_exit[-1]) / frames,
         "bytes_offloaded": int(t.bytes),
+        "bytes_per_offloaded_frame": t.bytes_per_frame,
         "latency_ms": {name: t.latency_ms(q) if t.frames else None for name, q in (("p50", 0.5), ("p99", 0.99))},
         "latency_split_ms": dict(zip(("edge", "link", "cloud"), (t.split_ms / frames).tolist(), strict=True)),
     }

@@ -69,8 +69,8 @@ class Tally:
 
     def __init__(self, exits: int) -> None:
         self.exits = exits
-        self.frames = self.labelled = self.correct = self.offloaded = self.fallbacks = self.rewarded = 0
-        self.reward = self.bytes = self.threshold = 0.0
+        self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
+        self.reward = self.bytes = self.threshold = self.overhead = 0.0
         self.by_exit = np.zeros(exits, dtype=np.int64)
         self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
         self.split_ms = np.zeros(3)
@@ -88,10 +88,12 @@ class Tally:
         self.labelled += int(known.sum())
         self.correct += int(correct.sum())
         self.offloaded += int(rows.offloaded.sum())
+        self.sent += int(rows.sent.sum())
         self.fallbacks += int(rows.fallback.sum())
         self.rewarded += int(taught.sum())
         self.reward += float(rows.reward[taught].sum())
         self.bytes += float(rows.bytes.sum())
+        self.overhead += float(rows.overhead.sum())
         threshold = _typical_threshold(rows.exit_at)
         self.threshold = float(threshold[-1])
         self.by_exit += left.sum(axis=0).astype(np.int64)
@@ -109,6 +111,16 @@ class Tally:
     def mean_reward(self) -> float | None:
         """Mean reward of the frames that teach something."""
         return self.reward / self.rewarded if self.rewarded else None
+
+    @property
+    def mean_overhead(self) -> float:
+        """Mean price of offloading, over all frames: paid by those that were sent, expected for the others."""
+        return self.overhead / self.frames if self.frames else 0.0
+
+    @property
+    def bytes_per_frame(self) -> float | None:
+        """Bytes sent for each frame that was sent; None without any."""
+        return self.bytes / self.sent if self.sent else None
 
     def latency_ms(self, quantile: float) -> float:
         """Latency that this share of the frames stays below, to 5 %."""

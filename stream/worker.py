@@ -1,10 +1,10 @@
-"""The cloud worker: `serve` answers offloaded features, `eex-worker` is its command, `EmbeddedWorker` its process."""
+"""The cloud worker: `serve` answers offloaded features, `eex-worker` is its command."""
 
+import contextlib
+import math
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,34 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tyro
 import zmq
+from msgspec import structs
 from numpy.typing import NDArray
 
 from eex.policies.errors import EexError, OffloadError
+from eex.stream.curve import HANDSHAKE_MS, check_plain, is_loopback, secure_worker, zap_socket
+from eex.stream.embedded import GRACE_S, READY, EmbeddedWorker, read_keys
+from eex.stream.front import Front, Limits, LocalReplica, Replica
 from eex.stream.guard import guarded, share_cores
+from eex.stream.keys import WorkerKeys, default_folder, worker_keys
+from eex.stream.metrics import monitoring
 from eex.stream.offload import Tail
-from eex.stream.protocol import (
-    MAX_BYTES,
-    Buffer,
-    Hello,
-    ReplyHeader,
-    Request,
-    Welcome,
-    one_line,
-    pack,
-    readable_id,
-    unpack,
-)
+from eex.stream.protocol import MAX_BYTES, MAX_HEADER_BYTES, MESSAGE_FRAMES, Welcome
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
 
-READY = "eex-worker: listening on "
-COMMAND = (sys.executable, "-m", "eex.stream.worker")
-POLL_MS = 100  # how late a stop may be noticed
-DRAIN_S = 2.0  # how long a stopped worker goes on with what has arrived already
-GRACE_S = 5.0  # how long a stopped process may take
-_NOTHING = (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32))
+QUEUE = 8
+"""Most messages that wait in the socket for or from one client."""
 
 
 def log(line: str) -> None:
@@ -54,64 +46,19 @@ def serve(
     stop: threading.Event,
     welcome: Welcome,
     log: Callable[[str], None] = log,
+    limits: Limits | None = None,
 ) -> None:
-    """Answer requests on a bound ROUTER `socket` until `stop` is set, then those that are there; the caller closes it.
+    """Answer requests for one model on a bound ROUTER `socket` until `stop` is set, then those that are there.
 
     A message that cannot be used is answered with the reason, or dropped if nobody can tell whose it is; it never ends
-    the service.
+    the service. The caller closes the socket.
 
     Raises
     ------
     OffloadError
         If the welcome is beyond the protocol's limits.
     """
-    pack(welcome)
-
-    def answer_one() -> None:
-        client, *parts = socket.recv_multipart(copy=False)
-        frames: list[Buffer] = [part.buffer for part in parts]
-        answer = _answer(frames, tail, welcome, log)
-        if answer:
-            try:
-                socket.send_multipart([client.bytes, *answer], zmq.NOBLOCK, copy=False)
-            except zmq.ZMQError as error:  # the client is gone or does not read: its deadline tells it
-                log(f"could not send a reply: {error}")
-
-    while not stop.is_set():
-        if socket.poll(POLL_MS):
-            answer_one()
-    end = time.monotonic() + DRAIN_S
-    while time.monotonic() < end and socket.poll(0):
-        answer_one()
-
-
-def _answer(frames: list[Buffer], tail: Tail, welcome: Welcome, log: Callable[[str], None]) -> list[Buffer]:
-    """The answer to a message; empty if there is none to give."""
-    try:
-        header, arrays = unpack(frames)
-        if isinstance(header, Hello):
-            return pack(welcome)
-        if not isinstance(header, Request):
-            raise OffloadError("a worker takes a hello or a request, got a worker's own message")
-        if header.model != welcome.model:
-            raise OffloadError(f"the edge has model {header.model}, the worker {welcome.model}")
-        if header.stage >= welcome.stages:
-            raise OffloadError(f"there is no stage {header.stage}, the model has {welcome.stages}")
-        if header.expert not in welcome.experts:
-            raise OffloadError(f"unknown expert '{header.expert}', expected one of {', '.join(welcome.experts)}")
-        start = time.perf_counter()
-        confidence, prediction = tail(header.stage, header.expert, arrays[0])
-        compute_ms = 1000 * (time.perf_counter() - start)
-        return pack(
-            ReplyHeader(header.id, header.shape[0], compute_ms),
-            np.asarray(confidence, dtype=np.float32),
-            np.asarray(prediction, dtype=np.int32),
-        )
-    except Exception as error:  # whatever the model makes of a client's tensor, the others are served
-        reason = one_line(str(error) if isinstance(error, OffloadError) else f"{type(error).__name__}: {error}")
-        log(f"refused a message: {reason}")
-        id = readable_id(frames)
-        return [] if id is None else pack(ReplyHeader(id, error=reason), *_NOTHING)
+    Front(socket, [welcome], [LocalReplica({welcome.model: tail})], limits=limits, log=log).serve(stop)
 
 
 def make_tail(net: "EarlyExitNet") -> Tail:
@@ -120,12 +67,7 @@ def make_tail(net: "EarlyExitNet") -> Tail:
 
     device = net.mean.device
     net.eval()
-    shapes = []  # what each stage takes
-    with torch.inference_mode():
-        x = torch.zeros(1, *net.architecture.input_shape, device=device)
-        for i in range(net.exits):
-            shapes.append(tuple(x.shape[1:]))
-            x = net.stage(i, x)
+    shapes = stage_shapes(net)
 
     @torch.inference_mode()
     def tail(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -145,28 +87,107 @@ def make_tail(net: "EarlyExitNet") -> Tail:
     return tail
 
 
-def listen(tail: Tail, welcome: Welcome, bind: str, stop: threading.Event) -> None:
+def stage_shapes(net: "EarlyExitNet") -> list[tuple[int, ...]]:
+    """What each stage takes, without the axis of frames."""
+    import torch
+
+    shapes = []
+    with torch.inference_mode():
+        x = torch.zeros(1, *net.architecture.input_shape, device=net.mean.device)
+        for i in range(net.exits):
+            shapes.append(tuple(x.shape[1:]))
+            x = net.stage(i, x)
+    return shapes
+
+
+def load_models(
+    models: Sequence[Path], network: str, threads: int, device: str, batch_frames: int
+) -> tuple[list[Welcome], dict[str, Tail], dict[str, list[tuple[int, ...]]]]:
+    """Load models, the shipped one if there is none; their welcomes, and tails and stages' shapes by fingerprint.
+
+    Raises
+    ------
+    EexError
+        If one cannot be used, or there is no such device.
+    """
+    import torch
+
+    from eex.models.card import load
+    from eex.models.fast import optimised
+    from eex.stream.run import make_network, pick_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    nets = [load(m, pick_device(device), make_network(network)) for m in models or (None,)]
+    welcomes: dict[str, Welcome] = {}
+    tails: dict[str, Tail] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for net in nets:
+        taken = shapes[net.fingerprint] = stage_shapes(net)
+        largest = 4 * max(math.prod(shape) for shape in taken)  # bytes of a frame, float32
+        most = min(MAX_BYTES, max(MESSAGE_FRAMES, batch_frames) * largest)
+        welcomes[net.fingerprint] = Welcome(net.fingerprint, net.exits, net.experts, net.classes, most)
+        tails[net.fingerprint] = make_tail(optimised(net))
+    return [structs.replace(w, models=tuple(welcomes)) for w in welcomes.values()], tails, shapes
+
+
+def listen(
+    welcomes: Sequence[Welcome],
+    replicas: Sequence[Replica],
+    bind: str,
+    stop: threading.Event,
+    *,
+    keys: WorkerKeys | None,
+    shapes: dict[str, list[tuple[int, ...]]] | None = None,
+    limits: Limits | None = None,
+    metrics: tuple[str, int] | None = None,
+    anywhere: bool = False,
+) -> None:
     """Bind a socket, print the line that says so, and serve until `stop` is set.
+
+    Parameters
+    ----------
+    keys
+        Ours, and who is known; None takes plain text from whoever is on this machine, or `anywhere`.
+    metrics
+        Host and port for health and metrics; none without.
 
     Raises
     ------
     OffloadError
-        If the endpoint cannot be bound.
+        If the endpoint cannot be bound, or plain text would leave the machine.
     """
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+    if keys is None:
+        check_plain(bind, anywhere)
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        zap = None if keys is None else stack.enter_context(zap_socket(context))
+        socket = stack.enter_context(context.socket(zmq.ROUTER))
         for option, value in {
             zmq.LINGER: 1000,  # ms for the last replies to leave
-            zmq.SNDHWM: 64,
-            zmq.RCVHWM: 16,
-            zmq.MAXMSGSIZE: MAX_BYTES,
+            zmq.SNDHWM: QUEUE,
+            zmq.RCVHWM: QUEUE,
+            zmq.MAXMSGSIZE: max(w.max_bytes for w in welcomes) + MAX_HEADER_BYTES,
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+            zmq.HEARTBEAT_IVL: 2000,  # ms; lets go of clients that went without a word
+            zmq.HEARTBEAT_TIMEOUT: 6000,
+            zmq.IPV6: int("[" in bind),
         }.items():
             socket.setsockopt(option, value)
+        if keys is not None:
+            secure_worker(socket, keys)
         try:
             socket.bind(bind)
         except zmq.ZMQError as error:
             raise OffloadError(f"cannot listen on {bind}: {error}; expected tcp://address:port that is free") from None
+        known = (lambda key: "") if keys is None else keys.known
+        front = Front(socket, welcomes, replicas, shapes=shapes, limits=limits, zap=zap, known=known, log=log)
+        if metrics is not None:
+            url = stack.enter_context(monitoring(front, metrics[1], metrics[0]))
+            print(f"eex-worker: {url}/metrics and {url}/health", flush=True)
         print(READY + socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), flush=True)
-        serve(socket, tail, stop, welcome)
+        front.serve(stop)
 
 
 def stop_on_signals() -> threading.Event:
@@ -194,28 +215,55 @@ def stop_with_parent(stop: threading.Event) -> None:
 class Worker:
     """Answer the frames that edges offload: run the rest of the network, up to the final exit.
 
-    Parameters
-    ----------
-    model
-        Folder of a model; the shipped one by default.
-    network
-        For a network of one's own: module:function that cuts it.
-    bind
-        Where to listen; port * picks a free one.
-    threads
-        Threads of the model; 0 leaves it to torch.
-    device
-        Where the model runs: cpu, cuda, cuda:1, …
-    with_parent
-        Stop when stdin ends.
+    Edges are let in by their keys (eex-keys makes them). SIGTERM lets it finish what it has taken on.
     """
 
-    model: Path | None = None
+    models: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of models; the shipped one by default."""
     network: str = ""
+    """For a network of one's own: module:function that cuts it."""
     bind: str = "tcp://127.0.0.1:5555"
+    """Where to listen; port * picks a free one."""
+    keys: Path | None = None
+    """Folder with worker.key and its clients' .pub; by default where eex-keys puts them."""
+    plain: bool = False
+    """Take plain text from whoever is on this machine, instead of keys."""
+    plain_beyond_loopback: bool = False
+    """With --plain: from whoever can reach this machine, too. Everyone there can read and send frames."""
     threads: int = 0
+    """Threads of a model; 0 leaves it to torch."""
     device: str = "cpu"
+    """Where models run: cpu, cuda, cuda:1, …"""
+    processes: int = 1
+    """Processes that run the models, behind this one socket."""
+    ray: int = 0
+    """Run the models in so many actors of a Ray cluster instead, a GPU each where there are any; needs eex[ray]."""
+    ray_address: str = ""
+    """Of the cluster; by default one is started on this machine."""
+    batch_frames: int = 64
+    """Frames that are run together at most, of all edges."""
+    batch_wait_ms: float = 0.0
+    """How long a request waits for company; what comes while the model runs is run together in any case."""
+    clients: int = 64
+    """Connections served at a time."""
+    metrics_port: int | None = None
+    """Answer /health and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
+    metrics_host: str = "127.0.0.1"
+    """Where that listens."""
     with_parent: bool = False
+    """Get keys from standard input, and stop when it ends: for a worker that eex-stream starts."""
+
+    def check(self) -> None:
+        """Raise `EexError` for a value outside its range."""
+        for name, low in (("threads", 0), ("processes", 1), ("ray", 0), ("batch_frames", 1), ("clients", 1)):
+            if getattr(self, name) < low:
+                raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if not 0 <= self.batch_wait_ms <= 1000:
+            raise EexError(f"--batch-wait-ms must lie in [0, 1000], got {self.batch_wait_ms:g}")
+        if self.ray and self.processes > 1:
+            raise EexError("--ray and --processes: one of the two runs the models")
+        if self.plain_beyond_loopback and not self.plain:
+            raise EexError("--plain-beyond-loopback goes with --plain")
 
 
 def main() -> None:
@@ -226,124 +274,56 @@ def main() -> None:
 def _main() -> int:
     stop = stop_on_signals()
     share_cores()
-    import tyro
-
-    options = tyro.cli(Worker, prog="eex-worker")
+    options = tyro.cli(Worker, prog="eex-worker", config=(tyro.conf.FlagCreatePairsOff,))
+    options.check()
+    keys = None
     if options.with_parent:
+        keys = read_keys()
         stop_with_parent(stop)
-    import torch
-
-    from eex.models.card import load
-    from eex.models.fast import optimised
-    from eex.stream.run import make_network, pick_device
-
-    if options.threads < 0:
-        raise EexError(f"--threads must be at least 0, got {options.threads}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    net = load(options.model, pick_device(options.device), make_network(options.network))
-    welcome = Welcome(net.fingerprint, net.exits, net.experts, net.classes)
-    listen(make_tail(optimised(net)), welcome, options.bind, stop)
+    elif not options.plain:
+        keys = worker_keys(options.keys or default_folder())
+    if keys is None:
+        check_plain(options.bind, options.plain_beyond_loopback)  # before torch, which takes seconds
+        if not is_loopback(options.bind):
+            log(f"plain text on {options.bind}: everyone who can reach it can read and send frames")
+    replicas, welcomes, shapes = _replicas(options)
+    listen(
+        welcomes,
+        replicas,
+        options.bind,
+        stop,
+        keys=keys,
+        shapes=shapes,
+        limits=Limits(options.clients, batch=options.batch_frames, wait_ms=options.batch_wait_ms),
+        metrics=None if options.metrics_port is None else (options.metrics_host, options.metrics_port),
+        anywhere=options.plain_beyond_loopback,
+    )
     return 0
 
 
-class EmbeddedWorker:
-    """A worker in a process of its own on this machine, which ends with the `with` block, or with this process.
+def _replicas(options: Worker) -> tuple[list[Replica], list[Welcome], dict[str, list[tuple[int, ...]]]]:
+    """Where the models run, what they are, and what their stages take, where that is known here."""
+    rest = options.models, options.network, options.threads
+    if options.ray:
+        from eex.stream.replicas import ray_replicas
 
-    Parameters
-    ----------
-    model, network, threads, device
-        As in `Worker`.
+        actors, welcomes = ray_replicas(options.ray, *rest, options.batch_frames, options.ray_address)
+        return list(actors), welcomes, {}
+    if options.processes > 1:
+        from eex.stream.replicas import ProcessReplica
 
-    Examples
-    --------
-    ::
-
-        with EmbeddedWorker() as worker:  # starts it and does not wait
-            ...
-            offloader = ZmqOffloader(worker.endpoint(), net.fingerprint)
-    """
-
-    def __init__(self, model: Path | None = None, network: str = "", threads: int = 0, device: str = "cpu") -> None:
-        self._arguments: Sequence[str] = (
-            *(() if model is None else ("--model", str(model))),
-            *(("--network", network) if network else ()),
-            *("--bind", "tcp://127.0.0.1:*", "--threads", str(threads), "--device", device, "--with-parent"),
-        )
-        self._process: subprocess.Popen[str] | None = None
-        self._settled = threading.Event()  # the endpoint is known, or there will be none
-        self._endpoint = ""
-
-    def __enter__(self) -> "EmbeddedWorker":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start the process and return at once."""
-        if self._process is not None:
-            raise RuntimeError("the embedded worker is started already")
-        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
-        self._process = subprocess.Popen(
-            [*COMMAND, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
-        )
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
-        self._reader.start()
-
-    def endpoint(self, timeout_s: float = 60.0) -> str:
-        """Where it listens, once it does.
-
-        Raises
-        ------
-        OffloadError
-            If it could not start, with the last line it said, or is not ready in time.
-        """
-        if self._process is None:
-            raise RuntimeError("the embedded worker is not started")
-        if not self._settled.wait(timeout_s):
-            raise OffloadError(f"the embedded worker was not ready within {timeout_s:g} s")
-        if not self._endpoint:
-            code = self._process.wait()
-            self._stderr.seek(0)
-            said = [line for line in self._stderr.read().splitlines() if line.strip()]
-            reason = one_line(said[-1].removeprefix("error: ")) if said else "it said nothing"
-            raise OffloadError(f"the embedded worker could not start (exit status {code}): {reason}")
-        return self._endpoint
-
-    def close(self) -> None:
-        """End the process: ask it to, then kill it."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        assert process.stdin is not None
-        process.stdin.close()
-        if self._settled.is_set():
-            process.terminate()
-        else:  # it has nothing to finish yet
-            process.kill()
+        workers = [
+            EmbeddedWorker(*rest, options.device, batch_frames=options.batch_frames) for _ in range(options.processes)
+        ]
+        processes = [ProcessReplica(worker) for worker in workers]  # all start before the first is waited for
         try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._reader.join()  # its pipe has ended
-        self._stderr.close()
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                if line.startswith(READY):
-                    self._endpoint = line.removeprefix(READY).strip()
-                    self._settled.set()
-        self._settled.set()
+            return list(processes), [process.connect() for process in processes][0], {}  # noqa: RUF015 (all)
+        except OffloadError:
+            for process in processes:
+                process.close()
+            raise
+    welcomes, tails, shapes = load_models(*rest, options.device, options.batch_frames)
+    return [LocalReplica(tails)], welcomes, shapes
 
 
 if __name__ == "__main__":

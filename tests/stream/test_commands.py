@@ -95,7 +95,7 @@ def free_port():
 @contextlib.contextmanager
 def worker(*arguments):
     """A running `eex-worker`; yields its process and where it listens."""
-    process = start("worker", "--bind", "tcp://127.0.0.1:*", "--threads", 1, *arguments)
+    process = start("worker", "--plain", "--bind", "tcp://127.0.0.1:*", "--threads", 1, *arguments)
     try:
         line = process.stdout.readline()
         assert line.startswith(READY), (line, process.stderr.read() if process.poll() is not None else "")
@@ -276,6 +276,7 @@ def test_worker_of_its_own(tmp_path, compared):
             tmp_path,
             "--worker",
             endpoint,
+            "--plain",
             "--policy",
             "fixed",
             "--frames",
@@ -294,7 +295,7 @@ def test_worker_of_its_own(tmp_path, compared):
 def test_worker_killed_in_mid_stream(tmp_path):
     with worker() as (process, endpoint):
         command = start(
-            "main", "--worker", endpoint, "--policy", "fixed:p_tar=1", "--frames", 2000, "--deadline-ms", 500,
+            "main", "--worker", endpoint, "--plain", "--policy", "fixed:p_tar=1", "--frames", 2000, "--deadline-ms", 500,
             "--threads", 1, "--no-regret", "--json", "--out", tmp_path,
         )  # fmt: skip
         wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/*")), command)
@@ -313,15 +314,16 @@ def test_worker_with_another_model(tmp_path):
     card = json.loads((other / CARD).read_text())
     card["temperatures"][0]["pristine"] = 3.5
     (other / CARD).write_text(json.dumps(card))
-    with worker("--model", other) as (_, endpoint):
-        done = play("main", "--worker", endpoint, "--frames", 20, "--out", tmp_path / "runs")
+    with worker(other) as (_, endpoint):
+        done = play("main", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
     check_refused(done)
     assert "the worker has model" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
 def test_nobody_listens(tmp_path):
-    done = play("main", "--worker", f"tcp://127.0.0.1:{free_port()}", "--frames", 20, "--out", tmp_path / "runs")
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    done = play("main", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
     check_refused(done)
     assert "no eex-worker answered" in done.stderr
 

@@ -17,10 +17,12 @@ import zmq
 
 from eex.models.network import make
 from eex.policies.errors import OffloadError
-from eex.stream import protocol, worker
-from eex.stream.offload import InMemoryOffloader, NoOffloader, ZmqOffloader
-from eex.stream.protocol import ReplyHeader, Welcome, pack, unpack
-from eex.stream.worker import EmbeddedWorker, make_tail, serve
+from eex.stream import embedded, protocol
+from eex.stream.edge import HELLO_ID, ZmqOffloader
+from eex.stream.embedded import EmbeddedWorker
+from eex.stream.offload import InMemoryOffloader, NoOffloader
+from eex.stream.protocol import Hello, Ping, Pong, ReplyHeader, Welcome, pack, refusal, unpack
+from eex.stream.worker import make_tail, serve
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -47,12 +49,20 @@ def collect(offloader, count):
     return {reply.id: reply for reply in replies}
 
 
-def submit(offloader, *arguments):
-    """Submit as soon as the connection stands."""
+def wait(offloader, until):
+    """Let the offloader do what it does in the background until something is so; nothing may be awaited."""
     end = time.monotonic() + PATIENCE_S
-    while not (sent := offloader.submit(*arguments)) and time.monotonic() < end:
-        offloader._socket.poll(100, zmq.POLLOUT)
-    assert sent
+    while not until() and time.monotonic() < end:
+        assert not offloader.outstanding
+        offloader._step(time.monotonic() + 0.05, [])
+    assert until()
+
+
+def submit(offloader, *arguments):
+    """Submit as soon as a worker is there."""
+    if not offloader.reachable:
+        wait(offloader, lambda: offloader.reachable)
+    assert offloader.submit(*arguments)
 
 
 @pytest.fixture
@@ -85,19 +95,44 @@ def serving(socket, tail=tail, welcome=WELCOME):
 
 
 @contextlib.contextmanager
-def offloading(socket, fingerprint="model-a", **options):
+def offloading(socket, fingerprint="model-a", by_hand=False, **options):
+    """An offloader; `by_hand` where the test plays the worker, and only greets."""
     endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
     options = {"deadline_ms": 1000 * PATIENCE_S} | options
     with contextlib.closing(ZmqOffloader(endpoint, fingerprint, **options)) as offloader:
+        if by_hand:
+            greet(socket, offloader)
         yield offloader
+
+
+def greet(router, offloader):
+    end = time.monotonic() + PATIENCE_S
+    while not offloader.reachable and time.monotonic() < end:
+        offloader._step(time.monotonic() + 0.01, [])
+        if router.poll(10):
+            entertain(router, router.recv_multipart())
+    assert offloader.reachable
+
+
+def entertain(router, message):
+    """Answer a hello or a ping; whether it was one."""
+    client, *frames = message
+    header, _ = unpack(frames)
+    if isinstance(header, Hello):
+        router.send_multipart([client, *pack(WELCOME)])
+    elif isinstance(header, Ping):
+        router.send_multipart([client, *pack(Pong(header.id))])
+    return isinstance(header, Hello | Ping)
 
 
 def receive(router):
     """The next request: (client, header, features)."""
-    assert router.poll(1000 * PATIENCE_S)
-    client, *message = router.recv_multipart()
-    header, arrays = unpack(message)
-    return client, header, arrays[0]
+    while True:
+        assert router.poll(1000 * PATIENCE_S)
+        message = router.recv_multipart()
+        if not entertain(router, message):
+            header, arrays = unpack(message[1:])
+            return message[0], header, arrays[0]
 
 
 def reply(router, client, id, confidence=(0.5,), prediction=(1,)):
@@ -150,7 +185,7 @@ def test_several_edges_get_their_own_replies(router):
 
 
 def test_poll_without_time_does_not_wait_and_nothing_awaited_is_not_waited_for(router):
-    with offloading(router) as offloader:
+    with offloading(router, by_hand=True) as offloader:
         start = time.monotonic()
         assert offloader.poll(1000 * PATIENCE_S) == []
         submit(offloader, 1, 1, "blur", frames())
@@ -161,7 +196,7 @@ def test_poll_without_time_does_not_wait_and_nothing_awaited_is_not_waited_for(r
 def test_a_stopped_worker_answers_what_has_arrived(router):
     stop = threading.Event()
     stop.set()
-    with offloading(router) as offloader:
+    with offloading(router, by_hand=True) as offloader:
         submit(offloader, 1, 1, "blur", frames())
         assert router.poll(1000 * PATIENCE_S)
         serve(router, tail, stop, WELCOME)
@@ -173,14 +208,14 @@ def test_a_worker_may_go_and_come_back(context):
         first.linger = 0
         first.bind("tcp://127.0.0.1:*")
         endpoint = first.getsockopt_string(zmq.LAST_ENDPOINT)
-        offloader = ZmqOffloader(endpoint, "model-a", deadline_ms=100)
+        offloader = ZmqOffloader(endpoint, "model-a", deadline_ms=1000 * PATIENCE_S)
+        greet(first, offloader)
         submit(offloader, 0, 1, "blur", frames())
+        receive(first)
     with contextlib.closing(offloader):
-        sent, end = 1, time.monotonic() + PATIENCE_S
-        while offloader.submit(sent, 1, "blur", frames()) and time.monotonic() < end:  # until it notices
-            sent += 1
-        assert all(r.failed for r in collect(offloader, sent).values())
-        offloader.deadline_ms = 1000 * PATIENCE_S
+        assert collect(offloader, 1)[0].failed == "the connection to the worker broke"
+        assert not offloader.reachable
+        assert not offloader.submit(1, 1, "blur", frames())
         with context.socket(zmq.ROUTER) as second:
             second.linger = 0
             second.bind(endpoint)
@@ -218,7 +253,7 @@ def test_a_hanging_worker_cannot_hold_the_edge(router):
 
 
 def test_duplicates_and_strangers_are_dropped_and_order_does_not_matter(router):
-    with offloading(router) as offloader:
+    with offloading(router, by_hand=True) as offloader:
         for id in (1, 2, 3):
             submit(offloader, id, 1, "blur", frames())
         for _ in range(3):
@@ -233,11 +268,11 @@ def test_duplicates_and_strangers_are_dropped_and_order_does_not_matter(router):
 
 
 def test_a_reply_that_is_read_too_late_has_failed(router):
-    with offloading(router, deadline_ms=50) as offloader:
+    with offloading(router, by_hand=True, deadline_ms=50) as offloader:
         submit(offloader, 1, 1, "blur", frames())
         client = receive(router)[0]
         reply(router, client, 1)
-        assert offloader._socket.poll(1000 * PATIENCE_S)
+        assert offloader._links[0].socket.poll(1000 * PATIENCE_S)
         time.sleep(0.06)  # the edge is busy with something else
         assert [r.failed for r in offloader.poll()] == ["no reply within 50 ms"]
         assert offloader.poll() == []
@@ -253,7 +288,7 @@ def test_a_reply_that_is_read_too_late_has_failed(router):
     ],
 )
 def test_replies_that_make_no_sense_have_failed(router, confidence, prediction, says):
-    with offloading(router) as offloader:
+    with offloading(router, by_hand=True) as offloader:
         submit(offloader, 1, 1, "blur", frames())
         reply(router, receive(router)[0], 1, confidence, prediction)
         failed = collect(offloader, 1)[1]
@@ -273,7 +308,7 @@ def test_a_prediction_beyond_the_workers_classes_has_failed(router):
 
 
 def test_a_damaged_reply_has_failed_at_once(router):
-    with offloading(router) as offloader:
+    with offloading(router, by_hand=True) as offloader:
         submit(offloader, 1, 1, "blur", frames())
         client = receive(router)[0]
         header = pack(ReplyHeader(1, 1, 2.0), np.ones(1, dtype=np.float32), np.ones(1, dtype=np.int32))[0]
@@ -282,7 +317,7 @@ def test_a_damaged_reply_has_failed_at_once(router):
 
 
 def test_a_flood_of_strangers_does_not_hold_the_edge(router):
-    with offloading(router, window=1) as offloader:
+    with offloading(router, by_hand=True, window=1) as offloader:
         submit(offloader, 1, 1, "blur", frames())
         client = receive(router)[0]
         for _ in range(500):
@@ -306,7 +341,7 @@ def test_nothing_is_sent_where_nobody_is(context):
 
 
 def test_the_window_bounds_what_is_awaited(router):
-    with offloading(router, window=2) as offloader:
+    with offloading(router, by_hand=True, window=2) as offloader:
         submit(offloader, 1, 1, "blur", frames())
         submit(offloader, 2, 1, "blur", frames())
         assert not offloader.submit(3, 1, "blur", frames())
@@ -317,7 +352,7 @@ def test_the_window_bounds_what_is_awaited(router):
 
 
 def test_a_callers_mistakes_are_errors(router):
-    with offloading(router) as offloader:
+    with offloading(router, by_hand=True) as offloader:
         submit(offloader, 1, 1, "blur", frames())
         with pytest.raises(ValueError, match="id 1 is awaited already"):
             offloader.submit(1, 1, "blur", frames())
@@ -339,10 +374,13 @@ def test_a_worker_with_another_model_is_noticed_at_start_and_later(router):
         offloader = ZmqOffloader(endpoint, "model-b")
         with pytest.raises(OffloadError, match="the worker has model model-a, the edge model-b"):
             offloader.connect(PATIENCE_S)
-        with offloading(router, "model-b") as unchecked:
+        assert lines == ["refused a message: the worker has model model-a, the edge model-b"]
+        with offloading(router) as unchecked:
+            unchecked.connect(PATIENCE_S)
+            unchecked.fingerprint = "model-b"
             submit(unchecked, 1, 1, "blur", frames())
-            assert collect(unchecked, 1)[1].failed == "the edge has model model-b, the worker model-a"
-        assert lines == ["refused a message: the edge has model model-b, the worker model-a"]
+            assert collect(unchecked, 1)[1].failed == "the worker has model model-a, the edge model-b"
+            assert not unchecked.reachable
 
 
 def test_a_worker_that_does_not_answer_is_not_waited_for(router):
@@ -354,7 +392,7 @@ def test_a_worker_that_does_not_answer_is_not_waited_for(router):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (pack(ReplyHeader(0, error="too old\n"), *worker._NOTHING), r"the worker refused: too old$"),
+        (refusal(HELLO_ID, "message", "too old\n"), r"the worker refused: too old$"),
         ([msgspec.msgpack.encode({"kind": "welcome", "version": 99, "news": 1})], r"the message speaks version 99 of"),
         ([b"HTTP/1.1 400 Bad Request"], r"not a header of eex"),
     ],
@@ -380,7 +418,7 @@ def test_an_edge_of_another_version_is_told(router, context):
         edge.send_multipart([msgspec.msgpack.encode({"kind": "hello", "version": 99, "id": 0})])
         assert edge.poll(1000 * PATIENCE_S)
         header, _ = unpack(edge.recv_multipart())
-        assert header.error == "the message speaks version 99 of the protocol, this eex speaks 1"
+        assert header.error == f"the message speaks version 99 of the protocol, this eex speaks {protocol.VERSION}"
 
 
 # ---- messages that a worker cannot use
@@ -409,7 +447,7 @@ def test_bad_messages_do_not_stop_the_service(context, router):
             [good[0], b"short"],
             [*good, b"more"],
             pack(WELCOME),
-            pack(ReplyHeader(5, error="confused"), *worker._NOTHING),
+            refusal(5, "failed", "confused"),
         ]
         for message in bad:
             stranger.send_multipart(message)
@@ -479,14 +517,17 @@ def test_the_tail_of_a_network_goes_on_where_the_edge_stopped():
 SCRIPT = """
 import sys, threading
 import numpy as np
+from eex.stream.embedded import read_keys
+from eex.stream.front import LocalReplica
 from eex.stream.protocol import Welcome
 from eex.stream.worker import listen, stop_on_signals, stop_with_parent
-stop = stop_on_signals()
+stop, keys = stop_on_signals(), None
 if "--with-parent" in sys.argv:
+    keys = read_keys()
     stop_with_parent(stop)
 assert "torch" not in sys.modules
-tail = lambda stage, expert, x: (np.full(len(x), 0.5), np.full(len(x), stage))
-listen(tail, Welcome("model-a", 4, ("blur",), tuple("abcd")), "tcp://127.0.0.1:*", stop)
+replica = LocalReplica({"model-a": lambda stage, expert, x: (np.full(len(x), 0.5), np.full(len(x), stage))})
+listen([Welcome("model-a", 4, ("blur",), tuple("abcd"))], [replica], "tcp://127.0.0.1:*", stop, keys=keys)
 """
 
 
@@ -496,6 +537,9 @@ def process(*arguments):
     command = [sys.executable, "-c", SCRIPT, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
+            if "--with-parent" in arguments:
+                child.stdin.write("0" * 40 + " " + "1" * 40 + "\n")
+                child.stdin.flush()
             line = child.stdout.readline()
             assert line.startswith("eex-worker: listening on tcp://127.0.0.1:")
             yield child
@@ -521,46 +565,47 @@ def test_a_worker_ends_with_its_parent_only_if_asked():
 
 
 def test_an_embedded_worker_serves_and_goes(monkeypatch):
-    monkeypatch.setattr(worker, "COMMAND", (sys.executable, "-c", SCRIPT))
-    with EmbeddedWorker() as embedded:
-        pid = embedded._process.pid
-        with contextlib.closing(ZmqOffloader(embedded.endpoint(PATIENCE_S), "model-a")) as offloader:
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", SCRIPT))
+    with EmbeddedWorker() as ours:
+        pid = ours._process.pid
+        endpoint = ours.endpoint(PATIENCE_S)
+        with contextlib.closing(ZmqOffloader(endpoint, "model-a", keys=ours.keys)) as offloader:
             assert offloader.connect(PATIENCE_S).model == "model-a"
             assert offloader.submit(1, 2, "blur", frames(2))
             np.testing.assert_array_equal(collect(offloader, 1)[1].prediction, [2, 2])
-        assert embedded.endpoint(0) == embedded.endpoint(0)
+        assert ours.endpoint(0) == endpoint
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    embedded.close()  # again
+    ours.close()  # again
     with pytest.raises(RuntimeError, match="not started"):
-        embedded.endpoint(0)
+        ours.endpoint(0)
 
 
 def test_an_embedded_worker_that_cannot_start_says_why(monkeypatch):
     script = "import sys; print('noise'); print('error: no such model', file=sys.stderr); sys.exit(2)"
-    monkeypatch.setattr(worker, "COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", script))
     with (
-        EmbeddedWorker() as embedded,
+        EmbeddedWorker() as ours,
         pytest.raises(OffloadError, match=r"could not start \(exit status 2\): no such model$"),
     ):
-        embedded.endpoint(PATIENCE_S)
+        ours.endpoint(PATIENCE_S)
 
 
 def test_an_embedded_worker_that_hangs_is_killed(monkeypatch):
     script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
-    monkeypatch.setattr(worker, "COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", script))
     start = time.monotonic()
-    with EmbeddedWorker() as embedded:
-        pid = embedded._process.pid
+    with EmbeddedWorker() as ours:
+        pid = ours._process.pid
         with pytest.raises(OffloadError, match=r"not ready within 0.1 s"):
-            embedded.endpoint(0.1)
+            ours.endpoint(0.1)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert time.monotonic() - start < PATIENCE_S
-    monkeypatch.setattr(worker, "COMMAND", (sys.executable, "-c", script.replace("up", worker.READY + "tcp://x")))
-    monkeypatch.setattr(worker, "GRACE_S", 0.1)
-    with EmbeddedWorker() as embedded:
-        assert embedded.endpoint(PATIENCE_S) == "tcp://x"
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", script.replace("up", embedded.READY + "tcp://x")))
+    monkeypatch.setattr(embedded, "GRACE_S", 0.1)
+    with EmbeddedWorker() as ours:
+        assert ours.endpoint(PATIENCE_S) == "tcp://x"
 
 
 # ---- the in-memory twin
@@ -621,5 +666,5 @@ def test_nothing_can_be_sent_without_a_worker():
 
 
 def test_the_seam_needs_neither_torch_nor_a_model():
-    code = "import sys, eex.stream.offload, eex.stream.worker; assert not {'torch', 'tyro'} & set(sys.modules)"
+    code = "import sys, eex.stream.edge, eex.stream.embedded; assert not {'torch', 'tyro'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

@@ -1,6 +1,7 @@
 """Messages: pack and unpack are inverses, and nothing but a good message passes."""
 
 import math
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from eex.policies.errors import OffloadError
 from eex.stream import protocol
-from eex.stream.protocol import Hello, ReplyHeader, Request, Welcome, one_line, pack, readable_id, unpack
+from eex.stream.protocol import Hello, Ping, Pong, ReplyHeader, Request, Welcome, one_line, pack, readable_id, unpack
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,8 +33,9 @@ def replies(draw):
     frames = draw(st.integers(0, 5))
     confidence = draw(hnp.arrays(np.float32, frames))
     prediction = draw(hnp.arrays(np.int32, frames))
+    kind = "" if frames else draw(st.sampled_from(get_args(protocol.Refusal)))
     error = "" if frames else draw(st.text(min_size=1, max_size=50))
-    return ReplyHeader(draw(IDS), frames, draw(st.floats(0, 1e9)), error), [confidence, prediction]
+    return ReplyHeader(draw(IDS), frames, draw(st.floats(0, 1e9)), kind, error), [confidence, prediction]
 
 
 WELCOMES = st.builds(
@@ -43,7 +45,8 @@ WELCOMES = st.builds(
     st.lists(NAMES, min_size=1, max_size=4).map(tuple),
     st.lists(NAMES, min_size=1, max_size=4).map(tuple),
 )
-MESSAGES = requests() | replies() | st.tuples(st.just(Hello()) | WELCOMES, st.just([]))
+PINGS = st.builds(Ping, IDS) | st.builds(Pong, IDS, st.integers(0, 99), st.floats(0, 1e9), st.booleans())
+MESSAGES = requests() | replies() | st.tuples(st.builds(Hello, IDS, NAMES) | WELCOMES | PINGS, st.just([]))
 
 
 def request_frames(**changes):
@@ -54,7 +57,7 @@ def request_frames(**changes):
 
 
 def reply_frames(confidence=bytes(4), prediction=bytes(4), **changes):
-    header = {"kind": "reply", "version": protocol.VERSION, "id": 7, "frames": 1, "compute_ms": 1.0, "error": ""}
+    header = {"kind": "reply", "version": protocol.VERSION, "id": 7, "frames": 1, "compute_ms": 1.0}
     return [msgspec.msgpack.encode(header | changes), confidence, prediction]
 
 
@@ -134,7 +137,7 @@ def test_the_good_messages_of_the_tests_below_pass():
         ([b"\x91" * 60_000], "not a header"),
         ([b"\x82\xa1x" + b"\x91" * 60_000], "recursion"),
         ([b"\xdd\xff\xff\xff\xff"], "not a header"),
-        (request_frames(version=2), "version 2"),
+        (request_frames(version=1), "version 1"),
         ([msgspec.msgpack.encode({"kind": "hello"})], "version 0"),
         (request_frames(kind="pickle"), "pickle"),
         (request_frames(extra=1), "extra"),
@@ -163,7 +166,12 @@ def test_the_good_messages_of_the_tests_below_pass():
         (reply_frames(frames=2**16 + 1), "frames"),
         (reply_frames(compute_ms=-1.0), "compute_ms"),
         (reply_frames(compute_ms=math.nan), "compute_ms"),
-        (reply_frames(error="no"), "1 frames and 'no'"),
+        (reply_frames(error="no"), "1 frames, '' and 'no'"),
+        (reply_frames(refusal="busy"), "1 frames, 'busy'"),
+        (reply_frames(b"", b"", frames=0, refusal="busy"), "0 frames, 'busy' and ''"),
+        (reply_frames(b"", b"", frames=0, refusal="bored", error="no"), "bored"),
+        (request_frames(deadline_ms=-1.0), "deadline_ms"),
+        ([msgspec.msgpack.encode({"kind": "pong", "version": protocol.VERSION, "id": 1, "busy_ms": -1.0})], "busy_ms"),
         (reply_frames(b"", b"", frames=0), "0 frames"),
     ],
 )
