@@ -14,15 +14,18 @@ from eex.models.network import Architecture, EarlyExitNet, make
 from eex.policies.base import Context, Outcomes, Policy
 from eex.policies.deex import DEEx
 from eex.policies.fixed import Fixed
+from eex.policies.price import parse_price
 from eex.policies.registry import POLICIES, make_policy
 from eex.policies.replay import replay
 from eex.policies.reward import reward
 from eex.policies.routing import answer, route
 from eex.policies.trace import Trace
 from eex.policies.ucb import UCB
+from eex.stream.encoding import ENCODINGS, Encoding
 from eex.stream.engine import Engine, Rows, every_exit
 from eex.stream.offload import InMemoryOffloader, NoOffloader
 from eex.stream.records import RecordWriter, feedback_of, read_records
+from eex.stream.tally import Tally
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -635,3 +638,116 @@ def test_latency_is_split():
 def test_policy_for_another_network(policy):
     with pytest.raises(ValueError, match="the network has 3 and a stream is one run"):
         Engine(tiny_net(), policy)
+
+
+# ---- the price of offloading
+
+
+class Contexts(Fixed):
+    """Remembers what it was shown and told."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.shown, self.told = [], []
+
+    def choose(self, context):
+        self.shown.append(context.overhead)
+        return super().choose(context)
+
+    def learn(self, outcomes):
+        self.told.append(outcomes)
+
+
+def test_a_measured_price_is_expected_before_and_paid_after():
+    net, images = tiny_net(), pictures(96, seed=3)
+    policy = Contexts(exits=3, p_tar=1.0)  # all go to the cloud
+    engine = Engine(net, policy, cloud_of(net, round_trip_ms=100.0), overhead=parse_price("0.1+0.5/s+1000/MB"))
+    feature_bytes = net.costs().feature_bytes[2]
+    rows = play(engine, images)
+    each = engine.offloader.bytes_sent / len(images)
+    assert policy.shown[0] == pytest.approx(0.1 + feature_bytes / 1e3)  # nothing is known of the link yet
+    assert policy.shown[1:] == [pytest.approx(0.1 + 0.05 + each / 1e3)] * 2
+    np.testing.assert_allclose(rows.overhead, 0.1 + 0.05 + each / 1e3)
+    np.testing.assert_allclose(
+        rows.reward, np.maximum(0, rows.confidence[:, -1] - rows.confidence[:, -2]) - rows.overhead
+    )
+    np.testing.assert_array_equal(np.concatenate([o.overhead for o in policy.told]), rows.overhead)
+
+
+def test_a_lost_frame_has_cost_its_wait_and_one_that_stayed_what_was_expected():
+    net, images = tiny_net(), pictures(64, seed=4)
+    policy = Contexts(exits=3, p_tar=0.5)
+    cloud = cloud_of(net, lose=range(10**9), round_trip_ms=300.0)
+    rows = play(Engine(net, policy, cloud, overhead="1/s"), images)
+    lost = rows.offloaded
+    assert 0 < lost.sum() < len(images)
+    np.testing.assert_allclose(rows.reward[lost], -0.3)
+    np.testing.assert_allclose(rows.overhead[~lost], np.repeat([0.0, 0.3], 32)[~lost])
+    assert (rows.reward[~lost] == 0).all()
+
+
+def test_a_budget_holds_frames_back_and_raises_the_price():
+    net, images = tiny_net(), pictures(400, seed=5)
+    policy = Contexts(exits=3, p_tar=1.0)
+    engine = Engine(net, policy, cloud_of(net), overhead="budget=25%:40")
+    rows = play(engine, images, batch=40)
+    assert engine.meter.withheld == (rows.offloaded & ~rows.sent).sum() == 400 - 40 - 9 * 10
+    assert (rows.fallback == ~rows.sent).all()
+    assert np.isnan(rows.reward[~rows.sent]).all()  # what could not be sent teaches nothing
+    assert policy.shown == [0.0] + [pytest.approx(0.75)] * 9
+    np.testing.assert_allclose(rows.overhead, np.repeat(policy.shown, 40))
+    here = Engine(net, Contexts(exits=3, p_tar=1.0), None, overhead="budget=25%:40")  # the rest runs on the edge too
+    assert (play(here, images, batch=40).sent == rows.sent).all()
+
+
+# ---- what is sent
+
+
+@pytest.mark.parametrize("gather", [0, 50])
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_frames_are_sent_as_told(encoding, gather):
+    net, images = tiny_net(), pictures(70, seed=6)
+    got = []
+
+    def answer(stage, expert, features):
+        got.append((stage, features))
+        return np.ones(len(features)), np.zeros(len(features))
+
+    engine = Engine(net, Fixed(exits=3, p_tar=1.0), InMemoryOffloader(answer, window=99), send=encoding, gather=gather)
+    rows = play(engine, images)
+    assert rows.sent.all()
+    expected = images
+    for i in range(3 if encoding.kind != "input" else 0):
+        expected = net.stage(i, expected)
+    allowed = {"fp32": 0.0, "fp16": 1e-3, "int8": 1 / 250, "input": 0.501 / 255}[encoding.kind]
+    features = np.concatenate([f for _, f in got])
+    np.testing.assert_allclose(features.reshape(expected.shape), expected.numpy(), rtol=0, atol=allowed + 1e-6)
+    assert {stage for stage, _ in got} == {0 if encoding.kind == "input" else 3}
+    if encoding.codec == "none":
+        each = {"fp32": 40, "fp16": 20, "int8": 18, "input": 10}[encoding.kind]
+        assert set(rows.bytes) == {each}
+    assert _bytes_of(rows) == engine.offloader.bytes_sent
+
+
+def _bytes_of(rows):
+    tally = Tally(4)
+    tally.add(rows)
+    assert tally.bytes_per_frame == pytest.approx(rows.bytes.mean())
+    return pytest.approx(tally.bytes)
+
+
+def test_a_frame_that_skips_the_deeper_exits_is_sent_as_input_too():
+    net, images = tiny_net(), pictures(64, seed=7)
+    got = []
+
+    def answer(stage, expert, features):
+        got.append((stage, len(features)))
+        return np.ones(len(features)), np.zeros(len(features))
+
+    policy = DEEx(exits=3, p_d=0.4, p_tar=0.8)
+    rows = play(Engine(net, policy, InMemoryOffloader(answer, window=99), send=Encoding("input")), images)
+    assert 0 < rows.offloaded.sum() < len(images)
+    assert {stage for stage, _ in got} == {0}
+    assert sum(n for _, n in got) == rows.offloaded.sum()
+    here = play(Engine(net, DEEx(exits=3, p_d=0.4, p_tar=0.8), None, send=Encoding("input")), images)
+    np.testing.assert_array_equal(here.offloaded, rows.offloaded)  # nothing is sent; the encoding is of no account
