@@ -11,7 +11,7 @@ relays for all connections, which share the link's rate in each direction. What 
 - outages: what is under way is lost and sent again after TCP's time-out, which doubles each time, so that a connection
   comes back some time after its link.
 
-It models no loss and no other traffic. tests/stream/test_link.py compares it with a real stack.
+It models no loss and no other traffic. tests/stream/test_emulated_link.py compares it with a real stack.
 """
 
 import contextlib
