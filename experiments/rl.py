@@ -1,6 +1,6 @@
 """`python -m eex.experiments.rl`: the shipped agent, AdaEE's UCB and the recommended policy on held-out schedules.
 
-The agents are trained on a trace of the training split's validation images, which the network was not fitted to, and
+The agents are trained on a trace of the training split's validation images, which its last training did not see, and
 compared on one of the test split, at other levels of distortion. `--record` makes both traces; the agents themselves
 come from
 
@@ -38,6 +38,8 @@ TESTED_ON = (
     "pristine:2500, gaussian_blur@0.75:2500, gaussian_blur@1.25:2500, gaussian_blur@1.75:2500, "
     "gaussian_noise@8:2500, gaussian_noise@15:2500, gaussian_noise@25:2500, gaussian_noise@35:2500"
 )
+HELD_OUT = 1
+"""Of the images that the last 20 epochs of the shipped network's training did not see."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def record(data: str, out: Path) -> None:
     splits: tuple[tuple[Split, str], ...] = (("train", TRAINED_ON), ("test", TESTED_ON))
     for split, text in splits:
         images, labels, _ = load_all(open_source(data, split=split))
-        if split == "train":  # what eex-train held out of its training
-            held = np.random.default_rng(0).permutation(len(images))[:2500]
+        if split == "train":
+            held = np.random.default_rng(HELD_OUT).permutation(len(images))[:2500]
             images, labels = images[held], labels[held]
         schedule = parse_schedule(text)
         frames = np.arange(schedule.length)

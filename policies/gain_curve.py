@@ -178,7 +178,8 @@ class GainCurve(Composite):
         signals = np.full((len(outcomes), 2), np.nan)
         signals[:, 0] = outcomes.confidence[:, 0]
         signals[np.flatnonzero(heard)[sent], 1] = gain - self.curve.reshape(-1)[at[sent]]
-        self.change.hear(outcomes.run, outcomes.frame, signals)
+        shown = ~np.isnan(signals[:, 0])
+        self.change.hear(outcomes.run[shown], outcomes.frame[shown], signals[shown])
         large = self.weight > LARGEST_WEIGHT
         if large.any():
             unit = self.weight[large]

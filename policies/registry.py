@@ -35,6 +35,7 @@ POLICIES: dict[str, str] = {
     "hedge-hi": "eex.policies.hedge_hi:HedgeHI",
     "splitee-s": "eex.policies.splitee_s:SplitEES",
     "linucb": "eex.policies.linucb:LinUCB",
+    "rl": "eex.policies.rl:RL",
 }
 """Policies by name: where each one's class is, imported when it is asked for."""
 

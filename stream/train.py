@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LEVELS = {"pristine": (0.0,), "gaussian_blur": (0.5, 1.0, 1.5, 2.0), "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0)}
 """Levels at which a finished model is measured: blur in pixels, noise on the 0–255 scale."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
+HELD_OUT = 0  # whatever the seed: what one training held out, another that starts from its model must not see
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     images, labels = torch.from_numpy(arrays), torch.from_numpy(classes)
-    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(images)))
+    order = torch.from_numpy(np.random.default_rng(HELD_OUT).permutation(len(images)))
     held, kept = order[: config.holdout], order[config.holdout :]
     validation = (images[held], labels[held])
     torch.manual_seed(config.seed)
