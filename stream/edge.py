@@ -42,12 +42,15 @@ from eex.stream.protocol import (
     readable_id,
     unpack,
 )
+from eex.stream.sockets import receive, send
+
+MOST_PARTS = 8  # of a message; the protocol's have three
 
 QUEUE = 8
 """Most messages that wait in a socket, in each direction."""
 
 BEAT_S = 0.1
-SILENT_S = 0.4
+SILENT_S = 0.35
 """A worker that leaves a ping unanswered for so long is left alone; longer where its round trips are long."""
 
 HELLO_AGAIN_S = 0.5
@@ -108,7 +111,7 @@ class _Link:
         self._hello_at = self._ping_at = 0.0
         self._pings: dict[int, float] = {}  # unanswered, oldest first
         self._ping_id = 0
-        self._reopen_at = math.inf
+        self._reopen_at = self._silent_at = math.inf
         self.open()
 
     def open(self) -> None:
@@ -165,17 +168,15 @@ class _Link:
     def send(self, frames: list[Buffer]) -> bool:
         """Hand a message to the socket, unless its queue is full or there is no connection."""
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            send(self.socket, frames)
         except zmq.Again:
             return False
         return True
 
     def receive(self) -> list[Buffer] | None:
         """The next message; None if there is none."""
-        try:
-            return [frame.buffer for frame in self.socket.recv_multipart(zmq.NOBLOCK, copy=False)]
-        except zmq.Again:
-            return None
+        message = receive(self.socket, MOST_PARTS)
+        return None if message is None else [frame.bytes for frame in message]
 
     def read_monitor(self, now: float) -> bool:
         """Take in what happened to the connection; whether it broke."""
@@ -248,14 +249,17 @@ class _Link:
                 self._pings.pop(list(self._pings)[1])  # the oldest one counts
         usual = self.ping_ms if math.isnan(self.round_trip_ms) else max(self.ping_ms, self.round_trip_ms)
         patience = SILENT_S if math.isnan(usual) else max(SILENT_S, min(longest_s, 3 * usual / 1000))
-        fell_silent = not self.silent and bool(self._pings) and now - next(iter(self._pings.values())) > patience
+        self._silent_at = next(iter(self._pings.values())) + patience if self._pings else math.inf
+        fell_silent = not self.silent and now >= self._silent_at
         self.counts["silences"] += fell_silent
         self.silent |= fell_silent
         return fell_silent
 
     def due(self) -> float:
         """When `tend` has something to do again."""
-        return min(self._reopen_at, (self._ping_at + BEAT_S) if self.welcome else (self._hello_at + HELLO_AGAIN_S))
+        if self.welcome is None:
+            return min(self._reopen_at, self._hello_at + HELLO_AGAIN_S if self.connected else math.inf)
+        return min(self._ping_at + BEAT_S, math.inf if self.silent else self._silent_at)
 
 
 class ZmqOffloader:
@@ -306,6 +310,7 @@ class ZmqOffloader:
         self._pending: dict[int, _Pending] = {}  # in the order sent, which is the order of the deadlines
         self._context = zmq.Context()
         self._links: list[_Link] = []
+        self._due = 0.0  # when something must be done though nothing comes in
         try:
             for endpoint in self.endpoints:
                 if keys is None:
@@ -383,14 +388,15 @@ class ZmqOffloader:
         if link is None:
             return False
         self.counts["requests"] += 1
-        self._pending[id] = _Pending(request, sent.arrays, now, self._hedge_at(now), [link], [link])
+        pending = self._pending[id] = _Pending(request, sent.arrays, now, self._hedge_at(now), [link], [link])
+        self._due = min(self._due, now + self.deadline_ms / 1000, pending.hedge_at)
         return True
 
     def poll(self, timeout_ms: float = 0) -> list[Reply]:
         """What came in and what is overdue; waits for the first of it, but not where nothing is awaited."""
         end = time.monotonic() + timeout_ms / 1000
         replies: list[Reply] = []
-        self._step(0.0, replies)
+        self._step(end if self._pending else 0.0, replies)
         while self._pending and not replies and time.monotonic() < end:
             self._step(end, replies)
         return replies
@@ -470,26 +476,27 @@ class ZmqOffloader:
 
     def _step(self, until: float, replies: list[Reply]) -> None:
         """Wait for something to happen, at most until a time, and take in all that has."""
-        now = time.monotonic()
-        if until > now:
-            ready = dict(self._poller.poll(max(0, math.ceil(1000 * (min(until, self._due()) - now)))))
-        else:
-            ready = dict(self._poller.poll(0))
-        for link in self._links:
+        wait_s = min(until, self._due) - time.monotonic()
+        ready = dict(self._poller.poll(math.ceil(1000 * wait_s) if wait_s > 0 else 0))
+        for link in self._links if ready else ():
             if link.socket in ready:
                 self._read(link, replies)
-            if link.monitor in ready and link.read_monitor(time.monotonic()):
-                self._give_up(link, replies, "the connection to the worker broke")
-        self._tend(replies)
+            if link.monitor in ready:
+                self._due = 0.0
+                if link.read_monitor(time.monotonic()):
+                    self._give_up(link, replies, "the connection to the worker broke")
+        now = time.monotonic()
+        if now >= self._due:  # all that had come by then was read
+            self._tend(now, replies)
+            self._due = self._next_due(now)
 
-    def _due(self) -> float:
+    def _next_due(self, now: float) -> float:
         """When something must be done though nothing comes in."""
         due = min(link.due() for link in self._links)
-        if self._pending:
-            first = next(iter(self._pending.values()))
-            due = min(due, first.sent + self.deadline_ms / 1000)
-            if len(self._links) > 1:
-                due = min(due, *(pending.hedge_at for pending in self._pending.values()))
+        for pending in self._pending.values():
+            due = min(due, pending.sent + self.deadline_ms / 1000, pending.hedge_at)
+            if not pending.links:
+                due = now + 0.002  # a worker may have room by then
         return due
 
     def _read(self, link: _Link, replies: list[Reply]) -> None:
@@ -499,6 +506,8 @@ class ZmqOffloader:
                 return
             self._accept(link, frames, replies)
             link.heard()
+            if replies and not self._pending:
+                return  # nobody waits for more
 
     def _accept(self, link: _Link, frames: list[Buffer], replies: list[Reply]) -> None:
         """Take in one message."""
@@ -565,11 +574,12 @@ class ZmqOffloader:
     ) -> None:
         assert link.welcome is not None
         confidence, prediction = arrays[0].astype(np.float64), arrays[1].astype(np.int64)
+        classes = len(link.welcome.classes)
         if header.frames != pending.request.shape[0]:
             self._fail(header.id, f"bad reply: {header.frames} answers to {pending.request.shape[0]} frames", replies)
-        elif not ((confidence >= 0) & (confidence <= 1)).all():
+        elif not (confidence.min() >= 0 and confidence.max() <= 1):  # false of NaN, too
             self._fail(header.id, "bad reply: a confidence is not in [0, 1]", replies)
-        elif not ((prediction >= 0) & (prediction < len(link.welcome.classes))).all():
+        elif not (prediction.min() >= 0 and prediction.max() < classes):
             self._fail(header.id, "bad reply: a prediction is no class of the model", replies)
         else:
             round_trip_ms = 1000 * (now - pending.sent)
@@ -598,7 +608,9 @@ class ZmqOffloader:
         now = time.monotonic()
         if pending.links or self._send_again(pending, now, "sent_again"):
             return
-        if not any(link.alive(now) and link not in pending.asked for link in self._links):
+        if any(link.alive(now) and link not in pending.asked for link in self._links):
+            self._due = 0.0
+        else:
             self._fail(pending.request.id, why, replies, kind)
 
     def _fail(self, id: int | None, why: str, replies: list[Reply], kind: str = "failed") -> None:
@@ -616,9 +628,8 @@ class ZmqOffloader:
             self._leave(link, pending)
             self._elsewhere(pending, why, replies, "lost")
 
-    def _tend(self, replies: list[Reply]) -> None:
+    def _tend(self, now: float, replies: list[Reply]) -> None:
         """Do what is due: deadlines, hedges, heartbeats."""
-        now = time.monotonic()
         for id, pending in list(self._pending.items()):
             if 1000 * (now - pending.sent) <= self.deadline_ms:
                 break  # they are in the order sent

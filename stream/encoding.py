@@ -25,6 +25,9 @@ DType = Literal["float32", "float16", "int8", "uint8"]
 Codec = Literal["none", "zstd"]
 
 DTYPES: dict[Kind, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8", "input": "uint8"}
+STORED: dict[DType, np.dtype[Any]] = {name: np.dtype(name).newbyteorder("<") for name in DTYPES.values()}
+"""Types as they are sent, little-endian."""
+
 ZSTD_LEVEL = 1
 """Higher levels find nothing more in features (3: 1 % larger to 1 % smaller) and take half as long again."""
 
@@ -50,6 +53,9 @@ class Encoding:
 
 ENCODINGS = tuple(Encoding(kind, codec) for kind in get_args(Kind) for codec in get_args(Codec))
 """All there are."""
+
+
+_AS_FP32, _AS_FP16 = Encoding("fp32"), Encoding("fp16")
 
 
 def parse_encoding(text: str) -> Encoding:
@@ -130,12 +136,15 @@ def encode(features: NDArray[Any], encoding: Encoding = Encoding()) -> Encoded:
     if (features.dtype == np.uint8) != (encoding.kind == "input"):
         raise ValueError(f"{encoding} does not send {features.dtype}: input takes uint8 images, the others features")
     dtype = DTYPES[encoding.kind]
+    as_it_is = encoding.codec == "none" and encoding.kind != "int8"
+    if as_it_is and features.dtype == STORED[dtype] and features.flags.c_contiguous:
+        return Encoded(dtype, features.shape, "none", (features,))
     scales: tuple[NDArray[Any], ...] = ()
     if encoding.kind == "int8":
         values, scale = _quantised(features)
         scales = (scale,)
     else:
-        values = features.astype(np.dtype(dtype).newbyteorder("<"), order="C", copy=False)
+        values = features.astype(STORED[dtype], order="C", copy=False)
     if encoding.codec == "zstd":
         values = np.frombuffer(_zstd().compress(np.ascontiguousarray(values)), dtype=np.uint8)
     return Encoded(dtype, features.shape, encoding.codec, (values, *scales))
@@ -149,9 +158,11 @@ def as_they_are(features: NDArray[Any]) -> Encoded:
     OffloadError
         If they are of another type.
     """
-    if features.dtype.name not in ("float32", "float16"):
-        raise OffloadError(f"features are float32 or float16, got {features.dtype}")
-    return encode(features, Encoding("fp32" if features.dtype == np.float32 else "fp16"))
+    if features.dtype == np.float32:
+        return encode(features, _AS_FP32)
+    if features.dtype == np.float16:
+        return encode(features, _AS_FP16)
+    raise OffloadError(f"features are float32 or float16, got {features.dtype}")
 
 
 def layout(dtype: DType, shape: tuple[int, ...], codec: Codec, packed: int) -> Layout:
@@ -171,8 +182,7 @@ def layout(dtype: DType, shape: tuple[int, ...], codec: Codec, packed: int) -> L
     """
     if (codec == "none") != (packed == 0):
         raise OffloadError(f"values with codec {codec} cannot have {packed} compressed bytes")
-    kind = np.dtype(dtype).newbyteorder("<")
-    values: Layout = [(kind, shape)] if codec == "none" else [(np.dtype(np.uint8), (packed,))]
+    values: Layout = [(STORED[dtype], shape)] if codec == "none" else [(np.dtype(np.uint8), (packed,))]
     return values + ([(np.dtype("<f4"), (shape[0], 2))] if dtype == "int8" else [])
 
 
@@ -188,7 +198,7 @@ def decode(dtype: DType, shape: tuple[int, ...], codec: Codec, arrays: tuple[NDA
     """
     values = arrays[0]
     if codec == "zstd":
-        kind = np.dtype(dtype).newbyteorder("<")
+        kind = STORED[dtype]
         try:
             raw = _zstd().decompress(values, decompressed_size=math.prod(shape) * kind.itemsize)
         except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ One thread, that of `Front.serve`, owns the sockets: it checks and refuses, answ
 replica is called in a thread of its own, so that a model that takes long, or hangs, does not silence the worker.
 """
 
+import bisect
 import math
 import os
 import queue
@@ -38,6 +39,7 @@ from eex.stream.protocol import (
     refusal,
     unpack,
 )
+from eex.stream.sockets import receive, send
 
 POLL_MS = 100  # how late a stop may be noticed
 INLINE_S = 0.002  # a call that was quicker than this the last time runs where it arrives: a hop costs as much
@@ -121,13 +123,13 @@ class Histogram:
     """Counts by upper bound, as Prometheus has them, without its price."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = np.array(bounds, dtype=float)
+        self.bounds = list(bounds)
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
     def add(self, value: float) -> None:
         """Count a value."""
-        self.counts[int(self.bounds.searchsorted(value))] += 1
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.total += value
 
 
@@ -307,17 +309,10 @@ class Front:
     def _read(self) -> int:
         """Take in what has come; how many messages."""
         for k in range(READ_AT_ONCE):
-            try:
-                part = self.socket.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            message = receive(self.socket, MOST_PARTS)
+            if message is None:
                 return k
-            id = part.bytes
-            parts: list[Buffer] = []
-            while part.more:
-                part = self.socket.recv(zmq.NOBLOCK, copy=False)
-                if len(parts) < MOST_PARTS:
-                    parts.append(part.buffer)
-            self._take_in(id, parts)
+            self._take_in(message[0].bytes, [frame.buffer for frame in message[1:]])
         return READ_AT_ONCE
 
     def _take_in(self, id: bytes, frames: list[Buffer]) -> None:
@@ -537,8 +532,7 @@ class Front:
 
     def _try(self, client: _Client, message: list[Buffer]) -> bool:
         try:
-            self.socket.send(client.id, zmq.SNDMORE | zmq.NOBLOCK)
-            self.socket.send_multipart(message, zmq.NOBLOCK, copy=False)
+            send(self.socket, [client.id, *message])
         except zmq.Again:
             return False
         except zmq.ZMQError:  # it is gone

@@ -24,7 +24,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from eex.policies.errors import OffloadError
-from eex.stream.encoding import Codec, DType, decode, layout
+from eex.stream.encoding import STORED, Codec, DType, decode, layout
 
 VERSION = 2
 """Of the protocol: an edge and a worker must agree on it."""
@@ -173,6 +173,7 @@ class ReplyHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="reply", fo
     version: int = VERSION
 
 
+_CONFIDENCE, _PREDICTION = np.dtype("<f4"), np.dtype("<i4")
 _NOTHING = (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32))
 
 Header = Hello | Welcome | Ping | Pong | Request | ReplyHeader
@@ -209,8 +210,8 @@ def pack(header: Header, *arrays: NDArray[Any]) -> list[Buffer]:
     for array, (dtype, shape) in zip(arrays, layout, strict=True):
         if array.dtype != dtype or array.shape != shape:
             raise OffloadError(f"the header announces {dtype} {shape}, the array is {array.dtype} {array.shape}")
-        flat = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
-        frames.append(flat.view(np.uint8).data)
+        inside = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        frames.append(inside.data.cast("B") if array.size else b"")
     return frames
 
 
@@ -228,13 +229,13 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Header, list[NDArray[Any]]]:
     layout = _layout(header)
     if len(frames) != 1 + len(layout):
         raise OffloadError(f"a {_kind(header)} has {1 + len(layout)} frames, got {len(frames)}")
-    views = [memoryview(frame) for frame in frames[1:]]
-    for view, (dtype, shape) in zip(views, layout, strict=True):
-        if view.nbytes != math.prod(shape) * dtype.itemsize:
-            raise OffloadError(
-                f"{dtype} {shape} takes {math.prod(shape) * dtype.itemsize:,} bytes, got {view.nbytes:,}"
-            )
-    return header, [np.frombuffer(v, dtype=d).reshape(s) for v, (d, s) in zip(views, layout, strict=True)]
+    arrays = []
+    for frame, (dtype, shape) in zip(frames[1:], layout, strict=True):
+        size, takes = memoryview(frame).nbytes, math.prod(shape) * dtype.itemsize
+        if size != takes:
+            raise OffloadError(f"{dtype} {shape} takes {takes:,} bytes, got {size:,}")
+        arrays.append(np.ndarray(shape, dtype, frame) if size else np.zeros(shape, dtype))
+    return header, arrays
 
 
 def features_of(request: Request, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -284,8 +285,7 @@ def _layout(header: Header) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
     """Type and shape of the arrays that follow a header, within the limits."""
     if isinstance(header, Request):
         _check_time("deadline_ms", header.deadline_ms)
-        dtype = np.dtype(header.dtype).newbyteorder("<")
-        size = math.prod(header.shape) * dtype.itemsize
+        size = math.prod(header.shape) * STORED[header.dtype].itemsize
         if header.shape[0] > MAX_FRAMES or size > MAX_BYTES:
             raise OffloadError(
                 f"{header.dtype} {header.shape} is too large for one message: it has {size:,} bytes, at most "
@@ -299,7 +299,7 @@ def _layout(header: Header) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
                 f"a reply has frames or a refusal and its reason, got {header.frames} frames, {header.refusal!r} and "
                 f"{header.error!r}"
             )
-        return [(np.dtype("<f4"), (header.frames,)), (np.dtype("<i4"), (header.frames,))]
+        return [(_CONFIDENCE, (header.frames,)), (_PREDICTION, (header.frames,))]
     if isinstance(header, Pong):
         _check_time("busy_ms", header.busy_ms)
     return []

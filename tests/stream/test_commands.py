@@ -295,8 +295,8 @@ def test_worker_of_its_own(tmp_path, compared):
 def test_worker_killed_in_mid_stream(tmp_path):
     with worker() as (process, endpoint):
         command = start(
-            "main", "--worker", endpoint, "--plain", "--policy", "fixed:p_tar=1", "--frames", 2000, "--deadline-ms", 500,
-            "--threads", 1, "--no-regret", "--json", "--out", tmp_path,
+            "main", "--worker", endpoint, "--plain", "--policy", "fixed:p_tar=1", "--frames", 2000,
+            "--deadline-ms", 500, "--threads", 1, "--no-regret", "--json", "--out", tmp_path,
         )  # fmt: skip
         wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/*")), command)
         process.kill()
