@@ -143,7 +143,7 @@ def bought(summary: dict[str, Any]) -> list[str]:
             f"in hindsight the best fixed threshold was {summary['best_fixed_threshold']:g} "
             f"(overhead {round(summary['overhead'], 4):g}{'' if constant(summary) else ', the mean'})"
         )
-    if summary["send"]["candidates"]:
+    if summary["send"]["encoding"] is not None:
         lines.append(f"sent as {summary['send']['encoding']}: {summary['send']['why']}")
     if not constant(summary):
         lines.append(f"price of offloading {summary['price']}: {summary['mean_overhead']:.4f} a frame, on average")

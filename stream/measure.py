@@ -30,6 +30,8 @@ ROUNDS = 5
 """Times that everything is measured; the median counts, of a link the least."""
 PROBE_FRAMES = 16
 """Frames of the larger message that a link is measured with, at most."""
+TRIES, PATIENCE_S = 3, 5.0
+"""How often a request is sent that fails, and how long each is waited for."""
 _IDS = itertools.count(1 << 40)  # of requests that measure; an engine counts from 1
 
 
@@ -229,7 +231,8 @@ def worker_times(
     found = {}
     for stage in stages:
         x = features[stage].float().contiguous().cpu().numpy()
-        found[stage] = float(np.median([_ask(offloader, net, stage, x).compute_ms for _ in range(ROUNDS)]))
+        sent = encode(x, Encoding("int8")) if stage else encode(pixels(x), Encoding("input"))  # small: links are slow
+        found[stage] = float(np.median([_ask(offloader, net, stage, sent).compute_ms for _ in range(ROUNDS)]))
     return found
 
 
@@ -263,19 +266,20 @@ def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cu
 
 
 def _ask(offloader: Offloader, net: "EarlyExitNet", stage: int, features: Any) -> Reply:
-    """The reply to one request, sent and awaited."""
-    id, end = next(_IDS), time.monotonic() + 10.0
-    while not offloader.submit(id, stage, net.experts[0], features):
-        if time.monotonic() > end:
-            raise EexError("the worker takes no requests; is it still running?")
-        offloader.poll(10)
-    while time.monotonic() < end:
-        for reply in offloader.poll(100):
-            if reply.id == id:
-                if reply.failed:
-                    raise EexError(f"the worker and the link cannot be measured: {reply.failed}")
-                return reply
-    raise EexError("the worker does not answer")
+    """The reply to one request, sent and awaited; again if it fails, as the first may that a worker ever runs."""
+    failed = "it takes no requests; is it still running?"
+    for _ in range(TRIES):
+        id, end = next(_IDS), time.monotonic() + PATIENCE_S
+        while not (sent := offloader.submit(id, stage, net.experts[0], features)) and time.monotonic() < end:
+            offloader.poll(10)
+            time.sleep(0.002)
+        while sent and time.monotonic() < end:
+            for reply in offloader.poll(100):
+                if reply.id == id and not reply.failed:
+                    return reply
+                if reply.id == id:
+                    sent, failed = False, reply.failed
+    raise EexError(f"the worker and the link cannot be measured: {failed}")
 
 
 # ---- the choice
@@ -284,6 +288,12 @@ def _ask(offloader: Offloader, net: "EarlyExitNet", stage: int, features: Any) -
 def cost_ms(candidate: Candidate, link: LinkSpeed, cloud_ms: float) -> float:
     """Milliseconds from the partition point to the answer on the edge."""
     return candidate.encode_ms + link.trip_ms(candidate.bytes) + candidate.decode_ms + cloud_ms
+
+
+def smallest(found: Sequence[Candidate], problem: str) -> Sending:
+    """The way to send frames that takes fewest bytes and leaves the answers as they are: for a link nobody knows."""
+    best = min((c for c in found if c.agrees), key=lambda c: c.bytes, default=found[0])
+    return Sending(best.encoding, f"{best.bytes:,.0f} bytes a frame, the fewest; {problem}")
 
 
 def cheapest(found: Sequence[Candidate], link: LinkSpeed, cloud_ms: dict[int, float]) -> Sending:

@@ -315,7 +315,9 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
     cloud_ms, cloud_exit_ms = edge_ms / command.cloud_speed, float(exit_ms[-1]) / command.cloud_speed
     link = measure.first_condition(parse_link(command.link)) if command.link else measure.LinkSpeed(0.0, math.inf)
     if command.worker:
-        asked = StreamConfig(worker=command.worker, keys=command.keys, key=command.key, plain=command.plain)
+        asked = StreamConfig(
+            worker=command.worker, keys=command.keys, key=command.key, plain=command.plain, deadline_ms=5000.0
+        )
         asked.check()
         with connected(asked, None, net) as offloader:
             whole = measure.worker_times(offloader, net, images, range(net.exits))
@@ -393,13 +395,11 @@ def _print(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("partition", "sent as", box=None, padding=(0, 2, 0, 0))
-    for title in ("bytes", "frames sent", "edge, ms", "link, ms", "cloud, ms", "in all, ms"):
+    for title in ("bytes", "sent", "edge ms", "link ms", "cloud ms", "all ms"):
         table.add_column(title, justify="right")
     last, chosen = found["plans"][-1]["partition"], found["recommended"]
     for row in found["plans"]:
-        where = {0: "0, all in the cloud", last: f"{last}, all on the edge"}.get(
-            row["partition"], str(row["partition"])
-        )
+        where = {0: "0 (cloud)", last: f"{last} (edge)"}.get(row["partition"], str(row["partition"]))
         table.add_row(
             where,
             row["send"] or "–",
@@ -418,6 +418,15 @@ def _print(found: dict[str, Any]) -> None:
     )
     console.print(table)
     console.print(f"fastest: eex-stream {found['option']}   ({chosen['ms']:.2f} ms)", soft_wrap=True, highlight=False)
+    if chosen["partition"] == last:
+        cloud = min(found["plans"][1:-1], key=lambda row: row["ms"], default=None)
+        if cloud is not None:
+            console.print(
+                f"with the cloud: eex-stream --partition {cloud['partition']} --send {cloud['send']}   "
+                f"({cloud['ms']:.2f} ms)",
+                soft_wrap=True,
+                highlight=False,
+            )
     if found["plans"][0]["ms"] < chosen["ms"]:
         console.print(
             f"sending every image at once would take {found['plans'][0]['ms']:.2f} ms, but then nothing is learned on "

@@ -605,12 +605,8 @@ def choose_sending(config: StreamConfig, net: "EarlyExitNet", frames: Frames, of
     """How frames are sent, as configured, or what is fastest for the link.
 
     To a worker on this machine features go as they are, without measuring: nothing is gained on the way, and what
-    encoding takes is lost.
-
-    Raises
-    ------
-    EexError
-        If the worker or the link cannot be measured.
+    encoding takes is lost. A worker or link that cannot be measured, such as one that is down at first, gets the fewest
+    bytes.
     """
     from eex.stream import measure
     from eex.stream.curve import is_loopback
@@ -624,11 +620,14 @@ def choose_sending(config: StreamConfig, net: "EarlyExitNet", frames: Frames, of
         return measure.Sending(None, "features as they are: the worker is on this machine")
     images = _samples(frames, net)
     found = measure.candidates(net, images, net.partition, agreement=not frames.live)
-    cloud_ms = measure.worker_times(offloader, net, images, sorted({c.stage for c in found}))
-    if config.link:
-        link = measure.first_condition(parse_link(config.link))
-    else:
-        link = measure.measure_link(offloader, net, images, net.partition)
+    try:
+        cloud_ms = measure.worker_times(offloader, net, images, sorted({c.stage for c in found}))
+        if config.link:
+            link = measure.first_condition(parse_link(config.link))
+        else:
+            link = measure.measure_link(offloader, net, images, net.partition)
+    except EexError as error:
+        return measure.smallest(found, str(error))
     return measure.cheapest(found, link, cloud_ms)
 
 

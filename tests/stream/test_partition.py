@@ -165,7 +165,7 @@ class Timed(InMemoryOffloader):
         return super().submit(*arguments)
 
 
-def test_a_worker_and_its_link_are_measured(net, images):
+def test_a_worker_and_its_link_are_measured(net, images, monkeypatch):
     assert worker_times(Timed(), net, images, [0, 1, 2]) == {0: 10.0, 1: 9.0, 2: 8.0}
     link = measure_link(Timed(), net, images, 1)
     assert (link.round_trip_ms, link.mbit) == (pytest.approx(50), pytest.approx(8))
@@ -175,6 +175,14 @@ def test_a_worker_and_its_link_are_measured(net, images):
     broken.lose = range(1 << 62)
     with pytest.raises(EexError, match="the worker and the link cannot be measured: no reply within"):
         worker_times(broken, net, images, [0])
+    first = Timed()
+    first.lose = range(1 << 40, next(measure._IDS) + 2)  # the first a worker runs may be late
+    assert worker_times(first, net, images, [0]) == {0: 10.0}
+    nobody = Timed()
+    nobody.connected = False
+    monkeypatch.setattr(measure, "PATIENCE_S", 0.1)
+    with pytest.raises(EexError, match="it takes no requests"):
+        worker_times(nobody, net, images, [0])
 
 
 def candidate(name, bytes, agreement=1.0, encode_ms=0.0):
@@ -202,6 +210,8 @@ def test_the_cheapest_way_that_leaves_the_answers_alone():
     assert str(cheapest(allowed, LinkSpeed(213.0, 0.5), cloud).encoding) == "input"
     assert str(cheapest(allowed, LinkSpeed(5.0, 1000.0), {0: 30.0, 2: 1.0}).encoding) != "input"  # the cloud is slow
     assert json.dumps(slow.candidates)
+    blind = measure.smallest(WAYS, "the link is down")
+    assert (str(blind.encoding), blind.why) == ("int8+zstd", "5,000 bytes a frame, the fewest; the link is down")
 
 
 def test_the_first_condition_of_a_link():
