@@ -751,3 +751,29 @@ def test_a_frame_that_skips_the_deeper_exits_is_sent_as_input_too():
     assert sum(n for _, n in got) == rows.offloaded.sum()
     here = play(Engine(net, DEEx(exits=3, p_d=0.4, p_tar=0.8), None, send=Encoding("input")), images)
     np.testing.assert_array_equal(here.offloaded, rows.offloaded)  # nothing is sent; the encoding is of no account
+
+
+class Unsteady(InMemoryOffloader):
+    """A link whose round trip changes from reply to reply."""
+
+    def _reply(self, *arguments):
+        self.round_trip_ms = 50.0 + 37 * (self.bytes_sent % 11)
+        return super()._reply(*arguments)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_lives_with_a_price_that_changes(name):
+    net, images = tiny_net(), pictures(600, seed=9)
+    cloud = Unsteady(cloud_of(net).answer, window=10_000, lose=range(0, 10**9, 7))
+    engine = Engine(net, make_policy(name, exits=3, seed=2), cloud, overhead="0.02+1/s+budget=40%")
+    rows = play(engine, images, batch=8)
+    assert ((rows.overhead >= 0) & (rows.overhead <= 1)).all()
+    assert not np.isnan(rows.exit_at).any()
+    assert (rows.answer >= 0).all()
+    assert rows.sent.sum() <= 0.4 * 600 + 80 + 1e-9
+    np.testing.assert_array_equal(np.isnan(rows.reward), rows.offloaded & ~rows.sent)
+    # what was gained is what is left of the reward with the price added, for whoever learns from it
+    heard = rows.sent & ~rows.fallback
+    last = rows.confidence[:, :-1][np.arange(600), (~np.isnan(rows.confidence[:, :-1])).sum(axis=1) - 1]
+    gain = np.maximum(0, rows.confidence[:, -1] - last)
+    np.testing.assert_allclose((rows.reward + rows.overhead)[heard], gain[heard], atol=1e-12)
