@@ -25,7 +25,8 @@ class Context:
     first
         Number of its first frame; the others follow.
     overhead
-        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one a run (runs,).
+        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one a run (runs,). Where it depends
+        on what will be measured (`eex.policies.price`), the price that is expected.
     exit_cost
         Price of each further edge exit that a frame visits, in the same units.
     distortion
@@ -105,7 +106,7 @@ class Outcomes:
     latency_ms
         From the frame's entry to its answer.
     overhead
-        Price of offloading at the time.
+        Price of offloading at the time; of an offloaded frame, the price that it did pay.
     reward
         As `eex.policies.reward.reward` has it; NaN where the frame teaches nothing.
     """

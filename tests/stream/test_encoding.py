@@ -1,17 +1,24 @@
 """What is sent: encodings and their inverses, what they lose, and messages that lie about it."""
 
+import contextlib
+import threading
+import time
 import tracemalloc
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eex.policies.errors import EexError, OffloadError
+from eex.stream.edge import ZmqOffloader
 from eex.stream.encoding import ENCODINGS, Encoding, decode, encode, layout, parse_encoding, pixels
-from eex.stream.protocol import Request, features_of, pack, unpack
+from eex.stream.protocol import Request, Welcome, features_of, pack, unpack
+from eex.stream.worker import serve
 
 RNG = np.random.default_rng(0)
 FEATURES = np.maximum(RNG.normal(size=(5, 8, 4, 4)), 0).astype(np.float32)  # half of them 0, as behind a ReLU
@@ -181,3 +188,58 @@ def test_a_header_that_lies_is_refused_before_anything_is_made(changed, says):
         unpack(frames[:2])  # without its scales
     with pytest.raises(OffloadError, match=r"float32 \(5, 2\) takes 40 bytes, got 39"):
         unpack([*frames[:2], bytes(frames[2])[:-1]])
+
+
+@given(st.binary(max_size=200), st.integers(0, 400), st.sampled_from(["float32", "float16", "int8", "uint8"]))
+@settings(max_examples=300, deadline=None)
+def test_damaged_values_are_refused_and_nothing_worse(noise, at, dtype):
+    sent = encode(FEATURES[:2], Encoding("fp32", "zstd"))
+    whole = sent.arrays[0].tobytes()
+    broken = np.frombuffer(whole[:at] + noise + whole[at + len(noise) :], dtype=np.uint8)
+    request = Request(1, "m", 0, "p", dtype, (2, 8, 4, 4), 0.0, "zstd", len(broken))
+    scales = [np.zeros((2, 2), dtype=np.float32)] if dtype == "int8" else []
+    with contextlib.suppress(OffloadError):
+        header, arrays = unpack([bytes(frame) for frame in pack(request, broken, *scales)])
+        assert features_of(header, arrays).shape == (2, 8, 4, 4)
+
+
+def test_a_worker_decodes_refuses_and_goes_on():
+    got = []
+
+    def tail(stage, expert, features):
+        got.append(features)
+        return np.full(len(features), 0.5), np.zeros(len(features), dtype=int)
+
+    def reply(offloader, id, stage, sent):
+        end = time.monotonic() + 20
+        while not offloader.submit(id, stage, "pristine", sent):
+            offloader.poll(10)
+            assert time.monotonic() < end
+        while not (replies := offloader.poll(100)):
+            assert time.monotonic() < end
+        return replies[0]
+
+    stop = threading.Event()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.linger = 0
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        welcome = Welcome("m", 4, ("pristine",), ("cat", "dog"))
+        thread = threading.Thread(target=serve, args=(socket, tail, stop, welcome, lambda line: None), daemon=True)
+        thread.start()
+        try:
+            with contextlib.closing(ZmqOffloader(f"tcp://127.0.0.1:{port}", "m", 20_000)) as offloader:
+                offloader.connect(20)
+                for id, encoding in enumerate(ENCODINGS):
+                    values = IMAGES if encoding.kind == "input" else FEATURES
+                    sent = encode(values, encoding)
+                    assert not reply(offloader, id, 0 if encoding.kind == "input" else 1, sent).failed
+                    expected = decode(sent.dtype, sent.shape, sent.codec, sent.arrays)
+                    np.testing.assert_array_equal(got.pop(), expected)
+                good = encode(FEATURES, Encoding("int8", "zstd"))
+                broken = replace(good, arrays=(good.arrays[0][::-1].copy(), good.arrays[1]))
+                assert "compressed values cannot be used" in reply(offloader, 100, 1, broken).failed
+                assert not reply(offloader, 101, 1, good).failed
+        finally:
+            stop.set()
+            thread.join(20)
+    assert len(got) == 1
