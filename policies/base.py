@@ -25,8 +25,8 @@ class Context:
     first
         Number of its first frame; the others follow.
     overhead
-        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one a run (runs,). Where it depends
-        on what will be measured (`eex.policies.price`), the price that is expected.
+        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one a run (runs,). Where it
+        depends on what will be measured (`eex.policies.price`), the price that is expected.
     exit_cost
         Price of each further edge exit that a frame visits, in the same units.
     distortion

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from eex.policies.errors import EexError
 from eex.policies.link import DOWN, FIRST_WINDOW, SEGMENT, SimulatedLink, parse_link
@@ -80,12 +81,15 @@ class Relay:
 
     Raises
     ------
+    EexError
+        If a host is unknown.
     OSError
         If there is no port to listen on.
     """
 
     def __init__(self, link: SimulatedLink, targets: Sequence[tuple[str, int]], seed: int = 0) -> None:
-        self.link, self.targets = link, list(targets)
+        self.link = link
+        self._targets = [_resolved(*target) for target in targets]
         self._random = random.Random(seed)
         self._doors = [socket.create_server(("127.0.0.1", 0)) for _ in targets]
         for door in self._doors:
@@ -114,9 +118,9 @@ class Relay:
         wait = max(0.0, min(due - now, TICK_S))
         readable, _, _ = select.select([*self._doors, *(p.source for p in reading)], writing, [], wait)
         found = set(readable)
-        for door, target in zip(self._doors, self.targets, strict=True):
+        for door, (family, address) in zip(self._doors, self._targets, strict=True):
             if door in found:
-                self._accept(door, target)
+                self._accept(door, family, address)
         now = time.monotonic()
         for pipe in reading:
             if pipe.source in found:
@@ -135,16 +139,14 @@ class Relay:
     def _may_read(self, pipe: _Pipe, now: float) -> bool:
         return not pipe.ended and pipe.opens <= now and pipe.unacked < pipe.window
 
-    def _accept(self, door: socket.socket, target: tuple[str, int]) -> None:
+    def _accept(self, door: socket.socket, family: int, address: Any) -> None:
         try:
             near, _ = door.accept()
         except OSError:  # it is gone again
             return
-        try:
-            far = socket.create_connection(target, timeout=1.0)
-        except OSError:  # nobody listens there: the near end shall try again
-            near.close()
-            return
+        far = socket.socket(family)
+        far.setblocking(False)
+        far.connect_ex(address)  # if nobody is there, the first read says so, and the near end hears of it
         now = time.monotonic()
         up = self._up(now)
         opens = up + self._round_trip(up)
@@ -257,6 +259,15 @@ class Relay:
 
     def _bytes_per_s(self, now: float) -> float:
         return 125_000 * self.link.piece_at(now - self._began).mbit
+
+
+def _resolved(host: str, port: int) -> tuple[int, Any]:
+    """Address family and address of a host's port."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise EexError(f"tcp://{host}:{port}: no such host: {error.strerror}") from None
+    return family, address
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:

@@ -223,6 +223,11 @@ def test_what_cannot_be_emulated(link, endpoint):
         pass
 
 
+def test_a_host_that_nobody_knows():
+    with pytest.raises(EexError, match=r"nowhere\.invalid:1: no such host"):
+        Relay(parse_link("12"), [("nowhere.invalid", 1)])
+
+
 # ---- a real stack
 
 PROBE = """
@@ -325,7 +330,7 @@ def test_the_emulation_against_a_real_stack(server, round_trip_ms, mbit):
     for k in real:
         least = min(real[k], ours[k])
         assert abs(real[k] - ours[k]) <= 0.25 * least + 0.02 + round_trip_ms / 2000, (k, real[k], ours[k])
-    assert statistics.median(ours[k] / real[k] for k in real) == pytest.approx(1, abs=0.25)
+    assert statistics.median(ours[k] / real[k] for k in real) == pytest.approx(1, abs=0.4)
 
 
 @pytest.mark.skipif(not can_make_namespaces(), reason="a real link takes root, ip netns and /dev/net/tun")
