@@ -28,7 +28,7 @@ def tail(stage, expert, features):
     if o["delay_s"]:
         time.sleep(o["delay_s"])
     if o["leak"]:
-        kept.append(bytearray(o["leak"]))
+        kept.append(bytearray(o["leak"] * len(features)))
     while o["hang"] and os.path.exists(o["hang"]):
         time.sleep(0.005)
     return np.full(len(features), 0.9), np.full(len(features), 1)
@@ -56,7 +56,7 @@ class TrivialWorker:
         Take one client only, the one with `keys`; else plain text.
     options
         model, its fingerprint; delay_s, how long a call takes; hang, a path: calls do not return while it exists;
-        leak, bytes that each call keeps; window, clients, max_bytes, limits of the worker.
+        leak, bytes that it keeps of each frame; window, clients, max_bytes, limits of the worker.
     """
 
     def __init__(self, guarded: bool = False, **options: Any) -> None:

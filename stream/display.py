@@ -151,6 +151,8 @@ def bought(summary: dict[str, Any]) -> list[str]:
         lines.append(f"{summary['withheld']:,} frames were kept on the edge by the budget")
     if unanswered := summary["fallbacks"] - summary["withheld"]:
         lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
+    if summary["unrecorded"]:
+        lines.append(f"records end before the stream: {summary['unrecorded']}")
     if summary["skipped"]:
         named = "; ".join(summary["skipped_images"][:3])
         more = f" and {summary['skipped'] - 3} more, named in summary.json" if summary["skipped"] > 3 else ""

@@ -1,5 +1,6 @@
 """Records of a run: one row a frame in column-wise parts that stay readable if the run is killed."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +83,12 @@ class RecordWriter:
         except (OSError, pa.ArrowException) as error:
             raise EexError(f"{self.folder}: cannot write records: {error}") from None
         self._held, self._waiting = [], 0
+
+    def abandon(self) -> None:
+        """Let go of what is left, after an error; what reached the disk stays readable."""
+        self._held, self._waiting = [], 0
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._end_part()
 
     def close(self) -> None:
         """Write what is left."""

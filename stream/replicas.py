@@ -1,6 +1,7 @@
 """Replicas of a worker's models behind one front: processes on this machine, or actors of a Ray cluster."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ class ProcessReplica:
     def __init__(self, worker: EmbeddedWorker) -> None:
         self._worker = worker
         self._closed = False
+        self._used = threading.Lock()  # the socket is, by the thread that runs and recovers
         self._id = 0
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -67,7 +69,8 @@ class ProcessReplica:
         """See `eex.stream.front.Replica`."""
         self._id += 1
         request = Request(self._id, model, stage, expert, features.dtype.name, features.shape)  # type: ignore[arg-type]
-        header, arrays = self._call(pack(request, features), self._id, CALL_S)
+        with self._used:
+            header, arrays = self._call(pack(request, features), self._id, CALL_S)
         if header.refusal == "failed":
             raise RuntimeError(header.error)
         if header.refusal:
@@ -90,18 +93,20 @@ class ProcessReplica:
 
     def recover(self) -> None:
         """Start the process again."""
-        if self._socket is not None:
-            self._socket.close(linger=0)
-        self._worker.close()
-        if self._closed:
-            return
-        self._worker.start()
-        self.connect()
+        with self._used:
+            if self._socket is not None:
+                self._socket.close(linger=0)
+            self._worker.close()
+            if not self._closed:
+                self._worker.start()
+                self.connect()
 
     def close(self) -> None:
         """End the process."""
         self._closed = True
         self._worker.close()
+        with self._used:
+            self._context.destroy(linger=0)
 
 
 class RayReplica:

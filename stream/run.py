@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from eex.policies.base import Ints
     from eex.policies.schedule import Schedule
     from eex.stream.embedded import EmbeddedWorker
+    from eex.stream.engine import Rows
     from eex.stream.measure import Sending
     from eex.stream.offload import Offloader
     from eex.stream.sources import Source
@@ -180,6 +181,8 @@ class Played:
     skipped: dict[str, str] = field(default_factory=dict)
     withheld: int = 0
     """Frames that the budget kept on the edge."""
+    unrecorded: str = ""
+    """Why records end before the stream does, if they do."""
 
 
 Show = Callable[[Glance], None]
@@ -236,18 +239,28 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
         "candidates": list(sending.candidates),
     }
     summary["folder"] = str(folder)
-    _write_json(folder / "summary.json", summary)
     curves = {p.policy: p.tally.curves() for p in played}
     if reference is not None:
         curves["hindsight"] = reference.curves()
-    write_curves(folder / "curves.arrow", curves)
+    try:
+        _write_results(folder, summary, curves, schedule.pieces(played[0].tally.frames))
+    except EexError as error:
+        if not summary["unrecorded"]:
+            raise
+        summary["unrecorded"] += f"; {error}"
+    return summary
+
+
+def _write_results(folder: Path, summary: dict[str, Any], curves: dict[str, Any], pieces: Any) -> None:
+    """Write what a run leaves besides its records, the summary first."""
     from eex.stream.pictures import draw
 
+    _write_json(folder / "summary.json", summary)
+    write_curves(folder / "curves.arrow", curves)
     try:
-        draw(folder, schedule.pieces(played[0].tally.frames))
+        draw(folder, pieces)
     except OSError as error:
         raise EexError(f"{folder}: cannot write the pictures: {error.strerror}") from None
-    return summary
 
 
 def load_network(config: FrameConfig) -> "EarlyExitNet":
@@ -370,16 +383,25 @@ class Stream:
             send=None if self.sending is None else self.sending.encoding,
         )
         played = Played(name, Tally(net.edge_exits + 1), 0.0)
-        writer = RecordWriter(records, net.classes, net.experts) if records is not None else contextlib.nullcontext()
+        writer = RecordWriter(records, net.classes, net.experts) if records is not None else None
         started = shown = time.perf_counter()
 
         def take() -> None:
             for rows in engine.take():
                 played.tally.add(rows)
-                if file is not None:
-                    file.write(rows)
+                record(rows)
 
-        with writer as file:
+        def record(rows: "Rows | None") -> None:
+            """Write finished frames, or with None the end; a stream goes on where a disk is full."""
+            if writer is None or played.unrecorded:
+                return
+            try:
+                writer.close() if rows is None else writer.write(rows)
+            except EexError as error:
+                played.unrecorded = str(error)
+                writer.abandon()
+
+        try:
             for pixels, names, labels, levels in frames.batches(frames.total, played.skipped):
                 if self.stop():
                     break
@@ -395,6 +417,8 @@ class Stream:
             engine.drain()
             take()
             played.seconds = time.perf_counter() - started
+        finally:
+            record(None)
         played.withheld = engine.meter.withheld
         if engine.next:
             show(Glance(name, engine.next, frames.total, played.seconds, played.tally, finished=True))
@@ -703,6 +727,7 @@ def summarise(
     summary: dict[str, Any] = dict(rows[0])
     summary["skipped"] = len(skipped)
     summary["skipped_images"] = [f"{name}: {reason}" for name, reason in skipped[:NAMED]]
+    summary["unrecorded"] = first.unrecorded
     summary["interrupted"] = interrupted
     summary["policies"] = rows
     if reference is not None:

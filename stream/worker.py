@@ -190,9 +190,9 @@ def listen(
         front.serve(stop)
 
 
-def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
+def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
+    """The event, or a new one, that SIGTERM and SIGINT set from now on."""
+    stop = stop or threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
@@ -287,6 +287,7 @@ def _main() -> int:
         if not is_loopback(options.bind):
             log(f"plain text on {options.bind}: everyone who can reach it can read and send frames")
     replicas, welcomes, shapes = _replicas(options)
+    stop_on_signals(stop)  # again: Ray takes SIGTERM for itself
     listen(
         welcomes,
         replicas,

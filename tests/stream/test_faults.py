@@ -3,10 +3,12 @@
 Times are asserted generously here; `make bench-offload` prints them.
 """
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from faults import PATIENCE_S, Link, Stream
 
 from eex.experiments.bench_offload import growth, hanging_growth
 from eex.experiments.trivial_worker import MODEL, TrivialWorker, free_port
+from eex.stream.records import read_records
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -202,3 +205,36 @@ def test_memory_does_not_grow_and_a_leak_would_be_seen():
 
 def test_a_peer_that_hangs_costs_the_edge_little_memory(tmp_path):
     assert hanging_growth(str(tmp_path), seconds=2.0) < 32
+
+
+# ---- the disk
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # files end there, as on a full disk
+from eex.stream.main import main
+main()
+"""
+
+
+def test_the_disk_is_full(tmp_path):
+    options = [
+        "--worker",
+        "none",
+        "--frames",
+        "3000",
+        "--threads",
+        "1",
+        "--no-regret",
+        "--json",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *options], capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["frames"] == summary["answered"] == 3000
+    assert "cannot write records" in summary["unrecorded"]
+    assert 0 < read_records(Path(summary["folder"]) / "records").num_rows < 3000
