@@ -8,7 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
+from eex.stream import partition
 from eex.stream.main import _parse
 
 PACKAGES = ("eex.policies", "eex.models", "eex.stream")
@@ -35,15 +37,25 @@ def test_examples_are_found(name):
     assert doctest.testmod(importlib.import_module(name)).attempted > 0
 
 
-PAGE = (Path(__file__).parent.parent / "docs" / "choosing-the-overhead.md").read_text()
-OVERHEADS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("line", OVERHEADS)
-def test_commands_about_the_overhead_can_be_typed(line):
+def commands(page):
+    """The lines of a page's shell blocks."""
+    return [
+        line for block in re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(), re.S) for line in block.splitlines()
+    ]
+
+
+OVERHEADS = commands("choosing-the-overhead.md")
+
+
+@pytest.mark.parametrize("line", OVERHEADS + commands("sending.md"))
+def test_commands_on_pages_can_be_typed(line):
     command, *arguments = shlex.split(line)
-    assert command == "eex-stream"
-    _parse(arguments).stream.check()
+    assert command in ("eex-stream", "eex-partition")
+    parsed = _parse(arguments).stream if command == "eex-stream" else tyro.cli(partition.Command, args=arguments)
+    parsed.check()
 
 
 def test_the_page_on_the_overhead_reckons_right():
@@ -54,3 +66,14 @@ def test_the_page_on_the_overhead_reckons_right():
     assert price["0.2/s"].of(round_trip_ms=100) == pytest.approx(0.02)
     assert price["2/MB"].of(bytes=5000) == pytest.approx(0.01)
     assert price["20/J@0.3W+20/J@0.1J/MB"].of(round_trip_ms=50, bytes=5000) == pytest.approx(0.31)
+
+
+def test_the_page_on_sending_knows_the_links_and_the_encodings():
+    from eex.policies.link import PRESETS, parse_link
+    from eex.stream.encoding import ENCODINGS
+
+    page = (DOCS / "sending.md").read_text()
+    for name in PRESETS:
+        piece = parse_link(name).pieces[0]
+        assert f"| `{name}` | {piece.round_trip_ms:g} ms | {piece.mbit:g} Mbit/s |" in page
+    assert all(f"| `{encoding}` |" in page for encoding in ENCODINGS)
