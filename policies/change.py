@@ -45,10 +45,10 @@ class Change(Arrays):
     --------
     >>> change = Change(runs=1, alarm=4.0, variance=(0.04,))
     >>> run = np.zeros(320, dtype=int)
-    >>> change.hear(run, np.arange(320), 0.5 + np.arange(320)[:, None] % 2 / 10)
+    >>> change.hear(run, np.arange(320), 0.5 + np.arange(320) % 2 / 10)
     >>> change.alarmed
     array([False])
-    >>> change.hear(run, np.arange(320, 640), 0.3 + np.arange(320)[:, None] % 2 / 10)
+    >>> change.hear(run, np.arange(320, 640), 0.3 + np.arange(320) % 2 / 10)
     >>> change.alarmed
     array([ True])
     """
@@ -69,25 +69,36 @@ class Change(Arrays):
         self.up, self.down = np.zeros((runs, signals)), np.zeros((runs, signals))
         self.alarmed = np.zeros(runs, dtype=bool)
 
-    def hear(self, run: Ints, frame: Ints, value: Floats) -> None:
-        """Take in values (rows, signals) of frames (rows,), NaN where a frame has none."""
+    def hear(self, run: Ints, frame: Ints, *values: Floats) -> None:
+        """Take in values of frames, of each signal (rows,), NaN where a frame has none.
+
+        Frames without a value of the first signal are not counted.
+        """
+        shown = ~np.isnan(values[0])
+        if not shown.all():
+            run, frame, values = run[shown], frame[shown], tuple(value[shown] for value in values)
         block = frame // BLOCK
         slot = run * OPEN + block % OPEN
         number, heard = self.number.reshape(-1), self.heard.reshape(-1)
-        count, total = (array.reshape(len(heard), -1) for array in (self.count, self.total))
-        new = number[slot] < block
-        if new.any():  # a block that had the slot and never was complete is dropped
+        has = number.take(slot)
+        if (has != block).any():
+            new = has < block  # a block that had the slot and never was complete is dropped
             np.maximum.at(number, slot[new], block[new])
-            heard[slot[new]], count[slot[new]], total[slot[new]] = 0, 0.0, 0.0
-        if (number[slot] != block).any():
+            heard[slot[new]] = 0
+            self.count.reshape(len(heard), -1)[slot[new]] = 0.0
+            self.total.reshape(len(heard), -1)[slot[new]] = 0.0
             kept = number[slot] == block
-            slot, value = slot[kept], value[kept]
-        known = ~np.isnan(value)
+            slot, values = slot[kept], tuple(value[kept] for value in values)
+        signals = len(values)
         np.add.at(heard, slot, 1)
-        np.add.at(count, slot, known)
-        np.add.at(total, slot, np.where(known, value, 0.0))
-        ends = np.flatnonzero(heard[slot] == BLOCK)[::-1]
+        for s, value in enumerate(values):
+            known = np.flatnonzero(~np.isnan(value)) if s else slice(None)
+            at = slot[known] * signals + s
+            np.add.at(self.count.reshape(-1), at, 1.0)
+            np.add.at(self.total.reshape(-1), at, value[known])
+        ends = np.flatnonzero(heard.take(slot) == BLOCK)[::-1]
         if len(ends):
+            count, total = (array.reshape(len(heard), -1) for array in (self.count, self.total))
             full, last = np.unique(slot[ends], return_index=True)
             full = full[np.argsort(-last)]  # in the order in which they were completed
             while len(full):

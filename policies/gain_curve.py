@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eex.policies.base import Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.base import Bools, Context, Floats, Ints, Outcomes, Thresholds
 from eex.policies.change import Change
 from eex.policies.errors import EexError
 from eex.policies.parts import Composite
@@ -16,7 +16,7 @@ THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
 PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
 WIDTH = 0.06  # of the kernel: confidences so close gain about the same
 LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
-REST = 64  # decide anew once a 64th of what is remembered is new
+REST = 32  # decide anew once a 32nd of what is remembered is new
 LARGEST_WEIGHT = 1e100
 MOST_ROWS = 4096  # learned at once, so that weights do not overflow
 LEAST_MEMORY = 100.0
@@ -112,8 +112,8 @@ class GainCurve(Composite):
         self._room = 1 - centre  # what can be gained at most
         kernel = np.exp(-0.5 * ((centre[:, None] - centre) / WIDTH) ** 2)
         self._kernel = np.where(kernel < 1e-3, 0.0, kernel)
-        self._below = np.minimum((self.grid * BINS + 1e-9).astype(np.int64), BINS - 1)  # bin of each threshold
-        self._part = self.grid * BINS - self._below  # of that bin
+        # how much of each bin lies below each threshold, (bins, arms)
+        self._below = np.clip(self.grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
 
     def choose(self, context: Context) -> Thresholds:
         """The same threshold for all frames, decided anew where enough was heard since."""
@@ -145,13 +145,21 @@ class GainCurve(Composite):
         total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
         mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
         spread = (self.squares[rows, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
-        near = offloads @ self._kernel + LOCAL * unit
-        curve = (gains @ self._kernel + LOCAL * unit * mean) / near
-        plausible = np.minimum(1.0, curve + self.beta * np.sqrt(spread * unit / near))
-        earned = (self.seen[rows] + unit / BINS) * (plausible * self._room - price[:, None])  # (rows, bins)
-        below = np.cumsum(earned, axis=1) - earned
-        value = below[:, self._below] + self._part * earned[:, self._below]  # (rows, arms)
-        best: Ints = value.argmax(axis=1)
+        near = offloads @ self._kernel
+        near += LOCAL * unit
+        curve = gains @ self._kernel
+        curve += LOCAL * unit * mean
+        curve /= near
+        plausible = np.divide(self.beta**2 * spread * unit, near, out=near)
+        np.sqrt(plausible, out=plausible)
+        plausible += curve
+        np.minimum(plausible, 1.0, out=plausible)
+        plausible *= self._room
+        plausible -= price[:, None]
+        earned = self.seen[rows]  # (rows, bins)
+        earned += unit / BINS
+        earned *= plausible
+        best: Ints = (earned @ self._below).argmax(axis=1)
         return best, curve
 
     def learn(self, outcomes: Outcomes) -> None:
@@ -160,42 +168,46 @@ class GainCurve(Composite):
             self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
 
     def _learn(self, outcomes: Outcomes) -> None:
+        exits, run = outcomes.confidence[:, :-1], outcomes.run
+        confidence = exits[:, 0] if self.exits == 1 else np.fmax.reduce(exits, axis=1)  # of the surest edge exit
         heard = ~np.isnan(outcomes.reward)
-        run = outcomes.run[heard]
-        confidence = np.fmax.reduce(outcomes.confidence[heard, :-1], axis=1)  # of the surest edge exit
-        at = run * BINS + np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-        weight = self.weight[run] * self.growth ** _earlier(run)
+        sent = np.flatnonzero(outcomes.offloaded & heard)
+        at = run * BINS + np.minimum((np.fmax(confidence, 0.0) * BINS).astype(np.int64), BINS - 1)
+        weight = self.weight.take(run)
+        if len(run) > 1 and not (run[1:] > run[:-1]).all():
+            weight *= self.growth ** _earlier(run, heard)
+        if not heard.all():
+            weight *= heard
         np.add.at(self.seen.reshape(-1), at, weight)
         np.add.at(self.heard, run, weight)
         np.add.at(self.news, run, weight)
-        sent = outcomes.offloaded[heard]
-        gain = (outcomes.reward + outcomes.overhead)[heard][sent] / np.maximum(1 - confidence[sent], 1e-9)
-        np.add.at(self.offloads.reshape(-1), at[sent], weight[sent])
+        gain = (outcomes.reward[sent] + outcomes.overhead[sent]) / np.maximum(1 - confidence[sent], 1e-9)
         gain = np.clip(gain, -1.0, 1.0)
-        np.add.at(self.gains.reshape(-1), at[sent], weight[sent] * gain)
-        np.add.at(self.squares, run[sent], weight[sent] * gain**2)
-        np.multiply.at(self.weight, run, self.growth)
-        signals = np.full((len(outcomes), 2), np.nan)
-        signals[:, 0] = outcomes.confidence[:, 0]
-        signals[np.flatnonzero(heard)[sent], 1] = gain - self.curve.reshape(-1)[at[sent]]
-        shown = ~np.isnan(signals[:, 0])
-        self.change.hear(outcomes.run[shown], outcomes.frame[shown], signals[shown])
-        large = self.weight > LARGEST_WEIGHT
-        if large.any():
+        at, weight = at[sent], weight[sent]
+        off = np.full(len(run), np.nan)  # how far gains lie from the curve
+        off[sent] = gain - self.curve.reshape(-1).take(at)
+        np.add.at(self.offloads.reshape(-1), at, weight)
+        weight *= gain
+        np.add.at(self.gains.reshape(-1), at, weight)
+        weight *= gain
+        np.add.at(self.squares, run[sent], weight)
+        np.multiply.at(self.weight, run[heard], self.growth)
+        if self.weight.max() > LARGEST_WEIGHT:
+            large = self.weight > LARGEST_WEIGHT
             unit = self.weight[large]
             for curve in (self.seen, self.offloads, self.gains):
                 curve[large] /= unit[:, None]
             for sums in (self.squares, self.heard, self.news):
                 sums[large] /= unit
             self.weight[large] = 1.0
+        self.change.hear(run, outcomes.frame, exits[:, 0], off)
 
 
-def _earlier(run: Ints) -> Ints:
-    """How many rows of the same run come before each row, (rows,)."""
-    if (run[1:] > run[:-1]).all():
-        return np.zeros(len(run), dtype=np.int64)
+def _earlier(run: Ints, counts: Bools) -> Ints:
+    """How many rows that count, of the same run, come before each row, (rows,)."""
     order = np.argsort(run, kind="stable")
-    start = np.flatnonzero(np.r_[True, np.diff(run[order]) > 0])
+    before = np.cumsum(counts[order]) - counts[order]
+    first = np.r_[True, run[order][1:] != run[order][:-1]]
     earlier = np.empty(len(run), dtype=np.int64)
-    earlier[order] = np.arange(len(run)) - np.repeat(start, np.diff(np.r_[start, len(run)]))
+    earlier[order] = before - before[first][np.cumsum(first) - 1]
     return earlier
