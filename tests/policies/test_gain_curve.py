@@ -54,11 +54,11 @@ def slow_threshold(confidences, gains, everything, overhead):
 
 @pytest.mark.parametrize("overhead", [0.05, 0.3, 0.5])
 def test_against_a_slow_reference(overhead):
-    trace = made_up(lambda c: 0.8 - 0.5 * c, frames=60)
+    trace = made_up(lambda c: 0.8 - 0.5 * c, frames=30)
     policy = GainCurve(memory=0)
     played = replay(policy, trace, overhead, order="in-order")
     policy.learn(_last(trace, played))
-    threshold = float(policy.choose(Context(first=60, overhead=overhead)).exit_at[0, 0, 0])
+    threshold = float(policy.choose(Context(first=30, overhead=overhead)).exit_at[0, 0, 0])
     sent = played.offloaded[0]
     edge, cloud = trace.confidence.T
     assert threshold == slow_threshold(edge[sent], np.maximum(0, cloud - edge)[sent], edge, overhead)
