@@ -143,6 +143,8 @@ class Engine:
         How many kinds of distortion the frames' levels tell of.
     capacity
         Frames under way at most; feeding more waits for the oldest.
+    first
+        Number of the first frame; the policy was told of all before it.
 
     Raises
     ------
@@ -162,6 +164,7 @@ class Engine:
         send: Encoding | None = None,
         kinds: int = 2,
         capacity: int = 8192,
+        first: int = 0,
     ) -> None:
         if policy.exits != net.edge_exits or policy.runs != 1:
             raise ValueError(
@@ -177,8 +180,8 @@ class Engine:
         self.send = None if offloader is None else send
         self.edge_exits = net.edge_exits
         self.device = net.mean.device
-        self.head = self.next = 0  # oldest frame not yet taken; number of the next one
-        self.heard = 0  # frames that the policy was told of
+        self.head = self.next = first  # oldest frame not yet taken; number of the next one
+        self.heard = first  # frames that the policy was told of
         self._ring = _empty_rows(capacity, net.edge_exits + 1, kinds)
         self._done = np.zeros(capacity, dtype=bool)
         self._entered = np.zeros(capacity)

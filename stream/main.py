@@ -3,13 +3,14 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import tyro
 
 from eex.policies.errors import EexError
 from eex.stream.guard import guarded, share_cores
-from eex.stream.run import StreamConfig, earlier, run
+from eex.stream.run import StreamConfig, earlier, from_json, run
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Command:
     """Processor threads for the edge part; 0 = all cores."""
     download: Path | None = None
     """Fetch CIFAR-10 (170 MB, checked) into this folder first and stream from it."""
+    resume: Path | None = None
+    """Go on with a run that was cut off, by its folder; options given here win."""
     config: Path | None = None
     """Start from the config.json of an earlier run; other options given here win."""
     list_policies: bool = False
@@ -56,12 +59,12 @@ def _main() -> int:
 
         torch.set_num_threads(command.threads)
     if command.quiet or command.json:
-        summary = run(config)
+        summary = run(config, resume=command.resume)
     else:
         from eex.stream.display import display
 
         with display() as show:
-            summary = run(config, show)
+            summary = run(config, show, command.resume)
     if command.json:
         print(json.dumps(summary))
     elif not command.quiet:
@@ -72,11 +75,13 @@ def _main() -> int:
 
 
 def _parse(arguments: list[str]) -> Command:
+    resumed = [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == "--resume"]
+    start = from_json(Path(resumed[-1]) / "config.json", StreamConfig) if resumed else earlier(arguments, StreamConfig)
     return tyro.cli(
         Command,
         prog="eex-stream",
         args=arguments,
-        default=Command(stream=earlier(arguments, StreamConfig)),
+        default=Command(stream=start),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 

@@ -84,6 +84,21 @@ class RecordWriter:
             raise EexError(f"{self.folder}: cannot write records: {error}") from None
         self._held, self._waiting = [], 0
 
+    def commit(self) -> int:
+        """Write all that was taken in, and end the part; how many parts there are.
+
+        Raises
+        ------
+        EexError
+            If the disk is full or not writable.
+        """
+        self.flush()
+        try:
+            self._end_part()
+        except (OSError, pa.ArrowException) as error:
+            raise EexError(f"{self.folder}: cannot write records: {error}") from None
+        return self._parts
+
     def abandon(self) -> None:
         """Let go of what is left, after an error; what reached the disk stays readable."""
         self._held, self._waiting = [], 0
@@ -92,11 +107,7 @@ class RecordWriter:
 
     def close(self) -> None:
         """Write what is left."""
-        self.flush()
-        try:
-            self._end_part()
-        except (OSError, pa.ArrowException) as error:
-            raise EexError(f"{self.folder}: cannot write records: {error}") from None
+        self.commit()
 
     def __enter__(self) -> Self:
         return self

@@ -128,6 +128,9 @@ class StreamConfig(FrameConfig):
     """After this an offloaded frame is answered on the edge."""
     gather: int = 0
     """Run a deeper stage once so many survivors wait for it; more is faster, and answers later."""
+    commit: int = 10_000
+    """Frames between two times at which records and what was learned go to the disk together; --resume goes on from
+    there. 0 does so at the end only."""
     regret: bool = True
     """Afterwards run every exit of every frame, for regret and accuracy by exit; the source must be readable again."""
     out: Path = Path("runs")
@@ -188,13 +191,15 @@ class Played:
 Show = Callable[[Glance], None]
 
 
-def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any]:
+def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | None = None) -> dict[str, Any]:
     """Play a stream as configured; returns the summary that also lies in its folder as `summary.json`.
 
     Parameters
     ----------
     show
         Called a few times a second.
+    resume
+        Folder of a run that was cut off: it goes on where its records and state were committed.
 
     Raises
     ------
@@ -217,7 +222,9 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
         frames = Frames(config, schedule, net)
         offloader = stack.enter_context(connected(config, worker, net))
         sending = choose_sending(config, net, frames, offloader)
-        folder = make_folder(config.out, config.policy.partition(":")[0])
+        if resume is not None and frames.live:
+            raise EexError("--resume: a camera or a video does not come again")
+        folder = resume or make_folder(config.out, config.policy.partition(":")[0])
         _write_json(folder / "config.json", to_json(config))
         stop = stack.enter_context(interrupts())
         stream = Stream(frames, net, config, stop, sending)
@@ -225,7 +232,7 @@ def run(config: StreamConfig, show: Show = lambda glance: None) -> dict[str, Any
         for name, policy in zip(names, policies, strict=True):
             if played and (stop() or frames.live):
                 break
-            played.append(stream.play(name, policy, offloader, show, folder / "records" if not played else None))
+            played.append(stream.play(name, policy, offloader, show, None if played else folder, resume is not None))
         reference = None
         if config.regret and not frames.live and not stop() and played[0].tally.frames:
             reference = stream.hindsight(played[0].tally, show)
@@ -307,7 +314,9 @@ class Frames:
         self.total = config.frames or schedule.length or len(source)
         self.live = source.stream is not None
 
-    def batches(self, total: int, skipped: dict[str, str]) -> Iterator[tuple["torch.Tensor", list[str], "Ints", Any]]:
+    def batches(
+        self, total: int, skipped: dict[str, str], first: int = 0
+    ) -> Iterator[tuple["torch.Tensor", list[str], "Ints", Any]]:
         """Distorted micro-batches on the network's device, with names, labels and levels; fills in what was skipped.
 
         Parameters
@@ -316,35 +325,35 @@ class Frames:
             Frames to give; 0 = until the source ends.
         skipped
             Reasons by name, added to as images are skipped.
+        first
+            Number of the frame to begin with.
         """
         import torch
 
         from eex.stream.distortions import distort
-        from eex.stream.sources import Skipped, check_finite, frames
+        from eex.stream.sources import Frame, Skipped, check_finite, frames
 
-        arriving = frames(self.source, self.config.seed if self.config.shuffle else None)
-        first = 0
-        while first < total or not total:
-            names: list[str] = []
-            labels, images = [], []
-            wanted = min(self.config.batch, total - first) if total else self.config.batch
-            for frame in arriving:
+        def usable() -> Iterator[Frame]:
+            for frame in frames(self.source, self.config.seed if self.config.shuffle else None):
                 if isinstance(frame, Skipped):
                     skipped[frame.name] = frame.reason
                     continue
-                if frame.image.dtype != np.uint8:
-                    try:
+                try:
+                    if frame.image.dtype != np.uint8:
                         check_finite(frame.image)
-                    except ImageError as error:
-                        skipped[frame.name] = str(error)
-                        continue
-                names.append(frame.name)
-                labels.append(frame.label)
-                images.append(frame.image)
-                if len(images) == wanted:
-                    break
-            if not images:
+                except ImageError as error:
+                    skipped[frame.name] = str(error)
+                    continue
+                yield frame
+
+        arriving = itertools.islice(usable(), first, None)
+        while first < total or not total:
+            taken = list(
+                itertools.islice(arriving, min(self.config.batch, total - first) if total else self.config.batch)
+            )
+            if not taken:
                 return
+            names, labels, images = ([getattr(f, c) for f in taken] for c in ("name", "label", "image"))
             number = np.arange(first, first + len(images))
             levels = self.schedule.levels(number)
             pixels = _tensor(images).to(self.device)
@@ -366,13 +375,36 @@ class Stream:
     ) -> None:
         self.frames, self.net, self.config, self.stop, self.sending = frames, net, config, stop, sending
 
-    def play(self, name: str, policy: Any, offloader: "Offloader | None", show: Show, records: Path | None) -> Played:
-        """Stream all frames under one policy."""
+    def play(
+        self,
+        name: str,
+        policy: Any,
+        offloader: "Offloader | None",
+        show: Show,
+        folder: Path | None = None,
+        resume: bool = False,
+    ) -> Played:
+        """Stream all frames under one policy.
+
+        Parameters
+        ----------
+        folder
+            For records and state; nothing is written without.
+        resume
+            Go on from the state in the folder, if there is one.
+        """
+        from eex.stream import state
         from eex.stream.engine import Engine
         from eex.stream.records import RecordWriter
         from eex.stream.tally import Tally
 
         config, net, frames = self.config, self.net, self.frames
+        played = Played(name, Tally(net.edge_exits + 1), 0.0)
+        first, seconds = 0, 0.0
+        if folder is not None:
+            if resume and (saved := state.read(folder)) is not None:
+                first, seconds = state.restore(saved, policy, played.tally)
+            state.drop_uncommitted(folder, resume)
         engine = Engine(
             net,
             policy,
@@ -381,10 +413,24 @@ class Stream:
             exit_cost=config.exit_cost,
             gather=config.gather,
             send=None if self.sending is None else self.sending.encoding,
+            first=first,
         )
-        played = Played(name, Tally(net.edge_exits + 1), 0.0)
-        writer = RecordWriter(records, net.classes, net.experts) if records is not None else None
-        started = shown = time.perf_counter()
+        writer = RecordWriter(folder / "records", net.classes, net.experts) if folder is not None else None
+        started = time.perf_counter() - seconds
+        shown, committed = time.perf_counter(), first
+
+        def commit() -> None:
+            """Finish what is under way; then records and state go to the disk together."""
+            engine.drain()
+            take()
+            if writer is None or folder is None or played.unrecorded:
+                return
+            try:
+                parts = writer.commit()
+                state.write(folder, policy, played.tally, engine.next, parts, time.perf_counter() - started)
+            except EexError as error:
+                played.unrecorded = str(error)
+                writer.abandon()
 
         def take() -> None:
             for rows in engine.take():
@@ -402,20 +448,22 @@ class Stream:
                 writer.abandon()
 
         try:
-            for pixels, names, labels, levels in frames.batches(frames.total, played.skipped):
+            for pixels, names, labels, levels in frames.batches(frames.total, played.skipped, first):
                 if self.stop():
                     break
                 engine.feed(pixels, names, labels, levels)
                 now = time.perf_counter()
                 tell = now - shown > 0.2
-                if tell or engine.worth_taking:
+                if config.commit and engine.next - committed >= config.commit:
+                    commit()
+                    committed = engine.next
+                elif tell or engine.worth_taking:
                     take()
                 if tell:
                     shown = now
                     kind = frames.schedule.names(np.array([engine.next - 1]))[0]
                     show(Glance(name, engine.next, frames.total, now - started, played.tally, str(kind)))
-            engine.drain()
-            take()
+            commit()
             played.seconds = time.perf_counter() - started
         finally:
             record(None)

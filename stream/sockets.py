@@ -30,7 +30,7 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
 
 def receive(socket: zmq.Socket[bytes], most: int) -> list[zmq.Frame] | None:
     """The next message, without waiting; None if there is none. Of more than `most` frames the rest is dropped."""
-    if not socket.getsockopt(_EVENTS) & _IN:  # cheaper than an exception
+    if not int(socket.getsockopt(_EVENTS)) & _IN:  # cheaper than an exception
         return None
     frames: list[zmq.Frame] = []
     while True:

@@ -1,5 +1,6 @@
 """Running totals of a stream in constant memory: what the summary, the progress line and the pictures are made of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,28 @@ class Tally:
         self.split_ms += (rows.edge_ms.sum(), rows.link_ms.sum(), rows.cloud_ms.sum())
         flags = np.column_stack([rows.reward, correct, known, rows.offloaded, rows.fallback, threshold])
         self.windows.add(rows.frame, np.hstack([flags, left]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all totals, as arrays."""
+        own = {name: np.array(value) for name, value in vars(self).items() if name != "windows"}
+        return own | {f"windows.{name}": np.array(value) for name, value in vars(self.windows).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from totals of as many exits.
+
+        Raises
+        ------
+        ValueError
+            If an array is missing, unknown or of another shape.
+        """
+        mine = self.state_dict()
+        if {k: v.shape for k, v in mine.items()} != {k: np.shape(v) for k, v in state.items()}:
+            raise ValueError("the totals are of another network")
+        for name, value in state.items():
+            target = self.windows if name.startswith("windows.") else self
+            own = name.removeprefix("windows.")
+            kind = type(getattr(target, own))
+            setattr(target, own, np.array(value) if kind is np.ndarray else kind(value.item()))
 
     @property
     def accuracy(self) -> float | None:

@@ -16,6 +16,8 @@ from faults import PATIENCE_S, Link, Stream
 
 from eex.experiments.bench_offload import growth, hanging_growth
 from eex.experiments.trivial_worker import MODEL, TrivialWorker, free_port
+from eex.policies.errors import EexError
+from eex.stream import state
 from eex.stream.records import read_records
 
 pytestmark = pytest.mark.timeout(240)
@@ -238,3 +240,44 @@ def test_the_disk_is_full(tmp_path):
     assert summary["frames"] == summary["answered"] == 3000
     assert "cannot write records" in summary["unrecorded"]
     assert 0 < read_records(Path(summary["folder"]) / "records").num_rows < 3000
+
+
+# ---- the edge
+
+
+def test_the_edge_is_killed_and_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, "-m", "eex.stream.main"]
+    options = ["--worker", "none", "--threads", "1", "--no-regret", "--json"]
+    more = ["--frames", "6000", "--commit", "1000", "--out", str(tmp_path)]
+    with subprocess.Popen([*command, *options, *more], stdout=subprocess.DEVNULL) as edge:
+        end = time.monotonic() + 3 * PATIENCE_S
+        while not (states := list(tmp_path.glob("*/state.npz"))) and edge.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        edge.kill()
+    folder = states[0].parent
+    done_before = int(state.read(folder)["frames"])
+    assert done_before >= 1000
+    resumed = subprocess.run(
+        [*command, "--json", "--resume", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE_S,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    summary = json.loads(resumed.stdout)
+    records = read_records(folder / "records")
+    assert records["frame"].to_pylist() == list(range(6000))
+    assert summary["frames"] == summary["answered"] == 6000
+    assert summary["offloaded_share"] == pytest.approx(np.mean(records["offloaded"].to_pylist()))
+    taught = sum(reward is not None for reward in records["reward"].to_pylist())
+    saved = state.read(folder)
+    assert saved["frames"] == 6000
+    assert saved["policy.counts"].sum() == taught
+
+
+def test_a_state_that_is_none(tmp_path):
+    (tmp_path / "state.npz").write_bytes(b"PK\x05\x06 nothing")
+    with pytest.raises(EexError, match="not the state of a stream"):
+        state.read(tmp_path)
+    assert state.read(tmp_path / "elsewhere") is None
