@@ -14,11 +14,12 @@ from rich.table import Table
 
 from eex.policies.fixed import Fixed
 from eex.policies.schedule import parse_schedule
+from eex.stream.config import FrameConfig
 from eex.stream.encoding import ENCODINGS, Encoding, encode
 from eex.stream.engine import Engine, Rows
 from eex.stream.guard import guarded, share_cores
 from eex.stream.offload import InMemoryOffloader
-from eex.stream.run import FrameConfig, Frames, load_network
+from eex.stream.run import Frames, load_network
 from eex.stream.worker import make_tail
 
 

@@ -206,7 +206,7 @@ class GainCurve(Composite):
 def _earlier(run: Ints, counts: Bools) -> Ints:
     """How many rows that count, of the same run, come before each row, (rows,)."""
     order = np.argsort(run, kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
+    before: Ints = np.cumsum(counts[order]) - counts[order]
     first = np.r_[True, run[order][1:] != run[order][:-1]]
     earlier = np.empty(len(run), dtype=np.int64)
     earlier[order] = before - before[first][np.cumsum(first) - 1]

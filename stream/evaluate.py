@@ -11,8 +11,8 @@ import tyro
 
 from eex.policies.errors import EexError
 from eex.policies.off_policy import Estimate, Mean, estimate
+from eex.stream.config import StreamConfig, from_json
 from eex.stream.guard import guarded
-from eex.stream.run import StreamConfig, from_json
 
 ESTIMATORS = ("dr", "snips", "ips")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import tyro
 
 from eex.policies.errors import EexError
+from eex.stream.config import StreamConfig, earlier, from_json
 from eex.stream.guard import guarded, share_cores
-from eex.stream.run import StreamConfig, earlier, from_json, run
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def _main() -> int:
     share_cores()
     if command.list_policies:
         return _list_policies()
+    from eex.stream.run import run
+
     config = command.stream
     if command.download is not None:
         from eex.stream.sources import download_cifar10

@@ -24,8 +24,8 @@ import tyro
 
 from eex.policies.errors import EexError
 from eex.policies.link import parse_link
+from eex.stream.config import FrameConfig, StreamConfig
 from eex.stream.guard import guarded, share_cores
-from eex.stream.run import FrameConfig, StreamConfig
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet

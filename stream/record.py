@@ -13,8 +13,9 @@ import tyro
 from eex.policies.errors import EexError
 from eex.policies.schedule import parse_schedule
 from eex.policies.trace import Trace, write_trace
+from eex.stream.config import FrameConfig, earlier
 from eex.stream.guard import guarded
-from eex.stream.run import FrameConfig, Frames, earlier, load_network, nothing_usable
+from eex.stream.run import Frames, load_network, nothing_usable
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eex.stream.config import StreamConfig, from_json
 from eex.stream.main import _parse
 from eex.stream.records import read_records
-from eex.stream.run import StreamConfig, from_json, run
+from eex.stream.run import run
 
 pytestmark = pytest.mark.timeout(200)
 
