@@ -51,7 +51,7 @@ QUEUE = 8
 
 BEAT_S = 0.1
 SILENT_S = 0.35
-"""A worker that leaves a ping unanswered for so long is left alone; longer where its round trips are long."""
+"""A worker that leaves a ping unanswered for so long is left alone; longer where pings usually take long."""
 
 HELLO_AGAIN_S = 0.5
 GIVE_UP_S = 1.2
@@ -247,8 +247,7 @@ class _Link:
             self._pings[self._ping_id] = now
             if len(self._pings) > 64:
                 self._pings.pop(list(self._pings)[1])  # the oldest one counts
-        usual = self.ping_ms if math.isnan(self.round_trip_ms) else max(self.ping_ms, self.round_trip_ms)
-        patience = SILENT_S if math.isnan(usual) else max(SILENT_S, min(longest_s, 3 * usual / 1000))
+        patience = SILENT_S if math.isnan(self.ping_ms) else max(SILENT_S, min(longest_s, 3 * self.ping_ms / 1000))
         self._silent_at = next(iter(self._pings.values())) + patience if self._pings else math.inf
         fell_silent = not self.silent and now >= self._silent_at
         self.counts["silences"] += fell_silent
