@@ -221,9 +221,10 @@ class Engine:
         self.next += count
         with torch.inference_mode():
             experts, probabilities = _select(self.net, images)
-            self._choose(frame, slots, probabilities)
+            place = slice(slots[0], slots[-1] + 1) if slots[0] <= slots[-1] else slots  # a slice is written sooner
+            self._choose(frame, place, probabilities)
             started = time.perf_counter()
-            self._enter(slots, frame, names, labels, levels, experts, entered)
+            self._enter(place, frame, names, labels, levels, experts, entered)
             self.routing_seconds += time.perf_counter() - started
             images, slots, experts = _sorted_by_expert(images, slots, experts)
             inputs = None
@@ -282,7 +283,7 @@ class Engine:
 
     # ---- the edge
 
-    def _choose(self, frame: Ints, slots: Ints, probabilities: Floats | None) -> None:
+    def _choose(self, frame: Ints, slots: Ints | slice, probabilities: Floats | None) -> None:
         started = time.perf_counter()
         link_ms = float("nan") if self.offloader is None else self.offloader.link_ms
         queue = sum(map(len, self._awaited.values()))
@@ -313,7 +314,7 @@ class Engine:
 
     def _enter(
         self,
-        slots: Ints,
+        slots: Ints | slice,
         frame: Ints,
         names: Sequence[str],
         labels: Ints,
