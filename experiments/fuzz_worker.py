@@ -78,7 +78,7 @@ def _lied(frame: bytes, rng: random.Random) -> bytes:
     """A header with another value in one of its fields, up to terabytes."""
     try:
         header = msgspec.msgpack.decode(frame)
-        name = rng.choice(sorted(header))
+        name = rng.choice(sorted(header.keys()))
     except (ValueError, TypeError, AttributeError, IndexError):  # msgspec's are ValueErrors
         return frame
     numbers: tuple[object, ...] = (-1, 0, 1 << 40, (1 << 63) - 1, 1.5, [], [1 << 26] * 8, [-1, 2])

@@ -542,6 +542,7 @@ class ZmqOffloader:
     def _greet(self, link: _Link, welcome: Welcome) -> None:
         if welcome.model == self.fingerprint:
             link.greeted(welcome)
+            self._due = 0.0  # the first ping
         else:
             link.refused(
                 f"the worker has model {one_line(welcome.model)}, the edge {self.fingerprint}; start both with the "
