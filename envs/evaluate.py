@@ -23,7 +23,12 @@ def held_out(trace: Trace, share: float = 0.2) -> tuple[Trace, Trace]:
 
 
 def play(
-    policy: str, trace: Trace, overheads: Sequence[float], link: SimulatedLink | None, seed: int = 0
+    policy: str,
+    trace: Trace,
+    overheads: Sequence[float],
+    link: SimulatedLink | None,
+    seed: int = 0,
+    exit_cost: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """Play a policy over a trace in order, at all overheads side by side, with late feedback.
 
@@ -35,10 +40,12 @@ def play(
     """
     price = np.asarray(overheads, dtype=float)
     made = make_policy(policy, exits=trace.edge_exits, runs=len(price), seed=seed)
-    reward = replay(made, trace, price, order="in-order", seed=seed, keys=np.full(len(price), seed), link=link).reward
+    keys = np.full(len(price), seed)
+    reward = replay(made, trace, price, order="in-order", seed=seed, keys=keys, link=link, exit_cost=exit_cost).reward
     rows = np.arange(len(trace))[None]
     grid = np.array(THRESHOLDS)
-    best = [best_arm_of_segments(fixed_rewards(trace.confidence, o, grid), rows, trace.segments)[0] for o in price]
+    earned = (fixed_rewards(trace.confidence, o, grid, exit_cost) for o in price)
+    best = [best_arm_of_segments(by_threshold, rows, trace.segments)[0] for by_threshold in earned]
     return reward, np.array(best) - reward
 
 
@@ -51,7 +58,8 @@ def score(
     rounds: int,
     switch: tuple[int, int],
     seeds: int,
+    exit_cost: float = 0.0,
 ) -> tuple[float, float]:
     """Mean reward and mean regret per 1,000 frames, over overheads and reordered traces of seeds 0, 1, …"""
-    played = [play(policy, reordered(trace, rounds, switch, k), overheads, link, k) for k in range(seeds)]
+    played = [play(policy, reordered(trace, rounds, switch, k), overheads, link, k, exit_cost) for k in range(seeds)]
     return 1000 * float(np.mean([p[0] for p in played])), 1000 * float(np.mean([p[1] for p in played]))

@@ -81,6 +81,8 @@ class TrainRLConfig:
     """AdaEE's, or accuracy less cost for traces with labels."""
     overhead: tuple[float, float] = (0.02, 0.5)
     """Lowest and highest price of offloading, drawn for each episode."""
+    exit_cost: float = 0.0
+    """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
     rounds: int = 2000
     """Frames of an episode."""
     order: Literal["switching", "segments", "resampled", "in-order"] = "switching"
@@ -159,6 +161,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         rounds=config.rounds,
         switch=config.switch,
         overhead=config.overhead,
+        exit_cost=config.exit_cost,
         link=config.link or None,
     )
     folder = config.out / "training"
@@ -300,6 +303,7 @@ def _score(config: TrainRLConfig, policy: str, test: Trace) -> tuple[float, floa
         rounds=config.evaluate_rounds,
         switch=config.switch,
         seeds=config.evaluate_seeds,
+        exit_cost=config.exit_cost,
     )
 
 
@@ -313,6 +317,7 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
         ),
         "schedules": f"{config.evaluate_seeds} of {config.evaluate_rounds} frames, switching every {config.switch}",
         "overheads": list(config.evaluate_overheads),
+        "exit_cost": config.exit_cost,
         "link": config.link,
     }
 
