@@ -41,7 +41,7 @@ class Search:
 
     trace: Path = Path("build/rl/train-3.arrow")
     """Trace to train and evaluate on."""
-    steps: int = 2_000_000
+    steps: int = 5_000_000
     """Of each candidate."""
     only: tuple[str, ...] = ()
     """Some of the candidates."""
