@@ -170,7 +170,7 @@ def ray_replicas(
             ray.init(address or None, log_to_driver=False, include_dashboard=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise EexError(f"--ray-address {address}: {error}") from None
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]  # where Ray is there, or is not
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
     gpus = 1 if resources.get("GPU", 0) >= count else 0
     actor = ray.remote(num_cpus=max(1, threads), num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Models)
     device = "cuda" if gpus else "cpu"
