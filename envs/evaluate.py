@@ -1,11 +1,12 @@
 """How well a policy does on schedules that switch: reward, and regret against each segment's best threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from eex.envs.rows import reordered
 from eex.policies.base import Floats
+from eex.policies.errors import EexError
 from eex.policies.gain_curve import THRESHOLDS
 from eex.policies.link import SimulatedLink
 from eex.policies.registry import make_policy
@@ -19,6 +20,11 @@ def held_out(trace: Trace, share: float = 0.2) -> tuple[Trace, Trace]:
     segment = trace.segments
     place = np.arange(len(trace)) - np.searchsorted(segment, segment)
     late = place >= np.ceil((1 - share) * np.bincount(segment))[segment]
+    if not late.any():
+        raise EexError(
+            "no stretch of unchanged distortion has the frames that holding out a share of it takes; "
+            "give another trace to evaluate on (--held-out)"
+        )
     return trace[~late], trace[late]
 
 
@@ -29,6 +35,7 @@ def play(
     link: SimulatedLink | None,
     seed: int = 0,
     exit_cost: float = 0.0,
+    options: Mapping[str, str] | None = None,
 ) -> tuple[Floats, Floats]:
     """Play a policy over a trace in order, at all overheads side by side, with late feedback.
 
@@ -39,7 +46,7 @@ def play(
         that is best in hindsight in each segment of unchanged distortion.
     """
     price = np.asarray(overheads, dtype=float)
-    made = make_policy(policy, exits=trace.edge_exits, runs=len(price), seed=seed)
+    made = make_policy(policy, options, exits=trace.edge_exits, runs=len(price), seed=seed)
     keys = np.full(len(price), seed)
     reward = replay(made, trace, price, order="in-order", seed=seed, keys=keys, link=link, exit_cost=exit_cost).reward
     rows = np.arange(len(trace))[None]
@@ -59,7 +66,9 @@ def score(
     switch: tuple[int, int],
     seeds: int,
     exit_cost: float = 0.0,
+    options: Mapping[str, str] | None = None,
 ) -> tuple[float, float]:
     """Mean reward and mean regret per 1,000 frames, over overheads and reordered traces of seeds 0, 1, …"""
-    played = [play(policy, reordered(trace, rounds, switch, k), overheads, link, k, exit_cost) for k in range(seeds)]
+    schedules = (reordered(trace, rounds, switch, k) for k in range(seeds))
+    played = [play(policy, frames, overheads, link, k, exit_cost, options) for k, frames in enumerate(schedules)]
     return 1000 * float(np.mean([p[0] for p in played])), 1000 * float(np.mean([p[1] for p in played]))

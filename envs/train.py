@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ ALGORITHMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 """Package and class of each algorithm, and the actions it can choose."""
 # A threshold hardly changes what later frames earn, so rewards are not looked ahead for (gamma = 0); rewards are noisy,
-# so batches are large. The rest was found by experiments/rl_search.py.
+# so batches are large. experiments/rl_search.py compares others.
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": 32, "batch_size": 8192, "n_epochs": 4, "gamma": 0.0, "ent_coef": 0.0},
     "a2c": {"n_steps": 8, "gamma": 0.0, "normalize_advantage": True},
@@ -135,7 +136,14 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
     """
     maker = algorithm_class(config.algorithm, config.action, config.tensorboard)
     settings = _settings(config)
-    for name, least in (("steps", 1), ("envs", 1), ("evaluate_every", 1), ("evaluate_seeds", 1), ("threads", 0)):
+    for name, least in (
+        ("steps", 1),
+        ("envs", 1),
+        ("evaluate_every", 1),
+        ("evaluate_seeds", 1),
+        ("evaluate_rounds", 1),
+        ("threads", 0),
+    ):
         if getattr(config, name) < least:
             raise EexError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
     if not config.layers or min(config.layers) < 1:
@@ -176,7 +184,11 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
     told = json.dumps(_told(config), sort_keys=True)
     state = _read_state(folder / "state.json", told)
     if state["steps"]:
-        model = maker.load(folder / "last.zip", env=env, device="cpu")
+        try:
+            model = maker.load(folder / "last.zip", env=env, device="cpu")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise EexError(f"{folder / 'last.zip'}: cannot be read, delete {folder} to begin anew: {reason}") from None
     else:
         model = _make(maker, config, settings, env)
     rivals = {name: _score(config, name, test) for name in ("ucb", "gain-curve")}
@@ -272,7 +284,7 @@ def _checkpoints(
                 self.model, config, test.edge_exits, trained={"trained_steps": self.num_timesteps, **_told(config)}
             )
             save_agent(agent, folder / "last")
-            reward, regret = _score(config, f"eex.policies.rl:RL:model={folder / 'last'}", test)
+            reward, regret = _score(config, "rl", test, {"model": str(folder / "last")})
             self.logger.record("evaluation/reward", reward)
             self.logger.record("evaluation/regret", regret)
             if state["best"] is None or reward > state["best"]["reward"]:
@@ -280,9 +292,16 @@ def _checkpoints(
                 state["best"] = found | {name: {"reward": r, "regret": g} for name, (r, g) in rivals.items()}
                 card = dataclasses.replace(agent.card, evaluated=_evaluated(config, test, state["best"]))
                 save_agent(dataclasses.replace(agent, card=card), config.out)
-                self.model.save(folder / "best.zip")
-            self.model.save(folder / "last.zip")
-            (folder / "state.json").write_text(json.dumps(state | {"config": told}))
+                self._save("best.zip")
+            self._save("last.zip")
+            part = folder / "state.json.part"
+            part.write_text(json.dumps(state | {"config": told}))
+            os.replace(part, folder / "state.json")
+
+        def _save(self, name: str) -> None:
+            part = folder / f"part-{name}"
+            self.model.save(part)
+            os.replace(part, folder / name)
 
     def text() -> str:
         best = state["best"]
@@ -294,7 +313,9 @@ def _checkpoints(
     return Checkpoints()
 
 
-def _score(config: TrainRLConfig, policy: str, test: Trace) -> tuple[float, float]:
+def _score(
+    config: TrainRLConfig, policy: str, test: Trace, options: Mapping[str, str] | None = None
+) -> tuple[float, float]:
     return score(
         policy,
         test,
@@ -304,6 +325,7 @@ def _score(config: TrainRLConfig, policy: str, test: Trace) -> tuple[float, floa
         switch=config.switch,
         seeds=config.evaluate_seeds,
         exit_cost=config.exit_cost,
+        options=options,
     )
 
 

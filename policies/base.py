@@ -199,7 +199,7 @@ class Policy:
             if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
                 raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
         for name in self.state:
-            setattr(self, name, np.array(state[name], dtype=np.asarray(getattr(self, name)).dtype))
+            setattr(self, name, np.array(state[name], dtype=np.asarray(getattr(self, name)).dtype, order="C"))
 
     def same_at_every_exit(self, threshold: Floats, arm: Ints, probability: Floats | None = None) -> Thresholds:
         """Thresholds that hold at every exit, from those of each run and frame, both (runs, frames)."""

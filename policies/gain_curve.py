@@ -45,7 +45,8 @@ class GainCurve(Composite):
     confidences above :math:`1 - o` are never tried, as nothing can be gained there. What is heard is forgotten
     exponentially, so that the curve follows a stream that changes slowly; when the first exit's confidences, or the
     gains beside the curve, change at once (`eex.policies.change.Change`), it begins anew. Before the first reply it
-    plays what the prior says. With several edge exits one threshold holds at all of them.
+    plays what the prior says. With several edge exits one threshold holds at all of them. A price for
+    further exits (`exit_cost`) is not looked at.
 
     Parameters
     ----------
@@ -186,6 +187,7 @@ class GainCurve(Composite):
         at, weight = at[sent], weight[sent]
         off = np.full(len(run), np.nan)  # how far gains lie from the curve
         off[sent] = gain - self.curve.reshape(-1).take(at)
+        off[np.isnan(self.decided.take(run))] = np.nan  # from no more than the prior, they all lie off
         np.add.at(self.offloads.reshape(-1), at, weight)
         weight *= gain
         np.add.at(self.gains.reshape(-1), at, weight)

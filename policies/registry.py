@@ -219,7 +219,7 @@ def _plugin_class(where: str) -> type[Policy]:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever a stranger's module may raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's module may raise
         reason = (str(error).splitlines() or [""])[0]
         raise EexError(f"plug-in {where} cannot be imported: {type(error).__name__}: {reason}") from None
     if not (inspect.isclass(found) and issubclass(found, Policy)):

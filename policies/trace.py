@@ -212,7 +212,8 @@ def _read_arrow(path: Path) -> Trace:
     metadata = table.schema.metadata or {}
     if metadata.get(b"format") != FORMAT:
         raise EexError(f"is an Arrow file, but not a trace: expected the format {FORMAT.decode()} in its metadata")
-    exits = sum(name.startswith("confidence_") for name in table.column_names)
+    exits = _exits(table.column_names, "confidence_{}", "prediction_{}", "seconds_{}")
+    exits = max(2, exits)  # one on the edge and the cloud at least
     wanted = ["label", "distortion", "level"]
     timed = "seconds_1" in table.column_names
     columns = ("confidence", "prediction", "seconds") if timed else ("confidence", "prediction")
@@ -280,6 +281,12 @@ def _floats(table: Any, name: str) -> Floats:
     return numbers
 
 
+def _exits(names: Sequence[str], *columns: str) -> int:
+    """The highest exit that one of the columns, as "confidence_{}", is there for; 0 for none."""
+    found = (name[len(c) - 2 :] for name in names for c in columns if name.startswith(c[:-2]))
+    return max((int(number) for number in found if number.isdecimal()), default=0)
+
+
 # CSV files of AdaEE's authors: what a column is called in each of their layouts, {} standing for the exit
 CSV_LAYOUTS: dict[str, dict[str, str]] = {
     "adaptive_early_exit": {
@@ -307,17 +314,12 @@ def _read_csv(path: Path) -> Trace:
             raise EexError(f"is not CSV: {error}") from None
     if not header:
         raise EexError("is empty")
-    exits = 0
-    while f"conf_branch_{exits + 1}" in header:
-        exits += 1
-    layout = next(
-        (names for names in CSV_LAYOUTS.values() if exits and names["prediction"].format(1) in header),
-        None,
-    )
+    layout = next((names for names in CSV_LAYOUTS.values() if _exits(header, names["prediction"])), None)
     if layout is None:
         known = "; ".join(f"{n}: {', '.join(c.values())}".replace("{}", "1") for n, c in CSV_LAYOUTS.items())
         raise EexError(f"has columns of no layout that is known ({known}); its columns: {_few(tuple(header))}")
     per_exit = [k for k in layout if "{}" in layout[k]]
+    exits = max(2, _exits(header, *(layout[k] for k in per_exit)))  # one on the edge and the cloud at least
     _need(header, [layout[k].format(e + 1) for k in per_exit for e in range(exits)] + [layout["label"]])
     if not table:
         raise EexError("has no rows")

@@ -10,7 +10,7 @@ from eex.policies.base import Context
 from eex.policies.errors import EexError
 from eex.policies.gain_curve import BINS, LOCAL, WIDTH, GainCurve
 from eex.policies.registry import make_policy
-from eex.policies.replay import replay
+from eex.policies.replay import Feedback, replay
 from eex.policies.reward import fixed_reward
 from eex.policies.trace import Trace, read_trace
 
@@ -177,6 +177,23 @@ def test_a_false_alarm_is_rare_where_nothing_changes():
         for alarm in (0, 4.0)
     }
     assert (rewards[0] != rewards[4.0]).mean() <= 0.2
+
+
+@pytest.mark.parametrize("chunk", [64, 256, 1024])
+def test_feedback_in_chunks_raises_no_false_alarm(chunk):
+    trace, frame = made_up(lambda c: 0.9 - 0.2 * c, frames=8192), np.arange(8192)
+    feedback = Feedback(
+        frame=frame,
+        chosen=(frame // chunk + 1) * chunk,
+        queue=np.zeros(8192, dtype=np.int64),
+        link_ms=np.full(8192, np.nan),
+        sent=np.ones(8192, dtype=bool),
+        fallback=np.zeros(8192, dtype=bool),
+    )
+    never, usual = (
+        replay(GainCurve(alarm=alarm), trace, 0.1, order="in-order", feedback=feedback).arm for alarm in (0, 4.0)
+    )
+    np.testing.assert_array_equal(usual, never)
 
 
 def test_weights_stay_finite_in_a_long_stream():

@@ -192,6 +192,11 @@ OTHER = {
         lambda t: t.drop_columns(["confidence_2"]),
         "column confidence_2 is missing; its columns: label, ",
     ),
+    "without the cloud's column": (lambda t: t.drop_columns(["confidence_4"]), "column confidence_4 is missing"),
+    "without confidences": (
+        lambda t: t.drop_columns([f"confidence_{e}" for e in (1, 2, 3, 4)]),
+        "column confidence_1 is missing",
+    ),
     "without the label": (lambda t: t.drop_columns(["label"]), "column label is missing"),
     "seconds of some exits": (lambda t: t.drop_columns(["seconds_3"]), "column seconds_3 is missing"),
     "no rows": (lambda t: t[:0], "has no rows"),
@@ -335,8 +340,9 @@ BAD_CSV = {
     "another table": ("a,b\n1,2\n", "has columns of no layout that is known (adaptive_early_exit: conf_branch_1, "),
     "no cloud": (
         "target,conf_branch_1,prediction_branch_1,correct_branch_1,cum_inf_time_branch_1\n0,0.5,0,1,0.5\n",
-        "an edge exit and of the cloud",
+        "column conf_branch_2 is missing",
     ),
+    "no cloud's confidence": (PLAIN.replace("conf_branch_2", "x"), "column conf_branch_2 is missing"),
     "no target": (PLAIN.replace("target", "goal"), "column target is missing; its columns: , goal"),
     "no cloud's class": (PLAIN.replace("infered_class_branches_2", "x"), "column infered_class_branches_2 is missing"),
     "no time": (TIMED.replace(",cum_inf_time_branch_2", ",x"), "column cum_inf_time_branch_2 is missing"),
