@@ -50,7 +50,7 @@ class Features(Arrays):
     Raises
     ------
     ValueError
-        If experts or rate is outside its range.
+        If exits, runs, experts or rate is outside its range.
 
     Examples
     --------
@@ -64,6 +64,8 @@ class Features(Arrays):
     state = ("recent",)
 
     def __init__(self, exits: int = 1, runs: int = 1, experts: int = EXPERTS, rate: float = 0.05) -> None:
+        if exits < 1 or runs < 1:
+            raise EexError(f"exits and runs must be at least 1, got {exits} and {runs}")
         if experts < 1:
             raise EexError(f"experts must be at least 1, got {experts}")
         if not 0 < rate <= 1:

@@ -143,7 +143,7 @@ def edited(folder, **changes):
         ({"grid": [0.1, 0.2]}, "outputs of the last layer, action grid: expected 2, found 5"),
         ({"grid": [0.1, 1.2]}, r"grid: expected thresholds in \[0, 1\]"),
         ({"grid": []}, "grid: expected thresholds"),
-        ({"layers": [13, 7, 5, 5]}, "expected .*, found"),
+        ({"layers": [13, 7, 6, 5]}, "expected .*, found"),
         ({"layers": [5]}, "layers: expected inputs, hidden ones and outputs"),
         ({"activation": "softmax"}, "activation: expected tanh or relu, found softmax"),
         ({"normalisation": [0.0, 0.0]}, "normalisation: expected"),
