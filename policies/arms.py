@@ -65,9 +65,12 @@ class Arms(Policy):
         if frames > 1:
             played = played + np.arange(frames)  # column k: the arm had been chosen k times more
         never = played == 0
-        played[never] = 1.0
+        fresh = never.any()
+        if fresh:
+            played[never] = 1.0
         index = self.index(played, context)
-        index[never] = np.inf
+        if fresh:
+            index[never] = np.inf
         if frames == 1:
             arm = index[..., 0].argmax(axis=1)[:, None]
         else:

@@ -204,8 +204,10 @@ class Policy:
     def same_at_every_exit(self, threshold: Floats, arm: Ints, probability: Floats | None = None) -> Thresholds:
         """Thresholds that hold at every exit, from those of each run and frame, both (runs, frames)."""
         runs, frames = threshold.shape
+        exit_at = np.empty((runs, frames, self.exits + 1))
+        exit_at[:] = threshold[:, :, None]
         return Thresholds(
-            exit_at=np.repeat(threshold[:, :, None], self.exits + 1, axis=2),
+            exit_at=exit_at,
             skip_below=np.zeros((runs, frames, self.exits)),
             arm=arm,
             probability=np.full((runs, frames), np.nan) if probability is None else probability,
