@@ -122,7 +122,7 @@ class Episodes:
         self.link_ms = np.full(self.envs, np.nan)
         self.late: dict[int, list[Late]] = defaultdict(list)  # by the round before which it is heard of
         self.rows.begin(self.seeds, self.episode)
-        self.row = self.rows.next()
+        self.row = self.played = self.rows.next()  # of the trace: to be played next, and played last
         return self.observe()
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], Floats, bool]:
@@ -184,7 +184,7 @@ class Episodes:
         for late in self.late.pop(self.t, ()):
             self._hear_late(*late)
         self._hear(exit, offloaded, edge, gain, threshold)
-        self.row = self.rows.next()
+        self.played, self.row = row, self.rows.next()
         if self.reward == "accuracy":
             earned = self._right(row, exit, offloaded, lost, threshold[-1])
         else:

@@ -95,12 +95,11 @@ class ThresholdEnv(gym.Env[Observation, Any]):
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Play the next window; `info` has where its last frame left (the number of edge exits = offloaded)."""
-        row = self.episodes.row[0]
         observation, reward, over = self.episodes.step(np.asarray(action)[None])
         earned, exit = round(float(reward[0]), 12), int(self.episodes.exit[0])
         if self.render_mode is not None:
             self._total += earned
-            confidence = self.episodes.edge[: exit + 1, row]
+            confidence = self.episodes.edge[: exit + 1, self.episodes.played[0]]
             threshold = np.broadcast_to(self.episodes.chosen[:, 0], self.episodes.exits)
             self._history.append(
                 Shown(self.episodes.t, threshold.tolist(), float(confidence[-1]), exit, earned, self._total)

@@ -23,7 +23,6 @@ import tyro
 
 from eex.envs.evaluate import play
 from eex.envs.rows import reordered
-from eex.envs.train import JUMPING
 from eex.policies.base import Floats
 from eex.policies.errors import EexError
 from eex.policies.link import parse_link
@@ -38,6 +37,10 @@ TESTED_ON = (
     "pristine:2500, gaussian_blur@0.75:2500, gaussian_blur@1.25:2500, gaussian_blur@1.75:2500, "
     "gaussian_noise@8:2500, gaussian_noise@15:2500, gaussian_noise@25:2500, gaussian_noise@35:2500"
 )
+OTHER_LINK = "40:1300, 400:500, 10:200, 150:1100, jitter=5"
+"""Round trips that no agent was trained with."""
+FIRST_SEED = 1000
+"""Of the schedules, beyond those of training and of its evaluation."""
 HELD_OUT = 1
 """Of the images that the last 20 epochs of the shipped network's training did not see."""
 
@@ -62,7 +65,7 @@ class Comparison:
     """Frames of each."""
     switch: tuple[int, int] = (500, 3000)
     """Fewest and most frames between switches of the distortion."""
-    link: str = JUMPING
+    link: str = OTHER_LINK
     """Round trips."""
 
 
@@ -120,7 +123,7 @@ def compare(config: Comparison) -> pd.DataFrame:
     trace = read_trace(config.out / f"test-{config.exits}.arrow")
     marks = np.unique(np.linspace(config.rounds / 100, config.rounds, 100).astype(int))
     rows = []
-    for seed in range(config.seeds):
+    for seed in range(FIRST_SEED, FIRST_SEED + config.seeds):
         switching = reordered(trace, config.rounds, config.switch, seed)
         for policy in config.policies:
             reward, regret = play(policy, switching, config.overheads, parse_link(config.link), seed)

@@ -46,6 +46,8 @@ def evaluate(command: Command) -> tuple[list[Estimate], Mean]:
     from eex.stream.records import outcomes_of
 
     thresholds = [_parsed(text) for text in command.thresholds.split(",") if text.strip()]
+    if not thresholds:
+        raise EexError("--thresholds names none; expected numbers between commas, as 0.7,0.9/0.8")
     whole = (command.run / "records").is_dir()
     outcomes = outcomes_of(command.run / "records" if whole else command.run)
     config = command.run / "config.json" if whole else command.run.parent / "config.json"

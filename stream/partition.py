@@ -341,7 +341,7 @@ def _confidence(command: Command, net: "EarlyExitNet", frames: Any) -> "Floats":
     if command.trace is not None:
         from eex.policies.trace import read_trace
 
-        confidence = read_trace(command.trace).confidence
+        confidence = read_trace(command.trace, net.classes).confidence
         if confidence.shape[1] != net.exits:
             raise EexError(
                 f"{command.trace}: knows {confidence.shape[1]} exits, the model has {net.exits}; "
