@@ -418,17 +418,21 @@ def _bar(config: TrainRLConfig) -> Iterator[Say]:
     columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} steps"), TimeRemainingColumn())
     shown = (*columns, TextColumn("{task.description}"))
     last = ""
-    with Progress(*shown, console=console, disable=config.quiet) as progress:
-        task = progress.add_task("", total=config.steps)
+    progress = Progress(*shown, console=console, disable=config.quiet)
+    task = progress.add_task("", total=config.steps)
 
-        def say(steps: int, text: str) -> None:
-            nonlocal last
-            progress.update(task, completed=min(steps, config.steps), description=text)
-            if text != last and not config.quiet and not console.is_terminal:
-                console.print(f"{steps:,} steps: {text}", highlight=False)
-            last = text
+    def say(steps: int, text: str) -> None:
+        nonlocal last
+        progress.start()  # only now: what cannot be trained is told in one line
+        progress.update(task, completed=min(steps, config.steps), description=text)
+        if text != last and not config.quiet and not console.is_terminal:
+            console.print(f"{steps:,} steps: {text}", highlight=False)
+        last = text
 
+    try:
         yield say
+    finally:
+        progress.stop()
 
 
 def main() -> None:

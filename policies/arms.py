@@ -1,10 +1,9 @@
 """What policies share that play one arm of a grid of thresholds: the grid, what each arm earned, play by index."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eex.policies.base import Context, Floats, Ints, Outcomes, Policy, Thresholds
 from eex.policies.draws import uniform
@@ -111,10 +110,6 @@ class Arms(Policy):
         heard = self.counts @ np.ones(self.grid.size)  # sum(axis=1), but fast
         log_t: Floats = np.maximum(np.log(np.maximum(heard, 1)), HAIR)
         return log_t[:, None, None]
-
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """As for every `Policy`; rows are laid out one after another, as `add` needs them."""
-        super().load_state_dict({name: np.asarray(array, order="C") for name, array in state.items()})
 
 
 def add(table: Floats, run: Ints, arm: Ints, amount: float | Floats) -> None:

@@ -12,6 +12,7 @@ from eex.policies.errors import EexError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+State = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,34 @@ class Outcomes:
         return Outcomes(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-class Policy:
+class Arrays:
+    """Attributes named in `state` are arrays: all that was learned, to be saved and gone on from."""
+
+    state: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """A copy of them."""
+        return {name: np.array(getattr(self, name)) for name in self.state}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take in saved arrays; they are laid out one row after another, as flat views of them need it.
+
+        Raises
+        ------
+        ValueError
+            If one is missing, unknown or of another shape; nothing is changed then.
+        """
+        if set(state) != set(self.state):
+            raise ValueError(f"expected the arrays {sorted(self.state)}, got {sorted(state)}")
+        for name in self.state:
+            here, given = getattr(self, name), np.asarray(state[name])
+            if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
+                raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
+        for name in self.state:
+            setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype, order="C"))
+
+
+class Policy(Arrays):
     """Chooses thresholds while a stream runs, for `runs` independent learners side by side.
 
     A subclass names its options as keyword arguments, and takes `exits` (edge exits), `runs` and `seed` besides. What
@@ -162,8 +190,6 @@ class Policy:
         If `exits` or `runs` is below 1.
     """
 
-    state: tuple[str, ...] = ()
-
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         if exits < 1 or runs < 1:
             raise ValueError(f"exits and runs must be at least 1, got {exits} and {runs}")
@@ -179,27 +205,6 @@ class Policy:
 
     def learn(self, outcomes: Outcomes) -> None:
         """Take in finished frames. Frames whose reward is NaN teach nothing, but are no longer awaited."""
-
-    def state_dict(self) -> dict[str, NDArray[Any]]:
-        """A copy of all that was learned."""
-        return {name: np.array(getattr(self, name)) for name in self.state}
-
-    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from a state of a policy made with the same options.
-
-        Raises
-        ------
-        ValueError
-            If an array is missing, unknown or of another shape; nothing is changed then.
-        """
-        if set(state) != set(self.state):
-            raise ValueError(f"expected the arrays {sorted(self.state)}, got {sorted(state)}")
-        for name in self.state:
-            here, given = np.asarray(getattr(self, name)), np.asarray(state[name])
-            if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
-                raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
-        for name in self.state:
-            setattr(self, name, np.array(state[name], dtype=np.asarray(getattr(self, name)).dtype, order="C"))
 
     def same_at_every_exit(self, threshold: Floats, arm: Ints, probability: Floats | None = None) -> Thresholds:
         """Thresholds that hold at every exit, from those of each run and frame, both (runs, frames)."""

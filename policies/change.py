@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from eex.policies.base import Floats, Ints
-from eex.policies.parts import Arrays
+from eex.policies.base import Arrays, Floats, Ints
 
 BLOCK = 32  # frames
 OPEN = 512  # blocks of a run that may wait for late frames

@@ -3,9 +3,8 @@
 import numpy as np
 
 from eex.policies.arms import turns
-from eex.policies.base import Context, Floats, Ints, Outcomes
+from eex.policies.base import Arrays, Context, Floats, Ints, Outcomes
 from eex.policies.errors import EexError
-from eex.policies.parts import Arrays
 
 EXPERTS = 4
 USUAL_MS, USUAL_QUEUE = 100.0, 32.0  # that are squashed to 1/2

@@ -1,14 +1,12 @@
 """Policies made of parts that have a state of their own: another policy, features, what frames in flight are owed."""
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.base import Bools, Floats, Ints, Policy
+from eex.policies.base import Arrays, Bools, Floats, Ints, Policy, State
 
-State = Mapping[str, NDArray[Any]]
 LEAST, MOST = 64, 16384  # slots of `Awaited`
 
 
@@ -67,33 +65,6 @@ class Composite(Policy):
 
     def _parts(self) -> dict[str, Part]:
         return {name: getattr(self, name) for name in self.parts}
-
-
-class Arrays:
-    """Attributes named in `state` are arrays that can be saved and loaded, as a policy's."""
-
-    state: tuple[str, ...] = ()
-
-    def state_dict(self) -> dict[str, NDArray[Any]]:
-        """A copy of them."""
-        return {name: np.array(getattr(self, name)) for name in self.state}
-
-    def load_state_dict(self, state: State) -> None:
-        """Take in saved arrays.
-
-        Raises
-        ------
-        ValueError
-            If one is missing, unknown or of another shape; nothing is changed then.
-        """
-        if set(state) != set(self.state):
-            raise ValueError(f"expected the arrays {sorted(self.state)}, got {sorted(state)}")
-        for name in self.state:
-            here, given = getattr(self, name), np.asarray(state[name])
-            if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
-                raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
-        for name in self.state:
-            setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype, order="C"))
 
 
 class Awaited(Arrays):

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from eex.policies.arms import GRID, Arms, add
-from eex.policies.base import Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.base import Context, Floats, Ints, Outcomes, State, Thresholds
 from eex.policies.draws import uniform
 from eex.policies.errors import EexError
-from eex.policies.parts import State
 
 PREFIX = "river.bandit."
 _PURPOSE = 4  # of draws
