@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,98 @@ def _style(k: int) -> dict[str, Any]:
         "ms": 4,
         "markevery": (40 + 5 * (k % 7), 25),
     }
+
+
+def paper_figure(
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    line: str,
+    panel: str = "",
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    level: float | None = None,
+) -> Figure:
+    """Lines over `x`, one a value of `line`, one panel a value of `panel`; published ones are dashed.
+
+    Parameters
+    ----------
+    rows
+        Tidy rows; in the column `source`, if there is one, "published" marks a paper's own figures. In a column
+        `half`, if there is one, the half-width of each value's interval.
+    x, y, line, panel
+        Columns.
+    level
+        Where to draw a grey horizontal line.
+    """
+    values = list(dict.fromkeys(rows[panel])) if panel else [""]
+    across = min(3, len(values))
+    down = math.ceil(len(values) / across)
+    names = list(dict.fromkeys(rows[line]))
+    sources = list(dict.fromkeys(rows["source"])) if "source" in rows else ["ours"]
+    height = 2.9 * down + 0.5 + 0.2 * math.ceil((len(names) + len(sources)) / 4)
+    figure = Figure(figsize=(max(3.6 * across, 6.5), height), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+    for value, axis in itertools.zip_longest(values, axes):
+        if value is None:
+            axis.set_visible(False)
+            continue
+        shown = rows[rows[panel] == value] if panel else rows
+        for k, name in enumerate(names):
+            for source in sources:
+                part = shown[shown[line] == name]
+                part = (part[part["source"] == source] if "source" in rows else part).dropna(subset=[y]).sort_values(x)
+                colour, dash = COLOURS[k % len(COLOURS)], "--" if source == "published" else "-"
+                axis.plot(part[x], part[y], color=colour, ls=dash, lw=1.4, marker=_PLAIN_MARKS[k % 7], ms=3.5)
+                if "half" in part:
+                    low, high = part[y] - part["half"], part[y] + part["half"]
+                    axis.fill_between(part[x], low, high, color=colour, alpha=0.15, lw=0)
+        if level is not None:
+            axis.axhline(level, color="0.6", lw=0.8, zorder=0)
+        axis.set_title(f"{value}", fontsize=9, loc="left")
+        axis.grid(color="0.9", lw=0.5)
+        axis.set_xlabel(xlabel or x)
+    for axis in axes[::across]:
+        axis.set_ylabel(ylabel or y)
+    figure.suptitle(title, fontsize=10)
+    handles = [
+        Line2D([], [], color=COLOURS[k % len(COLOURS)], marker=_PLAIN_MARKS[k % 7], ms=3.5, lw=1.4, label=str(name))
+        for k, name in enumerate(names)
+    ]
+    if len(sources) > 1:
+        handles += [Line2D([], [], color="0.4", ls="--" if s == "published" else "-", label=s) for s in sources]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    return figure
+
+
+_PLAIN_MARKS = ["o", "^", "s", "v", "D", "<", ">"]
+
+
+def confusion_figure(matrices: dict[str, Any], classes: Sequence[str]) -> Figure:
+    """Confusion matrices side by side, by title: rows are the true classes (shares of each row), columns answers.
+
+    Parameters
+    ----------
+    matrices
+        Counts or shares, (classes, classes) each.
+    """
+    figure = Figure(figsize=(max(3.4, 0.42 * len(classes) + 1.6) * len(matrices), 0.42 * len(classes) + 2.2))
+    figure.set_layout_engine("constrained")
+    for axis, (title, counts) in zip(
+        figure.subplots(1, len(matrices), squeeze=False).ravel(), matrices.items(), strict=True
+    ):
+        counts = np.asarray(counts, dtype=float)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
+        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        for i, j in np.ndindex(*shares.shape):
+            if shares[i, j] >= 0.005:
+                colour = "white" if shares[i, j] > 0.5 else "black"
+                axis.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(classes)), classes, fontsize=7)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("answer")
+    figure.axes[0].set_ylabel("class")
+    return figure

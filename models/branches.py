@@ -1,5 +1,6 @@
 """Side branches by name, and where to place them along a backbone."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -59,10 +60,54 @@ def multi_fc(shape: Sequence[int], classes: int) -> nn.Module:
     return nn.Sequential(GlobalPool(), nn.Linear(shape[0], 128), nn.ReLU(), nn.Linear(128, classes))
 
 
+def fc(shape: Sequence[int], classes: int) -> nn.Module:
+    """One linear layer on the whole feature map: the most weights at an early exit."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+
+
+def multi_conv(shape: Sequence[int], classes: int) -> nn.Module:
+    """Two 3x3 convolutions with 128 outputs on a small map, global average pooling, one linear layer."""
+    if len(shape) != 3:
+        return multi_fc(shape, classes)
+    stride = 2 if min(shape[1:]) >= MAP_SIDE else 1
+    return nn.Sequential(
+        ShrinkTo(MAP_SIDE),
+        nn.Conv2d(shape[0], 128, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        GlobalPool(),
+        nn.Linear(128, classes),
+    )
+
+
+def conv_pool_fc(shape: Sequence[int], classes: int) -> nn.Module:
+    """A 3x3 convolution, max pooling to a map of 2x2 cells at most, two linear layers, 128 wide between them."""
+    if len(shape) != 3:
+        return multi_fc(shape, classes)
+    cells = tuple(min(2, side) for side in shape[1:])
+    return nn.Sequential(
+        ShrinkTo(MAP_SIDE),
+        nn.Conv2d(shape[0], 64, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(cells),
+        nn.Flatten(),
+        nn.Linear(64 * math.prod(cells), 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )
+
+
 BRANCHES: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "pool_fc": pool_fc,
     "conv_fc": conv_fc,
     "multi_fc": multi_fc,
+    "fc": fc,
+    "multi_conv": multi_conv,
+    "conv_pool_fc": conv_pool_fc,
 }
 """Branch structures by name: from the features' shape (C, H, W) or (C,) and the number of classes to a module."""
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from eex.models.network import PRISTINE, EarlyExitNet
 from eex.policies.errors import EexError
 
-Method = Literal["joint", "branch-wise", "two-stage", "distillation", "expert"]
+Method = Literal["joint", "branch-wise", "two-stage", "distillation", "hybrid", "expert"]
 Distort = Callable[[Tensor, torch.Generator], Tensor]
 """Distorts images (B, C, H, W) in [0, 1], drawing kind and level from the generator."""
 
@@ -33,8 +33,8 @@ class Recipe:
         joint: all stages and branches at once, on the weighted sum of the exits' losses (BranchyNet). branch-wise: the
         first stage with its branch, then the next ones, each on frozen stages before it. two-stage: the backbone with
         its final exit, then all side branches on the frozen backbone. distillation: joint, and each side branch also
-        follows the final exit's softened output. expert: only the branches of one expert, on a frozen backbone and
-        distorted images.
+        follows the final exit's softened output. hybrid: joint, then the side branches alone on the frozen backbone.
+        expert: only the branches of one expert, on a frozen backbone and distorted images.
     epochs
         Passes over the images, in each phase of the method.
     loss_weights
@@ -42,6 +42,8 @@ class Recipe:
     optimizer, lr, momentum, weight_decay
         "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do
         not decay.
+    stage_lr
+        Peak rate of the stages, where they come pre-trained; 0 = as `lr`, which is then the branches'.
     schedule
         "one-cycle": linear warm-up over a fifth of the steps, then linearly down to 0. "cosine": from the peak to 0.
     batch
@@ -66,6 +68,7 @@ class Recipe:
     loss_weights: tuple[float, ...] = ()
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.12
+    stage_lr: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
@@ -84,7 +87,7 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise EexError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("patience", "shift", "cutout", "weight_decay", "momentum"):
+        for name in ("patience", "shift", "cutout", "weight_decay", "momentum", "stage_lr"):
             if not getattr(self, name) >= 0:
                 raise EexError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
@@ -136,6 +139,8 @@ def phases(method: Method, exits: int) -> list[Phase]:
             return [Phase(f"exit {i + 1}", (i,), (i,)) for i in every]
         case "two-stage":
             return [Phase("backbone", every, (exits - 1,)), Phase("branches", (), every[:-1])]
+        case "hybrid":
+            return [Phase("joint", every, every), Phase("branches", (), every[:-1])]
         case "expert":
             return [Phase("expert", (), every)]
     raise EexError(f"unknown training method '{method}'")
@@ -217,7 +222,7 @@ def fit(
     for p in range(state.phase, len(plan)):
         phase = plan[p]
         trained = _freeze_all_but(net, phase, expert)
-        optimizer = _optimizer(trained, recipe)
+        optimizer = _optimizer(net, trained, recipe)
         steps = len(images) // recipe.batch or 1
         rate = _rate(recipe, steps * recipe.epochs)
         state.start_phase(p, optimizer)
@@ -228,7 +233,7 @@ def fit(
             started, total = time.perf_counter(), torch.zeros(())
             for step, (x, y) in enumerate(_batches(images, labels, recipe, generator)):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate(epoch * steps + step)
+                    group["lr"] = rate(epoch * steps + step) * group["share"]
                 if distort is not None:
                     share = round(len(x) * recipe.distorted_share)
                     x = torch.cat([distort(x[:share], generator), x[share:]])
@@ -292,12 +297,22 @@ def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str) -> list[nn.Mod
     return trained
 
 
-def _optimizer(modules: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [p for m in modules for p in m.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def _optimizer(net: EarlyExitNet, modules: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
+    """An optimizer whose groups hold, as `share`, their part of the learning rate."""
+    stages = {id(p) for p in net.stages.parameters()}
+    share = recipe.stage_lr / recipe.lr if recipe.stage_lr else 1.0
+    groups = []
+    for decays in (True, False):
+        parameters = [p for m in modules for p in m.parameters() if (p.dim() > 1) == decays]
+        if share == 1:
+            parts = [(parameters, 1.0)]
+        else:
+            parts = [
+                ([p for p in parameters if id(p) not in stages], 1.0),
+                ([p for p in parameters if id(p) in stages], share),
+            ]
+        decay = recipe.weight_decay if decays else 0.0
+        groups += [{"params": part, "weight_decay": decay, "share": of} for part, of in parts if part]
     if recipe.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from eex.models.training import Distort, Progress
     from eex.stream.sources import Source
 
+Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc"]
 LEVELS = {"pristine": (0.0,), "gaussian_blur": (0.5, 1.0, 1.5, 2.0), "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0)}
 """Levels at which a finished model is measured: blur in pixels, noise on the 0–255 scale."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
@@ -61,13 +62,13 @@ class TrainConfig:
     """Side branches behind these blocks, counted from 0; wins over --shares."""
     uniform: int = 0
     """This many side branches at equal distances; wins over --shares."""
-    structure: Literal["pool_fc", "conv_fc", "multi_fc"] = "conv_fc"
+    structure: Structure = "conv_fc"
     """Of the side branches."""
-    final_structure: Literal["", "pool_fc", "conv_fc", "multi_fc"] = ""
+    final_structure: Literal[""] | Structure = ""
     """Of the final exit; by default as the side branches."""
     partition: int = 0
     """Stages on the edge; 0 = all but the last."""
-    method: Literal["joint", "branch-wise", "two-stage", "distillation"] = "joint"
+    method: Literal["joint", "branch-wise", "two-stage", "distillation", "hybrid"] = "joint"
     """How backbone and side branches are trained."""
     epochs: int = 20
     """Passes over the images, in each phase of the method; 0 keeps what --start gives."""
@@ -77,6 +78,8 @@ class TrainConfig:
     """SGD with Nesterov momentum, or Adam with decoupled weight decay."""
     lr: float = 0.12
     """Peak learning rate."""
+    stage_lr: float = 0.0
+    """Of the backbone's stages, where they come pre-trained (--weights, --start); 0 = as --lr."""
     weight_decay: float = 5e-4
     """Of kernels and matrices; norms and biases do not decay."""
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
@@ -174,6 +177,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         loss_weights=_weights(config.loss_weights, net.exits),
         optimizer=config.optimizer,
         lr=config.lr,
+        stage_lr=config.stage_lr,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         batch=config.batch,
@@ -204,7 +208,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     except OSError as error:
         raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
     calibration: dict[str, Any] = {}
-    with _bars(config.quiet) as report:
+    with training_bars(config.quiet) as report:
         history = []
         if config.epochs:
             history = fit(
@@ -498,7 +502,7 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _bars(quiet: bool) -> Iterator[Any]:
+def training_bars(quiet: bool) -> Iterator[Any]:
     """Progress bars on standard error: one for each thing that is trained."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

@@ -10,7 +10,7 @@ from eex.models.network import EarlyExitNet, make
 from eex.models.training import Progress, Recipe, all_logits, augment, evaluate, fit, phases
 from eex.policies.errors import EexError
 
-METHODS = ["joint", "branch-wise", "two-stage", "distillation"]
+METHODS = ["joint", "branch-wise", "two-stage", "distillation", "hybrid"]
 SHAPE = (3, 8, 8)
 
 
@@ -77,6 +77,24 @@ def test_every_method_lowers_the_loss_of_every_exit(method, optimizer):
     assert all(p.requires_grad for p in net.parameters())
 
 
+def test_stages_may_learn_at_a_rate_of_their_own():
+    def moved(**changes) -> tuple[float, float]:
+        net, (images, labels) = network(), data()
+        before = weights(net)
+        fit(net, images, labels, recipe(epochs=1, batch=96, momentum=0.0, weight_decay=0.0, flip=False, **changes))
+        after = weights(net)
+        far = {part: 0.0 for part in ("stages", "branches")}
+        for name in after:
+            if name.endswith(".weight"):
+                far[name.split(".")[0]] += float((after[name] - before[name]).norm() ** 2)
+        return far["stages"] ** 0.5, far["branches"] ** 0.5
+
+    stages, branches = moved()
+    slow, same = moved(stage_lr=0.005)
+    assert slow == pytest.approx(stages / 10, rel=1e-3)  # one step of plain SGD
+    assert same == pytest.approx(branches, rel=1e-5)
+
+
 def test_an_expert_learns_and_all_else_stays():
     net, (images, labels) = network("noisy"), data()
     before, score = weights(net), evaluate(net, images, labels, expert="noisy", distort=noise)
@@ -93,6 +111,7 @@ def test_an_expert_learns_and_all_else_stays():
     ("method", "second", "kept"),
     [
         ("two-stage", "branches", ["stages.", "branches.2."]),
+        ("hybrid", "branches", ["stages.", "branches.2."]),
         ("branch-wise", "exit 2", ["stages.0.", "branches.0."]),
         ("branch-wise", "exit 3", ["stages.0.", "stages.1.", "branches.0.", "branches.1."]),
     ],

@@ -1,0 +1,1 @@
+"""The papers that eex implements, each reproduced by one script: `eex-paper NAME`."""

@@ -1,0 +1,1 @@
+"""A sample of CIFAR-10's training images, on which the papers' quick versions train."""
