@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def save(
             measured=measured or {},
         )
         card_part = folder / (CARD + ".part")
-        card_part.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n")
+        card_part.write_bytes(msgspec.json.format(_written(card), indent=1) + b"\n")
         os.replace(part, folder / WEIGHTS)
         os.replace(card_part, folder / CARD)
     except OSError as error:
@@ -172,6 +172,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     for expert in card.architecture.experts:
         if expert not in net.experts:
             net.add_expert(expert)
+    net.architecture = replace(net.architecture, confidence=card.architecture.confidence)
     if net.architecture != card.architecture:
         raise ModelError(
             f"{folder}: the network differs from its card: {_difference(net.architecture, card.architecture)}"
@@ -202,7 +203,17 @@ def _check(card: Card, net: EarlyExitNet, path: Path) -> None:
 def fingerprint(card: Card) -> str:
     """16 hexadecimal digits that two models share only if they answer alike."""
     parts = [card.sha256, repr(card.architecture), json.dumps(card.temperatures, sort_keys=True)]
+    if card.architecture.confidence != Architecture.confidence:
+        parts.append(card.architecture.confidence)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _written(card: Card) -> bytes:
+    """A card as JSON; what a confidence is stands there only where it is not the default, as cards always had it."""
+    plain = msgspec.to_builtins(card)
+    if card.architecture.confidence == Architecture.confidence:
+        del plain["architecture"]["confidence"]
+    return msgspec.json.encode(plain)
 
 
 def _sha256(path: Path) -> str:

@@ -1,9 +1,10 @@
 """The early-exit network: a backbone cut into stages, with a side branch per expert after each."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,10 @@ class Architecture:
         Of the pixels, per channel: the first stage normalises its input with them.
     options
         Arguments of the backbone.
+    confidence
+        What an exit's confidence is: "top", the largest softmax probability, or "entropy", 1 less the normalised
+        entropy of all of them (`EarlyExitNet.confident`). Left out of `repr`, and so of the fingerprint, where it is
+        the default: models from before there was a choice keep theirs.
     """
 
     backbone: str
@@ -63,6 +68,7 @@ class Architecture:
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     options: dict[str, Any] = field(default_factory=dict)
+    confidence: Literal["top", "entropy"] = field(default="top", repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class EarlyExitNet(nn.Module):
     Raises
     ------
     ValueError
-        If stages and branches differ in number, or the partition point lies outside the network.
+        If stages and branches differ in number, the partition point lies outside the network, or there is no such
+        confidence.
     """
 
     mean: Tensor
@@ -125,6 +132,8 @@ class EarlyExitNet(nn.Module):
         self.partition = architecture.partition or max(1, len(stages) - 1)
         if not 0 < self.partition <= len(stages):
             raise ValueError(f"partition point must lie in 1…{len(stages)}, got {self.partition}")
+        if architecture.confidence not in ("top", "entropy"):
+            raise ValueError(f"confidence must be 'top' or 'entropy', got '{architecture.confidence}'")
         self.architecture = architecture
         self.stages = nn.ModuleList(stages)
         self.branches = nn.ModuleList([nn.ModuleDict(dict(b)) for b in branches])
@@ -172,6 +181,29 @@ class EarlyExitNet(nn.Module):
         temperature = self.temperature[i][expert]
         logits = self.logits(i, expert, x)
         return logits if temperature == 1.0 else logits / temperature
+
+    def confident(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Confidence, in [0, 1], and predicted class of calibrated logits (B, K), both (B,).
+
+        The confidence is the largest softmax probability :math:`\max_k p_k` or, where the architecture says so,
+
+        .. math:: 1 - \varepsilon, \qquad \varepsilon = -\frac{1}{\ln K} \sum_k p_k \ln p_k,
+
+        which is 0 for K equal probabilities and 1 where one class has them all.
+
+        References
+        ----------
+        Teerapittayanon, McDanel and Kung (2016), BranchyNet: fast inference via early exiting from deep neural
+        networks; the same authors (2017), Distributed deep neural networks over the cloud, the edge and end devices.
+        """
+        wide = logits if logits.dtype == torch.float64 else logits.float()  # half a GPU's numbers are too coarse
+        probabilities = torch.softmax(wide, dim=1)
+        top, prediction = probabilities.max(dim=1)
+        if self.architecture.confidence == "top":
+            return top, prediction
+        entropy = torch.special.entr(probabilities).sum(dim=1)
+        most = math.log(max(2, logits.shape[1]))  # of one class alone, the entropy is 0 anyway
+        return (1 - entropy / most).clamp(0, 1), prediction  # rounding may end a little outside
 
     def forward(self, x: Tensor, expert: str = PRISTINE) -> list[Tensor]:
         """Logits (B, K) of every exit, as trained, for images (B, C, H, W) in [0, 1]."""

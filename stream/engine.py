@@ -382,7 +382,7 @@ class Engine:
                 else:
                     index = torch.from_numpy(rows).to(self.device)
                     logits[index] = self.net.branch(i, names[e], x[index])
-        confidence, prediction = torch.softmax(logits.float(), dim=1).max(dim=1)
+        confidence, prediction = self.net.confident(logits)
         return confidence.double(), prediction
 
     def _pump(self, force: bool) -> None:
@@ -609,7 +609,7 @@ def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats 
         column = min(i, net.edge_exits)
         for start, stop in pairwise(bounds):
             logits = net.branch(i, net.experts[experts[start]], x[start:stop])
-            top, index = torch.softmax(logits.float(), dim=1).max(dim=1)
-            confidence[order[start:stop], column] = top.cpu().numpy()
+            told, index = net.confident(logits)
+            confidence[order[start:stop], column] = told.cpu().numpy()
             prediction[order[start:stop], column] = index.cpu().numpy()
     return confidence, prediction, probabilities

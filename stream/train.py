@@ -66,6 +66,8 @@ class TrainConfig:
     """Of the side branches."""
     final_structure: Literal[""] | Structure = ""
     """Of the final exit; by default as the side branches."""
+    confidence: Literal["top", "entropy"] = "top"
+    """What thresholds are compared with: the top softmax probability, or 1 - normalised entropy of all of them."""
     partition: int = 0
     """Stages on the edge; 0 = all but the last."""
     method: Literal["joint", "branch-wise", "two-stage", "distillation", "hybrid"] = "joint"
@@ -165,6 +167,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     validation = (images[held], labels[held])
     torch.manual_seed(config.seed)
     net = _network(config, own, source.classes, tuple(arrays.shape[1:]))
+    net.architecture = dataclasses.replace(net.architecture, confidence=config.confidence)
     device = torch.device(pick_device(config.device))
     net.to(device)
     if config.start:
@@ -472,13 +475,13 @@ def by_threshold(net: "EarlyExitNet", logits: "torch.Tensor", labels: "torch.Ten
 
     costs = net.costs()
     expert = net.experts[0]
-    scaled = [torch.softmax(out.double() / net.temperature[e][expert], 1).max(1) for e, out in enumerate(logits)]
+    scaled = [net.confident(out.double() / net.temperature[e][expert]) for e, out in enumerate(logits)]
     rows = []
     for threshold in THRESHOLDS:
         exit = torch.full((len(labels),), net.exits - 1)
         for e in reversed(range(net.exits - 1)):
-            exit[scaled[e].values >= threshold] = e
-        prediction = torch.stack([s.indices for s in scaled])[exit, torch.arange(len(labels))]
+            exit[scaled[e][0] >= threshold] = e
+        prediction = torch.stack([index for _, index in scaled])[exit, torch.arange(len(labels))]
         spent = torch.tensor([costs.of_exit(e) for e in range(net.exits)], dtype=torch.float64)[exit].mean()
         rows.append(
             {
@@ -496,6 +499,7 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     for key in ("out", "threads", "quiet", "measure", "device", "start"):
         del values[key]
+    del values["confidence"]  # the architecture says it
     values["data"] = Path(config.data).name
     values["weights"] = config.weights.name if config.weights else None
     return values

@@ -81,7 +81,7 @@ def make_tail(net: "EarlyExitNet") -> Tail:
             x = x.contiguous(memory_format=torch.channels_last)
         for i in range(stage, net.exits):
             x = net.stage(i, x)
-        confidence, prediction = net.branch(net.exits - 1, expert, x).float().softmax(dim=1).max(dim=1)
+        confidence, prediction = net.confident(net.branch(net.exits - 1, expert, x))
         return confidence.cpu().numpy(), prediction.cpu().numpy()
 
     return tail

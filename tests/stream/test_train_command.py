@@ -278,3 +278,22 @@ def test_bad_input_is_told_in_one_line(home, case):
     check_refused(done)
     assert wanted in done.stderr
     assert not (home / "bad").exists()
+
+
+def test_confidence_by_entropy(trained, home):
+    """A trained model gets another confidence without training; edge and worker take it from the card."""
+    options = ("--epochs", 0, "--start", "model", "--experts", "", "--confidence", "entropy", "--out", "model-entropy")
+    train(*TINY, *options, cwd=home)
+    card = read_card(home / "model-entropy")
+    assert card.architecture.confidence == "entropy"
+    assert "confidence" not in card.training
+    done = play(
+        "main", "--network", "my_net:network", "--model", "model-entropy", "--source", "images", "--frames", 20,
+        "--distortion", "pristine", "--policy", "fixed:p_tar=1", "--out", "by-entropy", "--json", cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = read_records(next((home / "by-entropy").iterdir()) / "records")
+    for e in (1, 2):
+        told = np.array([c for c in table[f"confidence_{e}"].to_pylist() if c is not None])
+        assert len(told)
+        assert told.min() < 0.5  # of two classes the top probability is never less
