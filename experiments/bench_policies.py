@@ -110,7 +110,7 @@ def _main() -> int:
     config = tyro.cli(Bench, prog="python -m eex.experiments.bench_policies")
     trace = synthetic_trace()
     names = [name.strip() for name in config.policies.split(",") if name.strip()]
-    one_exit = [name for name in POLICIES if name != "deex"]  # that needs two
+    one_exit = [name for name in POLICIES if not name.startswith("deex")]  # those need two
     names = names or [*one_exit, *(f"drift:detector={d}@ucb" for d in ("adwin", "page-hinkley", "kswin"))]
     for name in names:
         make_policy(name, exits=trace.edge_exits)  # a mistake is told before anything is measured

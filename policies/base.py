@@ -97,13 +97,14 @@ class Outcomes:
         (rows, edge exits + 1), of each exit that was really visited; NaN and -1 elsewhere. The last column is the
         cloud's.
     exit
-        Where the frame left: an edge exit counted from 0, or the number of edge exits for the cloud.
+        Where the frame left: an edge exit counted from 0, or the number of edge exits for the cloud; -1 where it was
+        dropped: answered by nobody, which the user allows where even the last edge exit was very unsure.
     offloaded
         The frame was meant for the cloud.
     fallback
         It was, but no reply came in time: it was answered by its most confident edge exit.
     sent
-        It really left for the cloud; an offloaded frame that could not be sent teaches nothing.
+        It really left for the cloud; an offloaded frame that could not be sent, or was dropped, teaches nothing.
     latency_ms
         From the frame's entry to its answer.
     overhead

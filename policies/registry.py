@@ -19,6 +19,7 @@ from eex.policies.errors import EexError
 POLICIES: dict[str, str] = {
     "fixed": "eex.policies.fixed:Fixed",
     "deex": "eex.policies.deex:DEEx",
+    "deex-ucb": "eex.policies.deex_ucb:DEExUCB",
     "random": "eex.policies.random_arm:Random",
     "ucb": "eex.policies.ucb:UCB",
     "ucb-v": "eex.policies.ucb_v:UCBV",

@@ -33,6 +33,8 @@ class Feedback:
         Of the context each frame was chosen in, (frames,).
     sent, fallback
         Whether a frame that was offloaded left for the cloud, and whether it came back in vain, (frames,).
+    dropped
+        Whether it was dropped instead, answered by nobody, (frames,); None where none was.
     """
 
     frame: Ints
@@ -41,6 +43,7 @@ class Feedback:
     link_ms: Floats
     sent: Bools
     fallback: Bools
+    dropped: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class Replayed:
     frame
         Row of the trace.
     arm, exit, offloaded, fallback
-        As chosen, and where the frame left.
+        As chosen, and where the frame left; -1 where a live run dropped it.
     reward
         As `eex.policies.reward.reward` has it.
     answer
-        Class that the frame was answered with.
+        Class that the frame was answered with; -1 where it was dropped.
     """
 
     frame: Ints
@@ -175,17 +178,21 @@ def replay(
         confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
         exit, visited = _leave(confidence, exit_at, chosen.skip_below[:, 0])
         offloaded = exit == exits
-        took, lost, sent = instant, nobody, offloaded
+        took, lost, dropped, sent = instant, nobody, nobody, offloaded
         if link is not None:
             took, lost = link.round_trip_ms(t, keys, seed)
             lost = lost & offloaded
         if feedback is not None:
             lost, sent = offloaded & feedback.fallback[t], offloaded & feedback.sent[t]
-        _hide(confidence, prediction, exits, ~offloaded | lost)
+            if feedback.dropped is not None:
+                dropped = offloaded & feedback.dropped[t]
+        _hide(confidence, prediction, exits, ~offloaded | lost | dropped)
         for e in range(1, exits):
             _hide(confidence, prediction, e, visited <= e)
         if lost.any():
             exit = np.where(lost, np.fmax(confidence[:, :-1], -1.0).argmax(axis=1), exit)
+        if dropped.any():
+            exit = np.where(dropped, -1, exit)
         last = confidence.ravel()[cell + (visited - 1)]
         earned = np.where(offloaded, np.fmax(0.0, confidence[:, exits] - last) - price, 0.0)
         if exit_cost:
@@ -212,7 +219,7 @@ def replay(
         post.add(t, told)
         done["arm"][t], done["exit"][t], done["offloaded"][t], done["fallback"][t] = told.arm, exit, offloaded, lost
         done["reward"][t] = earned
-        done["answer"][t] = prediction.ravel()[cell + exit]
+        done["answer"][t] = np.where(exit < 0, -1, prediction.ravel()[cell + exit])
         unsure = np.flatnonzero(confidence[:, exits] < exit_at[:, exits])  # of what the cloud answered
         if len(unsure):
             done["answer"][t, unsure] = answer(

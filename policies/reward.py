@@ -20,7 +20,7 @@ def reward(confidence: Floats, offloaded: Bools, sent: Bools, overhead: Floats, 
     r"""Reward of finished frames: :math:`\max(0, \Delta C) - o` if offloaded, else 0, less the cost of the edge exits.
 
     :math:`\Delta C` is the cloud's confidence less that of the last visited edge exit. An offload whose reply never
-    came earns :math:`-o`; a frame that could not be sent earns NaN: it teaches nothing.
+    came earns :math:`-o`; a frame that could not be sent, or was dropped, earns NaN: it teaches nothing.
 
     Parameters
     ----------
@@ -62,14 +62,23 @@ def best_fixed(confidence: Floats, overhead: float, grid: Floats, exit_cost: flo
     return float(grid[best]), earned[:, best]
 
 
-def fixed_reward(confidence: Floats, overhead: float, threshold: float | Floats, exit_cost: float = 0.0) -> Floats:
-    """What a fixed threshold, one for all edge exits or (exits,), earns on each frame of a full trace, (frames,)."""
+def fixed_reward(
+    confidence: Floats,
+    overhead: float,
+    threshold: float | Floats,
+    exit_cost: float = 0.0,
+    drop_below: float = 0.0,
+) -> Floats:
+    """What a fixed threshold, one for all edge exits or (exits,), earns on each frame of a full trace, (frames,).
+
+    Frames that it would offload with less than `drop_below` at the last edge exit are dropped, and earn 0.
+    """
     edge, cloud = confidence[:, :-1], confidence[:, -1]
     reached = edge >= threshold
     offloaded = ~reached.any(axis=1)
     further = np.where(offloaded, edge.shape[1] - 1, reached.argmax(axis=1))
     earned: Floats = np.where(offloaded, np.maximum(0.0, cloud - edge[:, -1]) - overhead, 0.0) - exit_cost * further
-    return earned
+    return np.where(offloaded & (edge[:, -1] < drop_below), 0.0, earned)
 
 
 def fixed_rewards(confidence: Floats, overhead: float, grid: Floats, exit_cost: float = 0.0) -> Floats:
@@ -163,12 +172,12 @@ def best_per_exit(confidence: Floats, overhead: float, grid: Floats, exit_cost: 
     return best, fixed_reward(confidence, overhead, best, exit_cost)
 
 
-def oracle(confidence: Floats, overhead: float, exit_cost: float = 0.0) -> Floats:
+def oracle(confidence: Floats, overhead: float, exit_cost: float = 0.0, drop_below: float = 0.0) -> Floats:
     """What the per-frame oracle earns: it offloads just the frames that gain more than that costs, (frames,).
 
     A frame's gain is taken over the last edge exit's confidence, as for a frame that visited them all; the others
     leave at the first exit. A policy that skips exits, as DEEx does, gains over the exit that it skipped from, and may
-    earn more."""
+    earn more. A frame below `drop_below` at the last edge exit cannot be offloaded: it would be dropped."""
     further = confidence.shape[1] - 2
     gained: Floats = confidence[:, -1] - confidence[:, -2] - overhead - exit_cost * further
-    return np.maximum(0.0, gained)
+    return np.where(confidence[:, -2] < drop_below, 0.0, np.maximum(0.0, gained))

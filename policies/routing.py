@@ -17,6 +17,21 @@ def leave(confidence: Any, exit_at: Any, skip_below: Any) -> tuple[Any, Any]:
     return answered, ~answered & (confidence < skip_below)
 
 
+def drop(confidence: Floats, audited: Bools, drop_below: float) -> Bools:
+    """Which frames that are meant for the cloud are dropped instead, unanswered, (rows,).
+
+    Parameters
+    ----------
+    confidence
+        At the last edge exit that each visited, (rows,).
+    audited
+        Sent to learn from them, (rows,): never dropped.
+    drop_below
+        What the user set; 0 drops none.
+    """
+    return (confidence < drop_below) & ~audited
+
+
 def route(confidence: Floats, thresholds: Thresholds, run: int = 0) -> tuple[Ints, Bools, Ints]:
     """Where frames leave whose every exit is known: for replay, and as the engine's reference.
 
@@ -52,7 +67,7 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
 
     A frame that left at an edge exit is answered by it; one that came back from the cloud by the final exit if that is
     sure enough, else by the most confident exit that was visited; one whose reply never came (NaN in the last column)
-    by its most confident edge exit.
+    by its most confident edge exit; one that was dropped (exit -1) by nobody: -1.
 
     Parameters
     ----------
@@ -66,4 +81,4 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
     rows = np.arange(len(exit))
     best = np.fmax(confidence, -1.0).argmax(axis=1)  # NaN is never the best
     unsure = (exit == confidence.shape[1] - 1) & ~(confidence[:, -1] >= final_exit_at)
-    return prediction[rows, np.where(unsure, best, exit)]
+    return np.where(exit < 0, -1, prediction[rows, np.where(unsure, best, exit)])

@@ -20,7 +20,7 @@ from eex.policies.ucb import UCB
 pytestmark = pytest.mark.timeout(60)
 
 FRAMES = 512
-LEAST_EXITS = {"deex": 2}  # 1 for all others
+LEAST_EXITS = {"deex": 2, "deex-ucb": 2}  # 1 for all others
 CASES = [(name, exits) for name in POLICIES for exits in (1, 2, 3) if exits >= LEAST_EXITS.get(name, 1)]
 
 every_policy = pytest.mark.parametrize(("name", "exits"), CASES, ids=[f"{n}-{e}" for n, e in CASES])
