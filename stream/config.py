@@ -85,6 +85,9 @@ class StreamConfig(FrameConfig):
     joule (0.05/J@1.3W), sums of these with +, or a budget to keep to (budget=10/s, budget=20%)."""
     exit_cost: float = 0.0
     """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
+    drop_below: float = 0.0
+    """Drop a frame that would be offloaded if the last edge exit's confidence in it is below this: nobody answers it,
+    and nothing is sent. 0 drops none."""
     deadline_ms: float = 1000.0
     """After this an offloaded frame is answered on the edge."""
     gather: int = 0
@@ -112,6 +115,8 @@ class StreamConfig(FrameConfig):
             raise EexError(f"--{error}") from None
         if not 0 <= self.exit_cost <= 1:
             raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
+        if not 0 <= self.drop_below <= 1:
+            raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
         if not self.deadline_ms > 0:
             raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
         if self.plain_beyond_loopback and not self.plain:

@@ -112,6 +112,8 @@ def _column(row: dict[str, Any]) -> dict[str, str]:
     for name, share in row["exit_shares"].items():
         cells[f"answered by {name}" if name == "cloud" else f"answered at {name}"] = _percent(share)
     cells["offloaded"] = _percent(row["offloaded_share"])
+    if "dropped" in row:
+        cells["dropped"] = _percent(row["dropped_share"])
     cells["MB sent"] = f"{row['bytes_offloaded'] / 1e6:.1f}"
     each = row["bytes_per_offloaded_frame"]
     cells["bytes a sent frame"] = "–" if each is None else f"{each:,.0f}"
@@ -149,6 +151,13 @@ def bought(summary: dict[str, Any]) -> list[str]:
         lines.append(f"price of offloading {summary['price']}: {summary['mean_overhead']:.4f} a frame, on average")
     if summary["withheld"]:
         lines.append(f"{summary['withheld']:,} frames were kept on the edge by the budget")
+    if "dropped" in summary:
+        dropped, bytes = summary["dropped"], summary["bytes_not_sent"]
+        saved = "" if bytes is None else f" and about {bytes / 1e6:.1f} MB"
+        lines.append(
+            f"{dropped:,} frames were dropped, answered by nobody: {dropped:,} offloads{saved} not sent; "
+            f"accuracy is of the answered frames"
+        )
     if unanswered := summary["fallbacks"] - summary["withheld"]:
         lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
     if summary["unrecorded"]:

@@ -16,7 +16,7 @@ from eex.models.network import EarlyExitNet
 from eex.policies.base import Bools, Context, Floats, Ints, Outcomes, Policy
 from eex.policies.price import Meter, Price, parse_price
 from eex.policies.reward import reward
-from eex.policies.routing import answer, leave
+from eex.policies.routing import answer, drop, leave
 from eex.stream.encoding import Encoding, encode, pixels
 from eex.stream.offload import Offloader, Reply
 
@@ -33,7 +33,8 @@ LONGEST_GATHER = 8
 class Rows:
     """Finished frames in the order in which they came in, as columns, one row a frame.
 
-    Exits are counted from 0; the last column of `confidence`, `prediction` and `exit_at` is the final exit's. The
+    Exits are counted from 0; the last column of `confidence`, `prediction` and `exit_at` is the final exit's. A frame
+    that was `dropped` has exit and answer -1, and counts as offloaded but not as sent. The
     context's `queue` and `link_ms` (here `link_estimate_ms`) that a frame was chosen in, its rank `heard` among the
     frames that the policy was told of, and how many frames had been chosen for by then, `heard_at`, are what replay
     needs to make the same choices (`eex.policies.replay.Feedback`).
@@ -57,6 +58,7 @@ class Rows:
     offloaded: Bools
     sent: Bools
     fallback: Bools
+    dropped: Bools
     answer: Ints
     overhead: Floats
     reward: Floats
@@ -101,6 +103,7 @@ def _empty_rows(count: int, exits: int, kinds: int) -> Rows:
         offloaded=bools(),
         sent=bools(),
         fallback=bools(),
+        dropped=bools(),
         answer=ints(),
         overhead=floats(),
         reward=floats(),
@@ -139,6 +142,9 @@ class Engine:
         `LONGEST_GATHER` micro-batches): deep stages are faster in company, and answers a little later. 0 never waits.
     send
         How frames are sent to the cloud; by default the features as they are.
+    drop_below
+        Frames meant for the cloud whose confidence at the last edge exit they visited is lower are dropped instead:
+        nobody answers them, nothing is sent, and they teach the policy nothing. Audited ones are not. 0 drops none.
     kinds
         How many kinds of distortion the frames' levels tell of.
     capacity
@@ -162,6 +168,7 @@ class Engine:
         exit_cost: float = 0.0,
         gather: int = 0,
         send: Encoding | None = None,
+        drop_below: float = 0.0,
         kinds: int = 2,
         capacity: int = 8192,
         first: int = 0,
@@ -177,6 +184,7 @@ class Engine:
         price = overhead if isinstance(overhead, Price) else parse_price(overhead)
         self.meter = Meter(price, bytes=_usual_bytes(net) if price.per_mb or price.budget else 0.0)
         self.exit_cost, self.gather, self.capacity = exit_cost, gather, capacity
+        self.drop_below = drop_below
         self.send = None if offloader is None else send
         self.edge_exits = net.edge_exits
         self.device = net.mean.device
@@ -330,7 +338,7 @@ class Engine:
         ring.expert[slots] = experts
         ring.confidence[slots] = np.nan
         ring.prediction[slots] = -1
-        for flag in (ring.offloaded, ring.sent, ring.fallback):
+        for flag in (ring.offloaded, ring.sent, ring.fallback, ring.dropped):
             flag[slots] = False
         for cost in (ring.bytes, ring.link_ms, ring.cloud_ms):
             cost[slots] = 0.0
@@ -406,9 +414,19 @@ class Engine:
 
         Where the frames' own pixels are given, those are sent instead of the features, for all stages to run there.
         """
-        self._ring.offloaded[slots] = True
+        ring = self._ring
+        ring.offloaded[slots] = True
+        if self.drop_below > 0:
+            dropped = drop(ring.confidence[slots, stage - 1], ring.audited[slots], self.drop_below)
+            if dropped.any():
+                ring.dropped[slots[dropped]] = True
+                self._finish(slots[dropped], -1)
+                if dropped.all():
+                    return
+                x, slots, experts = _rows(x, ~dropped), slots[~dropped], experts[~dropped]
+                inputs = None if inputs is None else inputs[~dropped]
         if (admitted := self.meter.admits(len(slots))) < len(slots):
-            self._ring.edge_ms[slots[admitted:]] = 1000 * (time.perf_counter() - self._entered[slots[admitted:]])
+            ring.edge_ms[slots[admitted:]] = 1000 * (time.perf_counter() - self._entered[slots[admitted:]])
             self._fall_back(slots[admitted:])
             if not admitted:
                 return

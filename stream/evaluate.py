@@ -41,15 +41,21 @@ def evaluate(command: Command) -> tuple[list[Estimate], Mean]:
     Raises
     ------
     EexError
-        If the folder holds no records of a run, or a threshold is none.
+        If the folder holds no records of a run, or a threshold is none, or frames were dropped.
     """
-    from eex.stream.records import outcomes_of
+    from eex.stream.records import DROPPED, outcomes_of, read_records
 
     thresholds = [_parsed(text) for text in command.thresholds.split(",") if text.strip()]
     if not thresholds:
         raise EexError("--thresholds names none; expected numbers between commas, as 0.7,0.9/0.8")
     whole = (command.run / "records").is_dir()
-    outcomes = outcomes_of(command.run / "records" if whole else command.run)
+    table = read_records(command.run / "records" if whole else command.run)
+    if dropped := np.count_nonzero(table[DROPPED]):
+        raise EexError(
+            f"{command.run}: {dropped:,} frames were dropped (--drop-below): what others would have earned on those is "
+            "not known, and they are not like the rest"
+        )
+    outcomes = outcomes_of(table)
     config = command.run / "config.json" if whole else command.run.parent / "config.json"
     exit_cost = from_json(config, StreamConfig).exit_cost if config.exists() else 0.0
     reward = outcomes.reward[~np.isnan(outcomes.reward)]

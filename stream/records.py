@@ -18,13 +18,16 @@ from eex.stream.engine import Rows
 ROWS_IN_BATCH = 1024
 """Rows written at once: what a killed run may lose of its records, at most."""
 ROWS_IN_PART = 262_144
+DROPPED = "dropped"
+"""The last column; parts that an older eex wrote lack it."""
 
 
 class RecordWriter:
     """Writes finished frames into `folder`/part-00000.arrows and so on, in Arrow's streaming format.
 
     A part is readable up to the last batch written, however the run ends. Exits are counted from 1 here, as in the
-    columns' names; `confidence_2` is what exit 2 said, null where inference never went.
+    columns' names; `confidence_2` is what exit 2 said, null where inference never went. A frame that was dropped has no
+    exit, answer and correct.
 
     Parameters
     ----------
@@ -132,7 +135,7 @@ class RecordWriter:
             "name": pa.array(rows.name, pa.string()),
             "label": self._names(rows.label, self.classes),
             "answer": self._names(rows.answer, self.classes),
-            "correct": pa.array(rows.answer == rows.label, mask=~known),
+            "correct": pa.array(rows.answer == rows.label, mask=~known | rows.dropped),
         }
         columns |= {kind: rows.levels[:, k].astype(np.float32) for k, kind in enumerate(KINDS)}
         columns |= {
@@ -151,7 +154,7 @@ class RecordWriter:
             columns[f"confidence_{e + 1}"] = pa.array(rows.confidence[:, e], from_pandas=True)
             columns[f"prediction_{e + 1}"] = self._names(rows.prediction[:, e], self.classes)
         columns |= {
-            "exit": (rows.exit + 1).astype(np.int32),
+            "exit": pa.array((rows.exit + 1).astype(np.int32), mask=rows.dropped),
             "offloaded": rows.offloaded,
             "sent": rows.sent,
             "fallback": rows.fallback,
@@ -164,6 +167,7 @@ class RecordWriter:
             "link_ms": rows.link_ms.astype(np.float32),
             "cloud_ms": rows.cloud_ms.astype(np.float32),
             "latency_ms": rows.latency_ms.astype(np.float32),
+            DROPPED: rows.dropped,
         }
         return pa.RecordBatch.from_pydict(columns)
 
@@ -189,8 +193,10 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
     for part in parts:
         with pa.OSFile(str(part), "rb") as source:
             try:
-                reader = pa.ipc.open_stream(source)
-                yield from reader
+                for batch in pa.ipc.open_stream(source):
+                    if DROPPED not in batch.schema.names:
+                        batch = batch.append_column(DROPPED, pa.array(np.zeros(len(batch), dtype=bool)))
+                    yield batch
             except (pa.ArrowInvalid, OSError, StopIteration):
                 continue  # cut off in the middle of a batch: what came before is whole
 
@@ -232,6 +238,7 @@ def feedback_of(records: pa.Table | Path) -> Feedback:
         link_ms=_floats(table, "link_estimate_ms"),
         sent=_flags(table, "sent"),
         fallback=_flags(table, "fallback"),
+        dropped=_flags(table, DROPPED),
     )
 
 
@@ -261,7 +268,7 @@ def outcomes_of(records: pa.Table | Path) -> Outcomes:
         exit_at=np.column_stack([_floats(table, f"exit_at_{e}") for e in exits]),
         confidence=np.column_stack([_floats(table, f"confidence_{e}") for e in exits]),
         prediction=np.column_stack([_index(table, f"prediction_{e}") for e in exits]),
-        exit=_numbers(table, "exit") - 1,
+        exit=np.asarray(_column(table, "exit").fill_null(0), dtype=np.int64) - 1,
         offloaded=_flags(table, "offloaded"),
         fallback=_flags(table, "fallback"),
         sent=_flags(table, "sent"),

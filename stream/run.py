@@ -300,6 +300,7 @@ class Stream:
             exit_cost=config.exit_cost,
             gather=config.gather,
             send=None if self.sending is None else self.sending.encoding,
+            drop_below=config.drop_below,
             first=first,
         )
         writer = RecordWriter(folder / "records", net.classes, net.experts) if folder is not None else None
@@ -362,14 +363,15 @@ class Stream:
     def hindsight(self, tally: "Tally", show: Show) -> "Reference | None":
         """Run every exit of every frame that a policy was played over; None if interrupted.
 
-        References pay one price for all frames: where it was not constant, the mean of what the policy met.
+        References pay one price for all frames: where it was not constant, the mean of what the policy met. They drop
+        frames by the rule that it played by.
         """
         from eex.stream.engine import every_exit
         from eex.stream.tally import Reference, Tally
 
         price, total = parse_price(self.config.overhead), tally.frames
         overhead = price.of() if price.constant else tally.mean_overhead
-        reference = Reference(self.net.edge_exits + 1, overhead, GRID, self.config.exit_cost)
+        reference = Reference(self.net.edge_exits + 1, overhead, GRID, self.config.exit_cost, self.config.drop_below)
         started = shown = time.perf_counter()
         first = 0
         nothing = Tally(self.net.edge_exits + 1)
@@ -638,7 +640,7 @@ def summarise(
     interrupted: bool = False,
 ) -> dict[str, Any]:
     """What happened, as plain JSON values; the first policy's figures on top, one row a policy under `policies`."""
-    rows = [_policy_row(p, reference) for p in played]
+    rows = [_policy_row(p, reference, config.drop_below > 0) for p in played]
     first = played[0]
     skipped = list(first.skipped.items())
     summary: dict[str, Any] = dict(rows[0])
@@ -658,7 +660,7 @@ def summarise(
     return summary
 
 
-def _policy_row(played: Played, reference: "Reference | None") -> dict[str, Any]:
+def _policy_row(played: Played, reference: "Reference | None", dropping: bool) -> dict[str, Any]:
     t = played.tally
     frames = max(1, t.frames)
     row: dict[str, Any] = {
@@ -674,19 +676,28 @@ def _policy_row(played: Played, reference: "Reference | None") -> dict[str, Any]
         "seconds": played.seconds,
         "exit_shares": {_exit_name(e, t.exits): float(n) / frames for e, n in enumerate(t.by_exit)},
         "offloaded_share": t.offloaded / frames,
-        "device_probability": 1 - float(t.by_exit[-1]) / frames,
+        "device_probability": float(t.by_exit[:-1].sum()) / frames,
         "bytes_offloaded": int(t.bytes),
         "bytes_per_offloaded_frame": t.bytes_per_frame,
         "latency_ms": {name: t.latency_ms(q) if t.frames else None for name, q in (("p50", 0.5), ("p99", 0.99))},
         "latency_split_ms": dict(zip(("edge", "link", "cloud"), (t.split_ms / frames).tolist(), strict=True)),
     }
+    if dropping:
+        row |= {
+            "dropped": t.dropped,
+            "dropped_share": t.dropped / frames,
+            "bytes_not_sent": None if t.bytes_per_frame is None else round(t.dropped * t.bytes_per_frame),
+        }
     if reference is not None:
         row |= regrets(played.tally, reference)
     return row
 
 
 def regrets(tally: "Tally", reference: "Reference") -> dict[str, float]:
-    """What the policy missed, summed over the stream, against the best fixed threshold and against the oracle."""
+    """What the policy missed, summed over the stream, against the best fixed threshold and against the oracle.
+
+    A frame that was dropped earned 0, whoever dropped it.
+    """
     best = reference.curves()
     return {
         "regret_best_arm": float(best["best_fixed"].sum() - tally.reward),

@@ -71,6 +71,7 @@ class Tally:
     def __init__(self, exits: int) -> None:
         self.exits = exits
         self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
+        self.dropped = 0
         self.reward = self.bytes = self.threshold = self.overhead = 0.0
         self.by_exit = np.zeros(exits, dtype=np.int64)
         self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
@@ -81,14 +82,16 @@ class Tally:
         """Take in finished frames."""
         if not len(rows):
             return
-        known = rows.label >= 0
+        known = (rows.label >= 0) & ~rows.dropped
         correct = known & (rows.answer == rows.label)
         taught = ~np.isnan(rows.reward)
-        left = np.eye(self.exits)[rows.exit]
+        left = (rows.exit[:, None] == np.arange(self.exits)).astype(float)  # a dropped frame left nowhere
+        offloaded, answered = rows.offloaded & ~rows.dropped, rows.latency_ms[~rows.dropped]
         self.frames += len(rows)
         self.labelled += int(known.sum())
         self.correct += int(correct.sum())
-        self.offloaded += int(rows.offloaded.sum())
+        self.offloaded += int(offloaded.sum())
+        self.dropped += int(rows.dropped.sum())
         self.sent += int(rows.sent.sum())
         self.fallbacks += int(rows.fallback.sum())
         self.rewarded += int(taught.sum())
@@ -98,9 +101,9 @@ class Tally:
         threshold = _typical_threshold(rows.exit_at)
         self.threshold = float(threshold[-1])
         self.by_exit += left.sum(axis=0).astype(np.int64)
-        self.latency += np.bincount(np.searchsorted(self.BOUNDS, rows.latency_ms), minlength=len(self.latency))
+        self.latency += np.bincount(np.searchsorted(self.BOUNDS, answered), minlength=len(self.latency))
         self.split_ms += (rows.edge_ms.sum(), rows.link_ms.sum(), rows.cloud_ms.sum())
-        flags = np.column_stack([rows.reward, correct, known, rows.offloaded, rows.fallback, threshold])
+        flags = np.column_stack([rows.reward, correct, known, offloaded, rows.fallback, threshold])
         self.windows.add(rows.frame, np.hstack([flags, left]))
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,14 +112,14 @@ class Tally:
         return own | {f"windows.{name}": np.array(value) for name, value in vars(self.windows).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from totals of as many exits.
+        """Go on from totals of as many exits; those of an older eex know no dropped frames.
 
         Raises
         ------
         ValueError
             If an array is missing, unknown or of another shape.
         """
-        mine = self.state_dict()
+        mine, state = self.state_dict(), {"dropped": np.array(0)} | dict(state)
         if {k: v.shape for k, v in mine.items()} != {k: np.shape(v) for k, v in state.items()}:
             raise ValueError("the totals are of another network")
         for name, value in state.items():
@@ -127,7 +130,7 @@ class Tally:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of labelled frames answered right; None without labels."""
+        """Share of labelled frames answered right, of those that were answered; None without any."""
         return self.correct / self.labelled if self.labelled else None
 
     @property
@@ -146,10 +149,10 @@ class Tally:
         return self.bytes / self.sent if self.sent else None
 
     def latency_ms(self, quantile: float) -> float:
-        """Latency that this share of the frames stays below, to 5 %."""
-        if not self.frames:
+        """Latency that this share of the answered frames stays below, to 5 %; NaN without any."""
+        if not self.latency.any():
             return float("nan")
-        k = int(np.searchsorted(np.cumsum(self.latency), quantile * self.frames))
+        k = int(np.searchsorted(np.cumsum(self.latency), quantile * self.latency.sum()))
         return float(self.BOUNDS[min(k, len(self.BOUNDS) - 1)])
 
     def curves(self) -> dict[str, Floats]:
@@ -180,17 +183,24 @@ class Reference:
         As the policy paid.
     grid
         Fixed thresholds to compare, (arms,).
+    drop_below
+        As the policy played: the references drop by the same rule, and what is dropped earns 0 for all of them, so
+        that sums are over the same frames.
     """
 
-    def __init__(self, exits: int, overhead: float, grid: Floats, exit_cost: float = 0.0) -> None:
+    def __init__(
+        self, exits: int, overhead: float, grid: Floats, exit_cost: float = 0.0, drop_below: float = 0.0
+    ) -> None:
         self.exits, self.overhead, self.grid, self.exit_cost = exits, overhead, grid, exit_cost
+        self.drop_below = drop_below
         self.windows = Windows(len(grid) + 1)
         self.by_distortion: dict[str, Floats] = {}  # frames, labelled ones; per exit: right answers, sum of confidences
 
     def add(self, frame: Ints, names: list[str], labels: Ints, confidence: Floats, prediction: Ints) -> None:
         """Take in all that every exit says of some frames, each of a named distortion."""
-        earned = [fixed_reward(confidence, self.overhead, t, self.exit_cost) for t in self.grid]
-        self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead, self.exit_cost)]))
+        rest = self.exit_cost, self.drop_below
+        earned = [fixed_reward(confidence, self.overhead, t, *rest) for t in self.grid]
+        self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead, *rest)]))
         known = labels >= 0
         right = known[:, None] & (prediction == labels[:, None])
         for name in set(names):

@@ -74,6 +74,20 @@ def test_fixed_thresholds_by_hand():
     np.testing.assert_allclose(fixed_reward(CONFIDENCE, 0.1, 1.0), [0.4, 0.0, -0.1, 0.3], atol=1e-12)
 
 
+def test_what_is_dropped_earns_nothing():
+    # frames 0 and 1, at 0.2 and 0.6 at the last edge exit, are dropped below 0.65 where they would be offloaded
+    np.testing.assert_allclose(fixed_reward(CONFIDENCE, 0.1, 1.0), [0.4, 0.0, -0.1, 0.3], atol=1e-12)
+    last = CONFIDENCE[:, -2]
+    for below in (0.0, 0.3, 0.65, 1.0):
+        for threshold in GRID:
+            earned = fixed_reward(CONFIDENCE, 0.1, threshold, 0.01, below)
+            away = (CONFIDENCE[:, :-1] < threshold).all(axis=1)
+            expected = np.where(away & (last < below), 0.0, fixed_reward(CONFIDENCE, 0.1, threshold, 0.01))
+            np.testing.assert_array_equal(earned, expected)
+            assert (oracle(CONFIDENCE, 0.1, 0.01, below) >= earned - 1e-12).all()
+    np.testing.assert_array_equal(oracle(CONFIDENCE, 0.0, 0.0, 1.1), 0)
+
+
 def test_best_fixed_by_hand():
     threshold, earned = best_fixed(CONFIDENCE, 0.1, GRID)  # sums 0, 0, 0.4, 0.3, 0.6
     assert threshold == 1.0

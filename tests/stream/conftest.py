@@ -36,6 +36,7 @@ def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
         offloaded=offloaded,
         sent=sent,
         fallback=fallback,
+        dropped=np.zeros(count, dtype=bool),
         answer=prediction[np.arange(count), np.where(visited[np.arange(count), exit], exit, 0)],
         overhead=np.full(count, 0.1),
         reward=np.where(offloaded & ~sent, np.nan, rng.normal(0, 0.3, count)),

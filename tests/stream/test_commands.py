@@ -270,6 +270,28 @@ def test_without_worker_the_edge_answers(offline):
     assert not any(records["sent"].to_pylist())
 
 
+def test_dropped_frames_are_accounted_for(tmp_path):
+    summary = stream(tmp_path, "--policy", "fixed", "--frames", 300, "--distortion", SCHEDULE, "--drop-below", 0.5)
+    assert summary["frames"] == 300 == summary["answered"] + summary["dropped"]
+    assert 0 < summary["dropped"] < 300 * summary["offloaded_share"] + summary["dropped"]
+    assert sum(summary["exit_shares"].values()) + summary["dropped_share"] == pytest.approx(1)
+    assert summary["bytes_not_sent"] == round(summary["dropped"] * summary["bytes_per_offloaded_frame"])
+    assert summary["regret_oracle"] > 0
+    table = records_of(summary["folder"]).to_pandas()
+    dropped = table["dropped"]
+    assert dropped.sum() == summary["dropped"]
+    assert (table.loc[dropped, "confidence_3"] < 0.5).all()
+    assert (table.loc[table["sent"], "confidence_3"] >= 0.5).all()
+    assert table.loc[dropped, ["exit", "answer", "correct", "reward", "confidence_4"]].isna().all(axis=None)
+    assert summary["accuracy"] == pytest.approx(table.loc[~dropped, "correct"].astype(bool).mean())
+    config = Path(summary["folder"]) / "config.json"
+    done = play("main", "--config", config, "--out", tmp_path / "again", "--threads", 1, "--no-regret")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert f"{summary['dropped']} frames were dropped, answered by nobody" in " ".join(done.stdout.split())
+    check_refused(evaluated := play("evaluate", summary["folder"]))
+    assert f"{summary['dropped']} frames were dropped (--drop-below)" in evaluated.stderr
+
+
 def test_worker_of_its_own(tmp_path, compared):
     with worker() as (process, endpoint):
         summary = stream(
@@ -406,6 +428,7 @@ BAD = {
     "batch 0": (["--batch", "0"], "--batch must be at least 1"),
     "negative seed": (["--seed", "-1"], "--seed must be at least 0"),
     "negative threads": (["--threads", "-1"], "--threads must be at least 0"),
+    "drop-below": (["--drop-below", "1.5"], "--drop-below must lie in [0, 1]"),
     "deadline 0": (["--deadline-ms", "0"], "--deadline-ms must be more than 0"),
     "missing configuration": (["--config", "nowhere.json"], "cannot be read"),
     "broken configuration": (["--config", "broken.json"], "not the configuration of a run"),
@@ -468,6 +491,7 @@ def test_bad_images_are_skipped_and_named(tmp_path):
         "--out", tmp_path / "runs", "--frames", 20,
     )  # fmt: skip
     assert done.returncode == 0
+    assert "dropped" not in done.stdout
     summary = json.loads(next((tmp_path / "runs").glob("*/summary.json")).read_text())
     assert (summary["frames"], summary["answered"], summary["skipped"]) == (20, 20, 3)
     assert summary["accuracy"] is None

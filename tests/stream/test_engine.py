@@ -25,7 +25,7 @@ from eex.stream.encoding import ENCODINGS, Encoding
 from eex.stream.engine import Engine, Rows, every_exit
 from eex.stream.offload import InMemoryOffloader, NoOffloader
 from eex.stream.records import RecordWriter, feedback_of, read_records
-from eex.stream.tally import Tally
+from eex.stream.tally import Reference, Tally
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -488,6 +488,86 @@ def test_replay_of_a_killed_run(tmp_path):
     left = read_records(tmp_path)[:250]  # what reached the disk
     again = replayed("ucb", net, images, left)
     np.testing.assert_array_equal(again.arm[0], rows.arm[:250])
+
+
+# ---- dropping
+
+
+class Audits(Fixed):
+    """Sends every third frame to the cloud, marked as an audit."""
+
+    def choose(self, context):
+        chosen = super().choose(context)
+        audited = (np.arange(context.first, context.first + context.frames) % 3 == 0)[None]
+        exit_at = np.where(audited[..., None] & (np.arange(self.exits + 1) < self.exits), np.inf, chosen.exit_at)
+        return replace(chosen, audited=audited, exit_at=exit_at)
+
+
+@pytest.mark.parametrize("send", [None, Encoding("input")], ids=["features", "input"])
+@pytest.mark.parametrize("where", ["cloud", "here", "nowhere"])
+@pytest.mark.parametrize(
+    "policy", [Fixed(0.6, exits=3), Audits(0.6, exits=3), DEEx(0.4, 0.5, exits=3)], ids=["fixed", "audits", "deex"]
+)
+def test_hopeless_frames_are_dropped(policy, where, send):
+    net, images = tiny_net(experts=EXPERTS, classifier=PixelClassifier()), pictures(400)
+    cloud = {"cloud": cloud_of(net), "here": None, "nowhere": NoOffloader()}[where]
+    if where == "cloud" and send is not None:
+        cloud = InMemoryOffloader(lambda stage, expert, x: (np.full(len(x), 0.9), np.zeros(len(x), int)), window=1000)
+    confidence, _, _ = every_exit(net, images)
+    chosen, told = policy.choose(Context(frames=400)), Told(policy)
+    _, offloaded, visited = route(confidence, chosen)
+    last = confidence[np.arange(400), visited - 1]
+    below = float(np.median(last[offloaded]))
+    rows = play(Engine(net, told, cloud, overhead=OVERHEAD, send=send, drop_below=below), images)
+    dropped = offloaded & (last < below) & ~chosen.audited[0]
+    assert 5 < dropped.sum() < offloaded.sum() - 5
+    np.testing.assert_array_equal(rows.dropped, dropped)
+    np.testing.assert_array_equal(rows.offloaded, offloaded)
+    np.testing.assert_array_equal(rows.exit[dropped], -1)
+    np.testing.assert_array_equal(rows.answer[dropped], -1)
+    assert (rows.answer[~dropped] >= 0).all()
+    assert np.isnan(rows.reward[dropped]).all()
+    assert np.isnan(rows.confidence[dropped, -1]).all()
+    assert not (rows.sent | rows.fallback)[dropped].any()
+    assert (rows.bytes[dropped] == 0).all()
+    np.testing.assert_array_equal(rows.edge_ms[dropped], rows.latency_ms[dropped])
+    np.testing.assert_array_equal(rows.sent[~dropped], offloaded[~dropped] & (where != "nowhere"))
+    heard = told_of(told)
+    np.testing.assert_array_equal(heard.frame, np.arange(400))  # awaited no more
+    np.testing.assert_array_equal(heard.exit, rows.exit)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES.keys() - {"rl"}))
+def test_every_policy_lives_with_dropped_frames(name, tmp_path):
+    net, images = tiny_net(), pictures(400)
+    engine = Engine(net, make_policy(name, exits=3, seed=5), cloud_of(net), overhead=OVERHEAD, drop_below=0.45)
+    rows = play(engine, images, 16)
+    assert rows.dropped.any() or not rows.offloaded.any()
+    with RecordWriter(tmp_path, CLASSES, EXPERTS[:1]) as writer:
+        writer.write(rows)
+    again = replayed(name, net, images, tmp_path)  # also with dropped frames it makes the live choices
+    for column in ("arm", "exit", "offloaded", "fallback", "reward", "answer"):
+        np.testing.assert_array_equal(getattr(again, column)[0], getattr(rows, column), err_msg=column)
+
+
+def test_a_threshold_of_hindsight_drops_as_the_policy_does():
+    """A fixed policy's regret against its own threshold is 0, dropping or not, and the tally keeps the books."""
+    net, images = tiny_net(), pictures(500)
+    confidence, prediction, _ = every_exit(net, images)
+    for below in (0.0, *np.quantile(confidence[:, -2], [0.1, 0.3])):
+        rows = play(Engine(net, Fixed(0.5, exits=3), cloud_of(net), overhead=OVERHEAD, drop_below=below), images)
+        tally, reference = Tally(4), Reference(4, OVERHEAD, np.array([0.5]), drop_below=below)
+        tally.add(rows)
+        reference.add(rows.frame, ["pristine"] * 500, rows.label, confidence, prediction)
+        curves = reference.curves()
+        assert curves["best_fixed"].sum() == pytest.approx(tally.reward)
+        assert curves["oracle"].sum() >= tally.reward
+        assert tally.dropped == rows.dropped.sum() == 500 - tally.by_exit.sum()
+        assert tally.labelled == 500 - tally.dropped
+        assert tally.accuracy == np.mean((rows.answer == rows.label)[~rows.dropped])
+        assert tally.offloaded == tally.sent
+        assert tally.latency.sum() == 500 - tally.dropped
+        assert (tally.dropped > 0) == (below > 0)
 
 
 # ---- memory

@@ -8,7 +8,7 @@ import pytest
 
 from eex.policies.errors import EexError
 from eex.stream import records
-from eex.stream.records import RecordWriter, read_batches, read_records
+from eex.stream.records import DROPPED, RecordWriter, feedback_of, outcomes_of, read_batches, read_records
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -47,6 +47,7 @@ def test_round_trip(tmp_path, make_rows):
         "offloaded": rows.offloaded.tolist(),
         "sent": rows.sent.tolist(),
         "fallback": rows.fallback.tolist(),
+        "dropped": rows.dropped.tolist(),
     }
     expected |= {f"prediction_{e + 1}": named(rows.prediction[:, e], CLASSES) for e in range(3)}
     exact = {name: getattr(rows, name) for name in ("probability", "reward", "link_estimate_ms")}
@@ -124,6 +125,32 @@ def test_a_cut_part_does_not_hide_those_behind_it(tmp_path, make_rows, monkeypat
     first = tmp_path / "part-00000.arrows"
     first.write_bytes(first.read_bytes()[:-200])  # in its second batch
     assert read_records(tmp_path)["frame"].to_pylist() == [0, 1, 2, 3, *range(8, 16)]
+
+
+def test_dropped_frames(tmp_path, make_rows):
+    rows = make_rows(0, 10)
+    rows.dropped[:4], rows.exit[:4], rows.answer[:4] = True, -1, -1
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        writer.write(rows)
+    table = read_records(tmp_path)
+    for name in ("exit", "answer", "correct"):
+        assert table[name].to_pylist()[:4] == [None] * 4
+    assert outcomes_of(table).exit.tolist() == rows.exit.tolist()
+    assert feedback_of(table).dropped.tolist() == rows.dropped.tolist()
+
+
+def test_records_of_an_older_eex(tmp_path, make_rows):
+    """Parts that know of no dropped frames are read, alone and before parts that do."""
+    write(tmp_path / "new", make_rows, [5, 5])
+    table = read_records(tmp_path / "new").drop_columns([DROPPED])
+    (tmp_path / "old").mkdir()
+    with pa.OSFile(str(tmp_path / "old" / "part-00000.arrows"), "wb") as sink:
+        pa.ipc.new_stream(sink, table.schema).write_table(table)
+    assert read_records(tmp_path / "old") == read_records(tmp_path / "new")
+    with RecordWriter(tmp_path / "old", CLASSES, EXPERTS) as writer:
+        writer.write(make_rows(10, 5))
+    assert read_records(tmp_path / "old")[DROPPED].to_pylist() == [False] * 15
+    assert outcomes_of(tmp_path / "old").frame.tolist() == list(range(15))
 
 
 def one_line(caught):

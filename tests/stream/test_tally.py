@@ -79,6 +79,17 @@ def test_totals_against_the_records(tmp_path, make_rows):
         np.testing.assert_array_equal(curves[f"exit_{e}"], (frame["exit"] == e).groupby(frame["frame"] // 32).sum())
 
 
+def test_totals_of_an_older_eex(make_rows):
+    tally, other = Tally(3), Tally(3)
+    tally.add(make_rows(0, 50))
+    state = tally.state_dict()
+    assert state.pop("dropped") == 0
+    other.load_state_dict(state)
+    assert (other.frames, other.dropped) == (50, 0)
+    with pytest.raises(ValueError, match="another network"):
+        Tally(4).load_state_dict(state)
+
+
 def test_nothing_yet():
     tally = Tally(3)
     assert tally.accuracy is None
