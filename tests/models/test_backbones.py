@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from eex.models.alexnet import alexnet
+from eex.models.cnn import cnn
 from eex.models.fast import optimised
 from eex.models.mobilenet import mobilenet_v2
 from eex.models.network import (
@@ -36,6 +37,17 @@ def test_resnet_cost():
 def test_alexnet_shapes():
     shapes = feature_shapes(alexnet(), (3, 32, 32))
     assert shapes == [(32, 16, 16), (64, 8, 8), (96, 8, 8), (96, 8, 8), (64, 4, 4), (256,), (128,)]
+
+
+def test_cnn_shapes_and_cost():
+    shapes = feature_shapes(cnn(width=4), (3, 32, 32))
+    assert shapes == [*[(4, 32, 32)] * 2, *[(8, 16, 16)] * 2, *[(16, 8, 8)] * 2, *[(32, 4, 4)] * 3]
+    assert feature_shapes(cnn(width=4, stride=2), (3, 32, 32))[-1] == (32, 2, 2)
+    net = make("cnn", "ab", after=range(8), structure="pool_fc")
+    in_millions = [round(m / 1e6, 1) for m in net.costs().stage_macs]
+    assert in_millions == [39.5, 75.5, 56.6, 75.5, 56.6, 75.5, 56.6, 75.5, 75.5]
+    with pytest.raises(ValueError, match="width and stride must be at least 1, got 16 and 0"):
+        cnn(width=16, stride=0)
 
 
 @pytest.mark.parametrize(
