@@ -403,8 +403,8 @@ def measure(net: "EarlyExitNet", images: "torch.Tensor", labels: "torch.Tensor")
     """
     import torch
 
-    from eex.models.calibration import expected_calibration_error
     from eex.models.training import all_logits
+    from eex.policies.metrics import expected_calibration_error
     from eex.stream.distortions import DISTORTIONS
 
     kinds = [kind for kind in LEVELS if kind in net.experts]
@@ -432,17 +432,17 @@ def measure(net: "EarlyExitNet", images: "torch.Tensor", labels: "torch.Tensor")
                 for e in range(net.exits):
                     plain = torch.softmax(logits[e].double(), 1).max(1)
                     scaled = torch.softmax(logits[e].double() / net.temperature[e][expert], 1).max(1)
-                    right = plain.indices == labels
+                    right = (plain.indices == labels).numpy()
                     rows.append(
                         {
                             "distortion": kind,
                             "level": level,
                             "expert": expert,
                             "exit": e + 1,
-                            "accuracy": float(right.double().mean()),
+                            "accuracy": float(right.mean()),
                             "confidence": float(scaled.values.mean()),
-                            "ece_before": expected_calibration_error(plain.values, right),
-                            "ece_after": expected_calibration_error(scaled.values, right),
+                            "ece_before": expected_calibration_error(plain.values.numpy(), right),
+                            "ece_after": expected_calibration_error(scaled.values.numpy(), right),
                         }
                     )
             if net.classifier is not None:

@@ -1,11 +1,11 @@
-"""Temperatures that are known beforehand, and calibration errors worked by hand."""
+"""Temperatures that are known beforehand."""
 
 import math
 
 import pytest
 import torch
 
-from eex.models.calibration import calibrate, expected_calibration_error, fit_temperature, reliability
+from eex.models.calibration import calibrate, fit_temperature
 from eex.models.network import make
 from eex.policies.errors import EexError
 
@@ -57,41 +57,6 @@ def test_temperature_is_clipped():
 def test_temperature_errors(logits, labels, message):
     with pytest.raises(EexError, match=message):
         fit_temperature(logits, labels)
-
-
-def test_calibration_error_by_hand():
-    confidence = torch.tensor([0.95, 0.85, 0.55, 0.5, 0.1])
-    correct = torch.tensor([True, False, True, False, False])
-    # bins of 0.5: (0, 0.5] holds 0.5 and 0.1: mean 0.3, accuracy 0; (0.5, 1]: mean 2.35 / 3, accuracy 2 / 3
-    expected = 2 / 5 * 0.3 + 3 / 5 * abs(2.35 / 3 - 2 / 3)
-    assert expected_calibration_error(confidence, correct, bins=2) == pytest.approx(expected)
-    assert expected_calibration_error(confidence, correct, bins=1) == pytest.approx(abs(2.95 / 5 - 2 / 5))
-    assert expected_calibration_error(torch.ones(3), torch.ones(3)) == 0
-    assert expected_calibration_error(torch.ones(3), torch.zeros(3)) == 1
-
-
-def test_reliability_bins():
-    found = reliability(torch.tensor([0.0, 0.25, 0.3, 1.0]), torch.tensor([1, 0, 1, 1]), bins=4)
-    assert found.edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert found.counts.tolist() == [2, 1, 0, 1]
-    assert found.confidence[[0, 1, 3]].tolist() == pytest.approx([0.125, 0.3, 1])
-    assert found.accuracy[[0, 1, 3]].tolist() == [0.5, 1, 1]
-    assert found.accuracy[2].isnan()
-    assert found.confidence[2].isnan()
-
-
-@pytest.mark.parametrize(
-    ("confidence", "correct", "bins", "message"),
-    [
-        (torch.tensor([0.5, 1.5]), torch.ones(2), 15, r"\[0, 1\]"),
-        (torch.tensor([0.5]), torch.ones(2), 15, "expected a confidence"),
-        (torch.zeros(0), torch.zeros(0), 15, "expected a confidence"),
-        (torch.tensor([0.5]), torch.ones(1), 0, "bins must be at least 1"),
-    ],
-)
-def test_reliability_errors(confidence, correct, bins, message):
-    with pytest.raises(EexError, match=message):
-        reliability(confidence, correct, bins)
 
 
 def test_calibrate_sets_the_temperatures_of_one_expert():
