@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eex.models.alexnet import alexnet
+from eex.models.alexnet import LocalNorm, alexnet
 from eex.models.cnn import cnn
 from eex.models.fast import optimised
 from eex.models.mobilenet import mobilenet_v2
@@ -48,6 +48,15 @@ def test_cnn_shapes_and_cost():
     assert in_millions == [39.5, 75.5, 56.6, 75.5, 56.6, 75.5, 56.6, 75.5, 75.5]
     with pytest.raises(ValueError, match="width and stride must be at least 1, got 16 and 0"):
         cnn(width=16, stride=0)
+
+
+def test_alexnets_norm_is_torchs():
+    x = 30 * torch.randn(2, 5, 4, 3)
+    expected = torch.nn.LocalResponseNorm(3, 5e-5, 0.75)(x)
+    torch.testing.assert_close(LocalNorm()(x), expected)
+    features_last = x.contiguous(memory_format=torch.channels_last)
+    assert LocalNorm()(features_last).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(LocalNorm()(x[:, :1]), torch.nn.LocalResponseNorm(3, 5e-5, 0.75)(x[:, :1]))
 
 
 @pytest.mark.parametrize(
