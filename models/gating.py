@@ -1,0 +1,97 @@
+"""Where to place side branches, learned: a gate at every candidate place, opened where stopping pays."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eex.models.network import EarlyExitNet
+
+
+class Gates(nn.Module):
+    """A gate at each candidate place: from its features, averaged over the map, the probability to stop there.
+
+    Parameters
+    ----------
+    channels
+        Of the features at each place.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(c, 1) for c in channels])
+        for layer in self.layers:
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
+        """How far each gate is open, (N, places) in (0, 1), from features (N, C_i) at each place."""
+        return torch.sigmoid(torch.cat([g(x) for g, x in zip(self.layers, pooled, strict=True)], dim=1))
+
+
+def stop_shares(opened: Tensor) -> Tensor:
+    """Probability to stop at each place, and last at the final exit: (N, places + 1) from gates (N, places).
+
+    Examples
+    --------
+    >>> stop_shares(torch.tensor([[0.5, 0.5]]))
+    tensor([[0.5000, 0.2500, 0.2500]])
+    """
+    passed = torch.cumprod(1 - opened, dim=1)
+    before = torch.cat([torch.ones_like(passed[:, :1]), passed[:, :-1]], dim=1)
+    return torch.cat([opened * before, passed[:, -1:]], dim=1)
+
+
+@torch.inference_mode()
+def pooled_features(net: EarlyExitNet, images: Tensor, batch: int = 250) -> list[Tensor]:
+    """Features after each stage but the last, averaged over the map, (N, C_i), of uint8 images (N, C, H, W)."""
+    parts = []
+    for start in range(0, len(images), batch):
+        x = images[start : start + batch].to(net.mean.device).float() / 255
+        found = []
+        for i in range(net.exits - 1):
+            x = net.stage(i, x)
+            found.append((x.mean(dim=(2, 3)) if x.dim() == 4 else x).cpu())
+        parts.append(found)
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def fit_gates(pooled: Sequence[Tensor], losses: Tensor, costs: Tensor, price: float, steps: int = 300) -> Gates:
+    r"""Train the gates of a network that has a side branch at every candidate place, on images it was not trained on.
+
+    With :math:`p_{ni}` the probability that image n stops at place i (`stop_shares`), they lower
+
+    .. math:: \frac{1}{N} \sum_n \sum_i p_{ni} \, (\ell_{ni} + \lambda\, c_i)
+
+    Parameters
+    ----------
+    pooled
+        Features at each place, (N, C_i) each.
+    losses
+        Cross-entropy :math:`\ell` of each exit, the final one last, (N, places + 1).
+    costs
+        :math:`c`, what stopping there costs as a share of the whole network, (places + 1,).
+    price
+        :math:`\lambda`, in units of cross-entropy: what the whole network's work is worth.
+    steps
+        Of Adam, over all images at once.
+    """
+    middle, spread = [x.mean(0) for x in pooled], [x.std(0).clamp(min=1e-3) for x in pooled]
+    # clones, because what inference mode made cannot be learned from
+    scaled = [((x - m) / s).clone() for x, m, s in zip(pooled, middle, spread, strict=True)]
+    gates = Gates([x.shape[1] for x in scaled])
+    optimizer = torch.optim.AdamW(gates.parameters(), lr=0.05, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    paid = losses.clone() + price * costs
+    for _ in range(steps):
+        loss = (stop_shares(gates(scaled)) * paid).sum(dim=1).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():  # from scaled features to plain ones
+        for layer, m, s in zip(gates.layers, middle, spread, strict=True):
+            assert isinstance(layer, nn.Linear)
+            layer.weight /= s
+            layer.bias -= layer.weight[0] @ m
+    return gates.eval()
