@@ -143,6 +143,7 @@ class Stats:
     expired: int = 0  # requests whose deadline had passed before the model was free
     unread: int = 0  # replies that their clients did not take in
     strangers: int = 0  # clients turned away
+    upstream: Counter[str] = field(default_factory=Counter)  # frames answered here, forwarded, fallback (`middle`)
     batch_frames: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
     latency_ms: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_MS))
     compute_ms: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_MS))
@@ -199,6 +200,8 @@ class Front:
         Where batches run.
     shapes
         What each stage takes, (C, H, W) or (C,), by model; where unknown, the replica has to check.
+    stats
+        To count in, where the replicas count too.
     zap, known
         The socket on which libzmq asks about clients, and who is known.
 
@@ -216,13 +219,14 @@ class Front:
         *,
         shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
         limits: Limits | None = None,
+        stats: Stats | None = None,
         zap: zmq.Socket[bytes] | None = None,
         known: Known = lambda key: "",
         log: Callable[[str], None] = print,
     ) -> None:
         self.socket, self.replicas = socket, list(replicas)
         self.limits, self.shapes, self.known = limits or Limits(), shapes or {}, known
-        self.stats = Stats()
+        self.stats = stats or Stats()
         self.draining = False
         self.clients: dict[bytes, _Client] = {}
         self.queued = self.queued_bytes = 0

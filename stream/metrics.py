@@ -46,6 +46,13 @@ class Collector:
         yield CounterMetricFamily("eex_expired", "Requests dropped because their deadline had passed", stats.expired)
         yield CounterMetricFamily("eex_unread_replies", "Replies that clients did not take in", value=stats.unread)
         yield CounterMetricFamily("eex_strangers", "Clients turned away for their keys", value=stats.strangers)
+        if stats.upstream:
+            tiers = CounterMetricFamily(
+                "eex_upstream_frames", "Frames with an upstream worker at hand", labels=["kind"]
+            )
+            for kind, count in list(stats.upstream.items()):
+                tiers.add_metric([kind], count)
+            yield tiers
         yield GaugeMetricFamily("eex_queue", "Requests under way", value=front.queued)
         yield GaugeMetricFamily("eex_queue_bytes", "Their features", value=front.queued_bytes)
         yield GaugeMetricFamily("eex_clients", "Clients seen lately", value=len(front.clients))

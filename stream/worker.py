@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 from eex.policies.errors import EexError, OffloadError
 from eex.stream.curve import HANDSHAKE_MS, check_plain, is_loopback, secure_worker, zap_socket
 from eex.stream.embedded import GRACE_S, READY, EmbeddedWorker, read_keys
-from eex.stream.front import Front, Limits, LocalReplica, Replica
+from eex.stream.front import Front, Limits, LocalReplica, Replica, Stats
 from eex.stream.guard import guarded, share_cores
-from eex.stream.keys import WorkerKeys, default_folder, worker_keys
+from eex.stream.keys import WorkerKeys, default_folder, edge_keys, worker_keys
 from eex.stream.metrics import monitoring
 from eex.stream.offload import Tail
 from eex.stream.protocol import MAX_BYTES, MAX_HEADER_BYTES, MESSAGE_FRAMES, Welcome
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from eex.models.network import EarlyExitNet
 
 QUEUE = 8
@@ -65,26 +67,35 @@ def make_tail(net: "EarlyExitNet") -> Tail:
     """The rest of a network, from any stage on to the final exit, as `serve` wants it."""
     import torch
 
-    device = net.mean.device
     net.eval()
     shapes = stage_shapes(net)
 
     @torch.inference_mode()
     def tail(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        if features.shape[1:] != shapes[stage]:
-            raise OffloadError(
-                f"stage {stage} takes features (n, {', '.join(map(str, shapes[stage]))}), got {features.shape}"
-            )
-        # off the wire they are neither aligned nor ours to write to, which torch wants
-        x = torch.from_numpy(np.require(features, np.float32, ["C", "A", "W"])).to(device, net.mean.dtype)
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = features_tensor(net, shapes[stage], stage, features)
         for i in range(stage, net.exits):
             x = net.stage(i, x)
         confidence, prediction = net.confident(net.branch(net.exits - 1, expert, x))
         return confidence.cpu().numpy(), prediction.cpu().numpy()
 
     return tail
+
+
+def features_tensor(net: "EarlyExitNet", shape: tuple[int, ...], stage: int, features: NDArray[Any]) -> "Tensor":
+    """Features (n, ...) off the wire as a stage takes them.
+
+    Raises
+    ------
+    OffloadError
+        If they are not of the stage's shape.
+    """
+    import torch
+
+    if features.shape[1:] != shape:
+        raise OffloadError(f"stage {stage} takes features (n, {', '.join(map(str, shape))}), got {features.shape}")
+    # off the wire they are neither aligned nor ours to write to, which torch wants
+    x = torch.from_numpy(np.require(features, np.float32, ["C", "A", "W"])).to(net.mean.device, net.mean.dtype)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def stage_shapes(net: "EarlyExitNet") -> list[tuple[int, ...]]:
@@ -101,9 +112,19 @@ def stage_shapes(net: "EarlyExitNet") -> list[tuple[int, ...]]:
 
 
 def load_models(
-    models: Sequence[Path], network: str, threads: int, device: str, batch_frames: int
+    models: Sequence[Path],
+    network: str,
+    threads: int,
+    device: str,
+    batch_frames: int,
+    make: "Callable[[EarlyExitNet], Tail]" = make_tail,
 ) -> tuple[list[Welcome], dict[str, Tail], dict[str, list[tuple[int, ...]]]]:
     """Load models, the shipped one if there is none; their welcomes, and tails and stages' shapes by fingerprint.
+
+    Parameters
+    ----------
+    make
+        Makes the tail of each network, which it gets in the form that infers fast.
 
     Raises
     ------
@@ -127,7 +148,7 @@ def load_models(
         largest = 4 * max(math.prod(shape) for shape in taken)  # bytes of a frame, float32
         most = min(MAX_BYTES, max(MESSAGE_FRAMES, batch_frames) * largest)
         welcomes[net.fingerprint] = Welcome(net.fingerprint, net.exits, net.experts, net.classes, most)
-        tails[net.fingerprint] = make_tail(optimised(net))
+        tails[net.fingerprint] = make(optimised(net))
     return [structs.replace(w, models=tuple(welcomes)) for w in welcomes.values()], tails, shapes
 
 
@@ -140,6 +161,7 @@ def listen(
     keys: WorkerKeys | None,
     shapes: dict[str, list[tuple[int, ...]]] | None = None,
     limits: Limits | None = None,
+    stats: Stats | None = None,
     metrics: tuple[str, int] | None = None,
     anywhere: bool = False,
 ) -> None:
@@ -149,6 +171,8 @@ def listen(
     ----------
     keys
         Ours, and who is known; None takes plain text from whoever is on this machine, or `anywhere`.
+    stats
+        To count in, where the replicas count too.
     metrics
         Host and port for health and metrics; none without.
 
@@ -182,7 +206,9 @@ def listen(
         except zmq.ZMQError as error:
             raise OffloadError(f"cannot listen on {bind}: {error}; expected tcp://address:port that is free") from None
         known = (lambda key: "") if keys is None else keys.known
-        front = Front(socket, welcomes, replicas, shapes=shapes, limits=limits, zap=zap, known=known, log=log)
+        front = Front(
+            socket, welcomes, replicas, shapes=shapes, limits=limits, stats=stats, zap=zap, known=known, log=log
+        )
         if metrics is not None:
             url = stack.enter_context(monitoring(front, metrics[1], metrics[0]))
             print(f"eex-worker: {url}/metrics and {url}/health", flush=True)
@@ -215,7 +241,8 @@ def stop_with_parent(stop: threading.Event) -> None:
 class Worker:
     """Answer the frames that edges offload: run the rest of the network, up to the final exit.
 
-    Edges are let in by their keys (eex-keys makes them). SIGTERM lets it finish what it has taken on.
+    Edges are let in by their keys (eex-keys makes them). SIGTERM lets it finish what it has taken on. With --upstream
+    it runs a part of the rest, and asks another worker about the frames that its own exits are not sure of.
     """
 
     models: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -230,6 +257,17 @@ class Worker:
     """Take plain text from whoever is on this machine, instead of keys."""
     plain_beyond_loopback: bool = False
     """With --plain: from whoever can reach this machine, too. Everyone there can read and send frames."""
+    upstream: str = ""
+    """A worker behind this one, tcp://host:port, or several, between commas: it gets what is not answered here."""
+    partition: int = 0
+    """With --upstream: stages up to which the network runs here, counted from the first, the edge's own included."""
+    p_tar: float = 0.8
+    """With --upstream: confidence from which on the exits up to there answer."""
+    upstream_keys: Path | None = None
+    """With --upstream: folder with edge.key, this worker's key as the upstream's client, and the upstream's worker.pub;
+    with --plain it may be left out, and plain text is talked."""
+    deadline_ms: float = 500.0
+    """With --upstream: after this a frame is answered by its most confident exit here; take less than the edge's."""
     threads: int = 0
     """Threads of a model; 0 leaves it to torch."""
     device: str = "cpu"
@@ -264,6 +302,34 @@ class Worker:
             raise EexError("--ray and --processes: one of the two runs the models")
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
+        self._check_upstream()
+
+    def _check_upstream(self) -> None:
+        if not self.upstream:
+            for name in ("partition", "p_tar", "upstream_keys", "deadline_ms"):
+                if getattr(self, name) != getattr(Worker, name):
+                    raise EexError(f"--{name.replace('_', '-')} goes with --upstream")
+            return
+        for endpoint in self.endpoints:
+            if not endpoint.startswith("tcp://"):
+                raise EexError(f"--upstream {self.upstream}: expected tcp://host:port, several between commas")
+        if self.partition < 1:
+            raise EexError("--upstream needs --partition, the stages up to which the network runs here")
+        if not 0 <= self.p_tar <= 1:
+            raise EexError(f"--p-tar must lie in [0, 1], got {self.p_tar:g}")
+        if not self.deadline_ms > 0:
+            raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
+        if self.upstream_keys is None and not self.plain:
+            raise EexError("--upstream needs --upstream-keys, a folder with edge.key and worker.pub, or --plain")
+        if len(self.models) > 1:
+            raise EexError(f"--upstream is for one model, whose --partition it is; got {len(self.models)}")
+        if self.ray or self.processes > 1:
+            raise EexError("--upstream runs its model in one process; leave --processes and --ray out")
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Of the workers upstream."""
+        return [part.strip() for part in self.upstream.split(",")] if self.upstream else []
 
 
 def main() -> None:
@@ -286,24 +352,62 @@ def _main() -> int:
         check_plain(options.bind, options.plain_beyond_loopback)  # before torch, which takes seconds
         if not is_loopback(options.bind):
             log(f"plain text on {options.bind}: everyone who can reach it can read and send frames")
-    replicas, welcomes, shapes = _replicas(options)
+    stats = Stats()
+    replicas, welcomes, shapes = _replicas(options, stats)
     stop_on_signals(stop)  # again: Ray takes SIGTERM for itself
-    listen(
-        welcomes,
-        replicas,
-        options.bind,
-        stop,
-        keys=keys,
-        shapes=shapes,
-        limits=Limits(options.clients, batch=options.batch_frames, wait_ms=options.batch_wait_ms),
-        metrics=None if options.metrics_port is None else (options.metrics_host, options.metrics_port),
-        anywhere=options.plain_beyond_loopback,
-    )
+    try:
+        listen(
+            welcomes,
+            replicas,
+            options.bind,
+            stop,
+            keys=keys,
+            shapes=shapes,
+            limits=Limits(options.clients, batch=options.batch_frames, wait_ms=options.batch_wait_ms),
+            stats=stats,
+            metrics=None if options.metrics_port is None else (options.metrics_host, options.metrics_port),
+            anywhere=options.plain_beyond_loopback,
+        )
+    finally:
+        for replica in replicas:  # again, where it could not listen
+            replica.close()
     return 0
 
 
-def _replicas(options: Worker) -> tuple[list[Replica], list[Welcome], dict[str, list[tuple[int, ...]]]]:
+def _middle(options: Worker, stats: Stats) -> tuple[list[Replica], list[Welcome], dict[str, list[tuple[int, ...]]]]:
+    """As `_replicas`, with a worker upstream: connected to it, or there is an error."""
+    from eex.stream.edge import ZmqOffloader
+    from eex.stream.middle import middle_replicas
+
+    keys = None if options.upstream_keys is None else edge_keys(options.upstream_keys)
+    for endpoint in options.endpoints if keys is None else ():
+        check_plain(endpoint, options.plain_beyond_loopback)  # before torch
+    nets: list[EarlyExitNet] = []
+
+    def keep(net: "EarlyExitNet") -> Tail:
+        nets.append(net)
+        return make_tail(net)
+
+    rest = options.models, options.network, options.threads, options.device, options.batch_frames
+    welcomes, tails, shapes = load_models(*rest, keep)
+    (welcome,), (net,) = welcomes, nets
+    if options.partition >= welcome.stages:
+        raise EexError(
+            f"--partition must lie in 1…{welcome.stages - 1}, the last exit is the upstream worker's; "
+            f"got {options.partition}"
+        )
+    offloader = ZmqOffloader(
+        options.endpoints, welcome.model, options.deadline_ms, keys=keys, anywhere=options.plain_beyond_loopback
+    )
+    offloader.connect()
+    tail = tails[welcome.model]
+    return [*middle_replicas(net, tail, options.partition, options.p_tar, offloader, stats, log)], welcomes, shapes
+
+
+def _replicas(options: Worker, stats: Stats) -> tuple[list[Replica], list[Welcome], dict[str, list[tuple[int, ...]]]]:
     """Where the models run, what they are, and what their stages take, where that is known here."""
+    if options.upstream:
+        return _middle(options, stats)
     rest = options.models, options.network, options.threads
     if options.ray:
         from eex.stream.replicas import ray_replicas

@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from eex.stream.worker import Worker
 pytestmark = pytest.mark.timeout(120)
 
 PATIENCE_S = 30.0
+UPSTREAM = {"upstream": "tcp://127.0.0.1:5556", "partition": 2, "plain": True}
 A = Welcome("model-a", 3, ("pristine", "blur"), ("cat", "dog"), models=("model-a", "model-b"))
 B = Welcome("model-b", 2, ("pristine",), ("cat", "dog"), models=("model-a", "model-b"))
 
@@ -302,6 +304,15 @@ def test_health_and_metrics():
         ({"batch_wait_ms": -1.0}, "--batch-wait-ms must lie in"),
         ({"ray": 2, "processes": 2}, "one of the two"),
         ({"plain_beyond_loopback": True}, "goes with --plain"),
+        ({"partition": 2}, "--partition goes with --upstream"),
+        ({"p_tar": 0.5}, "--p-tar goes with --upstream"),
+        (UPSTREAM | {"partition": 0}, "--upstream needs --partition"),
+        (UPSTREAM | {"p_tar": 1.5}, "--p-tar must lie in"),
+        (UPSTREAM | {"deadline_ms": 0.0}, "--deadline-ms must be more than 0"),
+        (UPSTREAM | {"plain": False}, "--upstream needs --upstream-keys"),
+        (UPSTREAM | {"upstream": "localhost:5555"}, "expected tcp://host:port"),
+        (UPSTREAM | {"models": (Path("a"), Path("b"))}, "--upstream is for one model"),
+        (UPSTREAM | {"processes": 2}, "--upstream runs its model in one process"),
     ],
 )
 def test_options_that_make_no_sense(options, says):
