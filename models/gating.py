@@ -92,6 +92,6 @@ def fit_gates(pooled: Sequence[Tensor], losses: Tensor, costs: Tensor, price: fl
     with torch.no_grad():  # from scaled features to plain ones
         for layer, m, s in zip(gates.layers, middle, spread, strict=True):
             assert isinstance(layer, nn.Linear)
-            layer.weight /= s
-            layer.bias -= layer.weight[0] @ m
+            layer.weight.div_(s)
+            layer.bias.sub_(layer.weight[0] @ m)
     return gates.eval()

@@ -30,8 +30,8 @@ LOST = 0.005
 """Accuracy that a threshold chosen on validation images may cost there."""
 NOTES = """
 - The survey measures nothing: its sentences are put to the test here, on one compact residual network for CIFAR-10
-  (width 16, 5.8 million multiply-adds) that is trained for a few epochs, each method with the same number for every phase
-  that it has: a method of two phases passes the images twice.
+  (width 16, 5.8 million multiply-adds) that is trained for a few epochs, as many in every phase of a method:
+  one of two phases passes the images twice.
 - Each ± is half the 95 % interval of a difference on the same test images, averaged over the seeds; it knows the test
   images' chance, not what other seeds would change.
 - Structures are compared on one frozen backbone, that of the two-stage training, so that only the branch differs.
@@ -242,13 +242,14 @@ class Bench:
         from eex.models.network import make
 
         torch.manual_seed(self.work.seed + seed)
+        channels, height, width = self.images.train[0].shape[1:]
         return make(
             "resnet",
             self.images.classes,
             after=after,
             structure=structure,
             final_structure="pool_fc",
-            input_shape=tuple(self.images.train[0].shape[1:]),
+            input_shape=(channels, height, width),
             width=self.recipe.width,
         )
 
@@ -787,7 +788,8 @@ def _of_methods(
         Claim(
             "distillation: side exits mimic the final exit",
             NONE,
-            f"side exits answer as the final one: {_percent(copies['distillation'])}, joint {_percent(copies['joint'])}",
+            "side exits agree with the final one: "
+            f"{_percent(copies['distillation'])}, joint {_percent(copies['joint'])}",
             bool(copies["distillation"] > copies["joint"]),
         ),
         Claim(
@@ -920,7 +922,7 @@ def _of_overthinking(overthinking: pd.DataFrame) -> list[Claim]:
             f"for {_percent(joint['left_early'])} leaving early; of what an oracle could win "
             f"({_points(room)}) that is {_percent(joint['gain'] / room if room else 0)}",
             bool(joint["rescued"] > joint["harmed"]),
-            "holds: more rescued than harmed; confidence hardly tells an image that depth would spoil from one it mends",
+            "holds: more rescued than harmed; confidence hardly tells what depth would spoil from what it mends",
         ),
     ]
 
