@@ -149,6 +149,7 @@ def paper_figure(
     xlabel: str = "",
     ylabel: str = "",
     level: float | None = None,
+    identity: bool = False,
 ) -> Figure:
     """Lines over `x`, one a value of `line`, one panel a value of `panel`; published ones are dashed.
 
@@ -161,6 +162,8 @@ def paper_figure(
         Columns.
     level
         Where to draw a grey horizontal line.
+    identity
+        Whether to draw a grey line where y = x.
     """
     values = list(dict.fromkeys(rows[panel])) if panel else [""]
     across = min(3, len(values))
@@ -186,6 +189,9 @@ def paper_figure(
                     axis.fill_between(part[x], low, high, color=colour, alpha=0.15, lw=0)
         if level is not None:
             axis.axhline(level, color="0.6", lw=0.8, zorder=0)
+        if identity:
+            ends = [rows[x].min(), rows[x].max()]
+            axis.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
         axis.set_title(f"{value}", fontsize=9, loc="left")
         axis.grid(color="0.9", lw=0.5)
         axis.set_xlabel(xlabel or x)

@@ -68,7 +68,7 @@ class Recipe:
     epochs: int
     pair_epochs: int
     more_epochs: int
-    lr: float = 0.04
+    lr: float = 0.01
     batch: int = 128
     validation: int = 5000
     step: float = 0.05

@@ -43,6 +43,10 @@ class Run:
     """Processor threads; 0 = all cores."""
     seed: int = 0
     """Of everything that is drawn."""
+    weights: Path | None = None
+    """For expert-branches: torchvision's published mobilenet_v2 (safetensors) to start from."""
+    published: Path | None = None
+    """Folder of the paper's own results, drawn beside ours: for expert-branches its authors' CSV files."""
     quiet: bool = False
     """No progress bars."""
 
@@ -87,6 +91,8 @@ def reproduce(config: Run) -> list[Claim]:
             config.threads,
             config.seed,
             config.quiet,
+            config.weights,
+            config.published,
             bars,
         )
         work.begin(config.name, recipe)

@@ -118,6 +118,10 @@ class Work:
         Of everything that is drawn.
     quiet
         No progress bars.
+    weights
+        Published weights to start from, where a script can.
+    published
+        Folder of a paper's own results, where it published any.
     """
 
     out: Path
@@ -127,6 +131,8 @@ class Work:
     threads: int = 0
     seed: int = 0
     quiet: bool = False
+    weights: Path | None = None
+    published: Path | None = None
     bars: Callable[[str], Any] = field(default=lambda name: lambda progress: None)
 
     def begin(self, name: str, recipe: Any) -> None:
@@ -143,6 +149,7 @@ class Work:
             "data": Path(self.data).name,
             "size": self.size,
             "seed": self.seed,
+            "weights": self.weights and self.weights.name,
         }
         path = self.out / "run.json"
         try:

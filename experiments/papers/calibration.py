@@ -1,0 +1,587 @@
+"""Calibration: what temperature scaling of the side branches does to reliability and deadlines (Pacheco et al. 2021)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from eex.experiments.papers.paper import Claim, Images, Work, confidences
+from eex.experiments.plotting import paper_figure
+from eex.policies.base import Bools, Context, Floats, Ints
+from eex.policies.errors import EexError
+from eex.policies.fixed import Fixed
+from eex.policies.metrics import (
+    BATCH,
+    device_probability,
+    expected_calibration_error,
+    inference_outage,
+    missed_deadline,
+    reliability,
+)
+from eex.policies.routing import route
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from eex.models.network import EarlyExitNet
+
+TITLE = (
+    "Pacheco, Couto, Simeone: Calibration-aided edge inference offloading via adaptive model partitioning of deep "
+    "neural networks (GLOBECOM 2021)"
+)
+NOTES = """
+- B-AlexNet is BranchyNet's for 32x32 images, trained from scratch: joint training with Adam at 0.001, cross-entropy,
+  loss weights falling from 1 at the first exit to 0.3 at the last, no weight decay. The paper says no more than
+  "BranchyNet methodology" of its training and names no augmentation, so there is none; a third network with flips and
+  shifts shows what that choice is worth. Side branches stand right behind the first and second ReLU, as in the paper,
+  and are BranchyNet's: pooling, local normalisation, two convolutions of 32 maps, pooling, one linear layer.
+- The paper splits CIFAR-10 into 45,000, 3,000 and 7,000 images, so that validation and test share the original test
+  split. Here the 3,000 come from the training split, 45,000 of the rest are trained on, and the whole test split is for
+  testing. Every probability over batches is over many drawn splits of it into batches of 512; they share their images.
+- Each side branch has its temperature from the validation images. The cloud's exit answers whatever reaches it, so its
+  temperature would change no answer and no figure; it is left at 1.
+- The paper takes the device's processing delays from another paper's table for an Intel i7, and the cloud's from a K80;
+  neither is in its text. Here every stage and exit is timed on this machine, one frame at a time, for device and cloud
+  alike. Communication is the paper's: the features at the partition point in float32 over 18.8 Mbit/s.
+- This network is less accurate than the paper's must have been (a batch accuracy of 0.85 is reached there nine times
+  out of ten), so deadlines are also shown at a target that it can meet: two points below the accuracy of the
+  one-branch network's final exit on the validation images.
+"""
+RATE_MBIT = 18.8
+"""Average uplink of the paper's Wi-Fi."""
+P_TAR = (0.75, 0.825, 0.85)
+NEARLY = 0.87
+"""Of the grid of p_tar, the last value that is clearly below 0.875."""
+CALIBRATIONS = ("conventional", "calibrated")
+NETWORKS = {"one branch": (1, False), "two branches": (2, False), "one branch, augmented": (1, True)}
+"""Side branches, and whether the training images are flipped and shifted."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much is trained and measured.
+
+    Parameters
+    ----------
+    epochs, batch, lr
+        Passes over the training images, images a step, and the rate of Adam, which falls along a cosine.
+    train, validation
+        Images to train on, at most, and held out.
+    shift
+        Pixels by which the images of the augmented network are shifted, at most; half of them are flipped too.
+    draws
+        Drawn splits of the test images into batches.
+    networks
+        Which of `NETWORKS` to train.
+    """
+
+    epochs: int
+    batch: int = 128
+    lr: float = 0.001
+    train: int = 45_000
+    validation: int = 3000
+    shift: int = 4
+    draws: int = 100
+    networks: tuple[str, ...] = tuple(NETWORKS)
+
+
+RECIPES = {
+    "quick": Recipe(2, batch=64, validation=200, draws=5, networks=("one branch", "two branches")),
+    "reduced": Recipe(12),
+    "paper": Recipe(100, batch=512),
+}
+
+
+def run(work: Work, recipe: Recipe) -> list[Claim]:
+    """Train B-AlexNets, calibrate their side branches, and measure what that changes."""
+    images = work.images(recipe.validation)
+    if tuple(images.test[0].shape[1:]) != (3, 32, 32):
+        raise EexError(f"{work.data}: B-AlexNet takes colour images of 32x32 pixels; scale yours with --size 32")
+    if len(images.test[0]) < BATCH:
+        raise EexError(f"{work.data}: one batch takes {BATCH} test images, there are {len(images.test[0])}")
+    nets = {name: _network(work, recipe, name, images) for name in recipe.networks}
+    said = {name: _Said.of(work, name, net, images) for name, net in nets.items()}
+    times = work.rows("times", lambda: pd.concat([_times(name, net, images) for name, net in nets.items()]))
+    exits = work.rows("exits", lambda: pd.concat([_exits(name, s) for name, s in said.items()]))
+    diagrams = work.rows("reliability", lambda: pd.concat([_reliability(name, s) for name, s in said.items()]))
+    order = batch_order(len(images.test[0]), recipe.draws, work.seed)
+    targets = work.rows("targets", lambda: pd.concat([_targets(name, s, order) for name, s in said.items()]))
+    reachable = _reachable(exits)
+    deadlines = work.rows(
+        "deadlines",
+        lambda: pd.concat(
+            [_deadlines(name, s, order, times[times["network"] == name], reachable) for name, s in said.items()]
+        ),
+    )
+    _draw(work, diagrams, targets, deadlines)
+    return _claims(exits, targets, deadlines, reachable)
+
+
+# ---- networks
+
+
+def b_alexnet(classes: Sequence[str], branches: int) -> "EarlyExitNet":
+    """B-AlexNet with side branches right behind its first ReLUs: images (B, 3, 32, 32).
+
+    The partition point is behind the last side branch; features there: (32, 32, 32) with one branch, (64, 16, 16) with
+    two.
+    """
+    from torch import nn
+
+    from eex.models.alexnet import alexnet
+    from eex.models.network import CUSTOM, PRISTINE, Architecture, EarlyExitNet
+
+    layers = [layer for block in alexnet() for layer in block.children()]
+    behind = [k + 1 for k, layer in enumerate(layers) if isinstance(layer, nn.ReLU)][:branches]
+    stages = [nn.Sequential(*layers[a:b]) for a, b in pairwise([0, *behind, len(layers)])]
+    exits = [_branch(32, 32, len(classes)), _branch(64, 16, len(classes))][:branches]
+    exits.append(nn.Linear(128, len(classes)))
+    architecture = Architecture(CUSTOM, tuple(classes), tuple(range(branches)), (CUSTOM,) * (branches + 1))
+    return EarlyExitNet(stages, [{PRISTINE: exit} for exit in exits], architecture)
+
+
+def _branch(channels: int, side: int, classes: int) -> "nn.Module":
+    """BranchyNet's side branch: (B, channels, side, side) to (B, classes)."""
+    from torch import nn
+
+    from eex.models.alexnet import Flatten, LocalNorm
+
+    return nn.Sequential(
+        nn.MaxPool2d(3, 2, 1),
+        LocalNorm(),
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        Flatten(),
+        nn.Linear(32 * (side // 4) ** 2, classes),
+    )
+
+
+def _network(work: Work, recipe: Recipe, name: str, images: Images) -> "EarlyExitNet":
+    import torch
+
+    from eex.models.training import Recipe as Training
+
+    branches, augmented = NETWORKS[name]
+    torch.manual_seed(work.seed)
+    net = b_alexnet(images.classes, branches)
+    training = Training(
+        epochs=recipe.epochs,
+        loss_weights=tuple(np.linspace(1, 0.3, branches + 1).round(4).tolist()),
+        optimizer="adam",
+        lr=recipe.lr,
+        weight_decay=0,
+        schedule="cosine",
+        batch=recipe.batch,
+        shift=recipe.shift if augmented else 0,
+        flip=augmented,
+        seed=work.seed,
+    )
+    pixels, labels = images.train
+    file = name.replace(",", "").replace(" ", "-")
+    work.trained(file, net, (pixels[: recipe.train], labels[: recipe.train]), training, validation=images.validation)
+    return net
+
+
+def _times(name: str, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
+    """Milliseconds of each stage and exit for one frame, and bytes of its features in float32 where the cloud takes over.
+
+    Rows of network, stage (from 1), on ("device" or "cloud"), stage_ms, exit_ms, bytes.
+    """
+    from eex.stream.measure import stage_times
+
+    pixels = (images.test[0][:1].float() / 255).to(net.mean.device)
+    rounds = [stage_times(net.eval(), pixels) for _ in range(5)]
+    stage_ms, exit_ms = (np.median(part, axis=0) for part in zip(*rounds, strict=True))
+    rows = []
+    for k, bytes in enumerate(net.costs().feature_bytes):
+        on = "device" if k < net.partition else "cloud"
+        row = {"network": name, "stage": k + 1, "on": on, "stage_ms": stage_ms[k], "exit_ms": exit_ms[k]}
+        rows.append(row | {"bytes": bytes if k == net.partition - 1 else 0})
+    return pd.DataFrame(rows)
+
+
+# ---- what the exits say
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What every exit of a network says of the test images.
+
+    `confidence` and `prediction` are (N, exits), the former by calibration; `label` is (N,).
+    """
+
+    temperature: tuple[float, ...]
+    confidence: dict[str, Floats]
+    prediction: Ints
+    label: Ints
+    validation_accuracy: tuple[float, ...]
+
+    @staticmethod
+    def of(work: Work, name: str, net: "EarlyExitNet", images: Images) -> "_Said":
+        """From the network, whose side branches are calibrated on the validation images."""
+        from eex.models.calibration import fit_temperature
+        from eex.models.training import all_logits
+
+        file = name.replace(",", "").replace(" ", "-")
+        held = work.kept(f"{file}-validation-logits", lambda: all_logits(net, images.validation[0]))
+        logits = work.kept(f"{file}-logits", lambda: all_logits(net, images.test[0]))
+        truth = images.validation[1]
+        found = tuple(fit_temperature(out, truth) for out in held[:-1])
+        conventional, prediction = confidences(logits)
+        calibrated, _ = confidences(logits, (*found, 1.0))
+        return _Said(
+            (*found, 1.0),
+            dict(zip(CALIBRATIONS, (conventional, calibrated), strict=True)),
+            prediction,
+            images.test[1].numpy(),
+            tuple(float((out.argmax(1) == truth).float().mean()) for out in held),
+        )
+
+    @property
+    def right(self) -> Bools:
+        """Whether each exit is right, (N, exits)."""
+        found: Bools = self.prediction == self.label[:, None]
+        return found
+
+    def leave(self, calibration: str, p_tar: float) -> tuple[Ints, Bools]:
+        """Where each image leaves, its last exit being the cloud's, and whether that answer is right; both (N,)."""
+        confidence = self.confidence[calibration]
+        policy = Fixed(p_tar, exits=confidence.shape[1] - 1)
+        exit, _, _ = route(confidence, policy.choose(Context(frames=len(confidence))))
+        return exit, self.right[np.arange(len(exit)), exit]
+
+
+def _exits(name: str, said: _Said) -> pd.DataFrame:
+    """Rows of network, exit, temperature, accuracy, validation accuracy, and confidence and ECE, before and after."""
+    rows = []
+    for e, right in enumerate(said.right.T):
+        row = {"network": name, "exit": e + 1, "temperature": said.temperature[e], "accuracy": right.mean()}
+        row["validation_accuracy"] = said.validation_accuracy[e]
+        for calibration, confidence in said.confidence.items():
+            row[f"confidence_{calibration}"] = confidence[:, e].mean()
+            row[f"ece_{calibration}"] = expected_calibration_error(confidence[:, e], right)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _reliability(name: str, said: _Said) -> pd.DataFrame:
+    """Reliability diagrams of the side branches: rows of network, exit, calibration, and each filled bin."""
+    rows = []
+    for e in range(said.prediction.shape[1] - 1):
+        for calibration, confidence in said.confidence.items():
+            found = reliability(confidence[:, e], said.right[:, e])
+            for k in np.flatnonzero(found.counts):
+                row = {"network": name, "exit": e + 1, "calibration": calibration, "upto": found.edges[k + 1]}
+                row |= {"images": found.counts[k], "confidence": found.confidence[k], "accuracy": found.accuracy[k]}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# ---- what a target does
+
+
+def batch_order(images: int, draws: int, seed: int, batch: int = BATCH) -> Ints:
+    """So many drawn splits of images into full batches, one after the other, as indices.
+
+    Examples
+    --------
+    >>> order = batch_order(5, draws=3, seed=0, batch=2)
+    >>> len(order), all(len(set(part)) == 4 for part in order.reshape(3, 4).tolist())
+    (12, True)
+    """
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(images)[: images // batch * batch] for _ in range(draws)])
+
+
+def _targets(name: str, said: _Said, order: Ints) -> pd.DataFrame:
+    """One row a calibration and p_tar: what is answered on the device, how well, and how often a batch falls short."""
+    rows = []
+    for calibration in CALIBRATIONS:
+        for p_tar in np.arange(100, 200) / 200:
+            exit, right = said.leave(calibration, p_tar)
+            here = exit < said.prediction.shape[1] - 1
+            row = {"network": name, "calibration": calibration, "p_tar": p_tar}
+            row["device_probability"] = device_probability(here)
+            row["device_accuracy"] = right[here].mean() if here.any() else np.nan
+            said_there = said.confidence[calibration][np.arange(len(exit)), exit]
+            row["device_confidence"] = said_there[here].mean() if here.any() else np.nan
+            row["accuracy"] = right.mean()
+            row["outage"] = float(inference_outage(here[order], right[order], p_tar))
+            rows.append(row | {"batches": len(order) // BATCH})
+    return pd.DataFrame(rows)
+
+
+def _reachable(exits: pd.DataFrame) -> float:
+    """The extra target: two points below the one-branch network's final exit on the validation images."""
+    one = exits[exits["network"] == "one branch"]
+    return float(np.round(one["validation_accuracy"].iloc[-1] - 0.02, 3))
+
+
+def exit_ms(times: pd.DataFrame) -> Floats:
+    """Milliseconds of a frame that leaves at each exit, (exits,), one after another on an idle machine.
+
+    A frame that leaves on the device has passed the stages and exits up to there; one that is offloaded all of the
+    device's, its features' bytes over 18.8 Mbit/s, and the cloud's stages and exit.
+    """
+    communication = 8 * times["bytes"].to_numpy() / (RATE_MBIT * 1e3)
+    spent: Floats = np.cumsum(times["stage_ms"].to_numpy() + times["exit_ms"].to_numpy() + communication)
+    return spent - communication  # behind the partition point only those pay it that go on
+
+
+def _deadlines(name: str, said: _Said, order: Ints, times: pd.DataFrame, reachable: float) -> pd.DataFrame:
+    """One row a calibration, p_tar and t_tar: the share of batches that miss the deadline."""
+    by_exit = exit_ms(times)
+    t_tar = np.linspace(0, 1.05 * by_exit[-1], 64)
+    rows = []
+    for calibration in CALIBRATIONS:
+        for p_tar in (*P_TAR, reachable):
+            exit, right = said.leave(calibration, p_tar)
+            missed = missed_deadline(by_exit[exit][order], right[order], p_tar, t_tar)
+            found = pd.DataFrame({"t_tar_ms": t_tar, "missed": missed})
+            found["mean_ms"] = by_exit[exit].mean()
+            rows.append(found.assign(network=name, calibration=calibration, p_tar=p_tar))
+    return pd.concat(rows)[["network", "calibration", "p_tar", "t_tar_ms", "missed", "mean_ms"]]
+
+
+# ---- figures
+
+
+def _draw(work: Work, diagrams: pd.DataFrame, targets: pd.DataFrame, deadlines: pd.DataFrame) -> None:
+    panel = diagrams["network"] + ", exit " + diagrams["exit"].astype(str)
+    work.draw(
+        "reliability",
+        paper_figure(
+            diagrams.assign(panel=panel),
+            "confidence",
+            "accuracy",
+            "calibration",
+            "panel",
+            title="Reliability of the side branches, test images",
+            identity=True,
+        ),
+    )
+    thinned = targets[np.isclose(targets["p_tar"] * 80, (targets["p_tar"] * 80).round())]  # every 0.025 half, and 0.05
+    work.draw(
+        "fig2-device-probability",
+        paper_figure(
+            thinned,
+            "p_tar",
+            "device_probability",
+            "calibration",
+            "network",
+            title="Fig. 2: probability of classifying on the device",
+            ylabel="probability",
+        ),
+    )
+    work.draw(
+        "fig3a-accuracy-confidence",
+        paper_figure(
+            thinned,
+            "device_confidence",
+            "device_accuracy",
+            "calibration",
+            "network",
+            title="Fig. 3(a): accuracy on the device against mean confidence, one point a p_tar",
+            xlabel="mean confidence",
+            ylabel="accuracy",
+            identity=True,
+        ),
+    )
+    for figure, column, title in (
+        ("fig3b-device-accuracy", "device_accuracy", "Fig. 3(b): accuracy on the device; grey: the target"),
+        ("fig3c-accuracy", "accuracy", "Fig. 3(c): accuracy over all images"),
+    ):
+        work.draw(
+            figure,
+            paper_figure(
+                thinned,
+                "p_tar",
+                column,
+                "calibration",
+                "network",
+                title=title,
+                ylabel="accuracy",
+                identity=column == "device_accuracy",
+            ),
+        )
+    published = pd.DataFrame(
+        {
+            "p_tar": [NEARLY, NEARLY],
+            "outage": [0.4, 0.0],
+            "calibration": CALIBRATIONS,
+            "network": "one branch",
+            "source": "published",
+        }
+    )
+    work.draw(
+        "fig4-7-outage",
+        paper_figure(
+            pd.concat([thinned.assign(source="ours"), published]),
+            "p_tar",
+            "outage",
+            "calibration",
+            "network",
+            title=f"Figs. 4 and 7: inference outage, {targets['batches'].iloc[0]:,} batches of {BATCH}",
+            ylabel="share of batches",
+        ),
+    )
+    for network, rows in deadlines.groupby("network", sort=False):
+        branches, augmented = NETWORKS[str(network)]
+        name = ("fig5" if branches == 1 else "fig6") + ("-augmented" if augmented else "")
+        work.draw(
+            f"{name}-missed-deadline",
+            paper_figure(
+                rows.assign(panel=[f"p_tar = {p:g}" for p in rows["p_tar"]]),
+                "t_tar_ms",
+                "missed",
+                "calibration",
+                "panel",
+                title=f"Fig. {5 if branches == 1 else 6}: missed deadlines, {network}",
+                xlabel="t_tar, ms",
+                ylabel="share of batches",
+            ),
+        )
+
+
+# ---- claims
+
+
+def _claims(exits: pd.DataFrame, targets: pd.DataFrame, deadlines: pd.DataFrame, reachable: float) -> list[Claim]:
+    """The paper's sentences; the networks without augmentation decide, the augmented one is told beside them."""
+
+    def curve(calibration: str, column: str, network: str = "one branch") -> Floats:
+        rows = targets[(targets["network"] == network) & (targets["calibration"] == calibration)]
+        return rows.sort_values("p_tar")[column].to_numpy()
+
+    p_tar = np.sort(targets["p_tar"].unique())
+
+    def at(value: float, calibration: str, column: str, network: str = "one branch") -> float:
+        return float(curve(calibration, column, network)[np.abs(p_tar - value).argmin()])
+
+    def floor(calibration: str, value: float, network: str = "one branch") -> float:
+        """Missed deadlines however late the deadline: batches that fall short of p_tar."""
+        rows = deadlines[(deadlines["network"] == network) & (deadlines["calibration"] == calibration)]
+        return float(rows[np.isclose(rows["p_tar"], value)]["missed"].min())
+
+    def final(network: str) -> float:
+        return float(exits[exits["network"] == network]["accuracy"].iloc[-1])
+
+    def both(text: str, one: float, other: float) -> str:
+        return f"{text}{other:.3g} calibrated, {one:.3g} conventional"
+
+    conventional, calibrated = CALIBRATIONS
+    beside = [n for n in targets["network"].unique() if n not in ("one branch", "two branches")]
+    claims = []
+
+    device = {c: curve(c, "device_probability") for c in CALIBRATIONS}
+    claims.append(
+        Claim(
+            "Fig. 2: calibration lowers the probability of classifying on the device",
+            "lower for all p_tar",
+            both("at p_tar 0.8: ", *(at(0.8, c, "device_probability") for c in CALIBRATIONS))
+            + "".join(both(f"; {n}: ", *(at(0.8, c, "device_probability", n) for c in CALIBRATIONS)) for n in beside),
+            bool((device[calibrated] <= device[conventional]).all()),
+        )
+    )
+
+    gaps = {
+        (n, c): float(np.nanmean(np.abs(curve(c, "device_accuracy", n) - curve(c, "device_confidence", n))))
+        for n in targets["network"].unique()
+        for c in CALIBRATIONS
+    }
+    first = exits[exits["exit"] == 1].set_index("network")
+    claims.append(
+        Claim(
+            "Fig. 3(a): calibrated, confidence is nearer to accuracy",
+            "near the identity; conventional below it",
+            both("mean distance ", gaps["one branch", conventional], gaps["one branch", calibrated])
+            + both(
+                "; ECE of exit 1 ",
+                first.loc["one branch", "ece_conventional"],
+                first.loc["one branch", "ece_calibrated"],
+            )
+            + "".join(both(f"; {n}: distance ", gaps[n, conventional], gaps[n, calibrated]) for n in beside),
+            gaps["one branch", calibrated] < gaps["one branch", conventional],
+        )
+    )
+
+    reached = {c: curve(c, "device_accuracy") - p_tar for c in CALIBRATIONS}
+    more = np.nan_to_num(reached[calibrated] - reached[conventional])
+    claims.append(
+        Claim(
+            "Fig. 3(b): for all p_tar the calibrated network is more accurate on the device, and above p_tar or close",
+            "above or close to p_tar; conventional below",
+            both("least of accuracy - p_tar: ", *(float(np.nanmin(reached[c])) for c in CALIBRATIONS)),
+            bool((more >= 0).all() and np.nanmin(reached[calibrated]) > -0.02),
+        )
+    )
+
+    overall = {c: curve(c, "accuracy") for c in CALIBRATIONS}
+    claims.append(
+        Claim(
+            "Fig. 3(c): the calibrated network is more accurate over all images, for any p_tar",
+            "higher for any p_tar",
+            both("at p_tar 0.8: ", *(at(0.8, c, "accuracy") for c in CALIBRATIONS))
+            + f"; final exit alone {final('one branch'):.3g}",
+            bool((overall[calibrated] >= overall[conventional]).all()),
+        )
+    )
+
+    outage = {c: at(NEARLY, c, "outage") for c in CALIBRATIONS}
+    below = float(curve(calibrated, "outage")[p_tar < 0.8749].max())
+    claims.append(
+        Claim(
+            "Fig. 4: no outage of the calibrated branch for any p_tar below 0.875, about 0.4 of the conventional one",
+            "0 calibrated, 0.4 conventional",
+            both(f"at p_tar {NEARLY}: ", outage[conventional], outage[calibrated])
+            + f"; calibrated below 0.875 at most {below:.3g}"
+            + "".join(both(f"; {n}: ", *(at(NEARLY, c, "outage", n) for c in CALIBRATIONS)) for n in beside),
+            below < 0.02 and outage[conventional] > 0.2,
+        )
+    )
+
+    short = f"the final exit alone is right on {final('one branch'):.1%} of the test images: "
+    lowest = {c: floor(c, 0.75) for c in CALIBRATIONS}
+    ms = {c: float(_of(deadlines, "one branch", c, 0.75)["mean_ms"].iloc[0]) for c in CALIBRATIONS}
+    claims.append(
+        Claim(
+            "Fig. 5(a): at p_tar 0.75 calibration is not needed: the conventional network meets tighter deadlines, and "
+            "both miss the same share of late ones",
+            "conventional better for small t_tar, equal for large",
+            both("late deadlines missed: ", lowest[conventional], lowest[calibrated])
+            + both("; mean ms a frame ", ms[conventional], ms[calibrated]),
+            ms[conventional] < ms[calibrated] and abs(lowest[conventional] - lowest[calibrated]) < 0.05,
+            "" if max(lowest.values()) < 0.05 else short + "0.75 is not far below it",
+        )
+    )
+    for value, figure, published in (
+        (0.825, "5(b)", "calibrated far below conventional"),
+        (0.85, "5(c)", "down to 0.1 calibrated, 0.7 or more conventional"),
+        (reachable, "", "–"),
+    ):
+        least = {c: floor(c, value) for c in CALIBRATIONS}
+        text = f"at p_tar {value:g} calibration lowers the missed deadlines that no delay can excuse"
+        claims.append(
+            Claim(
+                f"Fig. {figure}: {text}" if figure else f"Not in the paper, a target this network can meet: {text}",
+                published,
+                both("", least[conventional], least[calibrated]),
+                least[calibrated] < 0.2 and least[calibrated] < least[conventional] - 0.05,
+                short + f"hardly a batch reaches {value:g}" if final("one branch") < value else "",
+            )
+        )
+
+    if "two branches" in set(targets["network"]):
+        claims += _two_branch_claims(floor, curve, p_tar, reachable, final("two branches"), both)
+    return claims
+
+
+def _of(deadlines: pd.DataFrame, network: str, calibration: str, p_tar: float) -> pd.DataFrame:
+    rows = deadlines[(deadlines["network"] == network) & (deadlines["calibration"] == calibration)]
+    return rows[np.isclose(rows["p_tar"], p_tar)]
