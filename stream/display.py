@@ -137,6 +137,8 @@ def bought(summary: dict[str, Any]) -> list[str]:
         if None not in (first["accuracy"], rival["accuracy"]):
             parts.append(f"{100 * (first['accuracy'] - rival['accuracy']):+.1f} points of accuracy")
         parts.append(f"{100 * (first['offloaded_share'] - rival['offloaded_share']):+.1f} points of frames offloaded")
+        if "dropped" in first:  # accuracy is of the answered frames, which are not the same
+            parts.append(f"{100 * (first['dropped_share'] - rival['dropped_share']):+.1f} points of frames dropped")
         parts.append(f"{(first['bytes_offloaded'] - rival['bytes_offloaded']) / 1e6:+.1f} MB sent")
         parts.append(f"{first['seconds'] - rival['seconds']:+.1f} s")
         lines.append(f"{first['policy']} against {rival['policy']}: {', '.join(parts)}")

@@ -262,7 +262,8 @@ class Worker:
     partition: int = 0
     """With --upstream: stages up to which the network runs here, counted from the first, the edge's own included."""
     p_tar: float = 0.8
-    """With --upstream: confidence from which on the exits up to there answer."""
+    """With --upstream: confidence from which on an exit answers, of those behind the stages that a request asks for, up
+    to --partition; of a frame that is sent as its image, from the first exit on."""
     upstream_keys: Path | None = None
     """With --upstream: folder with edge.key, this worker's key as the upstream's client, and the upstream's worker.pub;
     with --plain it may be left out, and plain text is talked."""

@@ -285,8 +285,10 @@ def test_dropped_frames_are_accounted_for(tmp_path):
     assert table.loc[dropped, ["exit", "answer", "correct", "reward", "confidence_4"]].isna().all(axis=None)
     assert summary["accuracy"] == pytest.approx(table.loc[~dropped, "correct"].astype(bool).mean())
     config = Path(summary["folder"]) / "config.json"
-    done = play("main", "--config", config, "--out", tmp_path / "again", "--threads", 1, "--no-regret")
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    options = ("--out", tmp_path / "again", "--threads", 1, "--no-regret", "--compare", "fixed:p_tar=0")
+    done = play("main", "--config", config, *options)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
+    assert f"+{100 * summary['dropped_share']:.1f} points of frames dropped" in " ".join(done.stdout.split())
     assert f"{summary['dropped']} frames were dropped, answered by nobody" in " ".join(done.stdout.split())
     check_refused(evaluated := play("evaluate", summary["folder"]))
     assert f"{summary['dropped']} frames were dropped (--drop-below)" in evaluated.stderr
