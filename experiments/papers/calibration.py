@@ -1,4 +1,4 @@
-"""Calibration: what temperature scaling of the side branches does to reliability and deadlines (Pacheco et al. 2021)."""
+"""Calibration: what temperature scaling of side branches does to outages and missed deadlines (Pacheco et al.)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def run(work: Work, recipe: Recipe) -> list[Claim]:
         ),
     )
     _draw(work, diagrams, targets, deadlines)
-    return _claims(exits, targets, deadlines, reachable)
+    return _claims(_Found(exits, targets, deadlines), reachable)
 
 
 # ---- networks
@@ -141,6 +141,10 @@ def b_alexnet(classes: Sequence[str], branches: int) -> "EarlyExitNet":
     exits.append(nn.Linear(128, len(classes)))
     architecture = Architecture(CUSTOM, tuple(classes), tuple(range(branches)), (CUSTOM,) * (branches + 1))
     return EarlyExitNet(stages, [{PRISTINE: exit} for exit in exits], architecture)
+
+
+def _file(network: str) -> str:
+    return network.replace(",", "").replace(" ", "-")
 
 
 def _branch(channels: int, side: int, classes: int) -> "nn.Module":
@@ -183,13 +187,14 @@ def _network(work: Work, recipe: Recipe, name: str, images: Images) -> "EarlyExi
         seed=work.seed,
     )
     pixels, labels = images.train
-    file = name.replace(",", "").replace(" ", "-")
-    work.trained(file, net, (pixels[: recipe.train], labels[: recipe.train]), training, validation=images.validation)
+    work.trained(
+        _file(name), net, (pixels[: recipe.train], labels[: recipe.train]), training, validation=images.validation
+    )
     return net
 
 
 def _times(name: str, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
-    """Milliseconds of each stage and exit for one frame, and bytes of its features in float32 where the cloud takes over.
+    """Milliseconds of each stage and exit for one frame, and bytes of its features where the cloud takes over.
 
     Rows of network, stage (from 1), on ("device" or "cloud"), stage_ms, exit_ms, bytes.
     """
@@ -228,7 +233,7 @@ class _Said:
         from eex.models.calibration import fit_temperature
         from eex.models.training import all_logits
 
-        file = name.replace(",", "").replace(" ", "-")
+        file = _file(name)
         held = work.kept(f"{file}-validation-logits", lambda: all_logits(net, images.validation[0]))
         logits = work.kept(f"{file}-logits", lambda: all_logits(net, images.test[0]))
         truth = images.validation[1]
@@ -452,136 +457,177 @@ def _draw(work: Work, diagrams: pd.DataFrame, targets: pd.DataFrame, deadlines: 
 # ---- claims
 
 
-def _claims(exits: pd.DataFrame, targets: pd.DataFrame, deadlines: pd.DataFrame, reachable: float) -> list[Claim]:
-    """The paper's sentences; the networks without augmentation decide, the augmented one is told beside them."""
+@dataclass(frozen=True)
+class _Found:
+    """The rows, and what claims ask of them."""
 
-    def curve(calibration: str, column: str, network: str = "one branch") -> Floats:
-        rows = targets[(targets["network"] == network) & (targets["calibration"] == calibration)]
-        return rows.sort_values("p_tar")[column].to_numpy()
+    exits: pd.DataFrame
+    targets: pd.DataFrame
+    deadlines: pd.DataFrame
 
-    p_tar = np.sort(targets["p_tar"].unique())
+    @property
+    def p_tar(self) -> Floats:
+        """The grid of targets, rising."""
+        return np.sort(self.targets["p_tar"].unique())
 
-    def at(value: float, calibration: str, column: str, network: str = "one branch") -> float:
-        return float(curve(calibration, column, network)[np.abs(p_tar - value).argmin()])
+    def curve(self, column: str, calibration: str, network: str = "one branch") -> Floats:
+        """A column of the targets over p_tar."""
+        rows = self.targets[(self.targets["network"] == network) & (self.targets["calibration"] == calibration)]
+        found: Floats = rows.sort_values("p_tar")[column].to_numpy()
+        return found
 
-    def floor(calibration: str, value: float, network: str = "one branch") -> float:
-        """Missed deadlines however late the deadline: batches that fall short of p_tar."""
-        rows = deadlines[(deadlines["network"] == network) & (deadlines["calibration"] == calibration)]
-        return float(rows[np.isclose(rows["p_tar"], value)]["missed"].min())
+    def at(self, p_tar: float, column: str, network: str = "one branch") -> tuple[float, float]:
+        """A column at one p_tar: conventional, calibrated."""
+        k = np.abs(self.p_tar - p_tar).argmin()
+        conventional, calibrated = (float(self.curve(column, c, network)[k]) for c in CALIBRATIONS)
+        return conventional, calibrated
 
-    def final(network: str) -> float:
-        return float(exits[exits["network"] == network]["accuracy"].iloc[-1])
+    def deadline(self, p_tar: float, network: str = "one branch") -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Missed deadlines over t_tar: conventional, calibrated."""
+        rows = self.deadlines[(self.deadlines["network"] == network) & np.isclose(self.deadlines["p_tar"], p_tar)]
+        conventional, calibrated = (rows[rows["calibration"] == c] for c in CALIBRATIONS)
+        return conventional, calibrated
 
-    def both(text: str, one: float, other: float) -> str:
-        return f"{text}{other:.3g} calibrated, {one:.3g} conventional"
+    def floor(self, p_tar: float, network: str = "one branch") -> tuple[float, float]:
+        """Deadlines missed however late they are, for want of accuracy: conventional, calibrated."""
+        conventional, calibrated = (float(rows["missed"].min()) for rows in self.deadline(p_tar, network))
+        return conventional, calibrated
 
-    conventional, calibrated = CALIBRATIONS
-    beside = [n for n in targets["network"].unique() if n not in ("one branch", "two branches")]
-    claims = []
+    def final(self, network: str = "one branch") -> float:
+        """Accuracy of the final exit alone."""
+        return float(self.exits[self.exits["network"] == network]["accuracy"].iloc[-1])
 
-    device = {c: curve(c, "device_probability") for c in CALIBRATIONS}
-    claims.append(
-        Claim(
-            "Fig. 2: calibration lowers the probability of classifying on the device",
-            "lower for all p_tar",
-            both("at p_tar 0.8: ", *(at(0.8, c, "device_probability") for c in CALIBRATIONS))
-            + "".join(both(f"; {n}: ", *(at(0.8, c, "device_probability", n) for c in CALIBRATIONS)) for n in beside),
-            bool((device[calibrated] <= device[conventional]).all()),
-        )
-    )
+    def beside(self, column: str, p_tar: float) -> str:
+        """The same of the networks that decide no claim."""
+        others = [n for n in self.targets["network"].unique() if n not in ("one branch", "two branches")]
+        return "".join(f"; {n}: {_both(self.at(p_tar, column, n))}" for n in others)
 
-    gaps = {
-        (n, c): float(np.nanmean(np.abs(curve(c, "device_accuracy", n) - curve(c, "device_confidence", n))))
-        for n in targets["network"].unique()
-        for c in CALIBRATIONS
-    }
-    first = exits[exits["exit"] == 1].set_index("network")
-    claims.append(
-        Claim(
-            "Fig. 3(a): calibrated, confidence is nearer to accuracy",
-            "near the identity; conventional below it",
-            both("mean distance ", gaps["one branch", conventional], gaps["one branch", calibrated])
-            + both(
-                "; ECE of exit 1 ",
-                first.loc["one branch", "ece_conventional"],
-                first.loc["one branch", "ece_calibrated"],
-            )
-            + "".join(both(f"; {n}: distance ", gaps[n, conventional], gaps[n, calibrated]) for n in beside),
-            gaps["one branch", calibrated] < gaps["one branch", conventional],
-        )
-    )
 
-    reached = {c: curve(c, "device_accuracy") - p_tar for c in CALIBRATIONS}
-    more = np.nan_to_num(reached[calibrated] - reached[conventional])
-    claims.append(
-        Claim(
-            "Fig. 3(b): for all p_tar the calibrated network is more accurate on the device, and above p_tar or close",
-            "above or close to p_tar; conventional below",
-            both("least of accuracy - p_tar: ", *(float(np.nanmin(reached[c])) for c in CALIBRATIONS)),
-            bool((more >= 0).all() and np.nanmin(reached[calibrated]) > -0.02),
-        )
-    )
+def _both(values: tuple[float, float]) -> str:
+    conventional, calibrated = values
+    return f"{calibrated:.3g} calibrated, {conventional:.3g} conventional"
 
-    overall = {c: curve(c, "accuracy") for c in CALIBRATIONS}
-    claims.append(
-        Claim(
-            "Fig. 3(c): the calibrated network is more accurate over all images, for any p_tar",
-            "higher for any p_tar",
-            both("at p_tar 0.8: ", *(at(0.8, c, "accuracy") for c in CALIBRATIONS))
-            + f"; final exit alone {final('one branch'):.3g}",
-            bool((overall[calibrated] >= overall[conventional]).all()),
-        )
-    )
 
-    outage = {c: at(NEARLY, c, "outage") for c in CALIBRATIONS}
-    below = float(curve(calibrated, "outage")[p_tar < 0.8749].max())
-    claims.append(
-        Claim(
-            "Fig. 4: no outage of the calibrated branch for any p_tar below 0.875, about 0.4 of the conventional one",
-            "0 calibrated, 0.4 conventional",
-            both(f"at p_tar {NEARLY}: ", outage[conventional], outage[calibrated])
-            + f"; calibrated below 0.875 at most {below:.3g}"
-            + "".join(both(f"; {n}: ", *(at(NEARLY, c, "outage", n) for c in CALIBRATIONS)) for n in beside),
-            below < 0.02 and outage[conventional] > 0.2,
-        )
-    )
-
-    short = f"the final exit alone is right on {final('one branch'):.1%} of the test images: "
-    lowest = {c: floor(c, 0.75) for c in CALIBRATIONS}
-    ms = {c: float(_of(deadlines, "one branch", c, 0.75)["mean_ms"].iloc[0]) for c in CALIBRATIONS}
-    claims.append(
-        Claim(
-            "Fig. 5(a): at p_tar 0.75 calibration is not needed: the conventional network meets tighter deadlines, and "
-            "both miss the same share of late ones",
-            "conventional better for small t_tar, equal for large",
-            both("late deadlines missed: ", lowest[conventional], lowest[calibrated])
-            + both("; mean ms a frame ", ms[conventional], ms[calibrated]),
-            ms[conventional] < ms[calibrated] and abs(lowest[conventional] - lowest[calibrated]) < 0.05,
-            "" if max(lowest.values()) < 0.05 else short + "0.75 is not far below it",
-        )
-    )
-    for value, figure, published in (
-        (0.825, "5(b)", "calibrated far below conventional"),
-        (0.85, "5(c)", "down to 0.1 calibrated, 0.7 or more conventional"),
-        (reachable, "", "–"),
-    ):
-        least = {c: floor(c, value) for c in CALIBRATIONS}
-        text = f"at p_tar {value:g} calibration lowers the missed deadlines that no delay can excuse"
-        claims.append(
-            Claim(
-                f"Fig. {figure}: {text}" if figure else f"Not in the paper, a target this network can meet: {text}",
-                published,
-                both("", least[conventional], least[calibrated]),
-                least[calibrated] < 0.2 and least[calibrated] < least[conventional] - 0.05,
-                short + f"hardly a batch reaches {value:g}" if final("one branch") < value else "",
-            )
-        )
-
-    if "two branches" in set(targets["network"]):
-        claims += _two_branch_claims(floor, curve, p_tar, reachable, final("two branches"), both)
+def _claims(found: _Found, reachable: float) -> list[Claim]:
+    """The paper's sentences. The networks without augmentation decide; the augmented one is told beside them."""
+    claims = _target_claims(found) + _deadline_claims(found, reachable)
+    if "two branches" in set(found.targets["network"]):
+        claims += _two_branch_claims(found, reachable)
     return claims
 
 
-def _of(deadlines: pd.DataFrame, network: str, calibration: str, p_tar: float) -> pd.DataFrame:
-    rows = deadlines[(deadlines["network"] == network) & (deadlines["calibration"] == calibration)]
-    return rows[np.isclose(rows["p_tar"], p_tar)]
+def _target_claims(found: _Found) -> list[Claim]:
+    """Figs. 2, 3 and 4: the network with one side branch against p_tar."""
+    device, right, sure, overall, outage = (
+        [found.curve(column, c) for c in CALIBRATIONS]
+        for column in ("device_probability", "device_accuracy", "device_confidence", "accuracy", "outage")
+    )
+    far = tuple(float(np.nanmean(np.abs(a - b))) for a, b in zip(right, sure, strict=True))
+    above = [r - found.p_tar for r in right]
+    more_right = np.nan_to_num(right[1] - right[0])
+    first = found.exits[found.exits["network"] == "one branch"].iloc[0]
+    ece = (float(first["ece_conventional"]), float(first["ece_calibrated"]))
+    at_most = float(outage[1][found.p_tar < 0.8749].max())
+    final = f"{found.final():.3g} the final exit alone"
+    return [
+        Claim(
+            "Fig. 2: calibration lowers the probability of classifying on the device",
+            "lower for all p_tar",
+            f"at p_tar 0.8 {_both(found.at(0.8, 'device_probability'))}{found.beside('device_probability', 0.8)}",
+            bool((device[1] <= device[0]).all()),
+        ),
+        Claim(
+            "Fig. 3(a): calibrated, confidence on the device is nearer to accuracy",
+            "near the identity; conventional below it",
+            f"mean distance {_both((far[0], far[1]))}; ECE of the branch {_both(ece)}",
+            far[1] < far[0],
+        ),
+        Claim(
+            "Fig. 3(b): for all p_tar the calibrated network is more accurate on the device, and above p_tar or close",
+            "above or close to p_tar; conventional below",
+            f"accuracy less p_tar, at worst: {_both((float(np.nanmin(above[0])), float(np.nanmin(above[1]))))}",
+            bool((more_right >= 0).all() and np.nanmin(above[1]) > -0.02),
+        ),
+        Claim(
+            "Fig. 3(c): the calibrated network is more accurate over all images, for any p_tar",
+            "higher for any p_tar",
+            f"at p_tar 0.8 {_both(found.at(0.8, 'accuracy'))}{found.beside('accuracy', 0.8)}; {final}",
+            bool((overall[1] >= overall[0]).all()),
+        ),
+        Claim(
+            "Fig. 4: for all p_tar, calibration lowers the outage",
+            "lower for all p_tar",
+            f"mean over p_tar {_both((float(outage[0].mean()), float(outage[1].mean())))}",
+            bool((outage[1] <= outage[0]).all()),
+        ),
+        Claim(
+            "Fig. 4: no outage of the calibrated branch below p_tar 0.875, and close to 0.4 of the conventional one",
+            "0 calibrated, 0.4 conventional",
+            f"at p_tar {NEARLY} {_both(found.at(NEARLY, 'outage'))}{found.beside('outage', NEARLY)}; calibrated, at "
+            f"most {at_most:.3g} below 0.875",
+            at_most < 0.01 and found.at(NEARLY, "outage")[0] > 0.2,
+        ),
+    ]
+
+
+def _deadline_claims(found: _Found, reachable: float) -> list[Claim]:
+    """Fig. 5: the network with one side branch against t_tar."""
+    conventional, calibrated = (float(rows["mean_ms"].iloc[0]) for rows in found.deadline(0.75))
+    least = found.floor(0.75)
+    short = f"the final exit alone is right on {found.final():.1%} of the test images"
+    claims = [
+        Claim(
+            "Fig. 5(a): at p_tar 0.75 the conventional network meets tighter deadlines, and late ones are missed alike",
+            "conventional better for small t_tar, equal for large",
+            f"mean ms a frame {_both((conventional, calibrated))}; late deadlines missed {_both(least)}",
+            conventional < calibrated and abs(least[0] - least[1]) < 0.05,
+            f"{short}, so that 0.75 is no low target here" if max(least) > 0.05 else "",
+        )
+    ]
+    for value, figure, published in (
+        (0.825, "Fig. 5(b): ", "calibrated below 0.2, conventional far above"),
+        (0.85, "Fig. 5(c): ", "down to 0.1 calibrated, 0.7 or more conventional"),
+        (reachable, "Not in the paper, at a target that this network can meet: ", "–"),
+    ):
+        least = found.floor(value)
+        claims.append(
+            Claim(
+                f"{figure}at p_tar {value:g} calibration misses fewer of the late deadlines",
+                published,
+                _both(least),
+                least[1] < 0.2 and least[1] < least[0] - 0.05,
+                f"{short}: hardly a batch reaches {value:g}, calibrated or not" if found.final() < value else "",
+            )
+        )
+    return claims
+
+
+def _two_branch_claims(found: _Found, reachable: float) -> list[Claim]:
+    """Figs. 6 and 7: what a second side branch does."""
+    claims = []
+    for value in (*P_TAR[1:], reachable):
+        one, two = found.floor(value), found.floor(value, "two branches")
+        claims.append(
+            Claim(
+                f"{'Fig. 6' if value in P_TAR else 'Not in the paper'}: at p_tar {value:g} a second branch makes the "
+                "conventional network miss more of the late deadlines, but not the calibrated one",
+                "conventional higher than with one branch, calibrated not" if value in P_TAR else "–",
+                f"one branch {_both(one)}; two branches {_both(two)}",
+                two[0] > one[0] and two[1] <= one[1],
+                f"both final exits ({found.final():.1%}, {found.final('two branches'):.1%}) are below {value:g}"
+                if max(found.final(), found.final("two branches")) < value
+                else "",
+            )
+        )
+    outage = [[found.curve("outage", c, n).mean() for c in CALIBRATIONS] for n in ("one branch", "two branches")]
+    near = found.at(NEARLY, "outage"), found.at(NEARLY, "outage", "two branches")
+    claims.append(
+        Claim(
+            "Fig. 7: with two branches the conventional network has more outages, the calibrated one fewer",
+            "conventional higher, calibrated very low",
+            f"at p_tar {NEARLY}: one branch {_both(near[0])}, two {_both(near[1])}; mean over p_tar: one branch "
+            f"{_both((outage[0][0], outage[0][1]))}, two {_both((outage[1][0], outage[1][1]))}",
+            bool(outage[1][0] > outage[0][0] and outage[1][1] <= outage[0][1]),
+        )
+    )
+    return claims
