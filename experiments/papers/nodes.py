@@ -349,6 +349,8 @@ class Nodes:
                 self._stderr.seek(0)
                 said = [line for line in self._stderr.read().splitlines() if line.strip()]
                 reason = one_line(said[-1].removeprefix("error: ")) if said else "it said nothing"
+                if self.resources.memory_mb:
+                    reason += f" (its memory is limited to {self.resources.memory_mb} MB)"
                 raise EexError(f"the edge node ended (exit status {self._process.returncode}): {reason}")
             if time.monotonic() > end:
                 raise EexError(f"the edge node did not answer within {within_s:g} s")
@@ -441,11 +443,15 @@ def _restrict(resources: Resources) -> None:
 
 
 def _peak_mb() -> float:
+    """Most memory that this process has had resident; NaN where the system does not tell.
+
+    Not getrusage's: that one remembers the process that this one was started from.
+    """
     try:
-        import resource
-    except ImportError:
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
         return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 class EdgeNode:
@@ -456,6 +462,7 @@ class EdgeNode:
         self._offloader: ZmqOffloader | None = None
         self._engine: Engine | None = None
         self._first = 0  # number of the batch's first frame
+        self._peak_mb = math.nan
 
     def serve(self, stop: threading.Event) -> None:
         """Say that we are ready, then do as the test node says until `stop` is set."""
@@ -501,6 +508,7 @@ class EdgeNode:
         engine.drain()
         for _ in engine.take():
             pass
+        self._peak_mb = _peak_mb()  # told with the next batch, so that nobody waits for it
 
     def _tell(self, outcomes: Outcomes) -> None:
         """Send finished frames' classes to the test node: those of the local exit while the cloud works on the rest."""
@@ -509,7 +517,7 @@ class EdgeNode:
         where = np.where(exit < 0, DROPPED, where)
         classes = np.where(exit < 0, -1, outcomes.prediction[np.arange(len(rows)), exit])
         told = np.column_stack([rows, classes, where]).astype("<i4")
-        self.socket.send_multipart(pack(Answers(len(told), _peak_mb()), told))
+        self.socket.send_multipart(pack(Answers(len(told), self._peak_mb), told))
 
 
 if __name__ == "__main__":
