@@ -1,8 +1,11 @@
 """Images through the real engine, alone or with a worker process behind an emulated link."""
 
 import contextlib
+import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.base import Policy
+from eex.policies.errors import OffloadError
 from eex.stream.engine import Engine, Rows
 
 if TYPE_CHECKING:
@@ -37,6 +41,77 @@ def cloud(model: Path, fingerprint: str, link: str = "", threads: int = 1) -> "I
         stack.enter_context(contextlib.closing(offloader))
         offloader.connect(30.0)
         yield offloader
+
+
+@contextlib.contextmanager
+def tiers(
+    model: Path, fingerprint: str, partition: int, p_tar: float, near: str = "", far: str = ""
+) -> "Iterator[tuple[Offloader, Callable[[], dict[str, int]]]]":
+    """A worker between edge and cloud: eex-worker --upstream, in front of another, each behind a link of its own.
+
+    Yields what takes frames to the nearer worker, and what it counts: frames answered `here`, `forwarded` and, of
+    those, `fallback`.
+    """
+    from eex.stream.edge import ZmqOffloader
+    from eex.stream.keys import edge_keys, make_keys
+    from eex.stream.link import emulated
+
+    with contextlib.ExitStack() as stack:
+        keys = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in ("near", "far"):
+            make_keys(keys / name)
+        top, _ = stack.enter_context(_worker(model, "--keys", str(keys / "far")))
+        if far:
+            [top] = stack.enter_context(emulated(far, [top]))
+        patience = ("--deadline-ms", str(PATIENCE_MS / 2))
+        upstream = ("--upstream", top, "--upstream-keys", str(keys / "far"), "--partition", str(partition))
+        middle, metrics = stack.enter_context(
+            _worker(
+                model, "--keys", str(keys / "near"), *upstream, "--p-tar", str(p_tar), *patience, "--metrics-port", "0"
+            )
+        )
+        if near:
+            [middle] = stack.enter_context(emulated(near, [middle]))
+        offloader = ZmqOffloader([middle], fingerprint, PATIENCE_MS, keys=edge_keys(keys / "near"))
+        stack.enter_context(contextlib.closing(offloader))
+        offloader.connect(30.0)
+
+        def counted() -> dict[str, int]:
+            with urllib.request.urlopen(metrics, timeout=10) as reply:
+                lines = reply.read().decode().splitlines()
+            found = {}
+            for line in lines:
+                if line.startswith("eex_upstream_frames_total{"):
+                    found[line.split('"')[1]] = int(float(line.split()[-1]))
+            return found
+
+        yield offloader, counted
+
+
+@contextlib.contextmanager
+def _worker(model: Path, *arguments: str) -> Iterator[tuple[str, str]]:
+    """`eex-worker` in a process of its own; yields where it listens and the address of its metrics."""
+    from eex.stream.embedded import COMMAND, READY
+
+    command = [*COMMAND, str(model), "--bind", "tcp://127.0.0.1:*", "--threads", "1", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        try:
+            metrics = ""
+            for line in process.stdout:
+                if line.startswith(READY):
+                    yield line.removeprefix(READY).strip(), metrics
+                    break
+                if "/metrics" in line:
+                    metrics = line.split()[1]
+            else:
+                raise OffloadError("the worker could not start; it says why above")
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def play(
