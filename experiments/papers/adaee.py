@@ -2,8 +2,9 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -24,14 +25,15 @@ from eex.policies.trace import Trace, read_trace, write_trace
 
 TITLE = "Pacheco, Bajpai, Shifrin, Couto, Menasché, Hanawal, Campista: AdaEE, UCB-based adaptive early exit"
 NOTES = """
-- The paper's own figures are not at hand: its sentences are taken from the survey of deployment strategies, and nothing
-  is published to set beside ours.
-- The streams are recordings of the shipped model on CIFAR-10's test images, with the expert branches that its classifier
-  selects: one stream a distortion level, and one that goes through all of them (`changing`). Beside them, the authors'
-  own traces of a one-branch AlexNet (`--published FOLDER` names the folder of their CSV files). Frames are drawn anew
-  from a stream in each round, and feedback is not late.
+- The paper's own figures are not at hand: its sentences are taken from the survey of deployment strategies, and there is
+  nothing published to set beside ours.
+- The streams are recordings of the shipped model on CIFAR-10's test images, with the expert branches that its
+  classifier selects: one stream a distortion level, and one that goes through all of them (`changing`). Beside them, the
+  authors' own traces of a one-branch AlexNet (`--published FOLDER` names the folder of their CSV files). Frames are
+  drawn anew from a stream in each round, and feedback is not late.
 - Beside AdaEE (`ucb`, c = 1, the thresholds 0, 0.1 … 1) play `gain-curve`, the policy that we recommend, `random`, and
-  every fixed threshold. Regret is against the best fixed threshold of hindsight, of each segment where the stream changes.
+  every fixed threshold. Regret is against the best fixed threshold of hindsight, of each segment where the stream
+  changes.
 - With three edge exits all of them share one threshold.
 """
 POLICIES = ("ucb", "gain-curve", "random")
@@ -92,17 +94,16 @@ RECIPES = {
 
 def run(work: Work, recipe: Recipe) -> list[Claim]:
     """Record the streams, play every policy on each, and measure what it loses."""
-    sources = {OURS: lambda: _ours(work, recipe)}
+    sources: dict[str, Callable[[], list[Stream]]] = {OURS: partial(_ours, work, recipe)}
     if work.published is not None:
-        folder = work.published
-        sources[AUTHORS] = lambda: _authors(folder)
+        sources[AUTHORS] = partial(_authors, work.published)
     elif not work.quiet:
         print("adaee: without --published FOLDER of its authors' CSV files, on our recordings alone", file=sys.stderr)
     tables, claims = [], []
     for source, streams in sources.items():
         name = "ours" if source == OURS else "authors"
-        rows = work.rows(name, lambda of=streams: _play_all(of(), recipe, work.seed))
-        long = work.rows(f"{name}_long", lambda of=streams: _play_long(of()[0], recipe, work.seed))
+        rows = work.rows(name, partial(_play_all, streams, recipe, work.seed))
+        long = work.rows(f"{name}_long", partial(_play_long, streams, recipe, work.seed))
         tables.append(rows)
         claims += _claims(source, rows, long)
     curves = pd.concat(tables, ignore_index=True)
@@ -186,15 +187,15 @@ def _named(kind: str, level: float) -> str:
 # ---- what is played
 
 
-def _play_all(streams: Sequence[Stream], recipe: Recipe, seed: int) -> pd.DataFrame:
-    return pd.concat([_play(stream, recipe, seed) for stream in streams], ignore_index=True)
+def _play_all(streams: Callable[[], list[Stream]], recipe: Recipe, seed: int) -> pd.DataFrame:
+    return pd.concat([_play(stream, recipe, seed) for stream in streams()], ignore_index=True)
 
 
-def _play_long(stream: Stream, recipe: Recipe, seed: int) -> pd.DataFrame:
-    """UCB alone, for long: few runs at three overheads."""
+def _play_long(streams: Callable[[], list[Stream]], recipe: Recipe, seed: int) -> pd.DataFrame:
+    """UCB alone on the first stream, for long: few runs at three overheads."""
     few = recipe.overheads[:: max(1, len(recipe.overheads) // 3)]
     longer = dataclasses.replace(recipe, rounds=recipe.long, runs=min(4, recipe.runs), overheads=few)
-    return _play(stream, longer, seed, ("ucb",))
+    return _play(streams()[0], longer, seed, ("ucb",))
 
 
 def _play(stream: Stream, recipe: Recipe, seed: int, policies: Sequence[str] = POLICIES) -> pd.DataFrame:
@@ -380,9 +381,10 @@ def _claims(source: str, mine: pd.DataFrame, long: pd.DataFrame) -> list[Claim]:
             "made for rewards that fill [0, 1]: UCB is still exploring",
         ),
         Claim(
-            f"{source}: UCB converges when it plays for long ({long['stream'].iloc[0]}, {long['round'].max():,} rounds)",
+            f"{source}: UCB converges when it plays for long",
             NONE,
-            "second half over first, and mean threshold at the end (best): "
+            f"{long['stream'].iloc[0]}, {long['round'].max():,} rounds: second half over first, and mean threshold at "
+            "the end (best): "
             + ", ".join(
                 f"overhead {o:g} {ratio:.2f}, {final.loc[o, 'threshold']:.2f} ({final.loc[o, 'best_threshold']:g})"
                 for o, ratio in settled.items()
