@@ -204,7 +204,9 @@ def paper_figure(
     ]
     if len(sources) > 1:
         handles += [Line2D([], [], color="0.4", ls="--" if s == "published" else "-", label=s) for s in sources]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    across = max(1, min(4, int(figure.get_figwidth() * 13 / (longest + 8))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False)
     return figure
 
 

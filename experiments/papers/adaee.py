@@ -25,11 +25,11 @@ from eex.policies.trace import Trace, read_trace, write_trace
 
 TITLE = "Pacheco, Bajpai, Shifrin, Couto, Menasché, Hanawal, Campista: AdaEE, UCB-based adaptive early exit"
 NOTES = """
-- The paper's own figures are not at hand: its sentences are taken from the survey of deployment strategies, and there is
-  nothing published to set beside ours.
+- The paper's own figures are not at hand: its sentences are taken from the survey of deployment strategies, and there
+  is nothing published to set beside ours.
 - The streams are recordings of the shipped model on CIFAR-10's test images, with the expert branches that its
-  classifier selects: one stream a distortion level, and one that goes through all of them (`changing`). Beside them, the
-  authors' own traces of a one-branch AlexNet (`--published FOLDER` names the folder of their CSV files). Frames are
+  classifier selects: one stream a distortion level, and one that goes through all of them (`changing`). Beside them,
+  the authors' own traces of a one-branch AlexNet (`--published FOLDER` names the folder of their CSV files). Frames are
   drawn anew from a stream in each round, and feedback is not late.
 - Beside AdaEE (`ucb`, c = 1, the thresholds 0, 0.1 … 1) play `gain-curve`, the policy that we recommend, `random`, and
   every fixed threshold. Regret is against the best fixed threshold of hindsight, of each segment where the stream

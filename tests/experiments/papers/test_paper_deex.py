@@ -37,7 +37,12 @@ def test_the_crossing_is_where_branch_two_comes_to_be_the_better_one():
 
 @pytest.fixture(scope="module")
 def quick(paper):
-    return paper("deex")
+    return paper("deex", interrupt="full: epoch 1/2")
+
+
+def test_an_interrupted_run_goes_on_where_it_was(quick):
+    assert set(quick.kept) == {"binary.safetensors"}
+    assert (quick.out / "work" / "binary.safetensors").stat().st_mtime_ns == quick.kept["binary.safetensors"]
 
 
 def test_quick_run_leaves_tables_and_figures(quick):
