@@ -152,11 +152,10 @@ def inference_outage(on_device: ArrayLike, correct: ArrayLike, p_tar: ArrayLike,
     Pacheco, Couto and Simeone (2021), Calibration-aided edge inference offloading via adaptive model partitioning of
     deep neural networks, section IV-D.
     """
-    flags = np.asarray(on_device, dtype=bool)
-    here, right = _batches(flags, batch), _batches(np.asarray(correct, dtype=bool), batch)
+    here, right = _batches(on_device, batch), _batches(correct, batch)
     if here.shape != right.shape:
-        raise EexError(f"expected as many answers as places, got {np.shape(correct)} and {flags.shape}")
-    return np.asarray(_below((right & here).sum(axis=1), here.sum(axis=1), p_tar).mean(axis=-1))
+        raise EexError(f"expected as many answers as places, got {np.shape(correct)} and {np.shape(on_device)}")
+    return np.asarray(_below((right * here).sum(axis=1), here.sum(axis=1), p_tar).mean(axis=-1))
 
 
 def missed_deadline(
@@ -199,19 +198,20 @@ def missed_deadline(
     ----------
     Pacheco, Couto and Simeone (2021), section IV-E.
     """
-    times, right = _batches(np.asarray(time_ms, dtype=float), batch), _batches(np.asarray(correct, dtype=bool), batch)
+    times, right = _batches(time_ms, batch), _batches(correct, batch)
     if times.shape != right.shape:
         raise EexError(f"expected as many answers as times, got {np.shape(correct)} and {np.shape(time_ms)}")
     limits = np.asarray(t_tar_ms, dtype=float)
     if not (limits >= 0).all():
         raise EexError(f"t_tar must be at least 0 ms, got {limits.min()}")
     late = times.mean(axis=1) > limits[..., None]
-    wrong = _below(right.sum(axis=1), np.full(len(right), batch), p_tar)
+    wrong = _below(right.sum(axis=1), np.full(len(right), float(batch)), p_tar)
     return np.asarray((late | wrong).mean(axis=-1))
 
 
-def _batches(values: "Floats | Bools", batch: int) -> "Floats | Bools":
+def _batches(given: ArrayLike, batch: int) -> Floats:
     """(whole batches, batch) from (N,)."""
+    values = np.asarray(given, dtype=float)
     if values.ndim != 1:
         raise EexError(f"expected a value a frame, (N,), got {values.shape}")
     if batch < 1:
@@ -221,7 +221,7 @@ def _batches(values: "Floats | Bools", batch: int) -> "Floats | Bools":
     return values[: len(values) // batch * batch].reshape(-1, batch)
 
 
-def _below(right: Ints, of: Ints, p_tar: ArrayLike) -> Bools:
+def _below(right: Floats, of: Floats, p_tar: ArrayLike) -> Bools:
     """Whether right / of < p_tar, (…, batches) for targets (…); not where there are none."""
     targets = np.asarray(p_tar, dtype=float)[..., None]
     if not ((targets >= 0) & (targets <= 1)).all():

@@ -141,6 +141,42 @@ def exits(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def reliability(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Reliability diagrams: how often frames of each confidence were right, a panel an exit.
+
+    Parameters
+    ----------
+    rows
+        One a filled bin: exit (from 1), low and high (its edges), frames, confidence and accuracy (means).
+    names
+        What to write above each exit's panel.
+    """
+    across = min(4, len(names))
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(max(4.5, 2.6 * across), 2.6 * down + 0.6), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for e, panel in enumerate(panels):
+        if e >= len(names):
+            panel.set_visible(False)
+            continue
+        part = rows[rows["exit"] == e + 1]
+        shade = 0.25 + 0.75 * (part["frames"] / part["frames"].max()) ** 0.5  # a bar of three frames says little
+        for (_, bin), alpha in zip(part.iterrows(), shade, strict=True):
+            width = bin["high"] - bin["low"]
+            panel.bar(bin["low"], bin["accuracy"], 0.92 * width, align="edge", color=COLOURS[0], alpha=alpha, lw=0)
+            panel.plot([bin["low"], bin["low"] + 0.92 * width], [bin["confidence"]] * 2, color="black", lw=1.6)
+        panel.plot([0, 1], [0, 1], color="0.4", lw=0.8, ls="--")
+        panel.set_title(names[e], fontsize=9)
+        panel.set(xlim=(0, 1), ylim=(0, 1))
+    for panel in panels[: len(names)][-across:]:
+        panel.set_xlabel("confidence")
+        panel.tick_params(labelbottom=True)
+    for panel in panels[::across]:
+        panel.set_ylabel("accuracy")
+    figure.suptitle("bars: accuracy, paler where there are fewer frames; black: mean confidence", fontsize=8)
+    return figure
+
+
 def _smoothed(sums: Any, weights: Any, width: int) -> Any:
     """Moving mean over `width` windows of sums that belong to so many frames; the last one twice, for where it ends."""
     kernel = np.ones(width)

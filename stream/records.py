@@ -278,6 +278,17 @@ def outcomes_of(records: pa.Table | Path) -> Outcomes:
     )
 
 
+def labels_of(records: pa.Table | Path) -> Ints:
+    """The true class of each frame of a recorded run, numbered as in `outcomes_of`; -1 where it is not known.
+
+    Raises
+    ------
+    EexError
+        If the records hold other frames than 0, 1, … or lack a column.
+    """
+    return _index(_in_order(records), "label")
+
+
 def _in_order(records: pa.Table | Path) -> pa.Table:
     table = read_records(records) if isinstance(records, Path) else records
     frame = _numbers(table, "frame")

@@ -335,8 +335,9 @@ def exit_ms(times: pd.DataFrame) -> Floats:
     device's, its features' bytes over 18.8 Mbit/s, and the cloud's stages and exit.
     """
     communication = 8 * times["bytes"].to_numpy() / (RATE_MBIT * 1e3)
-    spent: Floats = np.cumsum(times["stage_ms"].to_numpy() + times["exit_ms"].to_numpy() + communication)
-    return spent - communication  # behind the partition point only those pay it that go on
+    spent = np.cumsum(times["stage_ms"].to_numpy() + times["exit_ms"].to_numpy() + communication)
+    left: Floats = spent - communication  # behind the partition point only those pay it that go on
+    return left
 
 
 def _deadlines(name: str, said: _Said, order: Ints, times: pd.DataFrame, reachable: float) -> pd.DataFrame:
