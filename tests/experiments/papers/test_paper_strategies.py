@@ -1,8 +1,5 @@
 """eex-paper strategies: the quick command as a user types it, and what its figures are computed by."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,57 +18,49 @@ from eex.experiments.papers.strategies import (
 )
 
 
-def command(out, *more):
-    words = [sys.executable, "-m", "eex.experiments.papers.main", "strategies", "--quick", "--threads", "1"]
-    return subprocess.run([*words, "--out", str(out), *more], capture_output=True, text=True, timeout=290)
-
-
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    out = tmp_path_factory.mktemp("strategies")
-    done = command(out, "--quiet")
-    assert done.returncode == 0, done.stderr
-    return out
+def quick(paper):
+    return paper("strategies", "--quiet")
 
 
 def test_quick_run_writes_tables_and_figures(quick):
     for name in ("methods", "overthinking", "structures", "placements", "rules"):
-        assert (quick / f"{name}.png").stat().st_size > 10_000
-    assert len(pd.read_csv(quick / "claims.csv")) == 22
+        assert (quick.out / f"{name}.png").stat().st_size > 10_000
+    assert len(pd.read_csv(quick.out / "claims.csv")) == 22
 
 
 def test_rows_are_sane(quick):
-    methods = pd.read_csv(quick / "methods.csv")
+    methods = pd.read_csv(quick.out / "methods.csv")
     assert set(methods["method"]) == set(METHODS)
     assert methods[["accuracy", "train_accuracy", "as_final", "right_here_wrong_at_end"]].stack().between(0, 1).all()
     last = methods[methods["exit"] == methods["exit"].max()]
     assert (last["as_final"] == 1).all()
     assert (last["right_here_wrong_at_end"] == 0).all()
-    over = pd.read_csv(quick / "overthinking.csv")
+    over = pd.read_csv(quick.out / "overthinking.csv")
     assert np.allclose(over["final"] + over["overthought"], over["oracle"], atol=1e-5)
     assert np.allclose(over["early_accuracy"] - over["final"], over["rescued"] - over["harmed"], atol=1e-5)
-    structures = pd.read_csv(quick / "structures.csv")
+    structures = pd.read_csv(quick.out / "structures.csv")
     assert set(structures["structure"]) == set(STRUCTURES)
     assert structures["backbone_accuracy"].nunique() == 1  # it is frozen
-    gates = pd.read_csv(quick / "gates.csv")
+    gates = pd.read_csv(quick.out / "gates.csv")
     assert gates["kept"].sum() == 3
     assert gates["stopped"].sum() == pytest.approx(1, abs=1e-4)
     assert gates.loc[gates["kept"], "stopped"].min() >= gates.loc[~gates["kept"], "stopped"].iloc[:-1].max()
-    energy = pd.read_csv(quick / "energy.csv")
+    energy = pd.read_csv(quick.out / "energy.csv")
     assert energy["meter"].notna().all()
     assert energy["macs"].min() > 0
 
 
 def test_two_stage_training_leaves_the_backbone_alone(quick):
-    phases = pd.read_csv(quick / "phases.csv")
+    phases = pd.read_csv(quick.out / "phases.csv")
     two = phases[phases["method"] == "two-stage"].set_index("phase")["final_accuracy"]
     assert two["backbone"] == two["branches"]
 
 
 def test_second_start_does_nothing_anew(quick):
-    kept = [*quick.glob("*.csv"), *(quick / "work").iterdir()]
+    kept = [*quick.out.glob("*.csv"), *(quick.out / "work").iterdir()]
     before = {p: p.stat().st_mtime_ns for p in kept if p.name != "claims.csv"}
-    assert command(quick, "--quiet").returncode == 0
+    assert quick.again("--quiet").returncode == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
