@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from eex.policies.errors import EexError
 from eex.policies.features import EXPERTS, Features
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
-FORMAT = "eex-agent-1"
+FORMAT, RECURRENT = "eex-agent-1", "eex-agent-2"
+"""Of cards without and with an LSTM: who knows only the first can read all others, and says what these are."""
 ActionKind = Literal["grid", "box"]
 ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
 
@@ -41,11 +43,15 @@ class AgentCard:
     grid
         Thresholds; empty for "box".
     layers
-        Width of each layer, from inputs to outputs.
+        Width of each layer, from inputs, or the LSTM's units, to outputs.
     activation
         Behind all layers but the last: "tanh" or "relu".
     squashed
         The thresholds of "box" are (1 + tanh(outputs)) / 2, not the outputs themselves.
+    lstm
+        Units of the LSTM between the inputs and the layers; 0 without one.
+    window
+        Frames from one step of the LSTM to the next, as in training; a decision holds for so many. Without an LSTM, 1.
     sha256
         Of the weights file.
     trained, evaluated
@@ -65,6 +71,8 @@ class AgentCard:
     layers: tuple[int, ...]
     activation: str
     squashed: bool = False
+    lstm: int = 0
+    window: int = 1
     sha256: str = ""
     trained: dict[str, Any] = field(default_factory=dict)
     evaluated: dict[str, Any] = field(default_factory=dict)
@@ -72,16 +80,79 @@ class AgentCard:
 
 @dataclass(frozen=True)
 class Agent:
-    """A card and the layers it speaks of, each a matrix (out, in) and a bias (out,)."""
+    """A card and the layers it speaks of, each a matrix (out, in) and a bias (out,).
+
+    Attributes
+    ----------
+    lstm
+        Matrix (4 * units, inputs + units) and bias (4 * units,) of the LSTM in front of them; None without one. Rows
+        are in PyTorch's order: input gate, forget gate, candidate, output gate.
+    """
 
     card: AgentCard
     layers: tuple[tuple[Floats, Floats], ...]
+    lstm: tuple[Floats, Floats] | None = None
 
     def __call__(self, x: Floats) -> Floats:
-        """The network's outputs (..., outputs) for observations (..., inputs)."""
-        activate = ACTIVATIONS[self.card.activation]
+        """The network's outputs (..., outputs) for observations (..., inputs), without an LSTM."""
+        return self._through_layers(self._normalised(x))
+
+    def remember(self, x: Floats, memory: Floats) -> tuple[Floats, Floats]:
+        r"""Outputs for observations one after another, and what the LSTM then remembers.
+
+        Of observation x, with the hidden state h and the cell c that it left, the layers see the new h:
+
+        .. math:: (i, f, g, o) = W [x, h] + b, \quad
+            c \leftarrow \sigma(f) c + \sigma(i) \tanh g, \quad h \leftarrow \sigma(o) \tanh c
+
+        Each run and each observation is multiplied by itself, so the memory does not depend, not even by rounding, on
+        how many there are at once.
+
+        Parameters
+        ----------
+        x
+            (runs, observations, inputs).
+        memory
+            h and c, (runs, 2, units); 0 before the first observation.
+
+        Returns
+        -------
+        outputs, memory
+            (runs, observations, outputs) and (runs, 2, units).
+
+        References
+        ----------
+        Hochreiter and Schmidhuber (1997), Long short-term memory, Neural Computation 9. Gers, Schmidhuber and Cummins
+        (2000), Learning to forget, Neural Computation 12.
+        """
+        matrix, bias = self._halved
+        units, inputs = self.card.lstm, x.shape[2]
+        of_x = self._normalised(x)[:, :, None] @ matrix[:inputs] + bias  # (runs, observations, 1, 4 * units)
+        of_hidden = matrix[inputs:]
+        hidden, cell = memory[:, :1], memory[:, 1:]  # (runs, 1, units)
+        seen: Floats = np.empty((*x.shape[:2], units))
+        for k in range(x.shape[1]):
+            tanh = np.tanh(of_x[:, k] + hidden @ of_hidden)  # (runs, 1, 4 * units)
+            sigmoid = 0.5 * tanh + 0.5
+            cell = sigmoid[..., units : 2 * units] * cell + sigmoid[..., :units] * tanh[..., 2 * units : 3 * units]
+            hidden = sigmoid[..., 3 * units :] * np.tanh(cell)
+            seen[:, k] = hidden[:, 0]
+        return self._through_layers(seen), np.concatenate([hidden, cell], axis=1)
+
+    @cached_property
+    def _halved(self) -> tuple[Floats, Floats]:
+        """The LSTM's matrix, turned, and bias; halved for the gates, as sigmoid(x) = (1 + tanh(x / 2)) / 2."""
+        if self.lstm is None:
+            raise ValueError("an agent without an LSTM remembers nothing")
+        half = np.repeat([0.5, 0.5, 1.0, 0.5], self.card.lstm)
+        return (self.lstm[0] * half[:, None]).T, self.lstm[1] * half
+
+    def _normalised(self, x: Floats) -> Floats:
         mean, scale = self.card.normalisation
-        x = (x - mean) / scale
+        return (x - mean) / scale
+
+    def _through_layers(self, x: Floats) -> Floats:
+        activate = ACTIVATIONS[self.card.activation]
         for k, (matrix, bias) in enumerate(self.layers):
             x = (activate(x) if k else x) @ matrix.T + bias
         return (1 + np.tanh(x)) / 2 if self.card.squashed else x
@@ -109,8 +180,8 @@ def save_agent(agent: Agent, folder: Path) -> None:
     """
     from safetensors.numpy import save
 
-    tensors = {f"{k}.{n}": a.astype(np.float32) for k, pair in enumerate(agent.layers) for n, a in _named(pair)}
-    weights = save(tensors)
+    pairs = {str(k): pair for k, pair in enumerate(agent.layers)} | ({"lstm": agent.lstm} if agent.lstm else {})
+    weights = save({f"{k}.{n}": a.astype(np.float32) for k, pair in pairs.items() for n, a in _named(pair)})
     card = replace(agent.card, sha256=hashlib.sha256(weights).hexdigest())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,13 +225,16 @@ def load_agent(folder: Path) -> Agent:
     expected: dict[str, tuple[int, ...]] = {}
     for k, (inputs, outputs) in enumerate(zip(card.layers, card.layers[1:], strict=False)):
         expected |= {f"{k}.matrix": (outputs, inputs), f"{k}.bias": (outputs,)}
+    if card.lstm:
+        gates = 4 * card.lstm
+        expected |= {"lstm.matrix": (gates, len(card.observation) + card.lstm), "lstm.bias": (gates,)}
     if shapes != expected:
         raise EexError(f"{folder / WEIGHTS}: does not fit its card: expected tensors {expected}, found {shapes}")
     arrays = {name: array.astype(np.float64) for name, array in tensors.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise EexError(f"{folder / WEIGHTS}: expected finite weights, found some that are not")
     pairs = tuple((arrays[f"{k}.matrix"], arrays[f"{k}.bias"]) for k in range(len(card.layers) - 1))
-    return Agent(card, pairs)
+    return Agent(card, pairs, (arrays["lstm.matrix"], arrays["lstm.bias"]) if card.lstm else None)
 
 
 def _named(pair: tuple[Floats, Floats]) -> tuple[tuple[str, Floats], tuple[str, Floats]]:
@@ -179,7 +253,9 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
         if found != expected:
             raise EexError(f"{path}: {what}: expected {_shown(expected)}, found {_shown(found)}")
 
-    need("format", FORMAT, card.format)
+    need("format", RECURRENT if card.lstm else FORMAT, card.format)
+    if card.lstm < 0 or card.window < 1:
+        raise EexError(f"{path}: lstm or window out of range: {card.lstm}, {card.window}")
     if card.exits < 1 or card.experts < 1 or not 0 < card.rate <= 1:
         raise EexError(f"{path}: exits, experts or rate out of range: {card.exits}, {card.experts}, {card.rate:g}")
     if card.activation not in ACTIVATIONS:
@@ -191,7 +267,7 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
     outputs = len(card.grid) if card.action == "grid" else card.exits
     if len(card.layers) < 2 or any(width < 1 for width in card.layers):
         raise EexError(f"{path}: layers: expected inputs, hidden ones and outputs, found {card.layers}")
-    need("inputs of the first layer", len(names), card.layers[0])
+    need("inputs of the first layer", card.lstm or len(names), card.layers[0])
     need(f"outputs of the last layer, action {card.action}", outputs, card.layers[-1])
     if not (np.isfinite(card.normalisation).all() and card.normalisation[1]):
         raise EexError(f"{path}: normalisation: expected a mean and a scale other than 0, found {card.normalisation}")

@@ -7,9 +7,20 @@ import time
 
 import numpy as np
 import pytest
+import test_policies
 from test_policies import World
 
-from eex.policies.agent import CARD, FORMAT, WEIGHTS, Agent, AgentCard, load_agent, observation_names, save_agent
+from eex.policies.agent import (
+    CARD,
+    FORMAT,
+    RECURRENT,
+    WEIGHTS,
+    Agent,
+    AgentCard,
+    load_agent,
+    observation_names,
+    save_agent,
+)
 from eex.policies.base import Context
 from eex.policies.errors import EexError
 from eex.policies.registry import make_policy
@@ -18,12 +29,12 @@ from eex.policies.rl import RL
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def make_agent(exits=2, action="grid", hidden=(7, 5), seed=0, **card):
+def make_agent(exits=2, action="grid", hidden=(7, 5), seed=0, lstm=0, **card):
     rng = np.random.default_rng(seed)
     names = observation_names(exits, action)
-    layers = (len(names), *hidden, len(GRID) if action == "grid" else exits)
+    layers = (lstm or len(names), *hidden, len(GRID) if action == "grid" else exits)
     made = AgentCard(
-        format=FORMAT,
+        format=RECURRENT if lstm else FORMAT,
         name="test",
         algorithm="none",
         exits=exits,
@@ -35,9 +46,11 @@ def make_agent(exits=2, action="grid", hidden=(7, 5), seed=0, **card):
         grid=GRID if action == "grid" else (),
         layers=layers,
         activation="tanh",
+        lstm=lstm,
     )
     pairs = [(rng.normal(size=(b, a)), rng.normal(size=b)) for a, b in itertools.pairwise(layers)]
-    return Agent(dataclasses.replace(made, **card), tuple(pairs))
+    gates = rng.normal(size=(4 * lstm, len(names) + lstm)), rng.normal(size=4 * lstm)
+    return Agent(dataclasses.replace(made, **card), tuple(pairs), gates if lstm else None)
 
 
 @pytest.fixture
@@ -111,14 +124,132 @@ def test_shipped_agents(exits):
     assert dear < cheap  # the dearer the cloud, the more is answered on the edge
 
 
-def test_a_decision_is_quick():
-    policy, world = make_policy("rl", exits=3), World(3)
+def test_a_decision_is_quick(tmp_path):
+    save_agent(make_agent(3, "box", hidden=(64, 64), lstm=64, window=4), tmp_path)
+    assert quickest("rl") < 200e-6
+    assert quickest(f"rl:model={tmp_path}") < 200e-6
+
+
+def quickest(name):
+    """Seconds that choosing for 32 frames takes at best."""
+    policy, world = make_policy(name, exits=3), World(3)
     context, seconds = world.context(0, 32), []
     for _ in range(200):
         started = time.perf_counter()
         policy.choose(context)
         seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 200e-6
+    return min(seconds)
+
+
+# ---- with an LSTM
+
+RECURRENT_CASES = [("grid", 1), ("box", 1), ("grid", 4), ("box", 4)]
+CONTRACT = [
+    test_policies.test_thresholds_are_legal,
+    test_policies.test_many_frames_at_once_are_chosen_as_one_by_one,
+    test_policies.test_feedback_comes_late_in_any_order_and_number,
+    test_policies.test_runs_played_at_once_are_independent_learners,
+    test_policies.test_stopped_policy_goes_on_exactly_where_it_was,
+    test_policies.test_state_that_does_not_fit_changes_nothing,
+    test_policies.test_same_seed_same_choices,
+]
+
+
+@pytest.fixture(params=RECURRENT_CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def recurrent(request, tmp_path):
+    """Folder of an agent that remembers."""
+    action, window = request.param
+    made = make_agent(action=action, lstm=6, window=window, squashed=action == "box")
+    save_agent(made, tmp_path / "recurrent")
+    return tmp_path / "recurrent"
+
+
+@pytest.mark.parametrize("keeps", CONTRACT, ids=lambda test: test.__name__.removeprefix("test_"))
+def test_agents_that_remember_keep_to_the_contract(recurrent, keeps):
+    keeps(f"rl:model={recurrent}", 2)
+
+
+def test_frames_that_could_not_be_sent_are_not_remembered(recurrent):
+    world, policy = World(2), RL(str(recurrent), exits=2)
+    told = world.outcomes(policy.choose(world.context(0, 200)), 0, sent=False)
+    before = policy.state_dict()
+    policy.learn(told[told.offloaded])
+    for name, array in policy.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_run_begun_anew_begins_a_window(tmp_path):
+    save_agent(make_agent(lstm=6, window=4), tmp_path)
+    world = World(2, runs=2)
+    both, fresh = (RL(str(tmp_path), exits=2, runs=2) for _ in range(2))
+    both.choose(world.context(0, 3))
+    state = both.state_dict()
+    for name, array in fresh.state_dict().items():
+        state[name][1] = array[1]  # as the wrapper drift@ does it
+    both.load_state_dict(state)
+    on, anew = RL(str(tmp_path), exits=2, runs=2), fresh.choose(world.context(3, 9))
+    on.choose(world.context(0, 3))
+    on = on.choose(world.context(3, 9))
+    chosen = both.choose(world.context(3, 9))
+    np.testing.assert_array_equal(chosen.exit_at[0], on.exit_at[0])
+    np.testing.assert_array_equal(chosen.exit_at[1], anew.exit_at[1])
+
+
+def test_decisions_hold_for_a_window(tmp_path):
+    save_agent(make_agent(action="box", lstm=6, window=4, squashed=True), tmp_path / "4")
+    save_agent(make_agent(action="box", lstm=6, window=1, squashed=True), tmp_path / "1")
+    world = World(2)
+    four, one = RL(str(tmp_path / "4"), exits=2), RL(str(tmp_path / "1"), exits=2)
+    held = np.concatenate([four.choose(world.context(0, 6)).exit_at, four.choose(world.context(6, 26)).exit_at], axis=1)
+    decided = [one.choose(world.context(first, 1)).exit_at for first in range(0, 32, 4)]
+    np.testing.assert_array_equal(held, np.repeat(np.concatenate(decided, axis=1), 4, axis=1))
+    assert len(np.unique(held[0, :, 0])) > 4
+
+
+@pytest.mark.parametrize("action", ["grid", "box"])
+def test_lstm_against_torch(tmp_path, action):
+    import torch
+
+    save_agent(make_agent(action=action, lstm=6, normalisation=(0.5, 2.0)), tmp_path)
+    agent = load_agent(tmp_path)
+    inputs = len(agent.card.observation)
+    lstm = torch.nn.LSTM(inputs, 6, batch_first=True, dtype=torch.float64)
+    matrix, bias = agent.lstm
+    named = {"weight_ih_l0": matrix[:, :inputs], "weight_hh_l0": matrix[:, inputs:], "bias_ih_l0": bias}
+    lstm.load_state_dict({k: torch.tensor(a) for k, a in (named | {"bias_hh_l0": 0 * bias}).items()})
+    x = np.random.default_rng(1).uniform(size=(3, 40, inputs))
+    with torch.no_grad():
+        y, (hidden, cell) = lstm((torch.tensor(x) - 0.5) / 2)
+    for k, (matrix, bias) in enumerate(agent.layers):
+        y = torch.nn.functional.linear(torch.tanh(y) if k else y, torch.tensor(matrix), torch.tensor(bias))
+    said, memory = agent.remember(x, np.zeros((3, 2, 6)))
+    np.testing.assert_allclose(said, y.numpy(), atol=1e-12)
+    np.testing.assert_allclose(memory, np.stack([hidden[0].numpy(), cell[0].numpy()], axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": FORMAT}, f"format: expected {RECURRENT}, found {FORMAT}"),
+        ({"lstm": 0}, f"format: expected {FORMAT}, found {RECURRENT}"),
+        ({"lstm": -1}, "lstm or window out of range: -1, 4"),
+        ({"window": 0}, "lstm or window out of range: 6, 0"),
+        ({"lstm": 7}, "inputs of the first layer: expected 7, found 6"),
+        ({"lstm": 7, "layers": [7, 7, 5, 5]}, "does not fit its card: expected tensors .*lstm.matrix"),
+    ],
+)
+def test_cards_with_an_lstm_that_cannot_be(tmp_path, changes, message):
+    save_agent(make_agent(lstm=6, window=4), tmp_path)
+    edited(tmp_path, **changes)
+    with pytest.raises(EexError, match=message):
+        load_agent(tmp_path)
+
+
+def test_cards_from_before_there_were_lstms(folder):
+    card = json.loads((folder / CARD).read_text())
+    assert (card.pop("lstm"), card.pop("window"), card["format"]) == (0, 1, "eex-agent-1")
+    (folder / CARD).write_text(json.dumps(card))
+    assert load_agent(folder).lstm is None
 
 
 def test_another_number_of_exits(folder):
