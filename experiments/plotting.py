@@ -195,6 +195,8 @@ def paper_figure(
         axis.set_title(f"{value}", fontsize=9, loc="left")
         axis.grid(color="0.9", lw=0.5)
         axis.set_xlabel(xlabel or x)
+    for axis in axes[len(values) - across : len(values)]:
+        axis.tick_params(labelbottom=True)  # also where the panel below is left out
     for axis in axes[::across]:
         axis.set_ylabel(ylabel or y)
     figure.suptitle(title, fontsize=10)

@@ -103,7 +103,7 @@ def run(work: Work, recipe: Recipe) -> list[Claim]:
     if len(images.test[0]) < BATCH:
         raise EexError(f"{work.data}: one batch takes {BATCH} test images, there are {len(images.test[0])}")
     nets = {name: _network(work, recipe, name, images) for name in recipe.networks}
-    said = {name: _Said.of(work, name, net, images) for name, net in nets.items()}
+    said = {name: Answers.of(work, name, net, images) for name, net in nets.items()}
     times = work.rows("times", lambda: pd.concat([_times(name, net, images) for name, net in nets.items()]))
     exits = work.rows("exits", lambda: pd.concat([_exits(name, s) for name, s in said.items()]))
     diagrams = work.rows("reliability", lambda: pd.concat([_reliability(name, s) for name, s in said.items()]))
@@ -215,7 +215,7 @@ def _times(name: str, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Said:
+class Answers:
     """What every exit of a network says of the test images.
 
     `confidence` and `prediction` are (N, exits), the former by calibration; `label` is (N,).
@@ -228,7 +228,7 @@ class _Said:
     validation_accuracy: tuple[float, ...]
 
     @staticmethod
-    def of(work: Work, name: str, net: "EarlyExitNet", images: Images) -> "_Said":
+    def of(work: Work, name: str, net: "EarlyExitNet", images: Images) -> "Answers":
         """From the network, whose side branches are calibrated on the validation images."""
         from eex.models.calibration import fit_temperature
         from eex.models.training import all_logits
@@ -240,7 +240,7 @@ class _Said:
         found = tuple(fit_temperature(out, truth) for out in held[:-1])
         conventional, prediction = confidences(logits)
         calibrated, _ = confidences(logits, (*found, 1.0))
-        return _Said(
+        return Answers(
             (*found, 1.0),
             dict(zip(CALIBRATIONS, (conventional, calibrated), strict=True)),
             prediction,
@@ -262,7 +262,7 @@ class _Said:
         return exit, self.right[np.arange(len(exit)), exit]
 
 
-def _exits(name: str, said: _Said) -> pd.DataFrame:
+def _exits(name: str, said: Answers) -> pd.DataFrame:
     """Rows of network, exit, temperature, accuracy, validation accuracy, and confidence and ECE, before and after."""
     rows = []
     for e, right in enumerate(said.right.T):
@@ -275,7 +275,7 @@ def _exits(name: str, said: _Said) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _reliability(name: str, said: _Said) -> pd.DataFrame:
+def _reliability(name: str, said: Answers) -> pd.DataFrame:
     """Reliability diagrams of the side branches: rows of network, exit, calibration, and each filled bin."""
     rows = []
     for e in range(said.prediction.shape[1] - 1):
@@ -304,7 +304,7 @@ def batch_order(images: int, draws: int, seed: int, batch: int = BATCH) -> Ints:
     return np.concatenate([rng.permutation(images)[: images // batch * batch] for _ in range(draws)])
 
 
-def _targets(name: str, said: _Said, order: Ints) -> pd.DataFrame:
+def _targets(name: str, said: Answers, order: Ints) -> pd.DataFrame:
     """One row a calibration and p_tar: what is answered on the device, how well, and how often a batch falls short."""
     rows = []
     for calibration in CALIBRATIONS:
@@ -340,7 +340,7 @@ def exit_ms(times: pd.DataFrame) -> Floats:
     return left
 
 
-def _deadlines(name: str, said: _Said, order: Ints, times: pd.DataFrame, reachable: float) -> pd.DataFrame:
+def _deadlines(name: str, said: Answers, order: Ints, times: pd.DataFrame, reachable: float) -> pd.DataFrame:
     """One row a calibration, p_tar and t_tar: the share of batches that miss the deadline."""
     by_exit = exit_ms(times)
     t_tar = np.linspace(0, 1.05 * by_exit[-1], 64)
