@@ -411,7 +411,7 @@ def _latency(
         settings = [(T, 1.0)]
         if number == 0:
             settings = [*((t, 1.0) for t in recipe.thresholds), (T, recipe.drop_above)]
-        with Nodes(folders, edge, cloud_threads=work.threads) as nodes:
+        with Nodes(folders, edge) as nodes:
             for round in range(recipe.rounds):
                 for k in rng.permutation(len(played)):
                     for threshold, drop_above in settings:
@@ -470,7 +470,7 @@ def _draw(
             "value",
             "quantity",
             "model",
-            title=f"Figs. 5 and 6, A and B: what leaves locally, and accuracy, at T = {T:g}",
+            title=f"Figs. 5 and 6, A and B: what leaves locally, and accuracy, at T = {T:g} (published: points)",
             xlabel="exit behind block",
             ylabel="share of frames, accuracy",
         ),
@@ -561,7 +561,7 @@ def _draw(
             "exit",
             "value",
             "line",
-            title="Fig. 10: accuracy of each exit over all test images",
+            title="Fig. 10: accuracy of each exit over all test images (published: points)",
             xlabel="exit behind block",
             ylabel="accuracy",
         ),

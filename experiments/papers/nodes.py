@@ -224,7 +224,7 @@ class Nodes:
     resources
         What the edge node may use.
     cloud_threads
-        Of the cloud node's model; 0 leaves it to torch.
+        Of the cloud node's model; 0 = all.
 
     Raises
     ------
@@ -237,7 +237,7 @@ class Nodes:
 
     def __enter__(self) -> "Nodes":
         with contextlib.ExitStack() as stack:
-            cloud = stack.enter_context(EmbeddedWorker(self.models, threads=self.cloud_threads))
+            cloud = stack.enter_context(EmbeddedWorker(self.models, threads=self.cloud_threads or cores()))
             context = stack.enter_context(zmq.Context())
             self._socket: zmq.Socket[bytes] = stack.enter_context(context.socket(zmq.DEALER))
             own = new_pair()
@@ -397,8 +397,7 @@ def _main() -> int:
     try:
         import torch
 
-        if resources.threads:
-            torch.set_num_threads(resources.threads)
+        torch.set_num_threads(resources.threads or cores())  # whatever the environment says
         line = b""
         while not line.endswith(b"\n") and (byte := os.read(0, 1)):  # leaves the rest to `stop_with_parent`
             line += byte
@@ -423,6 +422,11 @@ def _main() -> int:
             raise
         raise EexError(f"the edge node's memory, {resources.memory_mb or 'all'} MB, ran out") from None
     return 0
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _restrict(resources: Resources) -> None:

@@ -1,0 +1,120 @@
+"""Test, edge and cloud node: messages as pure functions, and what happens when a node ends."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from eex.experiments.papers.local_exit import network
+from eex.experiments.papers.nodes import (
+    CLOUD,
+    DROPPED,
+    EDGE,
+    Answers,
+    Batch,
+    Begin,
+    LocalExit,
+    Nodes,
+    Ready,
+    Resources,
+    pack,
+    unpack,
+)
+from eex.models.card import save
+from eex.policies.base import Context
+from eex.policies.errors import EexError, OffloadError
+from eex.policies.routing import drop, leave
+
+
+@pytest.mark.parametrize(
+    ("header", "array"),
+    [
+        (Begin(3, 0.3, 0.6), None),
+        (Ready(), None),
+        (Batch((2, 3, 4, 5)), np.arange(120, dtype=np.uint8).reshape(2, 3, 4, 5)),
+        (Answers(2, 81.5), np.array([[0, 7, EDGE], [1, -1, DROPPED]], dtype="<i4")),
+    ],
+)
+def test_messages_come_back_as_they_were(header, array):
+    told, found = unpack(pack(header, array))
+    assert told == header
+    if array is None:
+        assert found.size == 0
+    else:
+        np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b""],
+        [b"\x80", b""],
+        pack(Ready())[:1],
+        [pack(Ready())[0], b"more"],
+        [*pack(Ready()), b""],
+        [pack(Batch((1, 1, 1, 1)), np.zeros((1, 1, 1, 1), np.uint8))[0], b"\0\0"],
+    ],
+)
+def test_strange_messages_are_refused(frames):
+    with pytest.raises(OffloadError, match="not a message between nodes"):
+        unpack(frames)
+
+
+@pytest.mark.parametrize("shape", [(-1, 3, -2, 2), (1 << 20, 1 << 20, 1 << 20, 1)])
+def test_shapes_beyond_reason_are_refused(shape):
+    import msgspec
+
+    header = msgspec.msgpack.encode(Batch(shape))
+    with pytest.raises(OffloadError, match="not a message between nodes"):
+        unpack([header, b""])
+
+
+def test_an_entropy_that_equals_the_threshold_does_not_leave():
+    chosen = LocalExit(0.25).choose(Context(frames=2))
+    assert chosen.exit_at.shape == (1, 2, 2)
+    at, below = chosen.exit_at[0, 0, 0], chosen.skip_below[0, 0, 0]
+    assert [bool(leave(np.array(c), at, below)[0]) for c in (0.74, 0.75, 0.7501, 1.0)] == [False, False, True, True]
+    assert chosen.exit_at[0, 0, 1] == 0  # the cloud answers whatever comes
+    assert not drop(np.array(0.75), np.array(False), 1 - 0.25)
+    with pytest.raises(EexError, match="threshold must lie in"):
+        LocalExit(1.5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    save(network("abcd", [2], width=4, stride=2), folder, half=False)
+    return folder
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
+
+
+def test_all_leave_or_go_on_or_are_dropped_and_a_dead_edge_node_is_told_of(model):
+    with Nodes([model], Resources(threads=1, share=0.5), cloud_threads=1) as nodes:
+        here = nodes.measure(0, 1.0, IMAGES)
+        assert (here.where == EDGE).all()
+        there = nodes.measure(0, 0.0, IMAGES)
+        assert (there.where == CLOUD).all()
+        nobody = nodes.measure(0, 0.0, IMAGES, drop_above=0.0)
+        assert (nobody.where == DROPPED).all()
+        assert (nobody.prediction == -1).all()
+        for told in (here, there, nobody):
+            assert len(told.prediction) == len(IMAGES)
+            assert (told.latency_ms > 0).all()
+            assert told.latency_ms.max() <= 1000 * told.seconds
+        started = time.monotonic()
+        nodes._process.kill()
+        with pytest.raises(EexError, match="the edge node ended"):
+            nodes.measure(0, 1.0, IMAGES)
+        assert time.monotonic() - started < 10
+
+
+def test_too_little_memory_is_told_in_one_line(model):
+    nodes = Nodes([model], Resources(threads=1, memory_mb=40), cloud_threads=1)
+    with pytest.raises(EexError, match=r"the edge node ended.* \(its memory is limited to 40 MB\)") as told, nodes:
+        pass
+    assert "\n" not in str(told.value)
