@@ -76,7 +76,8 @@ NOTES = """
   paper's cloud tells the test node itself. A batch is sent once the last one is answered. Edge and cloud latency run
   from the sending of a frame's batch until its class is back; overall latency is the time from the first sending to
   the last class, a frame.
-- The paper does not say on what machine its containers ran: compare shapes, not milliseconds.
+- The paper does not say on what machine its containers ran: compare shapes, not milliseconds. Edge and cloud node run on
+  processors, also where training ran on a GPU.
 - Future work, done here: weights of the losses that rise or fall with depth (their mean is 1); an edge node on one
   processor with limited memory, and one that gets a quarter of a processor besides; dropping frames whose entropy is
   above a threshold (`eex-stream --drop-below` on any stream).
@@ -143,8 +144,6 @@ RECIPES = {
         64,
         1,
         100,
-        images=0,
-        rounds=5,
         edges=(
             Resources("all cores"),
             Resources("one core, 1 GB", threads=1, memory_mb=1024),
@@ -402,9 +401,9 @@ def _latency(
     folders: list[Path] = []
     for case in played:
         folders.append(work.out / "work" / f"{case.model.lower()}-exit-{case.exit}")
-        save(one_exit(nets[case.trained], case.exit).cpu(), folders[-1], name=folders[-1].name, half=False)
+        save(one_exit(nets[case.trained], case.exit), folders[-1], name=folders[-1].name, half=False)
     rng = np.random.default_rng(0)
-    chosen = rng.permutation(len(images.test[1]))[: recipe.images or None]  # they lie class by class
+    chosen = rng.permutation(len(images.test[1]))[: recipe.images]  # they lie class by class
     pixels, label = images.test[0].numpy()[chosen], images.test[1].numpy()[chosen]
     rows = []
     for number, edge in enumerate(recipe.edges):
