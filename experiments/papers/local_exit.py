@@ -76,8 +76,8 @@ NOTES = """
   paper's cloud tells the test node itself. A batch is sent once the last one is answered. Edge and cloud latency run
   from the sending of a frame's batch until its class is back; overall latency is the time from the first sending to
   the last class, a frame.
-- The paper does not say on what machine its containers ran: compare shapes, not milliseconds. Edge and cloud node run on
-  processors, also where training ran on a GPU.
+- The paper does not say on what machine its containers ran: compare shapes, not milliseconds. Edge and cloud node run
+  on processors, also where training ran on a GPU.
 - Future work, done here: weights of the losses that rise or fall with depth (their mean is 1); an edge node on one
   processor with limited memory, and one that gets a quarter of a processor besides; dropping frames whose entropy is
   above a threshold (`eex-stream --drop-below` on any stream).
