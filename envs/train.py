@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from eex.envs.evaluate import held_out, score
-from eex.policies.agent import FORMAT, Agent, AgentCard, observation_names, save_agent
+from eex.policies.agent import FORMAT, RECURRENT, Agent, AgentCard, observation_names, save_agent
 from eex.policies.base import Floats
 from eex.policies.errors import EexError
 from eex.policies.features import EXPERTS
@@ -36,12 +36,15 @@ ALGORITHMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "dqn": ("stable_baselines3", "DQN", ("grid",)),
     "sac": ("stable_baselines3", "SAC", ("box",)),
     "td3": ("stable_baselines3", "TD3", ("box",)),
+    "recurrent-ppo": ("sb3_contrib", "RecurrentPPO", ("grid", "box")),
 }
 """Package and class of each algorithm, and the actions it can choose."""
 # A threshold hardly changes what later frames earn, so rewards are not looked ahead for (gamma = 0); rewards are noisy,
 # so batches are large. experiments/rl_search.py compares others.
+PPO = {"n_steps": 32, "batch_size": 8192, "n_epochs": 4, "gamma": 0.0, "ent_coef": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"n_steps": 32, "batch_size": 8192, "n_epochs": 4, "gamma": 0.0, "ent_coef": 0.0},
+    "ppo": PPO,
+    "recurrent-ppo": PPO,  # n_steps is also how far back the LSTM's gradients reach
     "a2c": {"n_steps": 8, "gamma": 0.0, "normalize_advantage": True},
     "dqn": {"buffer_size": 1_000_000, "batch_size": 4096, "gamma": 0.0, "gradient_steps": 8, "learning_starts": 50_000},
     "sac": {"buffer_size": 1_000_000, "batch_size": 4096, "gamma": 0.0, "gradient_steps": 8, "learning_starts": 50_000},
@@ -67,7 +70,7 @@ class TrainRLConfig:
     name: str = "agent"
     """Of the agent, for its card."""
     algorithm: str = "ppo"
-    """ppo, a2c, dqn (grid), sac or td3 (box)."""
+    """ppo, a2c, dqn (grid), sac or td3 (box); recurrent-ppo, with an LSTM, where sb3-contrib is installed (eex[rl])."""
     steps: int = 20_000_000
     """Steps of all environments together."""
     envs: int = 1024
@@ -77,7 +80,7 @@ class TrainRLConfig:
     grid: tuple[float, ...] = tuple(np.linspace(0, 1, 21).round(2).tolist())
     """Thresholds of the action 'grid'."""
     window: int = 4
-    """Frames that an action holds for in training; in the stream it is chosen anew for each frame."""
+    """Frames that an action holds for in training; in the stream it is chosen anew for each frame, but with an LSTM."""
     reward: Literal["confidence", "accuracy"] = "confidence"
     """AdaEE's, or accuracy less cost for traces with labels."""
     overhead: tuple[float, float] = (0.02, 0.5)
@@ -96,6 +99,8 @@ class TrainRLConfig:
     """Widths of the agent's hidden layers."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Behind them."""
+    lstm: int = 64
+    """Units of the LSTM in front of them, with recurrent-ppo."""
     lr: float = 1e-3
     """Learning rate; it falls linearly to 0."""
     setting: tuple[str, ...] = ()
@@ -142,6 +147,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         ("evaluate_every", 1),
         ("evaluate_seeds", 1),
         ("evaluate_rounds", 1),
+        ("lstm", 1),
         ("threads", 0),
     ):
         if getattr(config, name) < least:
@@ -240,12 +246,15 @@ def _make(maker: Any, config: TrainRLConfig, settings: Mapping[str, Any], env: A
         "net_arch": list(config.layers),
         "activation_fn": {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[config.activation],
     }
-    if config.action == "box" and config.algorithm in ("ppo", "a2c"):
+    if config.action == "box" and config.algorithm in ("ppo", "a2c", "recurrent-ppo"):
         policy |= {"log_std_init": -1.0}
+    recurrent = config.algorithm == "recurrent-ppo"
+    if recurrent:
+        policy |= {"lstm_hidden_size": config.lstm}
     lr = config.lr
     try:
         return maker(
-            "MlpPolicy",
+            "MlpLstmPolicy" if recurrent else "MlpPolicy",
             env,
             learning_rate=lambda left: lr * left,
             policy_kwargs=policy,
@@ -346,7 +355,7 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
 
 def exported(model: Any, config: TrainRLConfig, exits: int, trained: Mapping[str, Any]) -> Agent:
     """A model's actor as the stream plays it: without its critic, and without chance."""
-    policy, grid = model.policy, config.action == "grid"
+    policy, grid, recurrent = model.policy, config.action == "grid", config.algorithm == "recurrent-ppo"
     squashed = config.algorithm in ("sac", "td3")
     if config.algorithm == "dqn":
         modules = [*policy.q_net.q_net]
@@ -356,17 +365,18 @@ def exported(model: Any, config: TrainRLConfig, exits: int, trained: Mapping[str
         modules = [*policy.actor.mu]
     else:
         modules = [*policy.mlp_extractor.policy_net, policy.action_net]
-    layers: list[tuple[Floats, Floats]] = [
-        (m.weight.detach().numpy().astype(np.float64), m.bias.detach().numpy().astype(np.float64))
-        for m in modules
-        if hasattr(m, "weight")
-    ]
+    layers = [(_array(m.weight), _array(m.bias)) for m in modules if hasattr(m, "weight")]
     if not grid and not squashed:  # from [-1, 1] to thresholds
         matrix, bias = layers[-1]
         layers[-1] = matrix / 2, (bias + 1) / 2
+    lstm: tuple[Floats, Floats] | None = None
+    if recurrent:
+        theirs = {name: _array(tensor) for name, tensor in policy.lstm_actor.named_parameters()}
+        matrix = np.hstack([theirs["weight_ih_l0"], theirs["weight_hh_l0"]])
+        lstm = matrix, theirs["bias_ih_l0"] + theirs["bias_hh_l0"]
     names = observation_names(exits, config.action)
     card = AgentCard(
-        format=FORMAT,
+        format=RECURRENT if recurrent else FORMAT,
         name=config.name,
         algorithm=config.algorithm,
         exits=exits,
@@ -376,18 +386,25 @@ def exported(model: Any, config: TrainRLConfig, exits: int, trained: Mapping[str
         rate=0.05,
         action=config.action,
         grid=config.grid if grid else (),
-        layers=(len(names), *config.layers, len(layers[-1][1])),
+        layers=(layers[0][0].shape[1], *config.layers, len(layers[-1][1])),
         activation=config.activation,
         squashed=squashed,
+        lstm=config.lstm if recurrent else 0,
+        window=config.window if recurrent else 1,
         trained=dict(trained),
     )
-    return Agent(card, tuple(layers))
+    return Agent(card, tuple(layers), lstm)
+
+
+def _array(tensor: Any) -> Floats:
+    found: Floats = tensor.detach().numpy().astype(np.float64)
+    return found
 
 
 def _told(config: TrainRLConfig) -> dict[str, Any]:
     """What decides how training goes, as JSON has it."""
     plain = dataclasses.asdict(config)
-    for name in ("out", "quiet", "threads"):
+    for name in ("out", "quiet", "threads", *(["lstm"] * (config.algorithm != "recurrent-ppo"))):
         del plain[name]
     plain |= {name: value.name for name, value in plain.items() if isinstance(value, Path)}
     found: dict[str, Any] = json.loads(json.dumps(plain))

@@ -1,6 +1,7 @@
 """Training: every algorithm's export plays what the algorithm itself would; stopping and going on; wishes."""
 
 import dataclasses
+import importlib.util
 import json
 
 import numpy as np
@@ -10,14 +11,20 @@ from eex.envs.evaluate import held_out, play, score
 from eex.envs.rows import reordered
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, exported, train_rl
-from eex.policies.agent import load_agent
+from eex.policies.agent import load_agent, save_agent
 from eex.policies.errors import EexError
+from eex.policies.link import parse_link
+from eex.policies.replay import replay
 from eex.policies.reward import fixed_rewards
+from eex.policies.rl import RL
 from eex.policies.trace import write_trace
 
 pytestmark = pytest.mark.timeout(300)
 
-CASES = [(name, action) for name, (_, _, actions) in ALGORITHMS.items() for action in actions]
+CASES = [
+    (name, action) for name, (_, _, actions) in ALGORITHMS.items() for action in actions if name != "recurrent-ppo"
+]
+needs_contrib = pytest.mark.skipif(importlib.util.find_spec("sb3_contrib") is None, reason="sb3-contrib is optional")
 
 
 @pytest.fixture
@@ -58,7 +65,76 @@ def test_export_plays_what_was_trained(make_trace, config, algorithm, action):
         np.testing.assert_allclose(np.clip(agent(x), 0, 1), (1 + said) / 2, atol=1e-5)
 
 
-@pytest.mark.parametrize(("algorithm", "action"), [("ppo", "grid"), ("ppo", "box"), ("dqn", "grid"), ("td3", "box")])
+def untrained(env, config):
+    policy = {"net_arch": list(config.layers), "lstm_hidden_size": config.lstm}
+    maker = algorithm_class("recurrent-ppo", config.action)
+    return maker("MlpLstmPolicy", env, device="cpu", seed=3, policy_kwargs=policy)
+
+
+@needs_contrib
+@pytest.mark.parametrize("action", ["grid", "box"])
+def test_recurrent_export_plays_what_was_trained_over_episodes(make_trace, config, action):
+    config = dataclasses.replace(config, algorithm="recurrent-ppo", action=action, lstm=7)
+    env = ThresholdVecEnv(
+        make_trace(), 4, action=action, grid=config.grid, rounds=50, order="switching", switch=(5, 30)
+    )
+    model = untrained(env, config)
+    agent = exported(model, config, 3, {})
+    x, theirs, over = env.reset(), None, np.ones(4, dtype=bool)
+    memory, played = np.zeros((4, 2, 7)), []
+    for _ in range(120):  # the end of two episodes on the way
+        action_of, theirs = model.predict(x, theirs, over, deterministic=True)
+        memory[over] = 0.0
+        said, memory = agent.remember(x[:, None].astype(float), memory)
+        if action == "grid":
+            np.testing.assert_array_equal(said[:, 0].argmax(axis=1), action_of)
+        else:
+            np.testing.assert_allclose(np.clip(said[:, 0], 0, 1), (1 + action_of) / 2, atol=1e-5)
+        played.append(said[0, 0])
+        x, _, over, _ = env.step(action_of)
+    assert np.ptp(played, axis=0).max() > 1e-4
+
+
+@needs_contrib
+@pytest.mark.parametrize("link", [None, "2:20, 9:20"])
+def test_recurrent_agent_in_replay_is_the_one_in_the_environment(make_trace, config, tmp_path, link):
+    """The same decisions over a whole episode: the same features, one decision a window, the same memory."""
+    config = dataclasses.replace(config, algorithm="recurrent-ppo", action="grid", lstm=7)
+    trace = make_trace()
+    options = {"grid": config.grid, "window": config.window, "overhead": 0.1, "link": link}
+    env = ThresholdVecEnv(trace, 1, order="in-order", **options)
+    model = untrained(env, config)
+    model.policy.action_net.weight.data *= 100  # so that it changes its mind
+    save_agent(exported(model, config, 3, {}), tmp_path)
+    arms, x, theirs, over = [], env.reset(), None, np.ones(1, dtype=bool)
+    for _ in range(len(trace) // config.window):
+        arm, theirs = model.predict(x, theirs, over, deterministic=True)
+        arms.append(int(arm[0]))
+        x, _, over, _ = env.step(arm)
+    assert len(set(arms)) > 1
+    policy = RL(str(tmp_path), exits=3)
+    done = replay(policy, trace, 0.1, order="in-order", link=None if link is None else parse_link(link))
+    np.testing.assert_array_equal(done.arm[0], np.repeat(arms, config.window))
+
+
+def test_recurrent_training_without_sb3_contrib(config, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sb3_contrib" else find(name))
+    with pytest.raises(EexError, match=r"^sb3_contrib is not installed; pip install 'eex\[rl\]'$"):
+        train_rl(dataclasses.replace(config, algorithm="recurrent-ppo"))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "action"),
+    [
+        ("ppo", "grid"),
+        ("ppo", "box"),
+        ("dqn", "grid"),
+        ("td3", "box"),
+        pytest.param("recurrent-ppo", "grid", marks=needs_contrib),
+        pytest.param("recurrent-ppo", "box", marks=needs_contrib),
+    ],
+)
 def test_a_small_training(config, algorithm, action):
     setting = (
         ("learning_starts=64", "batch_size=16", "buffer_size=1000") if algorithm in ("dqn", "td3") else config.setting
@@ -70,11 +146,16 @@ def test_a_small_training(config, algorithm, action):
     assert card.evaluated["per_1000_frames"] == best
     assert card.trained["trained_steps"] == best["steps"] in (128, 256)
     assert set(best) == {"steps", "reward", "regret", "ucb", "gain-curve"}
+    recurrent = algorithm == "recurrent-ppo"
+    assert (card.lstm, card.window) == ((64, 4) if recurrent else (0, 1))
+    assert ("lstm" in card.trained) == recurrent
 
 
-def test_stopped_training_goes_on(config, monkeypatch):
+@pytest.mark.parametrize("algorithm", ["ppo", pytest.param("recurrent-ppo", marks=needs_contrib)])
+def test_stopped_training_goes_on(config, monkeypatch, algorithm):
     from eex.envs import train
 
+    config = dataclasses.replace(config, algorithm=algorithm)
     calls = []
     score_of = train._score
 
@@ -111,6 +192,12 @@ def test_stopped_training_goes_on(config, monkeypatch):
         ({"layers": ()}, "--layers must be"),
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"link": "fast"}, "link 'fast'"),
+        ({"lstm": 0}, "--lstm must be at least 1, got 0"),
+        pytest.param(
+            {"algorithm": "recurrent-ppo", "setting": ('policy_kwargs={"n_lstm_layers": 2}',)},
+            "recurrent-ppo does not take these settings: .*policy_kwargs",
+            marks=needs_contrib,
+        ),
     ],
 )
 def test_wishes_that_cannot_be_met(config, changes, message):
