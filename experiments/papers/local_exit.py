@@ -663,6 +663,7 @@ def _claims(
         return found
 
     trained = f"{recipe.epochs} epochs at width {recipe.width}, one seed"
+    shared = "edge and cloud node share this machine's processors, and their link is its loopback"
 
     def claim(text: str, published: str, ours: str, holds: bool | np.bool_, why: str = "") -> Claim:
         return Claim(text, published, ours, bool(holds), "" if holds else why or trained)
@@ -738,12 +739,14 @@ def _claims(
             "SEM-1, SEM-1",
             f"{_shortest(edge_ms)}, SEM-{overall.argmax() + 1}",
             _shortest(edge_ms) == "SEM-1" and overall.argmax() == 0,
+            shared,
         ),
         claim(
             "Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest)",
             "similar",
             _ms(cloud_ms) + " from the batch's sending",
             _spread(cloud_ms) <= 1.5,
+            shared,
         ),
         claim(
             "An exit in the middle is the fastest (overall latency): SEM-5, and exit 3 of the MEM",
@@ -751,12 +754,14 @@ def _claims(
             f"SEM-{overall.argmin() + 1} of {_ms(overall)}; MEM exit {overall_multi.argmin() + 1} of "
             f"{_ms(overall_multi)}",
             overall.argmin() in range(1, 7) and overall_multi.argmin() in range(1, 7),
+            shared,
         ),
         claim(
             "At every exit the MEM is slower than the SEM",
             "at exit 5 4.886 ms against 3.795 ms",
             f"{(overall_multi > overall).sum()} of 8; at exit 5 {overall_multi[4]:.3f} ms against {overall[4]:.3f} ms",
             bool((overall_multi > overall).all()),
+            f"{shared}; differences are near what {recipe.rounds} rounds can tell, and follow what leaves locally",
         ),
     ]
     by_t = {
@@ -786,6 +791,7 @@ def _claims(
             "Fig. 7C",
             ", ".join(f"T = {t:g}: {ms:.3f} ms" for t, ms in zip(timed, slower, strict=True)),
             bool(np.all(np.diff(slower) < 0)),
+            shared,
         ),
         claim(
             "At the end of training each SEM's exit beats the MEM's over all images",
@@ -835,6 +841,7 @@ def _claims(
             f"SEM-{slow.argmin() + 1} of {_ms(slow)}, where with {edges[0]} it is SEM-{overall.argmin() + 1}; at most "
             f"{peak:.0f} MB in use",
             slow.argmin() < overall.argmin(),
+            shared,
         )
     )
     hopeless = dropped[(dropped["model"] == "SEM") & (dropped["drop_above"] == recipe.drop_above)].set_index("exit")
