@@ -243,6 +243,9 @@ def _play(stream: Stream, recipe: Recipe, seed: int, policies: Sequence[str] = P
             tables.append(table.assign(policy="fixed", overhead=o))
     rows = pd.concat(tables, ignore_index=True)
     rows["best_threshold"] = rows["overhead"].map({o: np.median(np.array(GRID)[best[o][0]]) for o in recipe.overheads})
+    rows.loc[rows["round"] < recipe.rounds, ["regret_oracle", "accuracy", "offloaded"]] = (
+        np.nan
+    )  # they are of all rounds
     return rows.assign(stream=stream.name, exits=trace.edge_exits)
 
 
@@ -291,6 +294,10 @@ def slowing(curves: pd.DataFrame, policy: str = "ucb") -> pd.Series:
 
 def _draw(work: Work, curves: pd.DataFrame, ends: pd.DataFrame) -> None:
     middle = sorted(curves["overhead"].unique())[len(curves["overhead"].unique()) // 3]
+    names = list(dict.fromkeys(curves["stream"]))
+    levels = names[: names.index(CHANGING)]  # every second of many, so that a figure stays readable
+    shown = [*(levels[::2] if len(levels) > 4 else levels), *names[names.index(CHANGING) :]]
+    curves, ends = (rows[rows["stream"].isin(shown)] for rows in (curves, ends))
     played = curves[curves["policy"].isin(POLICIES)]
     for exits, part in played.groupby("exits"):
         case = f"{exits} edge exit{'s' if exits > 1 else ''}"
@@ -423,7 +430,8 @@ def _claims(source: str, mine: pd.DataFrame, long: pd.DataFrame) -> list[Claim]:
             f"mean distance {_apart(ucb):.2f} (gain-curve {_apart(by['gain-curve']):.2f}, "
             f"random {_apart(by['random']):.2f})",
             bool(_rank(ucb) > 0.7 and _apart(ucb) < 0.5 * _apart(by["random"])),
-            "holds: correlation above 0.7, and less than half of random's distance",
+            "holds: correlation above 0.7, and less than half of random's distance; of equally good thresholds "
+            "hindsight names the lowest",
         ),
         Claim(
             f"{source}: beside it, gain-curve (ours)",
@@ -431,7 +439,8 @@ def _claims(source: str, mine: pd.DataFrame, long: pd.DataFrame) -> list[Claim]:
             f"its regret is {_percent(share)} of UCB's, against the per-frame oracle "
             f"{_percent(by['gain-curve']['regret_oracle'].sum() / ucb['regret_oracle'].sum())}",
             bool(share < 1),
-            "holds: less regret than UCB in all; it shares what one threshold teaches with all others",
+            "holds: less regret than UCB in all; it shares what one threshold teaches with all others, and has 51 of "
+            "them where hindsight has 11, so that its regret may be below 0",
         ),
     ]
     if source == OURS:
@@ -486,8 +495,8 @@ def _of_distortion(last: pd.DataFrame, ucb: pd.DataFrame, fixed: pd.DataFrame) -
             "regret over all overheads, of UCB and of pristine's best threshold: "
             + ", ".join(f"{s} {r['ucb']:.0f} and {r['rigid']:.0f}" for s, r in sums.iterrows()),
             bool((sums["ucb"] < sums["rigid"]).all()),
-            "the reward is measured in confidence, whose best threshold hardly moves with the distortion: exploring "
-            "costs more than standing still",
+            f"in {last['round'].max():,} rounds exploring costs more than a threshold that is somewhat off; adapting "
+            "pays only where the distortion is heavy",
         ),
     ]
 

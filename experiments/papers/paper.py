@@ -1,6 +1,7 @@
 """What every paper's script stands on: a folder that remembers, images, claims, and the table of them."""
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -201,10 +202,13 @@ class Work:
         return pd.read_csv(path)
 
     def draw(self, name: str, figure: "Figure") -> None:
-        """Save a figure as PNG."""
-        part = self.out / f"{name}.part"
+        """Save a figure as PNG, in 128 colours: a third of the bytes."""
+        from PIL import Image
+
+        part, drawn = self.out / f"{name}.part", io.BytesIO()
+        figure.savefig(drawn, dpi=110, format="png")
         try:
-            figure.savefig(part, dpi=110, format="png")
+            Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(part, "PNG", optimize=True)
             os.replace(part, self.out / f"{name}.png")
         except OSError as error:
             raise EexError(f"{self.out / name}.png: cannot be written: {error.strerror}") from None
