@@ -82,7 +82,7 @@ class Recipe:
 
 RECIPES = {
     "quick": Recipe(2, 2, 1, validation=200, step=0.25, repeats=2, timed=300, sent=64, links=("",), rounds=1000),
-    "reduced": Recipe(16, 20, 8),
+    "reduced": Recipe(16, 20, 8, timed=2000),
     "paper": Recipe(60, 60, 60),
 }
 
