@@ -35,10 +35,10 @@ TITLE = (
 NOTES = """
 - B-AlexNet is BranchyNet's for 32x32 images, trained from scratch: joint training with Adam at 0.001, cross-entropy,
   loss weights falling from 1 at the first exit to 0.3 at the last, no weight decay. The paper says no more than
-  "BranchyNet methodology" of its training and names no augmentation, so there is none; the recipe "paper" trains a third
-  network with flips and shifts, to show what that choice is worth. Side branches stand right behind the first and second
-  ReLU, as in the paper, and are BranchyNet's: pooling, local normalisation, two convolutions of 32 maps, pooling, one
-  linear layer.
+  "BranchyNet methodology" of its training and names no augmentation, so there is none; the recipe "paper" trains a
+  third network with flips and shifts, to show what that choice is worth. Side branches stand right behind the first
+  and second ReLU, as in the paper, and are BranchyNet's: pooling, local normalisation, two convolutions of 32 maps,
+  pooling, one linear layer.
 - The paper splits CIFAR-10 into 45,000, 3,000 and 7,000 images, so that validation and test share the original test
   split. Here the 3,000 come from the training split, 45,000 of the rest are trained on, and the whole test split is for
   testing. Every probability over batches is over many drawn splits of it into batches of 512; they share their images.
