@@ -1,7 +1,8 @@
 """The survey of deployment strategies: training, branch structures, placement, overthinking, exit rules and energy."""
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 
 from eex.experiments.papers.paper import Claim, Images, Work
 from eex.experiments.plotting import paper_figure
-from eex.policies.base import Bools, Floats
+from eex.policies.base import Bools, Context, Floats, Thresholds
+from eex.policies.fixed import Fixed
 from eex.policies.schedule import PRISTINE
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ STRUCTURES = ("fc", "multi_fc", "pool_fc", "conv_fc", "conv_pool_fc", "multi_con
 SHARES = (0.25, 0.5, 0.75)
 """Of the backbone's multiply-adds, before each side branch that is placed by cost."""
 UNIFORM = len(SHARES)
+PAIRS = (("multi_fc", "pool_fc"), ("conv_fc", "fc"), ("multi_conv", "conv_fc"), ("conv_pool_fc", "fc"))
+"""Structures of which the survey says that the first does more than the second."""
 TAUGHT = 5000
 """Training images, as they are, on which the accuracy that overfitting shows in is measured."""
 LOST = 0.005
@@ -98,6 +102,7 @@ def run(work: Work, recipe: Recipe) -> list[Claim]:
     differences = work.rows("differences", bench.differences)
     phases = work.rows("phases", bench.phases)
     structures = work.rows("structures", bench.structures)
+    pairs = work.rows("structure_pairs", bench.structure_pairs)
     gates = work.rows("gates", bench.gates)
     placements = work.rows("placements", lambda: bench.placements(gates))
     overthinking = work.rows("overthinking", bench.overthinking)
@@ -107,11 +112,11 @@ def run(work: Work, recipe: Recipe) -> list[Claim]:
     _draw(work, methods, structures, placements, overthinking, rules)
     return [
         *_of_methods(methods, differences, phases, gradients),
-        *_of_structures(structures),
+        *_of_structures(structures, pairs),
         *_of_placements(placements, gates),
         *_of_overthinking(overthinking),
         *_of_rules(rules, thresholds),
-        *_of_energy(energy),
+        *_of_energy(energy, methods),
     ]
 
 
@@ -222,6 +227,17 @@ def difference(a: Bools, b: Bools) -> tuple[float, float]:
     return float(apart.mean()), float(1.96 * apart.std(ddof=1) / len(apart) ** 0.5)
 
 
+class FirstSure(Fixed):
+    """A fixed threshold at the side branches; what reaches none is answered by the final exit, however sure."""
+
+    def choose(self, context: Context) -> Thresholds:
+        """As `Fixed`, with 0 at the final exit."""
+        chosen = super().choose(context)
+        exit_at = chosen.exit_at.copy()
+        exit_at[..., -1] = 0.0
+        return dataclasses.replace(chosen, exit_at=exit_at)
+
+
 # ---- what is trained and measured
 
 
@@ -232,6 +248,7 @@ class Bench:
     work: Work
     recipe: Recipe
     images: Images
+    temperatures: dict[Any, list[float]] = field(default_factory=dict)
 
     # -- networks
 
@@ -315,9 +332,12 @@ class Bench:
 
         from eex.models.calibration import fit_temperature
 
-        said = torch.cat([self.logits(name, net, "validation", c) for c in conditions], dim=1)
-        labels = self.labels("validation").repeat(len(conditions))
-        return [fit_temperature(out, labels) for out in said]
+        key = (name, tuple(conditions))
+        if key not in self.temperatures:
+            said = torch.cat([self.logits(name, net, "validation", c) for c in conditions], dim=1)
+            labels = self.labels("validation").repeat(len(conditions))
+            self.temperatures[key] = [fit_temperature(out, labels) for out in said]
+        return self.temperatures[key]
 
     # -- tables
 
@@ -393,19 +413,12 @@ class Bench:
 
     def structures(self) -> pd.DataFrame:
         """Every branch structure at every place of one frozen backbone, with its cost."""
-        frozen = self.of_method("two-stage", 0)[0]
-        plain = self.right("two-stage-0", frozen, "test")
-        rows, kept = [], {}
+        plain = self.right("two-stage-0", self.of_method("two-stage", 0)[0], "test")
+        rows = []
         for structure in STRUCTURES:
-            net = self.network(frozen.architecture.after, structure, 0).to(frozen.mean.device)
-            net.stages.load_state_dict(frozen.stages.state_dict())
-            net.branches[-1].load_state_dict(frozen.branches[-1].state_dict())
-            name = f"structure-{structure}"
-            self.train(name, net, "expert")
-            kept[structure] = self.right(name, net, "test")
-            costs = net.costs()
+            net = self.of_structure(structure)
+            right, costs = self.right(f"structure-{structure}", net, "test"), net.costs()
             for e in range(net.exits - 1):
-                mean, half = difference(kept[structure][None, :, e], kept[STRUCTURES[0]][None, :, e])
                 rows.append(
                     {
                         "structure": structure,
@@ -413,12 +426,29 @@ class Bench:
                         "macs": costs.branch_macs[e],
                         "share_of_backbone": costs.branch_macs[e] / sum(costs.stage_macs),
                         "weights": sum(p.numel() for p in net.branches[e].parameters()),
-                        "accuracy": kept[structure][:, e].mean(),
-                        "less_fc": mean,
-                        "half": half,
+                        "accuracy": right[:, e].mean(),
                         "backbone_accuracy": plain[:, -1].mean(),
                     }
                 )
+        return pd.DataFrame(rows)
+
+    def of_structure(self, structure: str) -> "EarlyExitNet":
+        """Side branches of a structure on the frozen backbone of the two-stage training."""
+        frozen = self.of_method("two-stage", 0)[0]
+        net = self.network(frozen.architecture.after, structure, 0).to(frozen.mean.device)
+        net.stages.load_state_dict(frozen.stages.state_dict())
+        net.branches[-1].load_state_dict(frozen.branches[-1].state_dict())
+        self.train(f"structure-{structure}", net, "expert")
+        return net
+
+    def structure_pairs(self) -> pd.DataFrame:
+        """What one structure classifies better than another at each exit, on the same images."""
+        found = {s: self.right(f"structure-{s}", self.of_structure(s), "test") for s in STRUCTURES}
+        rows = []
+        for one, other in PAIRS:
+            for e in range(found[one].shape[1] - 1):
+                mean, half = difference(found[one][None, :, e], found[other][None, :, e])
+                rows.append({"structure": one, "less": other, "exit": e + 1, "difference": mean, "half": half})
         return pd.DataFrame(rows)
 
     def gates(self) -> pd.DataFrame:
@@ -484,38 +514,49 @@ class Bench:
     def overthinking(self) -> pd.DataFrame:
         """Right early and wrong late, for each method on pristine images and for joint training on distorted ones.
 
-        Beside it, what leaving early at a threshold from validation images makes of it: `rescued` and `harmed` images
-        are those that only the early exit, and only the final exit, answers right.
+        Beside it, what leaving early makes of it at the threshold that is most accurate on pristine validation images
+        and at the cheapest (`cheapest`): `rescued` and `harmed` images are those that only the early exit, and only the
+        final exit, answers right. `surest`: every exit is visited, and the most confident one answers.
         """
+        from eex.experiments.papers.paper import confidences
+
         cases: list[tuple[Method, tuple[str, float]]] = [(m, (PRISTINE, 0.0)) for m in METHODS]
         cases += [("joint", c) for c in self.recipe.conditions if c[0] != PRISTINE]
         rows = []
         for method, condition in cases:
             for seed in range(self.recipe.seeds):
                 name, net = f"{method}-{seed}", self.of_method(method, seed)[0]
-                score, held = self.confidence(name, net), self.confidence(name, net, "validation")
-                curve = trade(held, self.right(name, net, "validation"), self.macs(net))
-                # most accurate on pristine validation images; of equals the cheapest
-                best = curve.sort_values(["accuracy", "macs"], ascending=[False, True])["threshold"].iloc[0]
-                right = self.right(name, net, "test", condition)
-                exit = leaves(self.confidence(name, net, "test", condition), best)
-                early = right[np.arange(len(right)), exit]
-                mean, half = difference(early[None], right[None, :, -1])
-                rows.append(
-                    {
-                        "method": method,
-                        "condition": _named(condition),
-                        "seed": seed,
-                        **overthought(right),
-                        "threshold": best,
-                        "left_early": (exit < score.shape[1]).mean(),
-                        "early_accuracy": early.mean(),
-                        "rescued": (early & ~right[:, -1]).mean(),
-                        "harmed": (~early & right[:, -1]).mean(),
-                        "gain": mean,
-                        "half": half,
-                    }
+                curve = trade(
+                    self.confidence(name, net, "validation"), self.right(name, net, "validation"), self.macs(net)
                 )
+                most = curve.sort_values(["accuracy", "macs"], ascending=[False, True])["threshold"].iloc[0]
+                right = self.right(name, net, "test", condition)
+                told, said = confidences(
+                    self.logits(name, net, "test", condition), self.calibrated(name, net, [(PRISTINE, 0)])
+                )
+                image = np.arange(len(right))
+                surest = said[image, told.argmax(axis=1)] == self.labels("test").numpy()
+                for rule, threshold in (("most accurate", most), ("cheapest", cheapest(curve))):
+                    exit = leaves(told[:, :-1], threshold)
+                    early = right[image, exit]
+                    mean, half = difference(early[None], right[None, :, -1])
+                    rows.append(
+                        {
+                            "method": method,
+                            "condition": _named(condition),
+                            "seed": seed,
+                            "rule": rule,
+                            **overthought(right),
+                            "surest": surest.mean(),
+                            "threshold": threshold,
+                            "left_early": (exit < right.shape[1] - 1).mean(),
+                            "early_accuracy": early.mean(),
+                            "rescued": (early & ~right[:, -1]).mean(),
+                            "harmed": (~early & right[:, -1]).mean(),
+                            "gain": mean,
+                            "half": half,
+                        }
+                    )
         return pd.DataFrame(rows)
 
     def rules(self) -> pd.DataFrame:
@@ -577,7 +618,6 @@ class Bench:
         from eex.experiments.energy import find_meter
         from eex.experiments.papers.live import play
         from eex.models.fast import optimised
-        from eex.policies.fixed import Fixed
 
         net = self.joint()
         for temperatures, t in zip(net.temperature, self.calibrated("joint-0", net, [(PRISTINE, 0.0)]), strict=True):
@@ -591,7 +631,7 @@ class Bench:
         whole = self.right("joint-0", net, "test")[order, -1].mean()
         bytes_so_far = np.cumsum(costs.feature_bytes)
         meter, told = find_meter()
-        fixed = Fixed(p_tar=threshold, exits=net.edge_exits)
+        fixed = FirstSure(p_tar=threshold, exits=net.edge_exits)
         rows = []
         with torch.inference_mode():
             for repeat in range(self.recipe.repeats + 1):
@@ -798,7 +838,7 @@ def _of_methods(
             "less joint training: "
             + ", ".join(f"exit {e} {_points(*less.loc[('distillation', e)])}" for e in range(1, last + 1)),
             bool(kd["difference"] - kd["half"] > 0),
-            "holds: exit 1 gains more than chance; the teacher is a network that is itself still being trained",
+            "holds: exit 1 gains more than chance; the teacher is itself still being trained, and the late exits pay",
         ),
     ]
     hybrid = [less.loc[("hybrid", e)] for e in range(1, last + 1)]
@@ -816,7 +856,8 @@ def _of_methods(
     return claims
 
 
-def _of_structures(structures: pd.DataFrame) -> list[Claim]:
+def _of_structures(structures: pd.DataFrame, pairs: pd.DataFrame) -> list[Claim]:
+    less = pairs.set_index(["structure", "less", "exit"])
     at = structures[structures["exit"] == 1].set_index("structure")
 
     def told(name: str) -> str:
@@ -825,8 +866,9 @@ def _of_structures(structures: pd.DataFrame) -> list[Claim]:
         return f"{name} {_percent(row['accuracy'])} ({size})"
 
     def compare(text: str, better: str, than: str, why: str = "") -> Claim:
-        gain, half = at.loc[better, "accuracy"] - at.loc[than, "accuracy"], at["half"].max()
-        return Claim(text, NONE, f"exit 1: {told(better)}, {told(than)}", bool(gain > half), why)
+        gain, half = less.loc[(better, than, 1), "difference"], less.loc[(better, than, 1), "half"]
+        ours = f"exit 1: {told(better)}, {told(than)}: {_points(gain, half)}"
+        return Claim(text, NONE, ours, bool(gain > half), why)
 
     cheap, whole = at.loc["pool_fc"], at.loc["fc"]
     side = structures.groupby("structure")["accuracy"].mean()
@@ -885,44 +927,53 @@ def _of_placements(placements: pd.DataFrame, gates: pd.DataFrame) -> list[Claim]
             NONE,
             told,
             bool(cost["by cost"] < cost["uniform"]),
-            "by shares of the work the first exit comes late, and work before it is never saved",
+            "one training each, and the networks' final exits differ, which shifts what a given accuracy costs",
         ),
         Claim(
             "gating learns good places",
             NONE,
             f"{told}; the places kept stop {_percent(stopped)} of the validation images",
             bool(cost["gates"] <= min(cost["uniform"], cost["by cost"])),
-            "one training each: nets differ by about a point from seed to seed",
+            "one training each; gates look at images one by one and at no other place, so that places close to each "
+            "other are kept",
         ),
     ]
 
 
 def _of_overthinking(overthinking: pd.DataFrame) -> list[Claim]:
-    mean = overthinking.groupby(["method", "condition"], sort=False).mean(numeric_only=True)
-    plain = mean.xs(PRISTINE, level="condition")
-    joint = plain.loc["joint"]
-    hard, room = mean.loc["joint"].drop(PRISTINE), joint["oracle"] - joint["final"]
+    keys = ["rule", "method", "condition"]
+    mean = overthinking.groupby(keys, sort=False).mean(numeric_only=True)
+    best, cheap = mean.loc[("most accurate", "joint", PRISTINE)], mean.loc[("cheapest", "joint", PRISTINE)]
+    plain = mean.loc["most accurate"].xs(PRISTINE, level="condition")
+    hard, room = mean.loc[("most accurate", "joint")].drop(PRISTINE), best["oracle"] - best["final"]
+
+    def told(row: pd.Series) -> str:
+        return (
+            f"{_percent(row['left_early'])} leave early, {100 * row['rescued']:.2f} % are rescued, "
+            f"{100 * row['harmed']:.2f} % harmed, accuracy {_points(row['gain'], row['half'])}"
+        )
+
     return [
         Claim(
             "overthinking: a correct intermediate answer becomes wrong with more processing",
             NONE,
             "right early and wrong at the end: "
             + ", ".join(f"{m} {_percent(r['overthought'])}" for m, r in plain.iterrows())
-            + f" of pristine images; joint: final {_percent(joint['final'])}, "
-            + f"oracle over exits {_percent(joint['oracle'])}; "
+            + f" of pristine images; joint: final {_percent(best['final'])}, "
+            + f"oracle over exits {_percent(best['oracle'])}; "
             + ", ".join(f"{c} {_percent(r['overthought'])}" for c, r in hard.iterrows()),
-            bool(joint["overthought"] > 0.01),
+            bool(best["overthought"] > 0.01),
             "holds: more than one image in a hundred",
         ),
         Claim(
             "leaving early prevents overthinking",
             NONE,
-            f"joint, at the threshold most accurate on validation images: {_percent(joint['rescued'])} rescued, "
-            f"{_percent(joint['harmed'])} harmed, accuracy {_points(joint['gain'], joint['half'])} "
-            f"for {_percent(joint['left_early'])} leaving early; of what an oracle could win "
-            f"({_points(room)}) that is {_percent(joint['gain'] / room if room else 0)}",
-            bool(joint["rescued"] > joint["harmed"]),
-            "holds: more rescued than harmed; confidence hardly tells what depth would spoil from what it mends",
+            f"joint, at the threshold most accurate on validation images: {told(best)}; "
+            f"at the cheapest that loses {100 * LOST:g} points there: {told(cheap)}; an oracle would win {_points(room)}, answering with the surest of all exits "
+            f"{_points(best['surest'] - best['final'])}",
+            bool(best["gain"] > best["half"]),
+            "holds: more accurate than the final exit, beyond chance; confidence hardly tells what depth would spoil "
+            "from what it mends",
         ),
     ]
 
@@ -971,9 +1022,10 @@ def _of_rules(rules: pd.DataFrame, thresholds: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def _of_energy(energy: pd.DataFrame) -> list[Claim]:
+def _of_energy(energy: pd.DataFrame, methods: pd.DataFrame) -> list[Claim]:
     mid = energy.groupby("pass", sort=False).median(numeric_only=True)
     whole, early = mid.iloc[0], mid.iloc[1]
+    extra = methods["macs"].max() / whole["macs"] - 1
     work, clock = whole["macs"] / early["macs"], whole["us_a_frame"] / early["us_a_frame"]
     measured = bool(energy["uj_a_frame"].notna().all())
     told = (
@@ -990,10 +1042,11 @@ def _of_energy(energy: pd.DataFrame) -> list[Claim]:
             "leaving early accelerates inference, at little accuracy",
             "2 to 6 times (BranchyNet: LeNet, AlexNet, ResNet on CPUs and GPUs)",
             f"{work:.2f} times fewer multiply-adds, {clock:.2f} times the frames a second "
-            f"(accuracy {_percent(whole['accuracy'])} and {_percent(early['accuracy'])})",
+            f"(accuracy {_percent(whole['accuracy'])} and {_percent(early['accuracy'])}); "
+            f"all side branches cost {_percent(extra)} of the network without them",
             bool(clock >= 2),
-            "the network is tiny: what a frame costs besides its convolutions weighs as much; BranchyNet accelerates "
-            "networks with far more work behind the first exit",
+            "the network is tiny: its side branches weigh much, and so does what a frame costs besides convolutions; "
+            "BranchyNet accelerates networks with far more work behind the first exit",
         ),
         Claim("leaving early saves energy", NONE, told, bool(saved), "" if measured else "multiply-adds stand for it"),
     ]
