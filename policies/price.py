@@ -15,9 +15,12 @@ energy to such a price.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eex.policies.base import Floats
 from eex.policies.errors import EexError
@@ -226,6 +229,29 @@ class Meter:
         self.bytes = bytes / frames
         if self.bucket is not None:
             self.bucket.spend(frames, bytes / 1e6)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """What another meter of the same price goes on from. No clock: while nothing streams, no budget comes in."""
+        state = {"bytes": np.array(self.bytes), "withheld": np.array(self.withheld)}
+        return state if self.bucket is None else state | {"level": np.array(self.bucket.level)}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state_dict` gave; the next frames to arrive bring no time with them.
+
+        Raises
+        ------
+        KeyError
+            If it lacks something.
+        ValueError
+            If what it holds is not a number.
+        """
+        bytes, withheld = float(state["bytes"]), int(state["withheld"])
+        if self.bucket is not None:
+            level = float(state["level"])
+            if not np.isfinite(level):
+                raise ValueError(f"a bucket's level must be finite, got {level}")
+            self.bucket.level = min(level, self.bucket.budget.burst)
+        self.bytes, self.withheld, self._then = bytes, withheld, None
 
 
 def parse_price(text: str | float) -> Price:

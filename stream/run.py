@@ -287,11 +287,8 @@ class Stream:
 
         config, net, frames = self.config, self.net, self.frames
         played = Played(name, Tally(net.edge_exits + 1), 0.0)
-        first, seconds = 0, 0.0
-        if folder is not None:
-            if resume and (saved := state.read(folder)) is not None:
-                first, seconds = state.restore(saved, policy, played.tally)
-            state.drop_uncommitted(folder, resume)
+        saved = state.read(folder) if folder is not None and resume else None
+        first = 0 if saved is None else int(saved["frames"])
         engine = Engine(
             net,
             policy,
@@ -303,6 +300,9 @@ class Stream:
             drop_below=config.drop_below,
             first=first,
         )
+        seconds = 0.0 if saved is None else state.restore(saved, policy, engine.meter, played.tally)
+        if folder is not None:
+            state.drop_uncommitted(folder, resume)
         writer = RecordWriter(folder / "records", net.classes, net.experts) if folder is not None else None
         started = time.perf_counter() - seconds
         shown, committed = time.perf_counter(), first
@@ -315,7 +315,8 @@ class Stream:
                 return
             try:
                 parts = writer.commit()
-                state.write(folder, policy, played.tally, engine.next, parts, time.perf_counter() - started)
+                took = time.perf_counter() - started
+                state.write(folder, policy, engine.meter, played.tally, engine.next, parts, took)
             except EexError as error:
                 played.unrecorded = str(error)
                 writer.abandon()

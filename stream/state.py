@@ -1,7 +1,10 @@
-"""What a stream that was cut off goes on from: the policy's state and the running totals, committed with the records.
+"""What a stream that was cut off goes on from: policy, budget and running totals, committed with the records.
 
 `state.npz` says how many frames are done and how many parts of the records belong to them; parts beyond are of frames
 that will come again, and go. The file holds numbers only and is replaced in one step.
+
+A budget goes on as full as it was at the commit: the time for which nothing streamed brings in nothing, and what frames
+after the commit spent is given back, for they come again and spend it again.
 """
 
 import os
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from eex.policies.base import Policy
 from eex.policies.errors import EexError
+from eex.policies.price import Meter
 
 if TYPE_CHECKING:
     from eex.stream.tally import Tally
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 NAME = "state.npz"
 
 
-def write(folder: Path, policy: Policy, tally: "Tally", frames: int, parts: int, seconds: float) -> None:
+def write(folder: Path, policy: Policy, meter: Meter, tally: "Tally", frames: int, parts: int, seconds: float) -> None:
     """Commit: from now on the stream has done so many frames, and their records are the first parts.
 
     Raises
@@ -32,6 +36,7 @@ def write(folder: Path, policy: Policy, tally: "Tally", frames: int, parts: int,
         If it cannot be written; then the commit before holds.
     """
     arrays = {f"policy.{name}": value for name, value in policy.state_dict().items()}
+    arrays |= {f"meter.{name}": value for name, value in meter.state_dict().items()}
     arrays |= {f"tally.{name}": value for name, value in tally.state_dict().items()}
     arrays |= {"frames": np.array(frames), "parts": np.array(parts), "seconds": np.array(seconds)}
     part = folder / f"{NAME}.part"
@@ -66,20 +71,24 @@ def read(folder: Path) -> dict[str, NDArray[Any]] | None:
         raise EexError(f"{path}: not the state of a stream: {error}") from None
 
 
-def restore(saved: Mapping[str, NDArray[Any]], policy: Policy, tally: "Tally") -> tuple[int, float]:
-    """Put policy and totals back to where they were; frames done and seconds taken.
+def restore(saved: Mapping[str, NDArray[Any]], policy: Policy, meter: Meter, tally: "Tally") -> float:
+    """Put policy, budget and totals back to where they were; the seconds taken until then.
+
+    A state that an older eex wrote has no budget: then it starts full.
 
     Raises
     ------
     EexError
-        If the state is another policy's.
+        If the state is that of another policy or price.
     """
     try:
         policy.load_state_dict(_under(saved, "policy."))
         tally.load_state_dict(_under(saved, "tally."))
-    except (ValueError, KeyError) as error:
+        if metered := _under(saved, "meter."):
+            meter.load_state_dict(metered)
+    except (ValueError, KeyError, TypeError) as error:
         raise EexError(f"{NAME} does not belong to this run: {error}") from None
-    return int(saved["frames"]), float(saved["seconds"])
+    return float(saved["seconds"])
 
 
 def drop_uncommitted(folder: Path, resume: bool) -> None:

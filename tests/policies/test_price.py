@@ -153,3 +153,30 @@ def test_a_policy_that_ignores_the_price_is_held_to_the_budget():
         spent += sent
     assert spent == 100 + 10 * 999
     assert Price().of() == 0.0
+
+
+def test_a_meter_goes_on_where_another_was():
+    """Time for which nothing streamed brings in no budget."""
+    price = parse_price("0.1+1/MB+budget=10/s:40")
+    meter = Meter(price, bytes=50_000)
+    meter.arrive(100.0, 32)
+    assert meter.admits(45) == 40
+    meter.sent(30, 600_000)
+    other = Meter(price, bytes=50_000)
+    other.load_state_dict(meter.state_dict())
+    assert (other.bucket.level, other.withheld, other.bytes) == (10.0, 5, 20_000.0)
+    assert other.expected(float("nan")) == meter.expected(float("nan"))
+    other.arrive(9e9, 32)  # another clock, another day
+    assert other.bucket.level == 10.0
+    other.arrive(9e9 + 1, 32)
+    assert other.bucket.level == 20.0
+
+
+def test_a_meters_state_fits_its_price():
+    meter = Meter(parse_price("budget=10/s:40"))
+    with pytest.raises(KeyError):
+        meter.load_state_dict(Meter(parse_price("0.1")).state_dict())
+    with pytest.raises(ValueError, match="finite"):
+        meter.load_state_dict(meter.state_dict() | {"level": np.array(np.nan)})
+    meter.load_state_dict(meter.state_dict() | {"level": np.array(1e9)})
+    assert meter.bucket.level == 40.0

@@ -17,8 +17,11 @@ from faults import PATIENCE_S, Link, Stream
 from eex.experiments.bench_offload import growth, hanging_growth
 from eex.experiments.trivial_worker import MODEL, TrivialWorker, free_port
 from eex.policies.errors import EexError
+from eex.policies.price import Meter, parse_price
+from eex.policies.registry import make_policy
 from eex.stream import state
 from eex.stream.records import read_records
+from eex.stream.tally import Tally
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -281,3 +284,21 @@ def test_a_state_that_is_none(tmp_path):
     with pytest.raises(EexError, match="not the state of a stream"):
         state.read(tmp_path)
     assert state.read(tmp_path / "elsewhere") is None
+
+
+def test_a_budget_goes_on_as_full_as_it_was(tmp_path):
+    price, policy, tally = parse_price("budget=10/s:40"), make_policy("ucb", exits=1), Tally(2)
+    meter = Meter(price)
+    meter.sent(30, 3e6)
+    state.write(tmp_path, policy, meter, tally, 1000, 1, 5.0)
+    again = Meter(price)
+    saved = state.read(tmp_path)
+    assert state.restore(saved, make_policy("ucb", exits=1), again, Tally(2)) == 5.0
+    assert again.bucket.level == 10.0
+    older = {name: value for name, value in saved.items() if not name.startswith("meter.")}
+    fresh = Meter(price)
+    state.restore(older, make_policy("ucb", exits=1), fresh, Tally(2))
+    assert fresh.bucket.level == 40.0
+    constant = {name: value for name, value in saved.items() if name != "meter.level"}
+    with pytest.raises(EexError, match=r"^state\.npz does not belong to this run"):
+        state.restore(constant, make_policy("ucb", exits=1), Meter(price), Tally(2))
