@@ -35,6 +35,8 @@ class Feedback:
         Whether a frame that was offloaded left for the cloud, and whether it came back in vain, (frames,).
     dropped
         Whether it was dropped instead, answered by nobody, (frames,); None where none was.
+    reachable
+        Of the context each frame was chosen in, (frames,); None where a worker always was.
     """
 
     frame: Ints
@@ -44,6 +46,7 @@ class Feedback:
     sent: Bools
     fallback: Bools
     dropped: Bools | None = None
+    reachable: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ def replay(
             distortion=None if trace.probabilities is None else trace.probabilities[row][:, None],
             queue=post.queue.copy() if feedback is None else int(feedback.queue[t]),
             link_ms=post.link_ms.copy() if feedback is None else float(feedback.link_ms[t]),
+            reachable=feedback is None or feedback.reachable is None or bool(feedback.reachable[t]),
         )
         chosen = policy.choose(context)
         exit_at = chosen.exit_at[:, 0]

@@ -35,9 +35,9 @@ class Rows:
 
     Exits are counted from 0; the last column of `confidence`, `prediction` and `exit_at` is the final exit's. A frame
     that was `dropped` has exit and answer -1, and counts as offloaded but not as sent. The
-    context's `queue` and `link_ms` (here `link_estimate_ms`) that a frame was chosen in, its rank `heard` among the
-    frames that the policy was told of, and how many frames had been chosen for by then, `heard_at`, are what replay
-    needs to make the same choices (`eex.policies.replay.Feedback`).
+    context's `queue`, `link_ms` (here `link_estimate_ms`) and `reachable` that a frame was chosen in, its rank `heard`
+    among the frames that the policy was told of, and how many frames had been chosen for by then, `heard_at`, are what
+    replay needs to make the same choices (`eex.policies.replay.Feedback`).
     """
 
     frame: Ints
@@ -50,6 +50,7 @@ class Rows:
     audited: Bools
     queue: Ints
     link_estimate_ms: Floats
+    reachable: Bools
     exit_at: Floats
     skip_below: Floats
     confidence: Floats
@@ -95,6 +96,7 @@ def _empty_rows(count: int, exits: int, kinds: int) -> Rows:
         audited=bools(),
         queue=ints(),
         link_estimate_ms=floats(),
+        reachable=bools(),
         exit_at=floats(exits),
         skip_below=floats(exits - 1),
         confidence=floats(exits),
@@ -295,6 +297,7 @@ class Engine:
         started = time.perf_counter()
         link_ms = float("nan") if self.offloader is None else self.offloader.link_ms
         queue = sum(map(len, self._awaited.values()))
+        reachable = self.offloader is None or self.offloader.reachable
         self.meter.arrive(started, len(frame))
         overhead = self.meter.expected(link_ms)
         context = Context(
@@ -305,7 +308,7 @@ class Engine:
             distortion=None if probabilities is None else probabilities[None],
             queue=queue,
             link_ms=link_ms,
-            reachable=self.offloader is None or self.offloader.reachable,
+            reachable=reachable,
         )
         chosen = self.policy.choose(context)
         ring = self._ring
@@ -316,6 +319,7 @@ class Engine:
         ring.audited[slots] = chosen.audited[0]
         ring.queue[slots] = queue
         ring.link_estimate_ms[slots] = link_ms
+        ring.reachable[slots] = reachable
         ring.overhead[slots] = overhead
         self._scarcity[slots] = self.meter.scarcity
         self.policy_seconds += time.perf_counter() - started

@@ -18,8 +18,9 @@ from eex.stream.engine import Rows
 ROWS_IN_BATCH = 1024
 """Rows written at once: what a killed run may lose of its records, at most."""
 ROWS_IN_PART = 262_144
-DROPPED = "dropped"
-"""The last column; parts that an older eex wrote lack it."""
+DROPPED, REACHABLE = "dropped", "reachable"
+LATER = {DROPPED: False, REACHABLE: True}
+"""The last columns; parts that an older eex wrote lack some, and read as if they held these values."""
 
 
 class RecordWriter:
@@ -168,6 +169,7 @@ class RecordWriter:
             "cloud_ms": rows.cloud_ms.astype(np.float32),
             "latency_ms": rows.latency_ms.astype(np.float32),
             DROPPED: rows.dropped,
+            REACHABLE: rows.reachable,
         }
         return pa.RecordBatch.from_pydict(columns)
 
@@ -194,8 +196,9 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
         with pa.OSFile(str(part), "rb") as source:
             try:
                 for batch in pa.ipc.open_stream(source):
-                    if DROPPED not in batch.schema.names:
-                        batch = batch.append_column(DROPPED, pa.array(np.zeros(len(batch), dtype=bool)))
+                    for name, value in LATER.items():
+                        if name not in batch.schema.names:
+                            batch = batch.append_column(name, pa.array(np.full(len(batch), value)))
                     yield batch
             except (pa.ArrowInvalid, OSError, StopIteration):
                 continue  # cut off in the middle of a batch: what came before is whole
@@ -239,6 +242,7 @@ def feedback_of(records: pa.Table | Path) -> Feedback:
         sent=_flags(table, "sent"),
         fallback=_flags(table, "fallback"),
         dropped=_flags(table, DROPPED),
+        reachable=_flags(table, REACHABLE),
     )
 
 

@@ -28,6 +28,7 @@ def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
         audited=rng.random(count) < 0.1,
         queue=rng.integers(100, size=count),
         link_estimate_ms=np.where(rng.random(count) < 0.5, rng.random(count), np.nan),
+        reachable=rng.random(count) < 0.9,
         exit_at=np.where(rng.random((count, exits)) < 0.1, np.inf, rng.random((count, exits))),
         skip_below=rng.random((count, exits - 1)),
         confidence=np.where(visited, rng.random((count, exits)), np.nan),

@@ -430,13 +430,14 @@ def test_deex_skips_from_the_first_exit():
 # ---- replay
 
 
-def replayed(name, net, images, records):
+def replayed(policy, net, images, records):
     """What a policy does when it is replayed over all that the exits say, hearing of frames as a live run did."""
     confidence, prediction, probabilities = every_exit(net, images)
     trace = Trace(confidence, prediction, np.arange(len(images)) % 10, CLASSES, experts=())
     if probabilities is not None:
         trace = replace(trace, probabilities=probabilities, experts=net.experts)
-    policy = make_policy(name, exits=net.edge_exits, seed=5)
+    if isinstance(policy, str):
+        policy = make_policy(policy, exits=net.edge_exits, seed=5)
     return replay(policy, trace, OVERHEAD, order="in-order", feedback=feedback_of(records))
 
 
@@ -477,6 +478,33 @@ def test_replay_with_the_recorded_feedback_makes_the_live_choices(name, how, bat
     assert (late.max() > batch) == (how in ("late", "reversed", "lost"))
     assert (rows.queue.max() > 0) == (how in ("late", "reversed", "lost"))
     assert (rows.link_estimate_ms[~np.isnan(rows.link_estimate_ms)] == (8.0 if how == "late" else 1.0)).all()
+
+
+class Careful(Fixed):
+    """Answers on the edge while no worker is believed to be there."""
+
+    def choose(self, context):
+        self.p_tar = 0.9 if context.reachable else 0.1
+        return super().choose(context)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_replay_knows_when_no_worker_was_there(batch, tmp_path):
+    net, images = tiny_net(), pictures(300, seed=8)
+    cloud, connected = cloud_of(net), []
+
+    def after():
+        connected.extend([cloud.connected] * batch)
+        cloud.connected = len(connected) // 50 % 2 == 0
+
+    rows = play(Engine(net, Careful(exits=3), cloud, overhead=OVERHEAD), images, batch, after)
+    assert rows.reachable.tolist() == connected[:300]
+    with RecordWriter(tmp_path, CLASSES, EXPERTS[:1]) as writer:
+        writer.write(rows)
+    again = replayed(Careful(exits=3), net, images, tmp_path)
+    for column in ("exit", "offloaded", "fallback", "reward", "answer"):
+        np.testing.assert_array_equal(getattr(again, column)[0], getattr(rows, column), err_msg=column)
+    assert 0 < rows.offloaded[rows.reachable].mean() > rows.offloaded[~rows.reachable].mean()
 
 
 def test_replay_of_a_killed_run(tmp_path):

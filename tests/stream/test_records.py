@@ -1,6 +1,7 @@
 """Records: what was written is read, in parts, by pandas, and from the files of a run that was killed."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 
 from eex.policies.errors import EexError
 from eex.stream import records
-from eex.stream.records import DROPPED, RecordWriter, feedback_of, outcomes_of, read_batches, read_records
+from eex.stream.records import DROPPED, REACHABLE, RecordWriter, feedback_of, outcomes_of, read_batches, read_records
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -48,6 +49,7 @@ def test_round_trip(tmp_path, make_rows):
         "sent": rows.sent.tolist(),
         "fallback": rows.fallback.tolist(),
         "dropped": rows.dropped.tolist(),
+        "reachable": rows.reachable.tolist(),
     }
     expected |= {f"prediction_{e + 1}": named(rows.prediction[:, e], CLASSES) for e in range(3)}
     exact = {name: getattr(rows, name) for name in ("probability", "reward", "link_estimate_ms")}
@@ -108,7 +110,7 @@ def test_file_cut_at_any_byte(tmp_path, make_rows, monkeypatch):
     cut = tmp_path / "cut"
     cut.mkdir()
     found = []
-    for length in [*range(0, len(data), 97), *range(len(data) - 40, len(data) + 1)]:
+    for length in sorted({*range(0, len(data), 97), *range(len(data) - 40, len(data) + 1)}):
         (cut / "part-00000.arrows").write_bytes(data[:length])
         frames = [k for batch in read_batches(cut) for k in batch["frame"].to_pylist()]
         assert frames == list(range(len(frames)))
@@ -137,19 +139,26 @@ def test_dropped_frames(tmp_path, make_rows):
         assert table[name].to_pylist()[:4] == [None] * 4
     assert outcomes_of(table).exit.tolist() == rows.exit.tolist()
     assert feedback_of(table).dropped.tolist() == rows.dropped.tolist()
+    assert feedback_of(table).reachable.tolist() == rows.reachable.tolist()
 
 
-def test_records_of_an_older_eex(tmp_path, make_rows):
-    """Parts that know of no dropped frames are read, alone and before parts that do."""
-    write(tmp_path / "new", make_rows, [5, 5])
-    table = read_records(tmp_path / "new").drop_columns([DROPPED])
+@pytest.mark.parametrize("lacking", [[DROPPED, REACHABLE], [REACHABLE]])
+def test_records_of_an_older_eex(tmp_path, make_rows, lacking):
+    """Parts that know neither of dropped frames nor of reachable workers are read, alone and before parts that do."""
+
+    def make_always_reachable(first, count):
+        return replace(make_rows(first, count), reachable=np.ones(count, dtype=bool))
+
+    write(tmp_path / "new", make_always_reachable, [5, 5])
+    table = read_records(tmp_path / "new").drop_columns(lacking)
     (tmp_path / "old").mkdir()
     with pa.OSFile(str(tmp_path / "old" / "part-00000.arrows"), "wb") as sink:
         pa.ipc.new_stream(sink, table.schema).write_table(table)
     assert read_records(tmp_path / "old") == read_records(tmp_path / "new")
     with RecordWriter(tmp_path / "old", CLASSES, EXPERTS) as writer:
-        writer.write(make_rows(10, 5))
+        writer.write(make_always_reachable(10, 5))
     assert read_records(tmp_path / "old")[DROPPED].to_pylist() == [False] * 15
+    assert feedback_of(tmp_path / "old").reachable.all()
     assert outcomes_of(tmp_path / "old").frame.tolist() == list(range(15))
 
 
