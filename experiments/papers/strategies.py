@@ -969,7 +969,8 @@ def _of_overthinking(overthinking: pd.DataFrame) -> list[Claim]:
             "leaving early prevents overthinking",
             NONE,
             f"joint, at the threshold most accurate on validation images: {told(best)}; "
-            f"at the cheapest that loses {100 * LOST:g} points there: {told(cheap)}; an oracle would win {_points(room)}, answering with the surest of all exits "
+            f"at the cheapest that loses {100 * LOST:g} points there: {told(cheap)}; "
+            f"an oracle would win {_points(room)}, answering with the surest of all exits "
             f"{_points(best['surest'] - best['final'])}",
             bool(best["gain"] > best["half"]),
             "holds: more accurate than the final exit, beyond chance; confidence hardly tells what depth would spoil "
