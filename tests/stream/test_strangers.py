@@ -1,9 +1,12 @@
 """Strangers get nowhere, and the clients that are known are served meanwhile."""
 
 import contextlib
+import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -207,6 +210,93 @@ def test_a_frame_that_announces_terabytes():
         stream.feed_until(stream.answered())
         assert worker.resident_kib() - before < 8 << 10
         stream.end()
+
+
+HAMMER = """
+import json, os, socket, sys, threading, time
+import zmq
+endpoint, worker = sys.argv[1], sys.argv[2].encode()
+host, port = endpoint.removeprefix("tcp://").split(":")
+ended, counts = threading.Event(), dict.fromkeys(("unknown key", "garbage", "half open"), 0)
+
+def unknown_key():
+    with zmq.Context() as context:
+        while not ended.is_set():
+            with context.socket(zmq.DEALER) as stranger:
+                stranger.linger = 0
+                stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
+                stranger.curve_serverkey = worker
+                monitor = stranger.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+                stranger.connect(endpoint)
+                counts["unknown key"] += bool(monitor.poll(2000))
+                stranger.disable_monitor()
+
+def garbage():
+    while not ended.is_set():
+        try:
+            with socket.create_connection((host, int(port)), timeout=2) as s:
+                s.sendall(os.urandom(4096))
+                counts["garbage"] += 1
+                s.recv(4096)
+        except OSError:
+            pass
+
+def half_open():
+    held = []
+    while not ended.is_set():
+        try:
+            held.append(socket.create_connection((host, int(port)), timeout=2))
+            held[-1].sendall(b"\\xff" + bytes(8))  # the beginning of a greeting, and no more
+            counts["half open"] += 1
+        except OSError:
+            pass
+        if len(held) > 50:
+            held.pop(0).close()
+        time.sleep(0.01)
+
+threads = [threading.Thread(target=f, daemon=True) for f in (unknown_key, garbage, half_open)]
+for thread in threads:
+    thread.start()
+print("ready", flush=True)
+sys.stdin.readline()
+ended.set()
+threads[0].join(10)
+print(json.dumps(counts), flush=True)
+"""
+
+
+def round_trips(offloader, first, seconds):
+    """Requests one after another for so long: each one's round trip in ms, and how many were not answered."""
+    took, failed, end = [], 0, time.monotonic() + seconds
+    while time.monotonic() < end or len(took) < 100:
+        assert offloader.submit(first + len(took), 1, "pristine", np.zeros((1, 12), dtype=np.float32))
+        (reply,) = offloader.poll(1000 * PATIENCE_S)
+        took.append(reply.round_trip_ms)
+        failed += bool(reply.failed)
+    return np.array(took), failed
+
+
+def test_who_is_known_is_answered_in_time_while_strangers_hammer():
+    with TrivialWorker(guarded=True) as worker:
+        known = ZmqOffloader(worker.endpoint, MODEL, deadline_ms=5000.0, keys=worker.keys)
+        with contextlib.closing(known):
+            known.connect(PATIENCE_S)
+            alone, failed_alone = round_trips(known, 0, 2)
+            command = [sys.executable, "-c", HAMMER, worker.endpoint, worker.keys.worker.decode()]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hammer:
+                try:
+                    assert hammer.stdout.readline() == "ready\n"
+                    among, failed = round_trips(known, len(alone), 4)
+                    strangers = json.loads(hammer.communicate("\n", timeout=PATIENCE_S)[0])
+                finally:
+                    hammer.kill()
+            told = {name: np.quantile(took, (0.5, 0.99)) for name, took in (("alone", alone), ("among", among))}
+            print(f"round trips, median and p99 in ms: {told}; strangers: {strangers}")
+            assert min(strangers.values()) >= 5, strangers
+            assert failed_alone == failed == 0
+            assert known.report()["missed_deadlines"] == 0
+            assert told["among"][0] < 1000, told  # a hundredth of it on an idle machine
+            assert known.report()["replies"] == len(alone) + len(among)
 
 
 def test_a_message_that_is_said_twice_is_answered_twice_and_changes_nothing():
