@@ -36,7 +36,7 @@ def tail(stage, expert, features):
 keys = only(Pair(*(k.encode() for k in o["pair"])), o["client"].encode()) if o["pair"] else None
 welcome = Welcome(o["model"], 2, ("pristine",), tuple("abcd"), o["max_bytes"], o["window"], (o["model"],))
 stop = stop_on_signals()
-listen([welcome], [LocalReplica({o["model"]: tail})], o["bind"], stop, keys=keys, limits=Limits(o["clients"]))
+listen([welcome], [LocalReplica({o["model"]: tail})], o["bind"], stop, keys=keys, limits=Limits(**o["limits"]))
 """
 
 
@@ -56,7 +56,7 @@ class TrivialWorker:
         Take one client only, the one with `keys`; else plain text.
     options
         model, its fingerprint; delay_s, how long a call takes; hang, a path: calls do not return while it exists;
-        leak, bytes that it keeps of each frame; window, clients, max_bytes, limits of the worker.
+        leak, bytes that it keeps of each frame; window and max_bytes of its welcome; limits, a dict for `Limits`.
     """
 
     def __init__(self, guarded: bool = False, **options: Any) -> None:
@@ -72,7 +72,7 @@ class TrivialWorker:
             "hang": "",
             "leak": 0,
             "window": 32,
-            "clients": 64,
+            "limits": {},
             "max_bytes": 1 << 22,
         } | options
         self.start()

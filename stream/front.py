@@ -110,6 +110,9 @@ class Limits:
         How long a request waits for company; what arrives while the model runs is batched in any case.
     drain_s
         How long a stopped worker goes on with what it has taken on.
+    key_clients, key_requests
+        Connections of one key, and requests that it has under way over all of them, where clients have keys: so that
+        no key takes the room of all others.
     """
 
     clients: int = 64
@@ -117,6 +120,8 @@ class Limits:
     batch: int = 64
     wait_ms: float = 0.0
     drain_s: float = 5.0
+    key_clients: int = 32
+    key_requests: int = 256
 
 
 class Histogram:
@@ -153,6 +158,7 @@ class Stats:
 class _Client:
     id: bytes
     heard: float
+    key: str = ""  # the name of its key; empty in plain text
     waiting: int = 0  # requests taken on and not answered yet
     outbox: deque[tuple[float, list[Buffer]]] = field(default_factory=deque)  # replies that wait for the link
 
@@ -316,10 +322,11 @@ class Front:
             message = receive(self.socket, MOST_PARTS)
             if message is None:
                 return k
-            self._take_in(message[0].bytes, [frame.buffer for frame in message[1:]])
+            key = "" if self._zap is None else str(message[-1].get("User-Id"))  # what `answer_zap` named it
+            self._take_in(message[0].bytes, [frame.buffer for frame in message[1:]], key)
         return READ_AT_ONCE
 
-    def _take_in(self, id: bytes, frames: list[Buffer]) -> None:
+    def _take_in(self, id: bytes, frames: list[Buffer], key: str) -> None:
         now = time.monotonic()
         try:
             header, arrays = unpack(frames)
@@ -331,10 +338,9 @@ class Front:
             text = "a worker takes a hello, a ping or a request, got a worker's own message"
             self._refuse(self.clients.get(id) or _Client(id, now), mine, "message", text)
             return
-        client = self._client(id, now)
-        if client is None:
-            text = f"the worker serves {self.limits.clients} clients already"
-            self._refuse(_Client(id, now), header.id, "clients", text)
+        client = self._client(id, now, key)
+        if isinstance(client, str):
+            self._refuse(_Client(id, now), header.id, "clients", client)
         elif isinstance(header, Ping):
             self._send_now(client, pack(Pong(header.id, self.queued, self.busy_ms, self.draining)))
         elif self.draining:
@@ -347,19 +353,33 @@ class Front:
         else:
             self._ask(_Asked(client, header, arrays, now))
 
-    def _client(self, id: bytes, now: float) -> _Client | None:
-        """Who sent a message; None if there are too many."""
+    def _client(self, id: bytes, now: float, key: str) -> _Client | str:
+        """Who sent a message; why it is not served if there are too many."""
         client = self.clients.get(id)
-        if client is None:
-            if len(self.clients) >= self.limits.clients:
+        if client is None or client.key != key:  # a client may choose an id that another key's had
+            problem = self._too_many(key)
+            if problem:
                 for old in list(self.clients.values()):
                     if now - old.heard > GONE_S and not old.waiting:
                         del self.clients[old.id]
-            if len(self.clients) >= self.limits.clients:
-                return None
-            client = self.clients[id] = _Client(id, now)
+                problem = self._too_many(key)
+            if problem:
+                return problem
+            client = self.clients[id] = _Client(id, now, key)
         client.heard = now
         return client
+
+    def _too_many(self, key: str) -> str:
+        """Why there is no room for one more client of a key; empty if there is."""
+        if len(self.clients) >= self.limits.clients:
+            return f"the worker serves {self.limits.clients} clients already"
+        if key and sum(client.key == key for client in self.clients.values()) >= self.limits.key_clients:
+            return f"the worker serves {self.limits.key_clients} clients with the key '{key}' already"
+        return ""
+
+    def _waiting_of(self, key: str) -> int:
+        """Requests of a key that are under way; 0 in plain text."""
+        return sum(client.waiting for client in self.clients.values() if client.key == key) if key else 0
 
     def _no_model(self, model: str) -> str:
         return f"the worker has model {', '.join(self._welcomes)}, the edge {one_line(model)}"
@@ -385,6 +405,9 @@ class Front:
             self._refuse(client, header.id, "message", text)
         elif client.waiting >= welcome.window:
             text = f"{client.waiting} requests of this client are under way already"
+            self._refuse(client, header.id, "busy", text)
+        elif self._waiting_of(client.key) >= self.limits.key_requests:
+            text = f"{self.limits.key_requests} requests of the key '{client.key}' are under way already"
             self._refuse(client, header.id, "busy", text)
         elif self.queued_bytes + asked.nbytes > self.limits.queued_bytes:
             self._refuse(client, header.id, "busy", f"{self.queued_bytes:,} bytes wait already")

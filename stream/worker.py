@@ -285,6 +285,8 @@ class Worker:
     """How long a request waits for company; what comes while the model runs is run together in any case."""
     clients: int = 64
     """Connections served at a time."""
+    key_clients: int = 32
+    """Connections of one key served at a time."""
     metrics_port: int | None = None
     """Answer /health and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
     metrics_host: str = "127.0.0.1"
@@ -294,7 +296,8 @@ class Worker:
 
     def check(self) -> None:
         """Raise `EexError` for a value outside its range."""
-        for name, low in (("threads", 0), ("processes", 1), ("ray", 0), ("batch_frames", 1), ("clients", 1)):
+        least = {"threads": 0, "processes": 1, "ray": 0, "batch_frames": 1, "clients": 1, "key_clients": 1}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
         if not 0 <= self.batch_wait_ms <= 1000:
@@ -364,7 +367,12 @@ def _main() -> int:
             stop,
             keys=keys,
             shapes=shapes,
-            limits=Limits(options.clients, batch=options.batch_frames, wait_ms=options.batch_wait_ms),
+            limits=Limits(
+                options.clients,
+                batch=options.batch_frames,
+                wait_ms=options.batch_wait_ms,
+                key_clients=options.key_clients,
+            ),
             stats=stats,
             metrics=None if options.metrics_port is None else (options.metrics_host, options.metrics_port),
             anywhere=options.plain_beyond_loopback,

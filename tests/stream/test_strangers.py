@@ -23,7 +23,7 @@ from eex.stream import keys, protocol
 from eex.stream.curve import check_plain, is_loopback
 from eex.stream.edge import ZmqOffloader
 from eex.stream.keys import EdgeKeys, edge_keys, make_keys, new_pair, worker_keys
-from eex.stream.protocol import Request, pack, unpack
+from eex.stream.protocol import Hello, Request, Welcome, pack, unpack
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -345,7 +345,7 @@ def test_garbage_over_plain_tcp():
 
 def test_more_clients_and_requests_than_the_worker_takes():
     with (
-        TrivialWorker(clients=2, window=4, delay_s=0.2) as worker,
+        TrivialWorker(limits={"clients": 2}, window=4, delay_s=0.2) as worker,
         Stream(worker.endpoint, deadline_ms=20_000) as stream,
     ):
         with dealer(worker.endpoint) as greedy:
@@ -362,6 +362,40 @@ def test_more_clients_and_requests_than_the_worker_takes():
                 late.connect(PATIENCE_S)
         stream.feed_until(stream.answered())
         assert stream.end()["refused"] == 0
+
+
+def test_more_clients_and_requests_of_one_key_than_the_worker_takes():
+    """One key gets no more by opening many connections; those that it had first are served."""
+    limits = {"key_clients": 3, "key_requests": 5}
+    with TrivialWorker(guarded=True, limits=limits, window=4, delay_s=0.5) as worker, contextlib.ExitStack() as stack:
+        own = worker.keys
+        options = {"curve_serverkey": own.worker, "curve_publickey": own.own.public, "curve_secretkey": own.own.secret}
+        clients = [stack.enter_context(dealer(worker.endpoint, **options)) for _ in range(6)]
+        welcomed = []
+        for client in clients:
+            client.send_multipart([bytes(frame) for frame in pack(Hello(1, MODEL))])
+            assert client.poll(1000 * PATIENCE_S)
+            header, *_ = unpack(client.recv_multipart())
+            if isinstance(header, Welcome):
+                welcomed.append(client)
+            else:
+                assert (header.refusal, header.id) == ("clients", 1)
+                assert header.error == "the worker serves 3 clients with the key 'edge' already"
+        assert welcomed == clients[:3]
+        for id in range(4):
+            for client in welcomed:
+                client.send_multipart(request(10 + id))
+        told = []
+        for client in welcomed:
+            for _ in range(4):
+                assert client.poll(1000 * PATIENCE_S)
+                told.append(unpack(client.recv_multipart())[0])
+        assert {header.refusal for header in told} == {"", "busy"}
+        assert any(header.error == "5 requests of the key 'edge' are under way already" for header in told)
+        assert sum(header.frames > 0 for header in told) >= 5
+        welcomed[0].send_multipart(request(99))
+        assert welcomed[0].poll(1000 * PATIENCE_S)
+        assert unpack(welcomed[0].recv_multipart())[0].frames == 2
 
 
 def test_nothing_is_pickled():
