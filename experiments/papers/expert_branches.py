@@ -548,8 +548,7 @@ def _claims(
                 "above 0.8",
                 f"{third.min():.3f} to {third.max():.3f}",
                 bool(third.min() >= P_TAR),
-                f"calibrated over all levels at once, it is sure of too much at the highest; {', '.join(leaves)} % of the "
-                "images leave there, level by level",
+                f"only {', '.join(leaves)} % of the images leave there, level by level: branch 2 has had the easy ones",
             )
         )
         devices = [(at["device"][kind, k, kind], at["device"][kind, k, "pristine"]) for k in range(1, 6)]
