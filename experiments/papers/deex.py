@@ -122,11 +122,9 @@ def network(classes: Sequence[str], after: Sequence[int] = (0, 1)) -> "EarlyExit
 def _network(work: Work, recipe: Recipe, name: str, data: Images) -> "EarlyExitNet":
     import torch
 
-    after, epochs = (0, 1), recipe.pair_epochs if name == "binary" else recipe.epochs
-    if name == "more":
-        after, epochs = (0, 1, 2, 3), recipe.more_epochs
+    epochs = {"binary": recipe.pair_epochs, "full": recipe.epochs, "more": recipe.more_epochs}[name]
     torch.manual_seed(work.seed)
-    net = network(data.classes, after)
+    net = network(data.classes, range(4 if name == "more" else 2))
     _train(work, name, net, data, recipe, epochs)
     return net
 

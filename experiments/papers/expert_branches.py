@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -148,6 +148,8 @@ def _trained(work: Work, recipe: Recipe, images: Images) -> "EarlyExitNet":
 
     torch.manual_seed(work.seed)
     published = work.weights is not None
+    # published weights are for images normalised so
+    pixels: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} if published else {}
     net = make(
         "mobilenet_v2",
         images.classes,
@@ -155,7 +157,7 @@ def _trained(work: Work, recipe: Recipe, images: Images) -> "EarlyExitNet":
         structure="pool_fc",
         input_shape=(3, work.size, work.size),
         small_images=False,
-        **({"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} if published else {}),
+        **pixels,
     )
     if work.weights is not None:
         from safetensors import SafetensorError
