@@ -45,7 +45,7 @@ POLL_MS = 100  # how late a stop may be noticed
 INLINE_S = 0.002  # a call that was quicker than this the last time runs where it arrives: a hop costs as much
 READ_AT_ONCE = 64  # messages that are read before batches are handed out
 UNREAD_S = 1.0  # a reply that its client has not taken in by then is dropped
-GONE_S = 30.0  # a client that was silent for so long is forgotten; edges ping several times a second
+GONE_S = 3.0  # a client that was silent for so long makes room for others; edges ping several times a second
 MOST_PARTS = 16  # of a message; the protocol's have three
 LINES_A_SECOND = 20
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -360,7 +360,7 @@ class Front:
             problem = self._too_many(key)
             if problem:
                 for old in list(self.clients.values()):
-                    if now - old.heard > GONE_S and not old.waiting:
+                    if now - old.heard > GONE_S and not old.waiting and not old.outbox:
                         del self.clients[old.id]
                 problem = self._too_many(key)
             if problem:

@@ -371,7 +371,8 @@ def _main() -> int:
                 options.clients,
                 batch=options.batch_frames,
                 wait_ms=options.batch_wait_ms,
-                key_clients=options.key_clients,
+                # the parent's is the only key: no other is to be kept room for
+                key_clients=options.clients if options.with_parent else options.key_clients,
             ),
             stats=stats,
             metrics=None if options.metrics_port is None else (options.metrics_host, options.metrics_port),
