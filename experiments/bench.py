@@ -188,15 +188,15 @@ def speeds(net: EarlyExitNet, costs: Costs, images: Tensor, labels: Ints, config
 
 def _gather(batch: int) -> int:
     """Survivors that a deep stage waits for: as many as keep the kernels efficient, none where frames come singly."""
-    return 8 if batch >= 32 else 0
+    return 32 if batch >= 32 else 0
 
 
 def learners(console: Console) -> None:
     """How long policies take to choose and learn, on their own."""
     from eex.policies.base import Context, Outcomes
 
-    table = Table("policy", "frames a call", "rounds/s", title_justify="left")
-    for name in ("fixed", "deex", "ucb"):
+    table = Table("policy", "frames a call", "rounds/s", "µs to choose and learn", title_justify="left")
+    for name in ("fixed", "deex", "ucb", "gain-curve", "rl"):
         for frames in (1, 32, 256):
             policy = make_policy(name, exits=3)
             calls = 2000 // max(1, frames // 16)
@@ -224,7 +224,8 @@ def learners(console: Console) -> None:
                         reward=np.zeros(frames),
                     )
                 )
-            table.add_row(name, str(frames), f"{calls * frames / (time.perf_counter() - started):,.0f}")
+            seconds = time.perf_counter() - started
+            table.add_row(name, str(frames), f"{calls * frames / seconds:,.0f}", f"{1e6 * seconds / calls:,.0f}")
     console.print(table)
 
 

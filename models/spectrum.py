@@ -14,6 +14,9 @@ from eex.policies.errors import EexError
 
 LUMA = (0.299, 0.587, 0.114)
 SMALLEST_SIDE = 16
+FLOOR = 1e-3
+"""Added to magnitudes before the logarithm: below the 8-bit rounding of an image, 1 / 255 / sqrt(12), they tell
+nothing."""
 
 
 class DistortionClassifier(nn.Module):
@@ -67,8 +70,7 @@ class DistortionClassifier(nn.Module):
         """Log-magnitudes of the greyscale images' Fourier transform: (B, 1, H, W/2 + 1) from (B, 3, H, W) in [0, 1]."""
         grey = (images * self.luma).sum(dim=1, keepdim=True)
         magnitude = torch.fft.rfft2(grey, norm="ortho").abs()
-        # 1e-3 is below the 8-bit rounding of an image, 1 / 255 / sqrt(12): what is smaller tells nothing
-        shifted: Tensor = torch.fft.fftshift((magnitude + 1e-3).log(), dim=-2)
+        shifted: Tensor = torch.fft.fftshift((magnitude + FLOOR).log(), dim=-2)
         return shifted
 
     def forward(self, images: Tensor) -> Tensor:

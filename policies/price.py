@@ -14,6 +14,7 @@ more often than the edge for 5 frames in 100, or more. docs/choosing-the-overhea
 energy to such a price.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -104,9 +105,12 @@ class Price:
 
         Before the first reply the price is the lowest there can be: whoever offloads then soon knows better.
         """
-        seconds, megabytes = float(np.nan_to_num(round_trip_ms)) / 1e3, float(np.nan_to_num(bytes)) / 1e6
-        price = self.per_frame + self.per_s * seconds + self.per_mb * megabytes
-        return min(1.0, round(price, 12))
+        price = self.per_frame
+        if self.per_s and not math.isnan(round_trip_ms):
+            price += self.per_s * round_trip_ms / 1e3
+        if self.per_mb and not math.isnan(bytes):
+            price += self.per_mb * bytes / 1e6
+        return min(1.0, round(float(price), 12))
 
 
 class TokenBucket:

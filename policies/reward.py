@@ -37,6 +37,8 @@ def reward(confidence: Floats, offloaded: Bools, sent: Bools, overhead: Floats, 
     ----------
     Pacheco, Bajpai, Shifrin, Couto, Menasché, Hanawal and Campista (2024), AdaEE: UCB-based adaptive early exit.
     """
+    if not exit_cost and not np.count_nonzero(offloaded):
+        return np.zeros(len(offloaded))
     edge = confidence[:, :-1]
     visited = (~np.isnan(edge)).sum(axis=1)
     last = edge[np.arange(len(edge)), np.maximum(visited - 1, 0)]

@@ -78,7 +78,10 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
     final_exit_at
         The final exit's threshold, (rows,).
     """
-    rows = np.arange(len(exit))
-    best = np.fmax(confidence, -1.0).argmax(axis=1)  # NaN is never the best
+    by = prediction[np.arange(len(exit)), exit]
     unsure = (exit == confidence.shape[1] - 1) & ~(confidence[:, -1] >= final_exit_at)
-    return np.where(exit < 0, -1, prediction[rows, np.where(unsure, best, exit)])
+    if np.count_nonzero(unsure):
+        rows = np.flatnonzero(unsure)
+        by[rows] = prediction[rows, np.fmax(confidence[rows], -1.0).argmax(axis=1)]  # NaN is never the best
+    by[exit < 0] = -1
+    return by

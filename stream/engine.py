@@ -22,7 +22,7 @@ from eex.stream.offload import Offloader, Reply
 
 _REQUESTS = itertools.count(1)  # of all engines: several may use one offloader, one after the other
 
-TAKE_FROM = 256
+TAKE_FROM = 1024
 """Frames that are fed before finished ones are summed up and recorded in one go: row by row that costs more."""
 
 LONGEST_GATHER = 8
@@ -75,48 +75,70 @@ class Rows:
         return len(self.frame)
 
 
-def _empty_rows(count: int, exits: int, kinds: int) -> Rows:
-    def floats(*shape: int) -> Floats:
-        return np.full((count, *shape), np.nan)
+_KINDS: dict[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "object": np.object_}
+_NAN = float("nan")
+_COLUMNS: dict[str, tuple[str, Any]] = {  # those of `Rows` and two more: their kind, and the value when a frame enters
+    "frame": ("int", -1),
+    "name": ("object", ""),
+    "label": ("int", -1),
+    "levels": ("float", _NAN),
+    "expert": ("int", -1),
+    "arm": ("int", -1),
+    "probability": ("float", _NAN),
+    "audited": ("bool", False),
+    "queue": ("int", -1),
+    "link_estimate_ms": ("float", _NAN),
+    "reachable": ("bool", False),
+    "exit_at": ("float", _NAN),
+    "skip_below": ("float", _NAN),
+    "confidence": ("float", _NAN),
+    "prediction": ("int", -1),
+    "exit": ("int", -1),
+    "offloaded": ("bool", False),
+    "sent": ("bool", False),
+    "fallback": ("bool", False),
+    "dropped": ("bool", False),
+    "answer": ("int", -1),
+    "overhead": ("float", _NAN),
+    "reward": ("float", _NAN),
+    "heard": ("int", -1),
+    "heard_at": ("int", -1),
+    "bytes": ("float", 0.0),
+    "edge_ms": ("float", _NAN),
+    "link_ms": ("float", 0.0),
+    "cloud_ms": ("float", 0.0),
+    "latency_ms": ("float", _NAN),
+    "entered": ("float", _NAN),  # in seconds
+    "scarcity": ("float", 0.0),  # the budget's part of the price when the frame was chosen for
+}
 
-    def ints(*shape: int) -> Ints:
-        return np.full((count, *shape), -1, dtype=np.int64)
 
-    def bools() -> Bools:
-        return np.zeros(count, dtype=bool)
+class _Table:
+    """Rows of frames under way. Columns of one type lie side by side, so that a frame's row is reset, or read, in three
+    steps: where frames come singly, what a call of numpy costs counts."""
 
-    return Rows(
-        frame=ints(),
-        name=np.full(count, "", dtype=object),
-        label=ints(),
-        levels=floats(kinds),
-        expert=ints(),
-        arm=ints(),
-        probability=floats(),
-        audited=bools(),
-        queue=ints(),
-        link_estimate_ms=floats(),
-        reachable=bools(),
-        exit_at=floats(exits),
-        skip_below=floats(exits - 1),
-        confidence=floats(exits),
-        prediction=ints(exits),
-        exit=ints(),
-        offloaded=bools(),
-        sent=bools(),
-        fallback=bools(),
-        dropped=bools(),
-        answer=ints(),
-        overhead=floats(),
-        reward=floats(),
-        heard=ints(),
-        heard_at=ints(),
-        bytes=floats(),
-        edge_ms=floats(),
-        link_ms=floats(),
-        cloud_ms=floats(),
-        latency_ms=floats(),
-    )
+    def __init__(self, count: int, exits: int, kinds: int) -> None:
+        widths = {"levels": kinds, "exit_at": exits, "skip_below": exits - 1, "confidence": exits, "prediction": exits}
+        end = dict.fromkeys(_KINDS, 0)
+        self.place: dict[str, tuple[str, int | slice]] = {}  # of a column: which part, and where in it
+        for name, (kind, _) in _COLUMNS.items():
+            start, end[kind] = end[kind], end[kind] + widths.get(name, 1)
+            self.place[name] = kind, slice(start, end[kind]) if name in widths else start
+        self.parts: dict[str, NDArray[Any]] = {k: np.empty((count, end[k]), dtype) for k, dtype in _KINDS.items()}
+        self.fresh: dict[str, NDArray[Any]] = {k: np.empty(end[k], dtype) for k, dtype in _KINDS.items()}
+        for name, (kind, value) in _COLUMNS.items():
+            self.fresh[kind][self.place[name][1]] = value
+        self.reset(slice(None))
+
+    def reset(self, slots: Ints | slice) -> None:
+        """Make rows what they are when a frame enters."""
+        for kind, values in self.fresh.items():
+            self.parts[kind][slots] = values
+
+    def columns(self, slots: Ints | slice) -> dict[str, Any]:
+        """The columns of some rows by name; views of the table where `slots` is a slice."""
+        parts = {kind: values[slots] for kind, values in self.parts.items()}
+        return {name: parts[kind][:, at] for name, (kind, at) in self.place.items()}
 
 
 class Engine:
@@ -192,10 +214,11 @@ class Engine:
         self.device = net.mean.device
         self.head = self.next = first  # oldest frame not yet taken; number of the next one
         self.heard = first  # frames that the policy was told of
-        self._ring = _empty_rows(capacity, net.edge_exits + 1, kinds)
+        self._table = _Table(capacity, net.edge_exits + 1, kinds)
+        columns = self._table.columns(slice(None))
+        self._entered, self._scarcity = columns.pop("entered"), columns.pop("scarcity")
+        self._ring = Rows(**columns)
         self._done = np.zeros(capacity, dtype=bool)
-        self._entered = np.zeros(capacity)
-        self._scarcity = np.zeros(capacity)  # the budget's part of the price when the frame was chosen for
         self._queues: list[list[_Group]] = [[] for _ in range(net.exits)]
         self._tails: dict[int, list[_Group]] = {}
         self._awaited: dict[int, Ints] = {}  # request id: slots
@@ -231,11 +254,11 @@ class Engine:
         self.next += count
         with torch.inference_mode():
             experts, probabilities = _select(self.net, images)
-            place = slice(slots[0], slots[-1] + 1) if slots[0] <= slots[-1] else slots  # a slice is written sooner
-            self._choose(frame, place, probabilities)
             started = time.perf_counter()
+            place = slice(slots[0], slots[-1] + 1) if slots[0] <= slots[-1] else slots  # a slice is written sooner
             self._enter(place, frame, names, labels, levels, experts, entered)
             self.routing_seconds += time.perf_counter() - started
+            self._choose(frame, place, probabilities)
             images, slots, experts = _sorted_by_expert(images, slots, experts)
             inputs = None
             if self.send is not None and self.send.kind == "input":
@@ -271,7 +294,8 @@ class Engine:
         while ready := self._takeable():
             start = self.head % self.capacity
             stop = min(start + ready, self.capacity)
-            rows = Rows(**{f.name: getattr(self._ring, f.name)[start:stop].copy() for f in fields(Rows)})
+            columns = self._table.columns(np.arange(start, stop))
+            rows = Rows(**{f.name: columns[f.name] for f in fields(Rows)})
             self._done[start:stop] = False
             self.head += stop - start
             yield rows
@@ -335,17 +359,12 @@ class Engine:
         entered: float,
     ) -> None:
         ring = self._ring
+        self._table.reset(slots)
         ring.frame[slots] = frame
         ring.name[slots] = names
         ring.label[slots] = labels
         ring.levels[slots] = levels
         ring.expert[slots] = experts
-        ring.confidence[slots] = np.nan
-        ring.prediction[slots] = -1
-        for flag in (ring.offloaded, ring.sent, ring.fallback, ring.dropped):
-            flag[slots] = False
-        for cost in (ring.bytes, ring.link_ms, ring.cloud_ms):
-            cost[slots] = 0.0
         self._entered[slots] = entered
 
     def _run_stage(self, i: int, x: Tensor, slots: Ints, experts: Ints, inputs: "_Pixels" = None) -> None:
@@ -366,19 +385,19 @@ class Engine:
             told, index, here, sent = columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
         ring.confidence[slots, i] = told
         ring.prediction[slots, i] = index
-        going = ~(here | sent)
-        if here.any():
-            self._finish(slots[here], i)
-        kept = x if going.all() else _rows(x, going)
+        group = _Group(x, slots, experts, inputs)
+        leaving, skipping = np.count_nonzero(here), np.count_nonzero(sent)
+        if leaving:
+            self._finish(slots if leaving == len(slots) else slots[here], i)
+        going = group.some(~(here | sent)) if 0 < leaving + skipping < len(slots) else group
         self.routing_seconds += time.perf_counter() - started
-        if sent.any():
-            self._offload(i + 1, _rows(x, sent), slots[sent], experts[sent], None if inputs is None else inputs[sent])
-        if going.any():
-            inputs = None if inputs is None else inputs[going]
+        if skipping:
+            self._offload(i + 1, group.some(sent))
+        if leaving + skipping < len(slots):
             if i + 1 < self.edge_exits:
-                self._queues[i + 1].append(_Group(kept, slots[going], experts[going], inputs))
+                self._queues[i + 1].append(going)
             else:
-                self._offload(i + 1, kept, slots[going], experts[going], inputs)
+                self._offload(i + 1, going)
 
     def _exit(self, i: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
         """Confidence (float64) and prediction of each frame by its own expert's branch at exit i."""
@@ -392,8 +411,7 @@ class Engine:
                 if rows[-1] - rows[0] + 1 == len(rows):  # side by side, as a micro-batch enters
                     logits[rows[0] : rows[-1] + 1] = self.net.branch(i, names[e], x[rows[0] : rows[-1] + 1])
                 else:
-                    index = torch.from_numpy(rows).to(self.device)
-                    logits[index] = self.net.branch(i, names[e], x[index])
+                    logits[torch.from_numpy(rows).to(self.device)] = self.net.branch(i, names[e], _rows(x, rows))
         confidence, prediction = self.net.confident(logits)
         return confidence.double(), prediction
 
@@ -413,12 +431,12 @@ class Engine:
 
     # ---- the cloud
 
-    def _offload(self, stage: int, x: Tensor, slots: Ints, experts: Ints, inputs: "_Pixels" = None) -> None:
+    def _offload(self, stage: int, group: "_Group") -> None:
         """Send frames on to the stages that do not run here; each message holds frames of one expert.
 
         Where the frames' own pixels are given, those are sent instead of the features, for all stages to run there.
         """
-        ring = self._ring
+        ring, slots = self._ring, group.slots
         ring.offloaded[slots] = True
         if self.drop_below > 0:
             dropped = drop(ring.confidence[slots, stage - 1], ring.audited[slots], self.drop_below)
@@ -427,22 +445,24 @@ class Engine:
                 self._finish(slots[dropped], -1)
                 if dropped.all():
                     return
-                x, slots, experts = _rows(x, ~dropped), slots[~dropped], experts[~dropped]
-                inputs = None if inputs is None else inputs[~dropped]
+                group = group.some(~dropped)
+                slots = group.slots
         if (admitted := self.meter.admits(len(slots))) < len(slots):
             ring.edge_ms[slots[admitted:]] = 1000 * (time.perf_counter() - self._entered[slots[admitted:]])
             self._fall_back(slots[admitted:])
             if not admitted:
                 return
-            x, slots, experts = x[:admitted], slots[:admitted], experts[:admitted]
+            group = group.some(np.arange(len(slots)) < admitted)
+            slots = group.slots
         if self.offloader is None:
             self.meter.sent(len(slots), 0.0)
-            self._tails.setdefault(stage, []).append(_Group(x, slots, experts))
+            self._tails.setdefault(stage, []).append(group)
             return
-        if inputs is None:
-            features = x.contiguous().cpu().numpy()
+        if group.inputs is None:
+            features = group.features.contiguous().cpu().numpy()
         else:
-            stage, features = 0, inputs[: len(slots)]
+            stage, features = 0, group.inputs
+        experts = group.experts
         for e in np.unique(experts):
             rows = np.flatnonzero(experts == e)
             theirs = features if len(rows) == len(slots) else features[rows]
@@ -530,14 +550,15 @@ class Engine:
         started = time.perf_counter()
         slots = np.concatenate(self._finished)
         self._finished.clear()
-        columns = {name: getattr(self._ring, name)[slots] for name in _TOLD}
-        c = columns["confidence"]
-        self._ring.answer[slots] = answer(c, columns["prediction"], columns["exit"], columns["exit_at"][:, -1])
-        columns["reward"] = reward(c, columns["offloaded"], columns["sent"], columns["overhead"], self.exit_cost)
-        self._ring.reward[slots] = columns["reward"]
-        self.policy.learn(Outcomes(run=np.zeros(len(slots), dtype=np.int64), **columns))
-        self._ring.heard[slots] = np.arange(self.heard, self.heard + len(slots))
-        self._ring.heard_at[slots] = self.next
+        ring = self._ring
+        row = self._table.columns(slots)
+        c = row["confidence"]
+        ring.answer[slots] = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
+        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost)
+        ring.reward[slots] = row["reward"]
+        self.policy.learn(Outcomes(run=np.zeros(len(slots), dtype=np.int64), **{name: row[name] for name in _TOLD}))
+        ring.heard[slots] = np.arange(self.heard, self.heard + len(slots))
+        ring.heard_at[slots] = self.next
         self.heard += len(slots)
         self._done[slots] = True
         self.policy_seconds += time.perf_counter() - started
@@ -563,11 +584,19 @@ class _Group:
     inputs: "_Pixels" = None  # where they are what is sent
     waited: int = 0
 
+    def some(self, chosen: Bools) -> "_Group":
+        """Those of the frames that are chosen, (n,)."""
+        rows = np.flatnonzero(chosen)
+        inputs = None if self.inputs is None else self.inputs[rows]
+        return _Group(_rows(self.features, rows), self.slots[rows], self.experts[rows], inputs)
 
-def _rows(x: Tensor, chosen: Bools) -> Tensor:
-    """Some frames of a batch; feature maps (B, C, H, W) are copied as they lie, channels last: twice as fast."""
-    index = torch.from_numpy(np.flatnonzero(chosen)).to(x.device)
-    return x.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2) if x.dim() == 4 else x[index]
+
+def _rows(x: Tensor, rows: Ints) -> Tensor:
+    """Some frames of a batch; feature maps (B, C, H, W) are copied as they lie, channels last: that is faster."""
+    index = torch.from_numpy(rows).to(x.device)
+    if x.dim() != 4:
+        return x.index_select(0, index)
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 def _ready(queue: list[_Group], gather: int, force: bool) -> bool:
@@ -594,15 +623,16 @@ def _sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tenso
     if (experts == experts[0]).all():
         return images, slots, experts
     order = np.argsort(experts, kind="stable")
-    return images[torch.from_numpy(order).to(images.device)], slots[order], experts[order]
+    return images.index_select(0, torch.from_numpy(order).to(images.device)), slots[order], experts[order]
 
 
 def _select(net: EarlyExitNet, images: Tensor) -> tuple[Ints, Floats | None]:
     """Which expert looks at each frame, (B,), and the distortion classifier's probabilities, (B, experts)."""
     if net.classifier is None:
         return np.zeros(len(images), dtype=np.int64), None
-    probabilities = torch.softmax(net.classifier(images).float(), dim=1).cpu().numpy().astype(float)
-    return probabilities.argmax(axis=1), probabilities
+    logits = net.classifier(images).float().cpu().numpy().astype(float)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return logits.argmax(axis=1), odds / odds.sum(axis=1, keepdims=True)
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import time
 
 import numpy as np
 import pytest
@@ -122,23 +121,6 @@ def test_shipped_agents(exits):
     assert policy.agent.card.exits == exits
     dear, cheap = (policy.choose(Context(overhead=o)).exit_at[0, 0, exits - 1] for o in (0.5, 0.02))
     assert dear < cheap  # the dearer the cloud, the more is answered on the edge
-
-
-def test_a_decision_is_quick(tmp_path):
-    save_agent(make_agent(3, "box", hidden=(64, 64), lstm=64, window=4), tmp_path)
-    assert quickest("rl") < 200e-6
-    assert quickest(f"rl:model={tmp_path}") < 200e-6
-
-
-def quickest(name):
-    """Seconds that choosing for 32 frames takes at best."""
-    policy, world = make_policy(name, exits=3), World(3)
-    context, seconds = world.context(0, 32), []
-    for _ in range(200):
-        started = time.perf_counter()
-        policy.choose(context)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 # ---- with an LSTM
