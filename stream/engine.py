@@ -212,6 +212,7 @@ class Engine:
         self.send = None if offloader is None else send
         self.edge_exits = net.edge_exits
         self.device = net.mean.device
+        self.on_cpu = self.device.type == "cpu"
         self.head = self.next = first  # oldest frame not yet taken; number of the next one
         self.heard = first  # frames that the policy was told of
         self._table = _Table(capacity, net.edge_exits + 1, kinds)
@@ -370,14 +371,15 @@ class Engine:
     def _run_stage(self, i: int, x: Tensor, slots: Ints, experts: Ints, inputs: "_Pixels" = None) -> None:
         """Run edge stage i and its exit on some frames, and pass on those that do not leave."""
         x = self.net.stage(i, x)
-        confidence, prediction = self._exit(i, x, experts)
+        confidence, prediction = self.net.confident(_logits(self.net, i, x, experts))
         started = time.perf_counter()
         ring = self._ring
         exit_at, skip_below = ring.exit_at[slots, i], ring.skip_below[slots, i]
-        if self.device.type == "cpu":
+        if self.on_cpu:
             told, index = confidence.numpy(), prediction.numpy()
             here, sent = leave(told, exit_at, skip_below)
         else:
+            confidence = confidence.double()
             at, below = (torch.from_numpy(t).to(self.device) for t in (exit_at, skip_below))
             answered, skipped = leave(confidence, at, below)
             # one transfer, so that the GPU is waited for once an exit
@@ -398,22 +400,6 @@ class Engine:
                 self._queues[i + 1].append(going)
             else:
                 self._offload(i + 1, going)
-
-    def _exit(self, i: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
-        """Confidence (float64) and prediction of each frame by its own expert's branch at exit i."""
-        names = self.net.experts
-        if experts[0] == experts[-1] and (experts == experts[0]).all():
-            logits = self.net.branch(i, names[experts[0]], x)
-        else:
-            logits = x.new_empty((len(x), len(self.net.classes)))
-            for e in np.unique(experts):
-                rows = np.flatnonzero(experts == e)
-                if rows[-1] - rows[0] + 1 == len(rows):  # side by side, as a micro-batch enters
-                    logits[rows[0] : rows[-1] + 1] = self.net.branch(i, names[e], x[rows[0] : rows[-1] + 1])
-                else:
-                    logits[torch.from_numpy(rows).to(self.device)] = self.net.branch(i, names[e], _rows(x, rows))
-        confidence, prediction = self.net.confident(logits)
-        return confidence.double(), prediction
 
     def _pump(self, force: bool) -> None:
         """Run the stages behind the first exit for which enough frames wait."""
@@ -462,13 +448,11 @@ class Engine:
             features = group.features.contiguous().cpu().numpy()
         else:
             stage, features = 0, group.inputs
-        experts = group.experts
-        for e in np.unique(experts):
-            rows = np.flatnonzero(experts == e)
-            theirs = features if len(rows) == len(slots) else features[rows]
-            most = max(1, self.offloader.max_bytes // (4 * theirs[0].size))  # frames a message may hold, as float32
-            for k in range(0, len(rows), most):
-                self._submit(stage, self.net.experts[e], theirs[k : k + most], slots[rows[k : k + most]])
+        most = max(1, self.offloader.max_bytes // (4 * features[0].size))  # frames a message may hold, as float32
+        for expert, start, stop in _runs(group.experts):
+            for k in range(start, stop, most):
+                end = min(k + most, stop)
+                self._submit(stage, self.net.experts[expert], features[k:end], slots[k:end])
 
     def _submit(self, stage: int, expert: str, features: NDArray[Any], slots: Ints) -> None:
         offloader = self.offloader
@@ -523,7 +507,7 @@ class Engine:
         x, final = group.features, self.edge_exits
         for i in range(stage, self.net.exits):
             x = self.net.stage(i, x)
-        confidence, prediction = self._exit(self.net.exits - 1, x, group.experts)
+        confidence, prediction = self.net.confident(_logits(self.net, self.net.exits - 1, x, group.experts))
         self._ring.confidence[group.slots, final] = confidence.cpu().numpy()
         self._ring.prediction[group.slots, final] = prediction.cpu().numpy()
         self._ring.sent[group.slots] = True
@@ -576,7 +560,7 @@ _TOLD = tuple(f.name for f in fields(Outcomes) if f.name != "run")
 
 @dataclass
 class _Group:
-    """Frames that wait for the same stage."""
+    """Frames that go to the same stage; those of one expert are side by side, lower experts first."""
 
     features: Tensor
     slots: Ints
@@ -610,12 +594,30 @@ def _ready(queue: list[_Group], gather: int, force: bool) -> bool:
 def _merged(queue: list[_Group]) -> _Group:
     if len(queue) == 1:
         return queue[0]
+    parts = [(e, group, slice(a, b)) for group in queue for e, a, b in _runs(group.experts)]
+    parts.sort(key=lambda part: part[0])
     return _Group(
-        torch.cat([g.features for g in queue]),
-        np.concatenate([g.slots for g in queue]),
-        np.concatenate([g.experts for g in queue]),
-        None if queue[0].inputs is None else np.concatenate([g.inputs for g in queue if g.inputs is not None]),
+        torch.cat([g.features[rows] for _, g, rows in parts]),
+        np.concatenate([g.slots[rows] for _, g, rows in parts]),
+        np.concatenate([g.experts[rows] for _, g, rows in parts]),
+        None
+        if queue[0].inputs is None
+        else np.concatenate([g.inputs[rows] for _, g, rows in parts if g.inputs is not None]),
     )
+
+
+def _runs(experts: Ints) -> list[tuple[int, int, int]]:
+    """Expert, start and stop of each run of the same expert in what is sorted by expert."""
+    if experts[0] == experts[-1]:
+        return [(int(experts[0]), 0, len(experts))]
+    bounds = [0, *(np.flatnonzero(np.diff(experts)) + 1).tolist(), len(experts)]
+    return [(int(experts[a]), a, b) for a, b in pairwise(bounds)]
+
+
+def _logits(net: EarlyExitNet, i: int, x: Tensor, experts: Ints) -> Tensor:
+    """What its expert's branch at exit i says of each frame, (B, classes); frames are sorted by expert."""
+    parts = [net.branch(i, net.experts[e], x[start:stop]) for e, start, stop in _runs(experts)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tensor, Ints, Ints]:
@@ -653,15 +655,12 @@ def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats 
     shape = (len(images), net.edge_exits + 1)
     confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)
     x = images.contiguous(memory_format=torch.channels_last)
-    bounds = np.flatnonzero(np.r_[True, np.diff(experts) != 0, True])
     for i in range(net.exits):
         x = net.stage(i, x)
         if net.edge_exits <= i < net.exits - 1:
             continue  # an exit behind the partition point: nobody asks it
         column = min(i, net.edge_exits)
-        for start, stop in pairwise(bounds):
-            logits = net.branch(i, net.experts[experts[start]], x[start:stop])
-            told, index = net.confident(logits)
-            confidence[order[start:stop], column] = told.cpu().numpy()
-            prediction[order[start:stop], column] = index.cpu().numpy()
+        told, index = net.confident(_logits(net, i, x, experts))
+        confidence[order, column] = told.cpu().numpy()
+        prediction[order, column] = index.cpu().numpy()
     return confidence, prediction, probabilities
