@@ -188,7 +188,7 @@ def speeds(net: EarlyExitNet, costs: Costs, images: Tensor, labels: Ints, config
 
 def _gather(batch: int) -> int:
     """Survivors that a deep stage waits for: as many as keep the kernels efficient, none where frames come singly."""
-    return 32 if batch >= 32 else 0
+    return 64 if batch >= 32 else 0
 
 
 def learners(console: Console) -> None:

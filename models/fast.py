@@ -42,7 +42,7 @@ def optimised(net: EarlyExitNet, dtype: torch.dtype | None = None) -> EarlyExitN
     if fast.classifier is not None:
         _fold(fast.classifier)
         if on_cpu and isinstance(fast.classifier, DistortionClassifier):
-            fast.classifier = SmallImages(fast.classifier)
+            fast.classifier = FewSmallImages(fast.classifier)
     fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = dtype or (torch.float32 if on_cpu else torch.float16)
     for part in (fast.stages, fast.branches):
@@ -168,17 +168,17 @@ MOST_IN_ONE_THREAD = 1 << 18
 """Multiply-adds of a product of matrices that numpy's BLAS certainly computes in the calling thread. Threads of its own
 would fight torch's for the cores."""
 
-AT_ONCE = 8
-"""Images whose intermediate results stay in a core's cache."""
+FEW = 8
+"""Images up to which numpy is the faster."""
 
 
-class SmallImages(nn.Module):
-    """A distortion classifier that is several times faster for small images on a processor, with the same answers.
+class FewSmallImages(nn.Module):
+    """A distortion classifier with the same answers, several times faster for a few small images on a processor.
 
     For a 32x32 image it is two dozen operations of next to no arithmetic, and torch takes 10 µs for each between two
     stages of a network, whose weights have just driven everything else out of the caches. numpy takes a few µs. The
     Fourier transform is two products of matrices here, a convolution one with the image's rows or patches, and pooling
-    is folded into the linear layer. Images too large for that are torch's.
+    is folded into the linear layer. More images, and larger ones, are torch's.
 
     Parameters
     ----------
@@ -194,19 +194,18 @@ class SmallImages(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, kinds) for images (B, 3, H, W) in [0, 1]."""
-        height, width = images.shape[2:]
-        if (height, width) not in self.plans:
-            self.plans[height, width] = _plan(self.classifier, height, width)
-        plan = self.plans[height, width]
-        if plan is None:
-            out: Tensor = self.classifier(images)
-            return out
-        x = images.float().numpy()
-        return torch.from_numpy(np.concatenate([plan(x[i : i + AT_ONCE]) for i in range(0, len(x), AT_ONCE)]))
+        plan = None
+        if images.dim() == 4 and images.shape[1] == 3 and 0 < len(images) <= FEW:
+            height, width = images.shape[2:]
+            if (height, width) not in self.plans:
+                self.plans[height, width] = _plan(self.classifier, height, width)
+            plan = self.plans[height, width]
+        out: Tensor = self.classifier(images) if plan is None else torch.from_numpy(plan(images.float().numpy()))
+        return out
 
 
 class _Plan:
-    """What `SmallImages` computes for images of one size."""
+    """What `FewSmallImages` computes for images of one size."""
 
     def __init__(self, classifier: DistortionClassifier, height: int, width: int) -> None:
         self.height, self.width, self.bins = height, width, width // 2 + 1

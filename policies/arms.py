@@ -61,11 +61,11 @@ class Arms(Policy):
         """Thresholds for the next frames: each plays the arm of the highest index, first those never chosen."""
         frames = context.frames
         played = (self.counts + self.pending)[:, :, None]  # (runs, arms, frames)
+        fresh = not played.all()
         if frames > 1:
             played = played + np.arange(frames)  # column k: the arm had been chosen k times more
-        never = played == 0
-        fresh = never.any()
         if fresh:
+            never = played == 0
             played[never] = 1.0
         index = self.index(played, context)
         if fresh:

@@ -79,9 +79,10 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
         The final exit's threshold, (rows,).
     """
     by = prediction[np.arange(len(exit)), exit]
-    unsure = (exit == confidence.shape[1] - 1) & ~(confidence[:, -1] >= final_exit_at)
-    if np.count_nonzero(unsure):
-        rows = np.flatnonzero(unsure)
+    final = exit == confidence.shape[1] - 1
+    if np.count_nonzero(final):
+        rows = np.flatnonzero(final & ~(confidence[:, -1] >= final_exit_at))
         by[rows] = prediction[rows, np.fmax(confidence[rows], -1.0).argmax(axis=1)]  # NaN is never the best
-    by[exit < 0] = -1
+    if exit.size and exit.min() < 0:
+        by[exit < 0] = -1
     return by

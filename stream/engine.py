@@ -376,7 +376,7 @@ class Engine:
         ring = self._ring
         exit_at, skip_below = ring.exit_at[slots, i], ring.skip_below[slots, i]
         if self.on_cpu:
-            told, index = confidence.numpy(), prediction.numpy()
+            told, index = confidence.numpy().astype(float), prediction.numpy()
             here, sent = leave(told, exit_at, skip_below)
         else:
             confidence = confidence.double()

@@ -17,6 +17,8 @@ from eex.models.network import (
     remake,
 )
 from eex.models.resnet import resnet
+from eex.models.spectrum import DistortionClassifier
+from eex.policies.errors import EexError
 
 THOUSAND = tuple(map(str, range(1000)))
 
@@ -199,6 +201,32 @@ def test_folded_and_packed_for_inference_they_answer_alike(backbone, batch):
     x = torch.rand(batch, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(optimised(net)(x), net(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 9])
+@pytest.mark.parametrize("size", [(32, 32), (16, 16), (17, 33), (48, 20), (64, 64)])
+def test_a_fast_classifier_says_the_same(batch, size):
+    torch.manual_seed(1)
+    net = make("resnet", "ab", uniform=1, width=8)
+    net.classifier = DistortionClassifier()
+    for module in net.classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    fast = optimised(net.eval())
+    for images in (torch.rand(batch, 3, *size), torch.zeros(batch, 3, *size)):
+        for x in (images, images.contiguous(memory_format=torch.channels_last)):
+            with torch.inference_mode():
+                torch.testing.assert_close(fast.classifier(x), net.classifier(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 15, 32), (1, 1, 32, 32), (3, 32, 32)])
+def test_a_fast_classifier_refuses_the_same(shape):
+    net = make("resnet", "ab", uniform=1, width=8)
+    net.classifier = DistortionClassifier()
+    with pytest.raises(EexError, match="expected images"):
+        optimised(net.eval()).classifier(torch.zeros(shape))
 
 
 def test_half_precision_keeps_the_answers():
