@@ -195,37 +195,41 @@ def learners(console: Console) -> None:
     """How long policies take to choose and learn, on their own."""
     from eex.policies.base import Context, Outcomes
 
-    table = Table("policy", "frames a call", "rounds/s", "µs to choose and learn", title_justify="left")
+    table = Table("policy", "frames a call", "µs to choose", "µs to learn", "rounds/s", title_justify="left")
     for name in ("fixed", "deex", "ucb", "gain-curve", "rl"):
         for frames in (1, 32, 256):
             policy = make_policy(name, exits=3)
             calls = 2000 // max(1, frames // 16)
             nan, zero = np.full(frames, np.nan), np.zeros(frames, dtype=np.int64)
             no = np.zeros(frames, dtype=bool)
-            started = time.perf_counter()
+            choosing = learning = 0.0
             for k in range(calls):
+                started = time.perf_counter()
                 chosen = policy.choose(Context(frames, k * frames))
-                policy.learn(
-                    Outcomes(
-                        run=zero,
-                        frame=zero,
-                        arm=chosen.arm[0],
-                        probability=nan,
-                        audited=no,
-                        exit_at=chosen.exit_at[0],
-                        confidence=np.ones((frames, 4)),
-                        prediction=np.zeros((frames, 4), dtype=np.int64),
-                        exit=zero,
-                        offloaded=no,
-                        fallback=no,
-                        sent=no,
-                        latency_ms=nan,
-                        overhead=nan,
-                        reward=np.zeros(frames),
-                    )
+                choosing += time.perf_counter() - started
+                outcomes = Outcomes(
+                    run=zero,
+                    frame=zero,
+                    arm=chosen.arm[0],
+                    probability=nan,
+                    audited=no,
+                    exit_at=chosen.exit_at[0],
+                    confidence=np.ones((frames, 4)),
+                    prediction=np.zeros((frames, 4), dtype=np.int64),
+                    exit=zero,
+                    offloaded=no,
+                    fallback=no,
+                    sent=no,
+                    latency_ms=nan,
+                    overhead=nan,
+                    reward=np.zeros(frames),
                 )
-            seconds = time.perf_counter() - started
-            table.add_row(name, str(frames), f"{calls * frames / seconds:,.0f}", f"{1e6 * seconds / calls:,.0f}")
+                started = time.perf_counter()
+                policy.learn(outcomes)
+                learning += time.perf_counter() - started
+            each = (1e6 * choosing / calls, 1e6 * learning / calls)
+            speed = calls * frames / (choosing + learning)
+            table.add_row(name, str(frames), *(f"{us:,.0f}" for us in each), f"{speed:,.0f}")
     console.print(table)
 
 
