@@ -114,7 +114,7 @@ _COLUMNS: dict[str, tuple[str, Any]] = {  # those of `Rows` and two more: their 
 
 
 class _Table:
-    """Rows of frames under way. Columns of one type lie side by side, so that a frame's row is reset, or read, in three
+    """Rows of frames under way. Columns of one type lie side by side, so that a frame's row is reset, or read, in a few
     steps: where frames come singly, what a call of numpy costs counts."""
 
     def __init__(self, count: int, exits: int, kinds: int) -> None:

@@ -35,8 +35,8 @@ def share_cores() -> None:
     """Let OpenMP threads that wait sleep soon; to be called before torch is loaded, which reads this once.
 
     Edge and worker often share a machine's cores. Threads that spin while they wait take what the other process
-    needs; threads that sleep at once take long to wake between two small layers. 10,000 turns, some 50 µs, were the
-    best of both on two cores. Where a process has its cores to itself, as in training, spinning is faster.
+    needs; threads that sleep at once take long to wake between two small layers. So they spin for 10,000 turns, then
+    sleep. Where a process has its cores to itself, as in training, spinning is faster.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -23,7 +23,7 @@ def test_quick_run_writes_tables_and_figures(quick):
     out = quick.out
     assert "claim nothing" in quick.output
     for name in ("regret-1", "regret-3", "thresholds-1", "chosen-3", "accuracy-1"):
-        assert (out / f"{name}.png").stat().st_size > 5000
+        assert (out / f"{name}.png").stat().st_size > 10_000
     assert len(pd.read_csv(out / "claims.csv")) == 10
     assert json.loads((out / "run.json").read_text())["paper"] == "adaee"
 
@@ -34,7 +34,11 @@ def test_rows_are_sane(quick):
     assert set(rows["stream"]) == {"pristine", "blur 1", "noise 20", "changing"}
     assert set(rows["exits"]) == {1, 3}
     assert set(rows["overhead"]) == set(recipe.overheads)
-    assert rows[["accuracy", "offloaded", "threshold"]].stack().dropna().between(0, 1).all()
+    assert rows["threshold"].between(0, 1).all()
+    last = rows["round"] == rows["round"].max()  # points of a curve before it tell of regret alone
+    shares = rows[["accuracy", "offloaded"]]
+    assert ((shares[last] >= 0) & (shares[last] <= 1)).all(axis=None)
+    assert shares[~last].isna().all(axis=None)
     fixed = rows[rows["policy"] == "fixed"]
     for _, cell in fixed.groupby(["stream", "exits", "overhead"]):
         offloaded = cell.sort_values("threshold")["offloaded"].to_numpy()
