@@ -28,12 +28,12 @@ types: .venv/ready $(LINKS)
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/python -m eex.experiments.bench $(ARGS)
-	$(BIN)/python -m eex.experiments.bench_policies
-	$(BIN)/python -m eex.experiments.bench_envs
+	$(BIN)/python -m eex.experiments.bench.engine $(ARGS)
+	$(BIN)/python -m eex.experiments.bench.policies
+	$(BIN)/python -m eex.experiments.bench.envs
 
 bench-offload: .venv/ready
-	$(BIN)/python -m eex.experiments.bench_offload $(ARGS)
+	$(BIN)/python -m eex.experiments.bench.offload $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

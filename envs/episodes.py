@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.envs.rows import Order, Rows
-from eex.policies.agent import ActionKind, observation_names
-from eex.policies.arms import GRID
-from eex.policies.base import Bools, Floats, Ints
-from eex.policies.draws import uniform
-from eex.policies.errors import EexError
-from eex.policies.features import EXPERTS, USUAL_MS, USUAL_QUEUE
-from eex.policies.link import SimulatedLink, parse_link
-from eex.policies.trace import Trace, read_trace
+from eex.policies.algorithms.agent import ActionKind, observation_names
+from eex.policies.algorithms.arms import GRID
+from eex.policies.algorithms.features import EXPERTS, USUAL_MS, USUAL_QUEUE
+from eex.policies.core.base import Bools, Floats, Ints
+from eex.policies.core.draws import uniform
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import SimulatedLink, parse_link
+from eex.policies.core.trace import Trace, read_trace
 
 RewardKind = Literal["confidence", "accuracy"]
 _OVERHEAD = 10  # purpose of draws
@@ -28,11 +28,11 @@ class Episodes:
 
     **Action.** "grid": the number of a threshold in the grid, which holds at every exit. "box": thresholds in [0, 1],
     one an edge exit. It holds for the next `window` frames. A frame leaves at the first edge exit whose confidence
-    reaches the threshold, and is offloaded if none does, as `eex.policies.routing` has it.
+    reaches the threshold, and is offloaded if none does, as `eex.policies.core.routing` has it.
 
-    **Observation.** The features of `eex.policies.features.Features`, which documents and bounds them, of the next
-    frame, then the threshold of the frame last heard of (`previous`; `previous_i` at edge exit i), 0 before there is
-    one. All lie in [0, 1]; `names` has their names.
+    **Observation.** The features of `eex.policies.algorithms.features.Features`, which documents and bounds them,
+    of the next frame, then the threshold of the last frame with feedback (`previous`; `previous_i` at edge exit i), 0
+    before there is one. All lie in [0, 1]; `names` has their names.
 
     **Reward**, summed over the window. "confidence": AdaEE's, :math:`\max(0, \Delta C) - o` for an offloaded frame and
     :math:`-o` for one whose reply never came, else 0. "accuracy": 1 for a right answer, less :math:`o` for an

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eex.envs.rows import reordered
-from eex.policies.base import Floats
-from eex.policies.errors import EexError
-from eex.policies.gain_curve import THRESHOLDS
-from eex.policies.link import SimulatedLink
+from eex.policies.algorithms.gain_curve import THRESHOLDS
+from eex.policies.core.base import Floats
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import SimulatedLink
+from eex.policies.core.replay import replay
+from eex.policies.core.reward import best_arm_of_segments, fixed_rewards
+from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
-from eex.policies.replay import replay
-from eex.policies.reward import best_arm_of_segments, fixed_rewards
-from eex.policies.trace import Trace
 
 
 def held_out(trace: Trace, share: float = 0.2) -> tuple[Trace, Trace]:

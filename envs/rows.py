@@ -4,10 +4,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from eex.policies.base import Floats, Ints
-from eex.policies.draws import uniform
-from eex.policies.errors import EexError
-from eex.policies.trace import Trace
+from eex.policies.core.base import Floats, Ints
+from eex.policies.core.draws import uniform
+from eex.policies.core.errors import EexError
+from eex.policies.core.trace import Trace
 
 Order = Literal["in-order", "resampled", "segments", "switching"]
 _START, _ROW, _PIECE = 11, 12, 13  # purposes of draws

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from eex.envs.vector import ThresholdVectorEnv
-from eex.policies.trace import Trace
+from eex.policies.core.trace import Trace
 
 
 class ThresholdVecEnv(VecEnv):

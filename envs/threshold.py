@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eex.envs.episodes import Episodes
 from eex.envs.render import SHOWN, Shown, line, picture
-from eex.policies.trace import Trace
+from eex.policies.core.trace import Trace
 
 Observation = NDArray[np.float32]
 

@@ -5,29 +5,27 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tyro
 
 from eex.envs.evaluate import held_out, score
-from eex.policies.agent import FORMAT, RECURRENT, Agent, AgentCard, observation_names, save_agent
-from eex.policies.base import Floats
-from eex.policies.errors import EexError
-from eex.policies.features import EXPERTS
-from eex.policies.link import parse_link
+from eex.policies.algorithms.agent import FORMAT, RECURRENT, Agent, AgentCard, observation_names, save_agent
+from eex.policies.algorithms.features import EXPERTS
+from eex.policies.core.base import Floats
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import parse_link
+from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
-from eex.policies.trace import Trace, read_trace
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.callbacks import BaseCallback
+
 
 JUMPING = "20:700, 250:900, 60:600, 500:400, jitter=10"
 ALGORITHMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -424,49 +422,3 @@ def _read_state(path: Path, told: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise EexError(f"{path}: cannot be read, delete the folder to begin anew: {error}") from None
     raise EexError(f"{path.parent} holds another training; delete it, or name another folder (--out)")
-
-
-@contextmanager
-def _bar(config: TrainRLConfig) -> Iterator[Say]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} steps"), TimeRemainingColumn())
-    shown = (*columns, TextColumn("{task.description}"))
-    last = ""
-    progress = Progress(*shown, console=console, disable=config.quiet)
-    task = progress.add_task("", total=config.steps)
-
-    def say(steps: int, text: str) -> None:
-        nonlocal last
-        progress.start()  # only now: what cannot be trained is told in one line
-        progress.update(task, completed=min(steps, config.steps), description=text)
-        if text != last and not config.quiet and not console.is_terminal:
-            console.print(f"{steps:,} steps: {text}", highlight=False)
-        last = text
-
-    try:
-        yield say
-    finally:
-        progress.stop()
-
-
-def main() -> None:
-    """Entry point of `eex-train-rl`."""
-    from eex.stream.guard import guarded  # what every command begins and ends with
-
-    sys.exit(guarded(_main))
-
-
-def _main() -> None:
-    config = tyro.cli(TrainRLConfig, prog="eex-train-rl", config=(tyro.conf.FlagCreatePairsOff,))
-    with _bar(config) as say:
-        best = train_rl(config, say)
-    if not config.quiet:
-        rivals = ", ".join(f"{name} {best[name]['regret']:.2f}" for name in ("ucb", "gain-curve"))
-        print(f"{config.out}: regret {best['regret']:.2f} per 1,000 frames on held-out schedules ({rivals})")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eex.envs.episodes import Episodes
 from eex.envs.threshold import Observation, action_space, observation_space
-from eex.policies.trace import Trace
+from eex.policies.core.trace import Trace
 
 
 class ThresholdVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 # Okabe and Ito's palette without its yellow, too faint on white: told apart by colour-blind readers and in print
 COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]

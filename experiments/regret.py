@@ -16,15 +16,15 @@ import msgspec
 import numpy as np
 import tyro
 
+import eex.policies
 from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
-from eex.policies.arms import GRID
-from eex.policies.base import Policy
-from eex.policies.errors import EexError
-from eex.policies.link import parse_link
+from eex.policies.algorithms.arms import GRID
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import parse_link
+from eex.policies.core.replay import Order
+from eex.policies.core.reward import best_fixed, best_per_exit
+from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import POLICIES, make_policy
-from eex.policies.replay import Order
-from eex.policies.reward import best_fixed, best_per_exit
-from eex.policies.trace import Trace, read_trace
 from eex.stream.guard import guarded
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _checked_policies(config: RegretConfig, sweep: Sweep, traces: Sequence[Trace
     """What `make_policy` is given, by what the user wrote, each tried once; and a fingerprint of their code."""
     exits = {trace.edge_exits for trace in traces}
     texts = [text.strip() for text in config.policies.split(",") if text.strip()]
-    policies, files = {}, set(Path(inspect.getfile(Policy)).parent.glob("*.py"))
+    policies, files = {}, set(Path(inspect.getfile(eex.policies)).parent.rglob("*.py"))
     for text in texts or list(POLICIES):
         try:
             made = [make_policy(text, exits=e, runs=1, seed=0) for e in exits]

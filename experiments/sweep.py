@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.base import Floats, Ints
-from eex.policies.errors import EexError
-from eex.policies.link import SimulatedLink
+from eex.policies.core.base import Floats, Ints
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import SimulatedLink
+from eex.policies.core.replay import Order, Replayed, replay
+from eex.policies.core.reward import best_arm, best_arm_of_segments, best_per_exit, fixed_rewards, oracle
+from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
-from eex.policies.replay import Order, Replayed, replay
-from eex.policies.reward import best_arm, best_arm_of_segments, best_per_exit, fixed_rewards, oracle
-from eex.policies.trace import Trace
 
 Columns = dict[str, NDArray[Any]]
 Take = Callable[["Part", Columns], None]
@@ -40,7 +40,7 @@ MOST_ROUNDS = 4_000_000
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is played of every trace and policy; `eex.policies.replay.replay` explains the rest.
+    """What is played of every trace and policy; `eex.policies.core.replay.replay` explains the rest.
 
     Attributes
     ----------

@@ -7,8 +7,8 @@ from torch.nn.functional import log_softmax
 
 from eex.models.network import EarlyExitNet
 from eex.models.training import Distort, all_logits
-from eex.policies.errors import EexError
-from eex.policies.metrics import expected_calibration_error
+from eex.policies.core.errors import EexError
+from eex.policies.core.metrics import expected_calibration_error
 
 COLDEST, HOTTEST = 0.05, 20.0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eex.models.network import Architecture, EarlyExitNet, remake
 from eex.models.spectrum import DistortionClassifier
-from eex.policies.errors import ModelError
+from eex.policies.core.errors import ModelError
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from eex.models.branches import make_branch
 from eex.models.network import CUSTOM, PRISTINE, Architecture, EarlyExitNet
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 
 def cut(
@@ -66,7 +66,7 @@ def cut(
     [(5, 2), (5, 2)]
     >>> cut(own, ["1", "22"], ["cat", "dog"], input_shape=(3, 32, 32))
     Traceback (most recent call last):
-    eex.policies.errors.EexError: the module has no layer '22'; did you mean '2'?
+    eex.policies.core.errors.EexError: the module has no layer '22'; did you mean '2'?
     """
     if not len(mean) == len(std) == input_shape[0]:
         raise EexError(f"mean and std must name {input_shape[0]} channels each, got {list(mean)} and {list(std)}")

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from eex.models.network import PRISTINE
 from eex.models.training import Distort, Progress
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 LUMA = (0.299, 0.587, 0.114)
 SMALLEST_SIDE = 16

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from eex.models.network import PRISTINE, EarlyExitNet
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 Method = Literal["joint", "branch-wise", "two-stage", "distillation", "hybrid", "expert"]
 Distort = Callable[[Tensor, torch.Generator], Tensor]

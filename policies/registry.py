@@ -13,36 +13,36 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from eex.policies.base import Policy
-from eex.policies.errors import EexError
+from eex.policies.core.base import Policy
+from eex.policies.core.errors import EexError
 
 POLICIES: dict[str, str] = {
-    "fixed": "eex.policies.fixed:Fixed",
-    "deex": "eex.policies.deex:DEEx",
-    "deex-ucb": "eex.policies.deex_ucb:DEExUCB",
-    "random": "eex.policies.random_arm:Random",
-    "ucb": "eex.policies.ucb:UCB",
-    "ucb-v": "eex.policies.ucb_v:UCBV",
-    "ucb-tuned": "eex.policies.ucb_tuned:UCBTuned",
-    "bayes-ucb": "eex.policies.bayes_ucb:BayesUCB",
-    "kl-ucb": "eex.policies.kl_ucb:KLUCB",
-    "thompson": "eex.policies.thompson:Thompson",
-    "epsilon-greedy": "eex.policies.epsilon_greedy:EpsilonGreedy",
+    "fixed": "eex.policies.algorithms.fixed:Fixed",
+    "deex": "eex.policies.algorithms.deex:DEEx",
+    "deex-ucb": "eex.policies.algorithms.deex_ucb:DEExUCB",
+    "random": "eex.policies.algorithms.random_arm:Random",
+    "ucb": "eex.policies.algorithms.ucb:UCB",
+    "ucb-v": "eex.policies.algorithms.ucb_v:UCBV",
+    "ucb-tuned": "eex.policies.algorithms.ucb_tuned:UCBTuned",
+    "bayes-ucb": "eex.policies.algorithms.bayes_ucb:BayesUCB",
+    "kl-ucb": "eex.policies.algorithms.kl_ucb:KLUCB",
+    "thompson": "eex.policies.algorithms.thompson:Thompson",
+    "epsilon-greedy": "eex.policies.algorithms.epsilon_greedy:EpsilonGreedy",
     "exp3": "eex.policies.exp3:EXP3",
-    "sw-ucb": "eex.policies.sw_ucb:SlidingWindowUCB",
-    "d-ucb": "eex.policies.d_ucb:DiscountedUCB",
-    "gain-curve": "eex.policies.gain_curve:GainCurve",
-    "hi-lcb": "eex.policies.hi_lcb:HILCB",
-    "hedge-hi": "eex.policies.hedge_hi:HedgeHI",
-    "splitee-s": "eex.policies.splitee_s:SplitEES",
-    "linucb": "eex.policies.linucb:LinUCB",
-    "rl": "eex.policies.rl:RL",
+    "sw-ucb": "eex.policies.algorithms.sw_ucb:SlidingWindowUCB",
+    "d-ucb": "eex.policies.algorithms.d_ucb:DiscountedUCB",
+    "gain-curve": "eex.policies.algorithms.gain_curve:GainCurve",
+    "hi-lcb": "eex.policies.algorithms.hi_lcb:HILCB",
+    "hedge-hi": "eex.policies.algorithms.hedge_hi:HedgeHI",
+    "splitee-s": "eex.policies.algorithms.splitee_s:SplitEES",
+    "linucb": "eex.policies.algorithms.linucb:LinUCB",
+    "rl": "eex.policies.algorithms.rl:RL",
 }
 """Policies by name: where each one's class is, imported when it is asked for."""
 
 WRAPPERS: dict[str, str] = {
-    "drift": "eex.policies.drift:Drift",
-    "safe": "eex.policies.safe:Safe",
+    "drift": "eex.policies.wrappers.drift:Drift",
+    "safe": "eex.policies.wrappers.safe:Safe",
 }
 """What stands before another policy and an @: its first parameter is a `Policy`."""
 
@@ -186,7 +186,7 @@ def _row(name: str, cls: type[Policy]) -> tuple[str, str, str]:
 
 
 def _make_river(name: str, texts: Mapping[str, str], given: Mapping[str, Any]) -> Policy:
-    from eex.policies.river_bandit import RiverBandit, river_class
+    from eex.policies.algorithms.river_bandit import RiverBandit, river_class
 
     kind = name.removeprefix(RIVER)
     parameters = inspect.signature(river_class(kind)).parameters
@@ -224,7 +224,7 @@ def _plugin_class(where: str) -> type[Policy]:
         reason = (str(error).splitlines() or [""])[0]
         raise EexError(f"plug-in {where} cannot be imported: {type(error).__name__}: {reason}") from None
     if not (inspect.isclass(found) and issubclass(found, Policy)):
-        raise EexError(f"plug-in {where} is no class that derives from eex.policies.base.Policy")
+        raise EexError(f"plug-in {where} is no class that derives from eex.policies.core.base.Policy")
     try:
         options_of(found)
     except (NameError, TypeError, ValueError) as error:

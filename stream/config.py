@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import tyro
 
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class StreamConfig(FrameConfig):
         super().check()
         if self.gather < 0:
             raise EexError(f"--gather must be at least 0, got {self.gather}")
-        from eex.policies.link import parse_link
-        from eex.policies.price import parse_price
-        from eex.stream.encoding import parse_encoding
+        from eex.policies.core.link import parse_link
+        from eex.policies.core.price import parse_price
+        from eex.stream.wire.encoding import parse_encoding
 
         try:
             parse_price(self.overhead)

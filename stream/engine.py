@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eex.models.network import EarlyExitNet
-from eex.policies.base import Bools, Context, Floats, Ints, Outcomes, Policy
-from eex.policies.price import Meter, Price, parse_price
-from eex.policies.reward import reward
-from eex.policies.routing import answer, drop, leave
-from eex.stream.encoding import Encoding, encode, pixels
-from eex.stream.offload import Offloader, Reply
+from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy
+from eex.policies.core.price import Meter, Price, parse_price
+from eex.policies.core.reward import reward
+from eex.policies.core.routing import answer, drop, leave
+from eex.stream.wire.encoding import Encoding, encode, pixels
+from eex.stream.wire.offload import Offloader, Reply
 
 _REQUESTS = itertools.count(1)  # of all engines: several may use one offloader, one after the other
 
@@ -37,7 +37,7 @@ class Rows:
     that was `dropped` has exit and answer -1, and counts as offloaded but not as sent. The
     context's `queue`, `link_ms` (here `link_estimate_ms`) and `reachable` that a frame was chosen in, its rank `heard`
     among the frames that the policy was told of, and how many frames had been chosen for by then, `heard_at`, are what
-    replay needs to make the same choices (`eex.policies.replay.Feedback`).
+    replay needs to make the same choices (`eex.policies.core.replay.Feedback`).
     """
 
     frame: Ints

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 
 def guarded(command: Callable[[], int | None]) -> int:

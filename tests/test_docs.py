@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import tyro
 
-from eex.stream import partition
-from eex.stream.main import _parse
+from eex.stream.commands.stream import _parse
+from eex.stream.planning import partition
 
-PACKAGES = ("eex.policies", "eex.models", "eex.stream")
+PACKAGES = ("eex.policies", "eex.models", "eex.envs", "eex.stream", "eex.experiments")
 MODULES = [
-    f"{package}.{module.name}"
+    module.name
     for package in PACKAGES
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
 ]
 
 
 def test_every_package_has_modules():
-    assert {"eex.policies.ucb", "eex.models.network", "eex.stream.engine"} <= set(MODULES)
+    assert {"eex.policies.algorithms.ucb", "eex.models.network", "eex.stream.engine"} <= set(MODULES)
 
 
 @pytest.mark.timeout(120)
@@ -32,7 +32,7 @@ def test_examples(name):
     assert doctest.testmod(module).failed == 0, "the captured output says which, and what was expected"
 
 
-@pytest.mark.parametrize("name", ["eex.policies.ucb", "eex.policies.schedule", "eex.stream.tally"])
+@pytest.mark.parametrize("name", ["eex.policies.algorithms.ucb", "eex.policies.core.schedule", "eex.stream.run.tally"])
 def test_examples_are_found(name):
     assert doctest.testmod(importlib.import_module(name)).attempted > 0
 
@@ -59,7 +59,7 @@ def test_commands_on_pages_can_be_typed(line):
 
 
 def test_the_page_on_the_overhead_reckons_right():
-    from eex.policies.price import parse_price
+    from eex.policies.core.price import parse_price
 
     price = {re.split(r"--overhead ", line)[1].split()[0]: None for line in OVERHEADS}
     price = {text: parse_price(text) for text in price}
@@ -69,8 +69,8 @@ def test_the_page_on_the_overhead_reckons_right():
 
 
 def test_the_page_on_sending_knows_the_links_and_the_encodings():
-    from eex.policies.link import PRESETS, parse_link
-    from eex.stream.encoding import ENCODINGS
+    from eex.policies.core.link import PRESETS, parse_link
+    from eex.stream.wire.encoding import ENCODINGS
 
     page = (DOCS / "sending.md").read_text()
     for name in PRESETS:

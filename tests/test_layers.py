@@ -35,7 +35,8 @@ if leaked := forbidden & set(sys.modules):
 
 
 def modules_of(package):
-    return [f"{package}.{m.name}" for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    path = importlib.import_module(package).__path__
+    return [module.name for module in pkgutil.walk_packages(path, f"{package}.")]
 
 
 def python(program, *arguments):
@@ -61,8 +62,8 @@ def test_rooms_load_no_more_than_they_may(modules, forbidden):
 
 
 def test_the_check_itself_sees_a_leak():
-    with pytest.raises(AssertionError, match=r"eex\.policies\.base loads numpy"):
-        python(IMPORTS, "numpy", "eex.policies", "eex.policies.base")
+    with pytest.raises(AssertionError, match=r"eex\.policies\.core\.base loads numpy"):
+        python(IMPORTS, "numpy", "eex.policies", "eex.policies.core.base")
 
 
 @pytest.mark.parametrize(("argument", "shown"), [("--help", "--policy"), ("--list-policies", "deex")])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-MODULES = {"eex-train": "eex.stream.train", "eex-stream": "eex.stream.main"}
+MODULES = {"eex-train": "eex.stream.commands.train", "eex-stream": "eex.stream.commands.stream"}
 
 
 def section(title: str) -> str:
@@ -67,6 +67,6 @@ def test_in_python(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("distortion", re.findall(r'--distortion "([^"]+)"', section("Streams of your own")))
 def test_schedules_are_readable(distortion):
-    from eex.policies.schedule import parse_schedule
+    from eex.policies.core.schedule import parse_schedule
 
     assert parse_schedule(distortion).length > 0

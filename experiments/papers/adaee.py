@@ -14,14 +14,14 @@ import pandas as pd
 from eex.experiments.papers.deex import routed
 from eex.experiments.papers.paper import Claim, Work
 from eex.experiments.plotting import paper_figure
-from eex.policies.arms import GRID
-from eex.policies.base import Floats, Ints
-from eex.policies.errors import EexError
-from eex.policies.fixed import Fixed
-from eex.policies.replay import Order, draw_frames, replay
-from eex.policies.reward import best_arm, best_arm_of_segments, fixed_rewards, oracle
-from eex.policies.schedule import PRISTINE
-from eex.policies.trace import Trace, read_trace, write_trace
+from eex.policies.algorithms.arms import GRID
+from eex.policies.algorithms.fixed import Fixed
+from eex.policies.core.base import Floats, Ints
+from eex.policies.core.errors import EexError
+from eex.policies.core.replay import Order, draw_frames, replay
+from eex.policies.core.reward import best_arm, best_arm_of_segments, fixed_rewards, oracle
+from eex.policies.core.schedule import PRISTINE
+from eex.policies.core.trace import Trace, read_trace, write_trace
 
 TITLE = "Pacheco, Bajpai, Shifrin, Couto, Menasché, Hanawal, Campista: AdaEE, UCB-based adaptive early exit"
 NOTES = """
@@ -128,7 +128,7 @@ def _ours(work: Work, recipe: Recipe) -> list[Stream]:
     path = work.out / "work" / "trace.arrow"
     if not path.exists():
         from eex.stream.config import FrameConfig
-        from eex.stream.record import record
+        from eex.stream.run.recording import record
 
         texts = (k if k == PRISTINE else f"{k}@{level:g}" for k, level in recipe.levels)
         schedule = ", ".join(f"{text}:{recipe.frames}" for text in texts)

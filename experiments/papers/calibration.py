@@ -10,10 +10,10 @@ import pandas as pd
 
 from eex.experiments.papers.paper import Claim, Images, Work, confidences
 from eex.experiments.plotting import paper_figure
-from eex.policies.base import Bools, Context, Floats, Ints
-from eex.policies.errors import EexError
-from eex.policies.fixed import Fixed
-from eex.policies.metrics import (
+from eex.policies.algorithms.fixed import Fixed
+from eex.policies.core.base import Bools, Context, Floats, Ints
+from eex.policies.core.errors import EexError
+from eex.policies.core.metrics import (
     BATCH,
     device_probability,
     expected_calibration_error,
@@ -21,7 +21,7 @@ from eex.policies.metrics import (
     missed_deadline,
     reliability,
 )
-from eex.policies.routing import route
+from eex.policies.core.routing import route
 
 if TYPE_CHECKING:
     from torch import nn
@@ -202,7 +202,7 @@ def _times(name: str, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
 
     Rows of network, stage (from 1), on ("device" or "cloud"), stage_ms, exit_ms, bytes.
     """
-    from eex.stream.measure import stage_times
+    from eex.stream.planning.measure import stage_times
 
     pixels = (images.test[0][:1].float() / 255).to(net.mean.device)
     rounds = [stage_times(net.eval(), pixels) for _ in range(5)]

@@ -10,17 +10,17 @@ import pandas as pd
 
 from eex.experiments.papers.paper import Claim, Images, Work, confidences, seeds_interval
 from eex.experiments.plotting import confusion_figure, paper_figure
-from eex.policies.base import Context, Floats, Ints, Policy
-from eex.policies.deex import DEEx
-from eex.policies.deex_ucb import DEExUCB
-from eex.policies.fixed import Fixed
-from eex.policies.routing import answer, route
+from eex.policies.algorithms.deex import DEEx
+from eex.policies.algorithms.deex_ucb import DEExUCB
+from eex.policies.algorithms.fixed import Fixed
+from eex.policies.core.base import Context, Floats, Ints, Policy
+from eex.policies.core.routing import answer, route
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from eex.models.network import EarlyExitNet
-    from eex.stream.offload import Offloader
+    from eex.stream.wire.offload import Offloader
 
 TITLE = "Barbosa, Pacheco, Couto, Medeiros, Campista: Decision Early-Exit, hastening offloading in BranchyNets"
 PAIR = ("cat", "dog")
@@ -362,8 +362,8 @@ def _three_tiers(work: Work, recipe: Recipe, images: Images) -> pd.DataFrame:
 
 def _learned(confidence: Floats, prediction: Ints, label: Ints, recipe: Recipe) -> pd.DataFrame:
     """`deex-ucb` on the test images drawn anew, ten runs an overhead, against the best p_d of hindsight."""
-    from eex.policies.replay import replay
-    from eex.policies.trace import Trace
+    from eex.policies.core.replay import replay
+    from eex.policies.core.trace import Trace
 
     trace = Trace(confidence, prediction, label, tuple(map(str, range(int(prediction.max()) + 1))))
     marks = np.unique(np.linspace(recipe.rounds / 50, recipe.rounds, 50).astype(int))

@@ -11,10 +11,10 @@ import pandas as pd
 
 from eex.experiments.papers.paper import Claim, Images, Work, confidences, seeds_interval
 from eex.experiments.plotting import paper_figure
-from eex.policies.base import Context, Floats, Ints
-from eex.policies.errors import EexError
-from eex.policies.fixed import Fixed
-from eex.policies.routing import answer, route
+from eex.policies.algorithms.fixed import Fixed
+from eex.policies.core.base import Context, Floats, Ints
+from eex.policies.core.errors import EexError
+from eex.policies.core.routing import answer, route
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def run(work: Work, recipe: Recipe) -> list[Claim]:
 
 def mixture(images: "Tensor", generator: "torch.Generator") -> "Tensor":
     """Each image blurred, then noisy, at levels drawn uniformly: (B, C, H, W) in [0, 1]."""
-    from eex.stream.distortions import random_distortion
+    from eex.stream.frames.distortions import random_distortion
 
     blurred = random_distortion(BLUR, LEVELS[BLUR][1], LEVELS[BLUR][-1])(images, generator)
     return random_distortion(NOISE, LEVELS[NOISE][1], LEVELS[NOISE][-1])(blurred, generator)
@@ -131,7 +131,7 @@ def mixture(images: "Tensor", generator: "torch.Generator") -> "Tensor":
 
 def distortions() -> "dict[str, Distort]":
     """What each expert is trained on: U(1, 5) and U(5, 40), section V, and mixtures of both."""
-    from eex.stream.distortions import random_distortion
+    from eex.stream.frames.distortions import random_distortion
 
     found: dict[str, Distort] = {kind: random_distortion(kind, LEVELS[kind][1], LEVELS[kind][-1]) for kind in LEVELS}
     return found | {MIXTURE: mixture}
@@ -245,7 +245,7 @@ def distorted(images: "Tensor", levels: tuple[float, float], first: int = 0) -> 
     """uint8 images (N, C, H, W) as floats, blurred and noisy at these levels."""
     import torch
 
-    from eex.stream.distortions import distort
+    from eex.stream.frames.distortions import distort
 
     both = torch.tensor([levels], dtype=torch.float64).expand(len(images), 2)
     return distort(images.float() / 255, both, torch.arange(first, first + len(images)), 0)

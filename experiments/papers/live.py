@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from eex.models.network import EarlyExitNet
-from eex.policies.base import Policy
-from eex.policies.errors import OffloadError
+from eex.policies.core.base import Policy
+from eex.policies.core.errors import OffloadError
 from eex.stream.engine import Engine, Rows
 
 if TYPE_CHECKING:
-    from eex.stream.offload import Offloader
+    from eex.stream.wire.offload import Offloader
 
 PATIENCE_MS = 20_000.0
 """Deadline of a reply: long, because a paper's slow link must not turn into a fallback."""
@@ -27,10 +27,10 @@ PATIENCE_MS = 20_000.0
 
 @contextlib.contextmanager
 def cloud(model: Path, fingerprint: str, link: str = "", threads: int = 1) -> "Iterator[Offloader]":
-    """A worker process with a saved model, behind a link (`eex.policies.link`); yields what takes frames to it."""
-    from eex.stream.edge import ZmqOffloader
-    from eex.stream.embedded import EmbeddedWorker
-    from eex.stream.link import emulated
+    """A worker process with a saved model, behind a link (`eex.policies.core.link`); yields what takes frames to it."""
+    from eex.stream.wire.client import ZmqOffloader
+    from eex.stream.wire.emulated_link import emulated
+    from eex.stream.worker.embedded import EmbeddedWorker
 
     with contextlib.ExitStack() as stack:
         worker = stack.enter_context(EmbeddedWorker([model], threads=threads))
@@ -52,9 +52,9 @@ def tiers(
     Yields what takes frames to the nearer worker, and what it counts: frames answered `here`, `forwarded` and, of
     those, `fallback`.
     """
-    from eex.stream.edge import ZmqOffloader
-    from eex.stream.keys import edge_keys, make_keys
-    from eex.stream.link import emulated
+    from eex.stream.wire.client import ZmqOffloader
+    from eex.stream.wire.emulated_link import emulated
+    from eex.stream.wire.keys import edge_keys, make_keys
 
     with contextlib.ExitStack() as stack:
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -91,7 +91,7 @@ def tiers(
 @contextlib.contextmanager
 def _worker(model: Path, *arguments: str) -> Iterator[tuple[str, str]]:
     """`eex-worker` in a process of its own; yields where it listens and the address of its metrics."""
-    from eex.stream.embedded import COMMAND, READY
+    from eex.stream.worker.embedded import COMMAND, READY
 
     command = [*COMMAND, str(model), "--bind", "tcp://127.0.0.1:*", "--threads", "1", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:

@@ -12,7 +12,7 @@ import pandas as pd
 from eex.experiments.papers.nodes import DROPPED, EDGE, FALLBACK, Nodes, Resources
 from eex.experiments.papers.paper import Claim, Images, Work, seeds_interval
 from eex.experiments.plotting import paper_figure
-from eex.policies.base import Bools, Floats, Ints
+from eex.policies.core.base import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import tyro
 
 from eex.experiments.papers.paper import Claim, Paper, Work, claims_table, write
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 from eex.stream.guard import guarded
 
 PAPERS = ("expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies")
@@ -74,8 +74,8 @@ def reproduce(config: Run) -> list[Claim]:
     if not config.data and recipe_name != "quick":
         raise EexError("--data: name the images to train and measure on, or take --quick, which runs on shipped ones")
     recipe: Any = paper.RECIPES[recipe_name]
-    from eex.stream.run import pick_device
-    from eex.stream.train import training_bars
+    from eex.stream.commands.train import training_bars
+    from eex.stream.network import pick_device
 
     if config.threads:
         import torch

@@ -29,16 +29,16 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from eex.policies.base import Context, Floats, Ints, Outcomes, Policy, Thresholds, check_threshold
-from eex.policies.errors import EexError, OffloadError
-from eex.stream.embedded import GRACE_S, EmbeddedWorker
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Thresholds, check_threshold
+from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.guard import guarded, share_cores
-from eex.stream.keys import EdgeKeys, Pair, new_pair
-from eex.stream.protocol import one_line
+from eex.stream.wire.keys import EdgeKeys, Pair, new_pair
+from eex.stream.wire.protocol import one_line
+from eex.stream.worker.embedded import GRACE_S, EmbeddedWorker
 
 if TYPE_CHECKING:
-    from eex.stream.edge import ZmqOffloader
     from eex.stream.engine import Engine
+    from eex.stream.wire.client import ZmqOffloader
 
 COMMAND = (sys.executable, "-m", "eex.experiments.papers.nodes")
 START_S, ANSWER_S = 120.0, 60.0
@@ -391,7 +391,7 @@ def _main() -> int:
     given, models = json.loads(sys.argv[1])
     resources = Resources(**given)
     _restrict(resources)
-    from eex.stream.worker import stop_on_signals, stop_with_parent
+    from eex.stream.worker.serve import stop_on_signals, stop_with_parent
 
     stop = stop_on_signals()
     try:
@@ -488,8 +488,8 @@ class EdgeNode:
     def _begin(self, begin: Begin) -> None:
         from eex.models.card import load
         from eex.models.fast import optimised
-        from eex.stream.edge import ZmqOffloader
         from eex.stream.engine import Engine
+        from eex.stream.wire.client import ZmqOffloader
 
         if self._offloader is not None:
             self._offloader.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ class Work:
     out
         The folder.
     data
-        Images, as `eex.stream.sources.open_source` takes them, with a train and a test split; "sample" for the
+        Images, as `eex.stream.frames.sources.open_source` takes them, with a train and a test split; "sample" for the
         shipped ones.
     size
         Scale and crop images to this side; 0 = as they are.
@@ -174,7 +174,7 @@ class Work:
         """
         import torch
 
-        from eex.stream.sources import load_all, open_source
+        from eex.stream.frames.sources import load_all, open_source
 
         fitted: dict[str, Any] = {"shape": (3, self.size, self.size), "resize": True} if self.size else {}
         sample = self.data == "sample"

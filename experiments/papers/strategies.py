@@ -10,9 +10,9 @@ import pandas as pd
 
 from eex.experiments.papers.paper import Claim, Images, Work
 from eex.experiments.plotting import paper_figure
-from eex.policies.base import Bools, Context, Floats, Thresholds
-from eex.policies.fixed import Fixed
-from eex.policies.schedule import PRISTINE
+from eex.policies.algorithms.fixed import Fixed
+from eex.policies.core.base import Bools, Context, Floats, Thresholds
+from eex.policies.core.schedule import PRISTINE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -307,7 +307,7 @@ class Bench:
     def logits(self, name: str, net: "EarlyExitNet", split: str, condition: tuple[str, float] = (PRISTINE, 0)) -> Any:
         """Logits (exits, N, K) of a split under a distortion; "taught" are training images as they are."""
         from eex.models.training import all_logits
-        from eex.stream.distortions import random_distortion
+        from eex.stream.frames.distortions import random_distortion
 
         kind, level = condition
         distort = None if kind == PRISTINE else random_distortion(kind, level, level)
@@ -456,7 +456,7 @@ class Bench:
         import torch
         from torch.nn.functional import cross_entropy
 
-        from eex.models.gating import fit_gates, pooled_features, stop_shares
+        from eex.experiments.papers.gating import fit_gates, pooled_features, stop_shares
 
         net = self.network(self.places()["all"], self.recipe.structure, 0)
         self.train("all-places", net, "joint")
@@ -563,7 +563,7 @@ class Bench:
         """Accuracy against multiply-adds: the confidence rule, and controllers that learned when an exit is right."""
         import torch
 
-        from eex.models.controller import fit_controller
+        from eex.experiments.papers.controller import fit_controller
 
         net, conditions = self.joint(), self.recipe.conditions
         held = torch.cat([self.logits("joint-0", net, "validation", c)[:-1] for c in conditions], dim=1)
@@ -614,8 +614,8 @@ class Bench:
         """Passes over the same test images: the network without its side branches, and leaving early."""
         import torch
 
-        from eex.experiments.bench import plain, timed
-        from eex.experiments.energy import find_meter
+        from eex.experiments.bench.engine import plain, timed
+        from eex.experiments.papers.energy import find_meter
         from eex.experiments.papers.live import play
         from eex.models.fast import optimised
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eex.policies.trace import Trace
+from eex.policies.core.trace import Trace
 
 
 def _make_trace(exits=3, frames=300, seed=0, labels=True):

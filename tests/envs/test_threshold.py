@@ -15,13 +15,13 @@ from eex.envs import ID
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.threshold import ThresholdEnv
 from eex.envs.vector import ThresholdVectorEnv
-from eex.policies.agent import observation_names
-from eex.policies.base import Policy
-from eex.policies.errors import EexError
-from eex.policies.features import Features
-from eex.policies.replay import replay
-from eex.policies.reward import fixed_reward
-from eex.policies.trace import write_trace
+from eex.policies.algorithms.agent import observation_names
+from eex.policies.algorithms.features import Features
+from eex.policies.core.base import Policy
+from eex.policies.core.errors import EexError
+from eex.policies.core.replay import replay
+from eex.policies.core.reward import fixed_reward
+from eex.policies.core.trace import write_trace
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from eex.experiments import regret as command
 from eex.experiments import sweep as sweeping
-from eex.experiments.bench_policies import synthetic_trace
+from eex.experiments.bench.policies import synthetic_trace
 from eex.experiments.plotting import read_curves
 from eex.experiments.regret import RegretConfig, compare, rounds_to_best
 from eex.experiments.sweep import Part, Sweep, checkpoints, parts_left, play
+from eex.policies.core.trace import Trace, write_trace
 from eex.policies.registry import POLICIES
-from eex.policies.trace import Trace, write_trace
 
 pytestmark = pytest.mark.timeout(240)
 

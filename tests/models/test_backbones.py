@@ -18,7 +18,7 @@ from eex.models.network import (
 )
 from eex.models.resnet import resnet
 from eex.models.spectrum import DistortionClassifier
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 THOUSAND = tuple(map(str, range(1000)))
 

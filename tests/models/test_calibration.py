@@ -7,7 +7,7 @@ import torch
 
 from eex.models.calibration import calibrate, fit_temperature
 from eex.models.network import make
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 
 def drawn(count: int = 20_000, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

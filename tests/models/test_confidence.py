@@ -11,10 +11,10 @@ import torch
 from eex.models.card import CARD, SHIPPED, load, read_card, save
 from eex.models.fast import optimised
 from eex.models.network import EarlyExitNet, make
-from eex.policies.fixed import Fixed
+from eex.policies.algorithms.fixed import Fixed
 from eex.stream.engine import Engine, every_exit
-from eex.stream.offload import InMemoryOffloader
-from eex.stream.worker import make_tail
+from eex.stream.wire.offload import InMemoryOffloader
+from eex.stream.worker.tail import make_tail
 
 CLASSES = tuple("abcd")
 SHIPPED_FINGERPRINT = "f62f3ed2a3e49588"  # edges and workers of earlier versions know it by this

@@ -8,7 +8,7 @@ from eex.models.cut import cut
 from eex.models.fast import optimised
 from eex.models.network import remake
 from eex.models.training import Recipe, all_logits, fit
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 SHAPE = (3, 16, 16)
 CLASSES = ("a", "b", "c")

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 KINDS = ("pristine", "noise")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet, make
 from eex.models.training import Progress, Recipe, all_logits, augment, evaluate, fit, phases
-from eex.policies.errors import EexError
+from eex.policies.core.errors import EexError
 
 METHODS = ["joint", "branch-wise", "two-stage", "distillation", "hybrid"]
 SHAPE = (3, 8, 8)

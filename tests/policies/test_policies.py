@@ -7,15 +7,15 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from eex.policies.arms import GRID
-from eex.policies.base import Context, Outcomes
-from eex.policies.deex import DEEx
-from eex.policies.errors import EexError
-from eex.policies.fixed import Fixed
+from eex.policies.algorithms.arms import GRID
+from eex.policies.algorithms.deex import DEEx
+from eex.policies.algorithms.fixed import Fixed
+from eex.policies.algorithms.ucb import UCB
+from eex.policies.core.base import Context, Outcomes
+from eex.policies.core.errors import EexError
+from eex.policies.core.reward import reward
+from eex.policies.core.routing import route
 from eex.policies.registry import POLICIES, list_policies, make_policy
-from eex.policies.reward import reward
-from eex.policies.routing import route
-from eex.policies.ucb import UCB
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -11,21 +11,21 @@ from torch import nn
 
 from eex.models.fast import optimised
 from eex.models.network import Architecture, EarlyExitNet, make
-from eex.policies.base import Context, Outcomes, Policy
-from eex.policies.deex import DEEx
-from eex.policies.fixed import Fixed
-from eex.policies.price import parse_price
+from eex.policies.algorithms.deex import DEEx
+from eex.policies.algorithms.fixed import Fixed
+from eex.policies.algorithms.ucb import UCB
+from eex.policies.core.base import Context, Outcomes, Policy
+from eex.policies.core.price import parse_price
+from eex.policies.core.replay import replay
+from eex.policies.core.reward import reward
+from eex.policies.core.routing import answer, route
+from eex.policies.core.trace import Trace
 from eex.policies.registry import POLICIES, make_policy
-from eex.policies.replay import replay
-from eex.policies.reward import reward
-from eex.policies.routing import answer, route
-from eex.policies.trace import Trace
-from eex.policies.ucb import UCB
-from eex.stream.encoding import ENCODINGS, Encoding
 from eex.stream.engine import Engine, Rows, every_exit
-from eex.stream.offload import InMemoryOffloader, NoOffloader
-from eex.stream.records import RecordWriter, feedback_of, read_records
-from eex.stream.tally import Reference, Tally
+from eex.stream.run.records import RecordWriter, feedback_of, read_records
+from eex.stream.run.tally import Reference, Tally
+from eex.stream.wire.encoding import ENCODINGS, Encoding
+from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -22,9 +22,9 @@ from eex.experiments.papers.nodes import (
     unpack,
 )
 from eex.models.card import save
-from eex.policies.base import Context
-from eex.policies.errors import EexError, OffloadError
-from eex.policies.routing import drop, leave
+from eex.policies.core.base import Context
+from eex.policies.core.errors import EexError, OffloadError
+from eex.policies.core.routing import drop, leave
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,143 @@
+"""`make bench`: rounds per second of every policy, beside river's own in its usual loop, in the same run."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from eex.policies.algorithms.arms import GRID
+from eex.policies.core.draws import uniform
+from eex.policies.core.replay import draw_frames, replay
+from eex.policies.core.reward import fixed_rewards
+from eex.policies.core.trace import Trace
+from eex.policies.registry import POLICIES, make_policy
+from eex.stream.guard import guarded
+
+OVERHEAD = 0.1
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure rounds per second of policies in replay: choosing, routing, rewarding and learning."""
+
+    policies: str = ""
+    """Between commas, options behind colons; by default all that play one exit, and ucb under drift detectors."""
+    runs: tuple[int, ...] = (1, 1000)
+    """Runs that are played side by side."""
+    seconds: float = 2.0
+    """For each measurement, about; the fastest of three parts of it counts."""
+
+
+def synthetic_trace(frames: int = 10_000, seed: int = 0) -> Trace:
+    """A trace that needs no file: one edge exit, ten classes, labels.
+
+    With u, v, w uniform: the edge is confident by :math:`1 - 0.9 u^2`, the cloud closes the share v of what it lacks,
+    and each answer is right as often as it is confident.
+    """
+    u, v, right_edge, right_cloud = uniform(seed, np.array([0]), np.arange(frames), 4)[0].T
+    edge = 1 - 0.9 * u**2
+    confidence = np.column_stack([edge, edge + (1 - edge) * v])
+    right = np.column_stack([right_edge, right_cloud]) < confidence
+    label = np.arange(frames) % 10
+    return Trace(
+        confidence=confidence,
+        prediction=np.where(right, label[:, None], (label[:, None] + 1) % 10),
+        label=label,
+        classes=tuple("0123456789"),
+    )
+
+
+def rounds_per_second(play: Callable[[int], int], seconds: float) -> float:
+    """Of a function that plays so many rounds of each run, and says how many those were of all runs together."""
+    rounds, took = 16, 0.0
+    while took < seconds / 12 and rounds < 20_000:
+        rounds *= 2
+        took = _timed(play, rounds)[0]
+    rounds = max(16, min(20_000, int(rounds * seconds / 3 / took)))
+    return max(played / took for took, played in (_timed(play, rounds) for _ in range(3)))
+
+
+def _timed(play: Callable[[int], int], rounds: int) -> tuple[float, int]:
+    started = time.perf_counter()
+    played = play(rounds)
+    return time.perf_counter() - started, played
+
+
+def in_replay(name: str, trace: Trace, runs: int) -> Callable[[int], int]:
+    """Plays a policy by `replay`, in as many runs side by side."""
+
+    def play(rounds: int) -> int:
+        rounds = min(rounds, 5_000_000 // runs)  # within some 300 MiB
+        replay(make_policy(name, exits=trace.edge_exits, runs=runs), trace, OVERHEAD, rounds=rounds)
+        return rounds * runs
+
+    return play
+
+
+def in_river(make: Callable[[], Any], trace: Trace) -> Callable[[int], int]:
+    """Plays a policy of river.bandit in its usual loop, one step after another, over the same frames and rewards.
+
+    The rewards are looked up in a table, so all that is timed is river's own.
+    """
+    rewards = fixed_rewards(trace.confidence, OVERHEAD, np.array(GRID)).tolist()
+    arms = list(range(len(GRID)))
+
+    def play(rounds: int) -> int:
+        policy = make()
+        for row in draw_frames(trace, rounds, "resampled", 0, np.array([0]))[0].tolist():
+            arm = policy.pull(arms)
+            policy.update(arm, rewards[row][arm])
+        return rounds
+
+    return play
+
+
+def main() -> None:
+    """Entry point of `python -m eex.experiments.bench.policies`."""
+    sys.exit(guarded(_main))
+
+
+def _main() -> int:
+    from river import bandit, proba
+
+    config = tyro.cli(Bench, prog="python -m eex.experiments.bench.policies")
+    trace = synthetic_trace()
+    names = [name.strip() for name in config.policies.split(",") if name.strip()]
+    one_exit = [name for name in POLICIES if not name.startswith("deex")]  # those need two
+    names = names or [*one_exit, *(f"drift:detector={d}@ucb" for d in ("adwin", "page-hinkley", "kswin"))]
+    for name in names:
+        make_policy(name, exits=trace.edge_exits)  # a mistake is told before anything is measured
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    table = Table(
+        "policy",
+        *(f"{runs:,} run{'s side by side' if runs > 1 else ''}" for runs in config.runs),
+        title=f"rounds/s in replay, {platform.machine()}, one process",
+        title_justify="left",
+    )
+    for name in names:
+        speeds = [rounds_per_second(in_replay(name, trace, runs), config.seconds) for runs in config.runs]
+        table.add_row(name, *(f"{speed:,.0f}" for speed in speeds))
+    table.add_section()
+    gaussian: Any = proba.Gaussian  # untyped
+    rivers = {
+        "river's UCB, its own loop": lambda: bandit.UCB(delta=1.0, seed=0),
+        "river's Thompson (Gaussian), its own loop": lambda: bandit.ThompsonSampling(gaussian(), seed=0),
+    }
+    for name, make in rivers.items():
+        speed = rounds_per_second(in_river(make, trace), config.seconds)
+        table.add_row(name, f"{speed:,.0f}")
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

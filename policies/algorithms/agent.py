@@ -1,0 +1,278 @@
+"""Agents trained by reinforcement: a small network's weights and a JSON card, checked and played without torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.algorithms.features import EXPERTS, Features
+from eex.policies.core.base import Floats
+from eex.policies.core.errors import EexError
+
+CARD, WEIGHTS = "card.json", "weights.safetensors"
+FORMAT, RECURRENT = "eex-agent-1", "eex-agent-2"
+"""Of cards without and with an LSTM: who knows only the first can read all others, and says what these are."""
+ActionKind = Literal["grid", "box"]
+ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+
+
+@dataclass(frozen=True)
+class AgentCard:
+    """What an agent's weights are.
+
+    Attributes
+    ----------
+    exits
+        Edge exits it was trained for.
+    observation
+        Names of its inputs, in order: `observation_names`. All lie in [0, 1].
+    normalisation
+        [mean, scale]: its network takes (observation - mean) / scale.
+    experts, rate
+        Of the `Features` it observes.
+    action
+        "grid": its outputs are values of the grid's thresholds, of which the highest is played. "box": they are
+        thresholds, one an edge exit, clipped to [0, 1].
+    grid
+        Thresholds; empty for "box".
+    layers
+        Width of each layer, from inputs, or the LSTM's units, to outputs.
+    activation
+        Behind all layers but the last: "tanh" or "relu".
+    squashed
+        The thresholds of "box" are (1 + tanh(outputs)) / 2, not the outputs themselves.
+    lstm
+        Units of the LSTM between the inputs and the layers; 0 without one.
+    window
+        Frames from one step of the LSTM to the next, as in training; a decision holds for so many. Without an LSTM, 1.
+    sha256
+        Of the weights file.
+    trained, evaluated
+        How, on what, and how it did.
+    """
+
+    format: str
+    name: str
+    algorithm: str
+    exits: int
+    observation: tuple[str, ...]
+    normalisation: tuple[float, float]
+    experts: int
+    rate: float
+    action: ActionKind
+    grid: tuple[float, ...]
+    layers: tuple[int, ...]
+    activation: str
+    squashed: bool = False
+    lstm: int = 0
+    window: int = 1
+    sha256: str = ""
+    trained: dict[str, Any] = field(default_factory=dict)
+    evaluated: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A card and the layers it speaks of, each a matrix (out, in) and a bias (out,).
+
+    Attributes
+    ----------
+    lstm
+        Matrix (4 * units, inputs + units) and bias (4 * units,) of the LSTM in front of them; None without one. Rows
+        are in PyTorch's order: input gate, forget gate, candidate, output gate.
+    """
+
+    card: AgentCard
+    layers: tuple[tuple[Floats, Floats], ...]
+    lstm: tuple[Floats, Floats] | None = None
+
+    def __call__(self, x: Floats) -> Floats:
+        """The network's outputs (..., outputs) for observations (..., inputs), without an LSTM."""
+        return self._through_layers(self._normalised(x))
+
+    def remember(self, x: Floats, memory: Floats) -> tuple[Floats, Floats]:
+        r"""Outputs for observations one after another, and what the LSTM then remembers.
+
+        Of observation x, with the hidden state h and the cell c that it left, the layers see the new h:
+
+        .. math:: (i, f, g, o) = W [x, h] + b, \quad
+            c \leftarrow \sigma(f) c + \sigma(i) \tanh g, \quad h \leftarrow \sigma(o) \tanh c
+
+        Each run and each observation is multiplied by itself, so the memory does not depend, not even by rounding, on
+        how many there are at once.
+
+        Parameters
+        ----------
+        x
+            (runs, observations, inputs).
+        memory
+            h and c, (runs, 2, units); 0 before the first observation.
+
+        Returns
+        -------
+        outputs, memory
+            (runs, observations, outputs) and (runs, 2, units).
+
+        References
+        ----------
+        Hochreiter and Schmidhuber (1997), Long short-term memory, Neural Computation 9. Gers, Schmidhuber and Cummins
+        (2000), Learning to forget, Neural Computation 12.
+        """
+        matrix, bias = self._halved
+        units, inputs = self.card.lstm, x.shape[2]
+        of_x = self._normalised(x)[:, :, None] @ matrix[:inputs] + bias  # (runs, observations, 1, 4 * units)
+        of_hidden = matrix[inputs:]
+        hidden, cell = memory[:, :1], memory[:, 1:]  # (runs, 1, units)
+        seen: Floats = np.empty((*x.shape[:2], units))
+        for k in range(x.shape[1]):
+            tanh = np.tanh(of_x[:, k] + hidden @ of_hidden)  # (runs, 1, 4 * units)
+            sigmoid = 0.5 * tanh + 0.5
+            cell = sigmoid[..., units : 2 * units] * cell + sigmoid[..., :units] * tanh[..., 2 * units : 3 * units]
+            hidden = sigmoid[..., 3 * units :] * np.tanh(cell)
+            seen[:, k] = hidden[:, 0]
+        return self._through_layers(seen), np.concatenate([hidden, cell], axis=1)
+
+    @cached_property
+    def _halved(self) -> tuple[Floats, Floats]:
+        """The LSTM's matrix, turned, and bias; halved for the gates, as sigmoid(x) = (1 + tanh(x / 2)) / 2."""
+        if self.lstm is None:
+            raise ValueError("an agent without an LSTM remembers nothing")
+        half = np.repeat([0.5, 0.5, 1.0, 0.5], self.card.lstm)
+        return (self.lstm[0] * half[:, None]).T, self.lstm[1] * half
+
+    def _normalised(self, x: Floats) -> Floats:
+        mean, scale = self.card.normalisation
+        return (x - mean) / scale
+
+    def _through_layers(self, x: Floats) -> Floats:
+        activate = ACTIVATIONS[self.card.activation]
+        for k, (matrix, bias) in enumerate(self.layers):
+            x = (activate(x) if k else x) @ matrix.T + bias
+        return (1 + np.tanh(x)) / 2 if self.card.squashed else x
+
+
+def observation_names(exits: int, action: ActionKind, experts: int = EXPERTS, rate: float = 0.05) -> tuple[str, ...]:
+    """What an agent observes: the features, then the threshold of the frame last heard of, one an exit for "box".
+
+    Examples
+    --------
+    >>> observation_names(exits=1, action="grid", experts=1)
+    ('distortion_1', 'confidence_1', 'left_1', 'gain', 'round_trip', 'queue', 'overhead', 'previous')
+    """
+    previous = ("previous",) if action == "grid" else tuple(f"previous_{e + 1}" for e in range(exits))
+    return Features(exits=exits, experts=experts, rate=rate).names + previous
+
+
+def save_agent(agent: Agent, folder: Path) -> None:
+    """Write an agent's weights and card into a folder; each file is replaced whole.
+
+    Raises
+    ------
+    EexError
+        If the folder cannot be written.
+    """
+    from safetensors.numpy import save
+
+    pairs = {str(k): pair for k, pair in enumerate(agent.layers)} | ({"lstm": agent.lstm} if agent.lstm else {})
+    weights = save({f"{k}.{n}": a.astype(np.float32) for k, pair in pairs.items() for n, a in _named(pair)})
+    card = replace(agent.card, sha256=hashlib.sha256(weights).hexdigest())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in ((WEIGHTS, weights), (CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())):
+            part = folder / (name + ".part")
+            part.write_bytes(content)
+            os.replace(part, folder / name)
+    except OSError as error:
+        raise EexError(f"{folder}: cannot write the agent: {error.strerror}") from None
+
+
+def load_agent(folder: Path) -> Agent:
+    """Read an agent, and check that it is whole and its own card's.
+
+    Raises
+    ------
+    EexError
+        If files are missing, damaged, or do not belong together.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        text, weights = (folder / CARD).read_bytes(), (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise EexError(
+            f"{error.filename}: {error.strerror}; expected an agent's folder with {CARD} and {WEIGHTS}, "
+            "as eex-train-rl exports it"
+        ) from None
+    card = _read_card(text, folder / CARD)
+    found = hashlib.sha256(weights).hexdigest()
+    if found != card.sha256:
+        raise EexError(
+            f"{folder / WEIGHTS}: does not match its card: expected SHA-256 {card.sha256[:12]}…, found {found[:12]}…"
+        )
+    try:
+        tensors: dict[str, NDArray[Any]] = load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise EexError(f"{folder / WEIGHTS}: not a safetensors file: {error}") from None
+    shapes = {name: array.shape for name, array in tensors.items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    for k, (inputs, outputs) in enumerate(zip(card.layers, card.layers[1:], strict=False)):
+        expected |= {f"{k}.matrix": (outputs, inputs), f"{k}.bias": (outputs,)}
+    if card.lstm:
+        gates = 4 * card.lstm
+        expected |= {"lstm.matrix": (gates, len(card.observation) + card.lstm), "lstm.bias": (gates,)}
+    if shapes != expected:
+        raise EexError(f"{folder / WEIGHTS}: does not fit its card: expected tensors {expected}, found {shapes}")
+    arrays = {name: array.astype(np.float64) for name, array in tensors.items()}
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise EexError(f"{folder / WEIGHTS}: expected finite weights, found some that are not")
+    pairs = tuple((arrays[f"{k}.matrix"], arrays[f"{k}.bias"]) for k in range(len(card.layers) - 1))
+    return Agent(card, pairs, (arrays["lstm.matrix"], arrays["lstm.bias"]) if card.lstm else None)
+
+
+def _named(pair: tuple[Floats, Floats]) -> tuple[tuple[str, Floats], tuple[str, Floats]]:
+    return ("matrix", pair[0]), ("bias", pair[1])
+
+
+def _read_card(text: bytes, path: Path) -> AgentCard:
+    import msgspec
+
+    try:
+        card = msgspec.json.decode(text, type=AgentCard)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise EexError(f"{path}: not an agent's card: {error}") from None
+
+    def need(what: str, expected: Any, found: Any) -> None:
+        if found != expected:
+            raise EexError(f"{path}: {what}: expected {_shown(expected)}, found {_shown(found)}")
+
+    need("format", RECURRENT if card.lstm else FORMAT, card.format)
+    if card.lstm < 0 or card.window < 1:
+        raise EexError(f"{path}: lstm or window out of range: {card.lstm}, {card.window}")
+    if card.exits < 1 or card.experts < 1 or not 0 < card.rate <= 1:
+        raise EexError(f"{path}: exits, experts or rate out of range: {card.exits}, {card.experts}, {card.rate:g}")
+    if card.activation not in ACTIVATIONS:
+        raise EexError(f"{path}: activation: expected {' or '.join(ACTIVATIONS)}, found {card.activation}")
+    names = observation_names(card.exits, card.action, card.experts, card.rate)
+    need(f"observation of an agent for {card.exits} edge exits", names, card.observation)
+    if not all(0 <= t <= 1 for t in card.grid) or bool(card.grid) != (card.action == "grid"):
+        raise EexError(f"{path}: grid: expected thresholds in [0, 1] for action grid, none for box, found {card.grid}")
+    outputs = len(card.grid) if card.action == "grid" else card.exits
+    if len(card.layers) < 2 or any(width < 1 for width in card.layers):
+        raise EexError(f"{path}: layers: expected inputs, hidden ones and outputs, found {card.layers}")
+    need("inputs of the first layer", card.lstm or len(names), card.layers[0])
+    need(f"outputs of the last layer, action {card.action}", outputs, card.layers[-1])
+    if not (np.isfinite(card.normalisation).all() and card.normalisation[1]):
+        raise EexError(f"{path}: normalisation: expected a mean and a scale other than 0, found {card.normalisation}")
+    return card
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,136 @@
+"""What policies share that play one arm of a grid of thresholds: the grid, what each arm earned, play by index."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Thresholds
+from eex.policies.core.draws import uniform
+from eex.policies.core.errors import EexError
+
+GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+HAIR = 1e-9
+"""Exploration that is always left: of arms that look alike, the one chosen least is played."""
+
+
+class Arms(Policy):
+    """Plays one threshold of a grid in each round, at every exit, and sums up what each has earned.
+
+    A subclass gives an `index`, whose highest arm is played, or draws arms and overrides `choose`.
+
+    Parameters
+    ----------
+    grid
+        The arms: confidence thresholds in [0, 1], shape (arms,).
+    exits, runs, seed
+        As for every `Policy`; the edge exits share the arm's threshold.
+
+    Attributes
+    ----------
+    counts, totals
+        Rewards heard of and their sum, (runs, arms).
+    pending
+        Frames chosen and not heard of, (runs, arms).
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or leaves [0, 1].
+    """
+
+    state: tuple[str, ...] = ("counts", "totals", "pending")
+
+    def __init__(self, grid: Sequence[float], exits: int, runs: int, seed: int) -> None:
+        super().__init__(exits, runs, seed)
+        self.grid = np.asarray(grid, dtype=float)
+        if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
+            raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
+        self.counts = np.zeros((runs, self.grid.size))
+        self.totals = np.zeros((runs, self.grid.size))
+        self.pending = np.zeros((runs, self.grid.size))
+
+    def index(self, played: Floats, context: Context) -> Floats:
+        """What each arm could be worth if it had been chosen `played` times, heard of or not, (runs, arms, frames).
+
+        It must fall with `played` and depend on nothing else that choosing changes; `played` is above 0.
+        """
+        raise NotImplementedError
+
+    def choose(self, context: Context) -> Thresholds:
+        """Thresholds for the next frames: each plays the arm of the highest index, first those never chosen."""
+        frames = context.frames
+        played = (self.counts + self.pending)[:, :, None]  # (runs, arms, frames)
+        fresh = not played.all()
+        if frames > 1:
+            played = played + np.arange(frames)  # column k: the arm had been chosen k times more
+        if fresh:
+            never = played == 0
+            played[never] = 1.0
+        index = self.index(played, context)
+        if fresh:
+            index[never] = np.inf
+        if frames == 1:
+            arm = index[..., 0].argmax(axis=1)[:, None]
+        else:
+            # greedy choice frame by frame is a merge of the arms' falling index sequences
+            order = np.argsort(-index.reshape(self.runs, -1), axis=1, kind="stable")
+            arm = order[:, :frames] // frames
+        return self.play(arm)
+
+    def draw(self, probability: Floats, context: Context) -> Thresholds:
+        """Thresholds for the next frames, each of an arm drawn with these probabilities, (runs, arms)."""
+        frames = np.arange(context.first, context.first + context.frames)
+        u = uniform(self.seed, self.keys, frames, 1)  # (runs, frames, 1)
+        arm = (u >= np.cumsum(probability, axis=1)[:, None, :-1]).sum(axis=2)
+        return self.play(arm, np.take_along_axis(probability, arm, axis=1))
+
+    def play(self, arm: Ints, probability: Floats | None = None) -> Thresholds:
+        """The arms' thresholds, both (runs, frames); they are awaited from now on."""
+        add(self.pending, np.arange(self.runs)[:, None], arm, 1.0)
+        return self.same_at_every_exit(self.grid[arm], arm, probability)
+
+    def learn(self, outcomes: Outcomes) -> None:
+        """Credit each arm with the rewards of the frames it was played for."""
+        add(self.pending, outcomes.run, outcomes.arm, -1.0)
+        heard = ~np.isnan(outcomes.reward)
+        self.credit(outcomes if heard.all() else outcomes[heard])
+
+    def credit(self, heard: Outcomes) -> None:
+        """Take in frames with a reward."""
+        add(self.counts, heard.run, heard.arm, 1.0)
+        add(self.totals, heard.run, heard.arm, heard.reward)
+
+    def mean(self) -> Floats:
+        """Mean reward of each arm, (runs, arms, 1); 0 for one not heard of."""
+        return (self.totals / np.maximum(self.counts, 1))[:, :, None]
+
+    def log_t(self) -> Floats:
+        """Logarithm of the rounds heard of, (runs, 1, 1); a hair above 0 at first."""
+        heard = self.counts @ np.ones(self.grid.size)  # sum(axis=1), but fast
+        log_t: Floats = np.maximum(np.log(np.maximum(heard, 1)), HAIR)
+        return log_t[:, None, None]
+
+
+def add(table: Floats, run: Ints, arm: Ints, amount: float | Floats) -> None:
+    """Add to cells of a table (runs, arms), in order where they repeat; flat, which is much faster."""
+    np.add.at(table.reshape(-1), run * table.shape[1] + arm, amount)
+
+
+def variance(counts: Floats, totals: Floats, squares: Floats) -> Floats:
+    """Variance of each arm's rewards from their sum and the sum of their squares, (runs, arms, 1)."""
+    n = np.maximum(counts, 1)
+    return np.maximum(squares / n - (totals / n) ** 2, 0)[:, :, None]
+
+
+def turns(run: Ints) -> Iterator[Any]:
+    """Rows of outcomes in parts in which no run occurs twice, for what depends on their order."""
+    if (run[1:] > run[:-1]).all():
+        yield slice(None)
+        return
+    order = np.argsort(run, kind="stable")
+    first = np.searchsorted(run[order], run[order])  # of the same run
+    turn = np.empty_like(order)
+    turn[order] = np.arange(len(run)) - first
+    for k in range(turn.max() + 1):
+        yield np.flatnonzero(turn == k)

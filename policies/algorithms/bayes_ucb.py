@@ -1,0 +1,62 @@
+"""Bayes-UCB: the upper quantile of what is believed of each arm."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.algorithms.arms import GRID, HAIR, Arms
+from eex.policies.core.base import Context, Floats
+from eex.policies.core.errors import EexError
+
+
+class BayesUCB(Arms):
+    r"""Play the arm whose mean, as believed, has the highest upper quantile; more and more of it as rounds go by.
+
+    Rewards are taken for Gaussian with known deviation :math:`\sigma`, means for equally likely before. With :math:`t`
+    rounds heard of, :math:`n_a` of them on arm :math:`a`, play each arm once, then
+
+    .. math:: \arg\max_a \; \hat\mu_a + \frac{\sigma}{\sqrt{n_a}} \, \Phi^{-1}\!\left(1 - \frac1t\right)
+
+    As in `UCB`, :math:`n_a` counts what is not heard of yet.
+
+    Parameters
+    ----------
+    grid
+        The arms: confidence thresholds in [0, 1], shape (arms,).
+    sigma
+        Deviation of the rewards; 0.5 is the most that rewards in an interval of length 1 can have.
+    exits, runs, seed
+        As for every `Policy`; the edge exits share the arm's threshold, and nothing is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or leaves [0, 1], or sigma is not positive.
+
+    Examples
+    --------
+    >>> policy = BayesUCB([0.7, 0.8, 0.9])
+    >>> [int(policy.choose(Context()).arm[0, 0]) for _ in range(5)]  # no reply yet: every arm in turn
+    [0, 1, 2, 0, 1]
+
+    References
+    ----------
+    Kaufmann, Cappé and Garivier (2012), On Bayesian upper confidence bounds for bandit problems, AISTATS, Algorithm 1
+    with c = 0.
+    """
+
+    def __init__(
+        self, grid: Sequence[float] = GRID, sigma: float = 0.5, exits: int = 1, runs: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__(grid, exits, runs, seed)
+        if not 0 < sigma < np.inf:
+            raise EexError(f"sigma must be above 0, got {sigma}")
+        self.sigma = sigma
+
+    def index(self, played: Floats, context: Context) -> Floats:
+        """The formula above."""
+        from scipy.special import ndtri
+
+        heard = self.counts.sum(axis=1)[:, None, None]
+        quantile: Floats = np.maximum(ndtri(1 - 1 / np.maximum(heard, 2)), HAIR)
+        return self.mean() + self.sigma * quantile / np.sqrt(played)

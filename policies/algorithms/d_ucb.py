@@ -1,0 +1,77 @@
+"""Discounted UCB, for streams that change: rewards count less and less as others follow."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.algorithms.arms import GRID, HAIR, Arms, add, turns
+from eex.policies.core.base import Context, Floats, Outcomes
+from eex.policies.core.errors import EexError
+
+
+class DiscountedUCB(Arms):
+    r"""UCB that forgets by and by: each further reward makes all earlier ones weigh less.
+
+    A reward weighs :math:`\gamma^k` once :math:`k` others were heard of after it. Let :math:`n_a` be the weights of arm
+    :math:`a`'s, :math:`t` those of all and :math:`\hat\mu_a` the weighted mean. Play each arm once, then
+
+    .. math:: \arg\max_a \; \hat\mu_a + c \sqrt{\ln t / n_a}
+
+    As in `UCB`, :math:`n_a` counts what is not heard of yet too.
+
+    Parameters
+    ----------
+    grid
+        The arms: confidence thresholds in [0, 1], shape (arms,).
+    gamma
+        Discount, in (0, 1]; about 1 / (1 - gamma) rewards count.
+    c
+        Exploration weight; 1 is `UCB`'s.
+    exits, runs, seed
+        As for every `Policy`; the edge exits share the arm's threshold, and nothing is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or leaves [0, 1], gamma leaves (0, 1], or c is negative or infinite.
+
+    Examples
+    --------
+    >>> policy = DiscountedUCB([0.7, 0.8, 0.9])
+    >>> [int(policy.choose(Context()).arm[0, 0]) for _ in range(5)]  # no reply yet: every arm in turn
+    [0, 1, 2, 0, 1]
+
+    References
+    ----------
+    Garivier and Moulines (2011), On upper-confidence bound policies for switching bandit problems, ALT, section 2.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[float] = GRID,
+        gamma: float = 0.999,
+        c: float = 1.0,
+        exits: int = 1,
+        runs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(grid, exits, runs, seed)
+        if not 0 < gamma <= 1:
+            raise EexError(f"gamma must lie in (0, 1], got {gamma}")
+        if not 0 <= c < np.inf:
+            raise EexError(f"c must be 0 or more, got {c}")
+        self.gamma, self.c = gamma, c
+
+    def index(self, played: Floats, context: Context) -> Floats:
+        """The formula above."""
+        mean = self.totals / np.where(self.counts == 0, 1, self.counts)  # weights may be below 1
+        return mean[:, :, None] + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)
+
+    def credit(self, heard: Outcomes) -> None:
+        """Discount all that a run has heard, then add; `counts` and `totals` are weighted."""
+        for rows in turns(heard.run):
+            run, arm = heard.run[rows], heard.arm[rows]
+            self.counts[run] *= self.gamma
+            self.totals[run] *= self.gamma
+            add(self.counts, run, arm, 1.0)
+            add(self.totals, run, arm, heard.reward[rows])

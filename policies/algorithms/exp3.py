@@ -1,0 +1,75 @@
+"""EXP3: bets on arms in proportion to what they would have earned; holds against any stream of rewards."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.algorithms.arms import GRID, Arms, add
+from eex.policies.core.base import Context, Outcomes, Thresholds
+from eex.policies.core.errors import EexError
+
+
+class EXP3(Arms):
+    r"""Exponential weights on estimated gains: nothing is assumed of how rewards come about.
+
+    Let :math:`x = r + o` be a reward plus the overhead, in [0, 1] (a little below 0 where exits cost), and
+    :math:`\hat S_a` the sum of :math:`x / p` over the frames heard of that arm :math:`a` was played for, :math:`p`
+    being the probability it was drawn with then, however late it is heard of. Of :math:`K` arms, draw each with
+
+    .. math:: p_a = (1 - \gamma) \frac{\exp(\gamma \hat S_a / K)}{\sum_b \exp(\gamma \hat S_b / K)} + \frac \gamma K,
+        \qquad \gamma = \min\left(1, \sqrt{\frac{K \ln K}{(e - 1) \, t}}\right)
+
+    where :math:`t` are the rounds heard of. Probabilities are recorded.
+
+    Parameters
+    ----------
+    grid
+        The arms: confidence thresholds in [0, 1], shape (arms,).
+    gamma
+        Share of draws among all arms alike, in (0, 1]; if not given, it falls as above.
+    exits, runs, seed
+        As for every `Policy`; the edge exits share the arm's threshold.
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or leaves [0, 1], or gamma leaves (0, 1].
+
+    Examples
+    --------
+    >>> chosen = EXP3([0.7, 0.8, 0.9, 1.0]).choose(Context(frames=4))  # nothing is known yet
+    >>> chosen.arm, chosen.probability
+    (array([[3, 0, 3, 3]]), array([[0.25, 0.25, 0.25, 0.25]]))
+
+    References
+    ----------
+    Auer, Cesa-Bianchi, Freund and Schapire (2002), The nonstochastic multiarmed bandit problem, SIAM Journal on
+    Computing 32, Figure 1 and Corollary 3.2, with t for its bound on the gain.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[float] = GRID,
+        gamma: float | None = None,
+        exits: int = 1,
+        runs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(grid, exits, runs, seed)
+        if gamma is not None and not 0 < gamma <= 1:
+            raise EexError(f"gamma must lie in (0, 1], got {gamma}")
+        self.gamma = gamma
+
+    def choose(self, context: Context) -> Thresholds:
+        """Thresholds drawn anew for every frame."""
+        arms = self.grid.size
+        heard = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        falling = np.minimum(1.0, np.sqrt(arms * np.log(arms) / ((np.e - 1) * heard)))  # (runs, 1)
+        gamma = falling if self.gamma is None else self.gamma
+        weight = np.exp(gamma / arms * (self.totals - self.totals.max(axis=1, keepdims=True)))
+        return self.draw((1 - gamma) * weight / weight.sum(axis=1, keepdims=True) + gamma / arms, context)
+
+    def credit(self, heard: Outcomes) -> None:
+        """Sum up what each arm would have earned, by its probability: `totals` are these sums."""
+        add(self.counts, heard.run, heard.arm, 1.0)
+        add(self.totals, heard.run, heard.arm, (heard.reward + heard.overhead) / heard.probability)

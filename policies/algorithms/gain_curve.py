@@ -1,0 +1,215 @@
+"""Our own policy: learn what offloading gains at each confidence, and offload where that is worth its price."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.algorithms.change import Change
+from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.core.errors import EexError
+from eex.policies.core.parts import Composite
+
+BINS = 50
+THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
+
+# Of the relative gain's prior: as if two frames had been heard of, and their gains were uniform over [0, 1]
+PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
+WIDTH = 0.06  # of the kernel: confidences so close gain about the same
+LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
+REST = 32  # decide anew once a 32nd of what is remembered is new
+LARGEST_WEIGHT = 1e100
+MOST_ROWS = 4096  # learned at once, so that weights do not overflow
+LEAST_MEMORY = 100.0
+VARIANCES = (0.05, 0.08)  # of confidences and relative gains, about, before any is known
+
+
+class GainCurve(Composite):
+    r"""Learn what offloading gains at each confidence, and offload where that is worth its price (recommended).
+
+    A frame that is answered on the edge earns 0, one that is offloaded :math:`\max(0, \Delta C) - o`. So all that is
+    unknown is one curve: what offloading gains, on average, given the confidence :math:`c` of the surest edge exit.
+    As :math:`\Delta C \le 1 - c`, learn the relative gain :math:`r(c) = E[\max(0, \Delta C) / (1 - c)]`, which lies in
+    [0, 1]: in bins of the confidence, over which a Gaussian kernel smooths,
+
+    .. math:: \hat r(c) = \frac{\sum_i K(c, c_i)\, y_i + \kappa \bar y}{\sum_i K(c, c_i) + \kappa}, \qquad
+              r^+(c) = \min\Big(1,\; \hat r(c) + \beta \sqrt{\frac{\hat\sigma^2}{\sum_i K(c, c_i) + \kappa}}\Big)
+
+    over the offloaded frames :math:`i` with relative gains :math:`y_i`, of mean :math:`\bar y` and variance
+    :math:`\hat\sigma^2`; both start as if two frames had been heard of, with gains uniform over [0, 1]. How often a
+    confidence occurs, :math:`p(c)`, every frame tells, offloaded or not. Play the
+    threshold that would be best if the curve were as high as it plausibly can be:
+
+    .. math:: \tau = \arg\max_\tau \sum_{c < \tau} p(c) \big( (1 - c)\, r^+(c) - o \big)
+
+    Which frames are offloaded depends on their confidence alone, so no curve given the confidence is biased by it; and
+    confidences above :math:`1 - o` are never tried, as nothing can be gained there. What is heard is forgotten
+    exponentially, so that the curve follows a stream that changes slowly; when the first exit's confidences, or the
+    gains beside the curve, change at once (`eex.policies.algorithms.change.Change`), it begins anew. Before the first
+    reply it plays what the prior says. With several edge exits one threshold holds at all of them. A price for
+    further exits (`exit_cost`) is not looked at.
+
+    Parameters
+    ----------
+    grid
+        Thresholds that may be played, in [0, 1].
+    memory
+        Frames after which what was heard has lost two thirds of its weight; 0 never forgets.
+    beta
+        How many standard errors above its mean the curve is taken for plausible; 0 is greedy, and may get stuck.
+    alarm
+        How sure it must be that the stream has changed before it begins anew, see `Change`; 0 = it never does.
+    exits, runs, seed
+        As for every `Policy`; nothing is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or leaves [0, 1], or `memory`, `beta` or `alarm` is out of range.
+
+    Examples
+    --------
+    >>> policy = GainCurve()
+    >>> float(policy.choose(Context(overhead=0.5)).exit_at[0, 0, 0])  # of the prior alone
+    0.28
+    """
+
+    state = ("offloads", "gains", "squares", "seen", "heard", "news", "weight", "arm", "decided", "curve")
+    parts = ("change",)
+
+    def __init__(
+        self,
+        grid: Sequence[float] = THRESHOLDS,
+        memory: float = 4000.0,
+        beta: float = 1.0,
+        alarm: float = 4.0,
+        exits: int = 1,
+        runs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.grid = np.unique(np.asarray(grid, dtype=float))
+        if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
+            raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
+        if not (memory == 0 or LEAST_MEMORY <= memory < np.inf):
+            raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
+        if not 0 <= beta < np.inf:
+            raise EexError(f"beta must be 0 or more, got {beta}")
+        if not 0 <= alarm < np.inf:
+            raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
+        self.change = Change(runs, alarm, VARIANCES)
+        super().__init__(exits, runs, seed)
+        self.beta = beta
+        self.growth = 1 / (1 - 1 / memory) if memory else 1.0
+        self.offloads = np.zeros((runs, BINS))  # by confidence, weighted
+        self.gains = np.zeros((runs, BINS))  # sums of relative gains
+        self.squares = np.zeros(runs)  # sum of their squares
+        self.seen = np.zeros((runs, BINS))  # all frames
+        self.heard = np.zeros(runs)  # their weight in all
+        self.news = np.zeros(runs)  # and since the last decision
+        self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
+        self.arm = np.zeros(runs, dtype=np.int64)
+        self.decided = np.full(runs, np.nan)  # price of offloading that the arm was decided for; NaN = not yet
+        self.curve = np.full((runs, BINS), PRIOR_MEAN)  # relative gain, as last estimated
+        centre = (np.arange(BINS) + 0.5) / BINS
+        self._room = 1 - centre  # what can be gained at most
+        kernel = np.exp(-0.5 * ((centre[:, None] - centre) / WIDTH) ** 2)
+        self._kernel = np.where(kernel < 1e-3, 0.0, kernel)
+        # how much of each bin lies below each threshold, (bins, arms)
+        self._below = np.clip(self.grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
+
+    def choose(self, context: Context) -> Thresholds:
+        """The same threshold for all frames, decided anew where enough was heard since."""
+        if self.change.alarmed.any():
+            self._forget(np.flatnonzero(self.change.alarmed))
+        price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
+        due = (self.news * REST > self.heard) | (self.decided != price)
+        arm = self.arm.copy()
+        if due.any():
+            rows = np.flatnonzero(due)
+            arm[rows], curve = self._decide(rows, price[rows])
+            known = self.heard[rows] > 0  # what the prior says is no state: nothing was learned
+            rows, curve = rows[known], curve[known]
+            self.arm[rows], self.decided[rows], self.curve[rows], self.news[rows] = arm[rows], price[rows], curve, 0.0
+        arm = np.repeat(arm[:, None], context.frames, axis=1)
+        return self.same_at_every_exit(self.grid[arm], arm)
+
+    def _forget(self, rows: Ints) -> None:
+        """Begin anew."""
+        for array in (self.offloads, self.gains, self.squares, self.seen, self.heard, self.news, self.arm):
+            array[rows] = 0
+        self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
+        self.change.begin(rows)
+
+    def _decide(self, rows: Ints, price: Floats) -> tuple[Ints, Floats]:
+        """The best arm of some runs under the highest plausible curve, and the likeliest curve."""
+        unit = self.weight[rows, None]  # of the prior: what a frame heard now would weigh
+        offloads, gains = self.offloads[rows], self.gains[rows]
+        total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
+        mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
+        spread = (self.squares[rows, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
+        near = offloads @ self._kernel
+        near += LOCAL * unit
+        curve = gains @ self._kernel
+        curve += LOCAL * unit * mean
+        curve /= near
+        plausible = np.divide(self.beta**2 * spread * unit, near, out=near)
+        np.sqrt(plausible, out=plausible)
+        plausible += curve
+        np.minimum(plausible, 1.0, out=plausible)
+        plausible *= self._room
+        plausible -= price[:, None]
+        earned = self.seen[rows]  # (rows, bins)
+        earned += unit / BINS
+        earned *= plausible
+        best: Ints = (earned @ self._below).argmax(axis=1)
+        return best, curve
+
+    def learn(self, outcomes: Outcomes) -> None:
+        """Count all frames by their confidence, and the relative gains of the offloaded ones."""
+        for start in range(0, len(outcomes), MOST_ROWS):
+            self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
+
+    def _learn(self, outcomes: Outcomes) -> None:
+        exits, run = outcomes.confidence[:, :-1], outcomes.run
+        confidence = exits[:, 0] if self.exits == 1 else np.fmax.reduce(exits, axis=1)  # of the surest edge exit
+        heard = ~np.isnan(outcomes.reward)
+        sent = np.flatnonzero(outcomes.offloaded & heard)
+        at = run * BINS + np.minimum((np.fmax(confidence, 0.0) * BINS).astype(np.int64), BINS - 1)
+        weight = self.weight.take(run)
+        if len(run) > 1 and not (run[1:] > run[:-1]).all():
+            weight *= self.growth ** _earlier(run, heard)
+        if not heard.all():
+            weight *= heard
+        np.add.at(self.seen.reshape(-1), at, weight)
+        np.add.at(self.heard, run, weight)
+        np.add.at(self.news, run, weight)
+        gain = (outcomes.reward[sent] + outcomes.overhead[sent]) / np.maximum(1 - confidence[sent], 1e-9)
+        gain = np.clip(gain, -1.0, 1.0)
+        at, weight = at[sent], weight[sent]
+        off = np.full(len(run), np.nan)  # how far gains lie from the curve
+        off[sent] = gain - self.curve.reshape(-1).take(at)
+        off[np.isnan(self.decided.take(run))] = np.nan  # from no more than the prior, they all lie off
+        np.add.at(self.offloads.reshape(-1), at, weight)
+        weight *= gain
+        np.add.at(self.gains.reshape(-1), at, weight)
+        weight *= gain
+        np.add.at(self.squares, run[sent], weight)
+        np.multiply.at(self.weight, run[heard], self.growth)
+        if self.weight.max() > LARGEST_WEIGHT:
+            large = self.weight > LARGEST_WEIGHT
+            unit = self.weight[large]
+            for curve in (self.seen, self.offloads, self.gains):
+                curve[large] /= unit[:, None]
+            for sums in (self.squares, self.heard, self.news):
+                sums[large] /= unit
+            self.weight[large] = 1.0
+        self.change.hear(run, outcomes.frame, exits[:, 0], off)
+
+
+def _earlier(run: Ints, counts: Bools) -> Ints:
+    """How many rows that count, of the same run, come before each row, (rows,)."""
+    order = np.argsort(run, kind="stable")
+    before: Ints = np.cumsum(counts[order]) - counts[order]
+    first = np.r_[True, run[order][1:] != run[order][:-1]]
+    earlier = np.empty(len(run), dtype=np.int64)
+    earlier[order] = before - before[first][np.cumsum(first) - 1]
+    return earlier

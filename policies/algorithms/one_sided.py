@@ -1,0 +1,109 @@
+"""One-sided feedback: what a finished frame reveals of lower thresholds than the one it was played with."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from eex.policies.core.base import Bools, Floats, Ints, Outcomes
+from eex.policies.core.routing import leave
+
+
+def credit(outcomes: Outcomes, grid: Floats) -> tuple[Bools, Floats]:
+    r"""Which arms' rewards the frames reveal, and those rewards, both (rows, arms); 0 where not revealed.
+
+    A frame played with threshold :math:`\theta_a` at every edge exit visited all exits that any lower threshold would
+    have led it to, so every arm with :math:`\theta_j \le \theta_a` is known: had one of the visited exits reached
+    :math:`\theta_j`, the frame would have left at the first that did and paid for the exits before; otherwise it would
+    have been offloaded too, for the same reward. What is known depends on the arm alone and not on the frame. Of the
+    arms above, only the frames that went to the cloud would tell: crediting those is biased, their gains are missing
+    not at random. Frames whose reward is NaN reveal nothing.
+
+    Parameters
+    ----------
+    outcomes
+        Of a policy that plays one threshold of the grid at every exit.
+    grid
+        Thresholds of the arms, (arms,).
+
+    Examples
+    --------
+    A frame that was 0.6 sure was offloaded under the threshold 0.7 and earned 0.2: under 0.5 it would have left.
+
+    >>> columns = {f: np.zeros(1) for f in Outcomes.__dataclass_fields__}
+    >>> columns |= {"arm": np.array([1]), "confidence": np.array([[0.6, 0.9]]), "overhead": np.array([0.1])}
+    >>> columns |= {"offloaded": np.array([True]), "reward": np.array([0.2])}
+    >>> known, earned = credit(Outcomes(**columns), np.array([0.5, 0.7, 0.9]))
+    >>> known[0], earned[0]
+    (array([ True,  True, False]), array([0. , 0.2, 0. ]))
+
+    References
+    ----------
+    Bajpai, Trivedi, Yadav and Hanawal (2023), SplitEE: early exit in deep neural networks with split computing,
+    arXiv 2309.09195, which calls these side observations.
+    """
+    edge = outcomes.confidence[:, :-1]
+    known = (grid <= grid[outcomes.arm][:, None]) & ~np.isnan(outcomes.reward)[:, None]
+    first = first_exit(edge, np.broadcast_to(grid, (len(edge), len(grid))))
+    left = 0.0 - exit_cost(outcomes)[:, None] * first
+    earned = np.where(first < edge.shape[1], left, outcomes.reward[:, None])
+    return known, np.where(known, earned, 0.0)
+
+
+def first_exit(edge: Floats, threshold: Floats) -> Ints:
+    """The first edge exit to reach each threshold, or the number of edge exits if none does.
+
+    Parameters
+    ----------
+    edge
+        Confidences, (rows, edge exits), NaN where inference never went.
+    threshold
+        (rows, thresholds); so is the answer.
+    """
+    reached = edge[:, None, :] >= threshold[:, :, None]
+    first: Ints = np.where(reached.any(axis=2), reached.argmax(axis=2), edge.shape[1])
+    return first
+
+
+def exit_cost(outcomes: Outcomes) -> Floats:
+    """What each further edge exit cost a frame, (rows,), from what is left of its reward; 0 where it saw just one."""
+    edge = outcomes.confidence[:, :-1]
+    further = np.maximum((~np.isnan(edge)).sum(axis=1) - 1, 0)
+    gain = np.fmax(0.0, outcomes.confidence[:, -1] - edge[np.arange(len(edge)), further])
+    paid = np.where(outcomes.offloaded, gain - outcomes.overhead, 0.0) - outcomes.reward
+    return np.where(further > 0, paid / np.maximum(further, 1), 0.0)
+
+
+def as_if(outcomes: Outcomes, exit_at: Floats, skip_below: Floats) -> Outcomes:
+    """The outcomes that lower thresholds would have had: what their policy would have seen, and nothing more.
+
+    Frames that would have left earlier show no later exit and no cloud; none counts as audited. A frame whose reward
+    is NaN keeps that, wherever it would have left.
+
+    Parameters
+    ----------
+    outcomes
+        Of frames played with `exit_at` at least as high at every edge exit, and with `skip_below` as given or 0.
+    exit_at, skip_below
+        (rows, edge exits + 1) and (rows, edge exits).
+    """
+    edge, cloud = outcomes.confidence[:, :-1], outcomes.confidence[:, -1]
+    rows, exits = np.arange(len(edge)), edge.shape[1]
+    answered, skipped = leave(edge, exit_at[:, :-1], skip_below)
+    stops = answered | skipped
+    at = np.where(stops.any(axis=1), stops.argmax(axis=1), exits - 1)
+    early = answered[rows, at]
+    seen = np.column_stack([np.arange(exits) <= at[:, None], ~early])
+    gain = np.fmax(0.0, cloud - edge[rows, at]) - outcomes.overhead
+    earned = np.where(early, 0.0, gain) - exit_cost(outcomes) * at
+    return replace(
+        outcomes,
+        audited=np.zeros_like(outcomes.audited),
+        exit_at=exit_at,
+        confidence=np.where(seen, outcomes.confidence, np.nan),
+        prediction=np.where(seen, outcomes.prediction, -1),
+        exit=np.where(early, at, outcomes.exit),
+        offloaded=outcomes.offloaded & ~early,
+        fallback=outcomes.fallback & ~early,
+        sent=outcomes.sent & ~early,
+        reward=np.where(np.isnan(outcomes.reward), np.nan, earned),
+    )

@@ -1,0 +1,86 @@
+"""Sliding-window UCB, for streams that change: only the latest rewards count."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.algorithms.arms import GRID, HAIR, Arms, add, turns
+from eex.policies.core.base import Context, Floats, Outcomes
+from eex.policies.core.errors import EexError
+
+
+class SlidingWindowUCB(Arms):
+    r"""UCB over the latest rewards: what an arm earned long ago says nothing once the stream has changed.
+
+    Of the last :math:`\tau` rewards heard of, or all :math:`t` while they are fewer, let :math:`n_a` be arm
+    :math:`a`'s and :math:`\hat\mu_a` their mean. Play arms that have none, else
+
+    .. math:: \arg\max_a \; \hat\mu_a + c \sqrt{\ln \min(t, \tau) / n_a}
+
+    As in `UCB`, :math:`n_a` counts what is not heard of yet too.
+
+    Parameters
+    ----------
+    grid
+        The arms: confidence thresholds in [0, 1], shape (arms,).
+    window
+        :math:`\tau`, rewards that count, at least 1.
+    c
+        Exploration weight; 1 is `UCB`'s.
+    exits, runs, seed
+        As for every `Policy`; the edge exits share the arm's threshold, and nothing is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or leaves [0, 1], the window is below 1, or c is negative or infinite.
+
+    Examples
+    --------
+    >>> policy = SlidingWindowUCB([0.7, 0.8, 0.9])
+    >>> [int(policy.choose(Context()).arm[0, 0]) for _ in range(5)]  # no reply yet: every arm in turn
+    [0, 1, 2, 0, 1]
+
+    References
+    ----------
+    Garivier and Moulines (2011), On upper-confidence bound policies for switching bandit problems, ALT, section 2.
+    """
+
+    state = (*Arms.state, "heard", "recent_arm", "recent_reward")
+
+    def __init__(
+        self,
+        grid: Sequence[float] = GRID,
+        window: int = 1000,
+        c: float = 1.0,
+        exits: int = 1,
+        runs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(grid, exits, runs, seed)
+        if window < 1:
+            raise EexError(f"window must be at least 1, got {window}")
+        if not 0 <= c < np.inf:
+            raise EexError(f"c must be 0 or more, got {c}")
+        self.window, self.c = window, c
+        self.heard = np.zeros(runs, dtype=np.int64)  # rewards, ever
+        self.recent_arm = np.zeros((runs, window), dtype=np.int64)  # a ring
+        self.recent_reward = np.zeros((runs, window))
+
+    def index(self, played: Floats, context: Context) -> Floats:
+        """The formula above."""
+        return self.mean() + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)
+
+    def credit(self, heard: Outcomes) -> None:
+        """Each reward takes the place of the oldest; `counts` and `totals` are those of the window."""
+        for rows in turns(heard.run):
+            run, arm, earned = heard.run[rows], heard.arm[rows], heard.reward[rows]
+            slot = self.heard[run] % self.window
+            full = np.where(self.heard[run] < self.window, 0.0, 1.0)
+            oldest = self.recent_arm[run, slot]
+            add(self.counts, run, oldest, -full)
+            add(self.totals, run, oldest, -self.recent_reward[run, slot])  # 0 while the ring is not full
+            add(self.counts, run, arm, 1.0)
+            add(self.totals, run, arm, earned)
+            self.recent_arm[run, slot], self.recent_reward[run, slot] = arm, earned
+            self.heard[run] += 1

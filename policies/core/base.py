@@ -1,0 +1,234 @@
+"""The contract between policies and whatever plays them: context, thresholds, outcomes, two verbs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.errors import EexError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+State = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known of a micro-batch before the backbone runs.
+
+    Attributes
+    ----------
+    frames
+        Frames in the batch, at least 1.
+    first
+        Number of its first frame; the others follow.
+    overhead
+        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one a run (runs,). Where it
+        depends on what will be measured (`eex.policies.core.price`), the price that is expected.
+    exit_cost
+        Price of each further edge exit that a frame visits, in the same units.
+    distortion
+        The distortion classifier's probabilities, shape (runs, frames, experts); None where there is no classifier.
+    queue
+        Offloaded frames whose reply is awaited; one number, or one a run (runs,).
+    link_ms
+        Estimate of the round trip to the cloud worker in milliseconds; NaN before the first reply. One number, or one
+        a run (runs,).
+    reachable
+        Whether a cloud worker is believed to be there and well; while none is, offloaded frames fall back. One truth
+        value, or one a run (runs,).
+    """
+
+    frames: int = 1
+    first: int = 0
+    overhead: float | Floats = 0.0
+    exit_cost: float = 0.0
+    distortion: Floats | None = None
+    queue: int | Ints = 0
+    link_ms: float | Floats = float("nan")
+    reachable: bool | Bools = True
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a policy chose for a micro-batch, per run, frame and exit.
+
+    The last column of `exit_at` is the final exit's: below it, the answer is the most confident exit's. All other
+    columns are edge exits. A frame leaves at the first exit whose confidence reaches `exit_at`; it goes to the cloud
+    at once where its confidence is below `skip_below`, and also when no edge exit answers.
+
+    Attributes
+    ----------
+    exit_at
+        (runs, frames, edge exits + 1); inf never answers, 0 always.
+    skip_below
+        (runs, frames, edge exits); 0 never skips.
+    arm
+        (runs, frames), the arm that the thresholds stand for; 0 for policies without arms.
+    probability
+        (runs, frames), of the arm, for policies that draw at random; NaN elsewhere.
+    audited
+        (runs, frames), true where a frame is sent to the cloud to learn from it, whatever the arm says.
+    """
+
+    exit_at: Floats
+    skip_below: Floats
+    arm: Ints
+    probability: Floats
+    audited: Bools
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Finished frames as flat columns, one row a frame; they come late, in any order and any number.
+
+    Attributes
+    ----------
+    run, frame
+        Which run, and the frame's number.
+    arm, probability, audited
+        As chosen.
+    exit_at
+        As chosen, (rows, edge exits + 1).
+    confidence, prediction
+        (rows, edge exits + 1), of each exit that was really visited; NaN and -1 elsewhere. The last column is the
+        cloud's.
+    exit
+        Where the frame left: an edge exit counted from 0, or the number of edge exits for the cloud; -1 where it was
+        dropped: answered by nobody, which the user allows where even the last edge exit was very unsure.
+    offloaded
+        The frame was meant for the cloud.
+    fallback
+        It was, but no reply came in time: it was answered by its most confident edge exit.
+    sent
+        It really left for the cloud; an offloaded frame that could not be sent, or was dropped, teaches nothing.
+    latency_ms
+        From the frame's entry to its answer.
+    overhead
+        Price of offloading at the time; of an offloaded frame, the price that it did pay.
+    reward
+        As `eex.policies.core.reward.reward` has it; NaN where the frame teaches nothing.
+    """
+
+    run: Ints
+    frame: Ints
+    arm: Ints
+    probability: Floats
+    audited: Bools
+    exit_at: Floats
+    confidence: Floats
+    prediction: Ints
+    exit: Ints
+    offloaded: Bools
+    fallback: Bools
+    sent: Bools
+    latency_ms: Floats
+    overhead: Floats
+    reward: Floats
+
+    def __len__(self) -> int:
+        return len(self.run)
+
+    def __getitem__(self, rows: Any) -> "Outcomes":
+        """The same columns with some of the rows."""
+        return Outcomes(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+class Arrays:
+    """Attributes named in `state` are arrays: all that was learned, to be saved and gone on from."""
+
+    state: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """A copy of them."""
+        return {name: np.array(getattr(self, name)) for name in self.state}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take in saved arrays; they are laid out one row after another, as flat views of them need it.
+
+        Raises
+        ------
+        ValueError
+            If one is missing, unknown or of another shape; nothing is changed then.
+        """
+        if set(state) != set(self.state):
+            raise ValueError(f"expected the arrays {sorted(self.state)}, got {sorted(state)}")
+        for name in self.state:
+            here, given = getattr(self, name), np.asarray(state[name])
+            if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
+                raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
+        for name in self.state:
+            setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype, order="C"))
+
+
+class Policy(Arrays):
+    """Chooses thresholds while a stream runs, for `runs` independent learners side by side.
+
+    A subclass names its options as keyword arguments, and takes `exits` (edge exits), `runs` and `seed` besides. What
+    it has learned is arrays with a leading axis `runs`, named in `state`.
+
+    Parameters
+    ----------
+    exits
+        Edge exits; the final exit's column comes on top.
+    runs
+        Independent learners played side by side: 1 in a live stream.
+    seed
+        Of what the policy draws at random, keyed by run and frame besides (`eex.policies.core.draws`).
+
+    Attributes
+    ----------
+    keys
+        Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
+        the parts of a sweep do, so that they draw what the whole would.
+
+    Raises
+    ------
+    ValueError
+        If `exits` or `runs` is below 1.
+    """
+
+    def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
+        if exits < 1 or runs < 1:
+            raise ValueError(f"exits and runs must be at least 1, got {exits} and {runs}")
+        self.exits, self.runs, self.seed = exits, runs, seed
+        self.keys: Ints = np.arange(runs)
+
+    def choose(self, context: Context) -> Thresholds:
+        """Thresholds for the next frames, in order.
+
+        Asking for n frames at once gives what asking n times for one gives, if nothing is learned between.
+        """
+        raise NotImplementedError
+
+    def learn(self, outcomes: Outcomes) -> None:
+        """Take in finished frames. Frames whose reward is NaN teach nothing, but are no longer awaited."""
+
+    def same_at_every_exit(self, threshold: Floats, arm: Ints, probability: Floats | None = None) -> Thresholds:
+        """Thresholds that hold at every exit, from those of each run and frame, both (runs, frames)."""
+        runs, frames = threshold.shape
+        exit_at = np.empty((runs, frames, self.exits + 1))
+        exit_at[:] = threshold[:, :, None]
+        return Thresholds(
+            exit_at=exit_at,
+            skip_below=np.zeros((runs, frames, self.exits)),
+            arm=arm,
+            probability=np.full((runs, frames), np.nan) if probability is None else probability,
+            audited=np.zeros((runs, frames), dtype=bool),
+        )
+
+
+def check_threshold(name: str, value: float) -> float:
+    """A threshold, if it lies in [0, 1].
+
+    Raises
+    ------
+    EexError
+        If not.
+    """
+    if not 0 <= value <= 1:
+        raise EexError(f"{name} must lie in [0, 1], got {value:g}")
+    return float(value)

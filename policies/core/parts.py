@@ -1,0 +1,144 @@
+"""Policies made of parts that have a state of their own: another policy, features, what frames in flight are owed."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.base import Arrays, Bools, Floats, Ints, Policy, State
+
+LEAST, MOST = 64, 16384  # slots of `Awaited`
+
+
+class Part(Protocol):
+    """What has a state."""
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """A copy of it."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a state; a ValueError if it does not fit, and then nothing is changed."""
+
+
+class Composite(Policy):
+    """A policy whose state lies in its parts too: their arrays go by the part's name, a dot and their own.
+
+    Attributes
+    ----------
+    parts
+        Names of the attributes that have a state. Those that are policies draw by the same `keys`.
+    """
+
+    parts: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> Ints:
+        """Number of each run, (runs,), as for every `Policy`."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Ints) -> None:
+        self._keys = keys
+        for part in self._parts().values():
+            if isinstance(part, Policy):
+                part.keys = keys
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """A copy of all that was learned."""
+        theirs = {f"{name}.{k}": a for name, part in self._parts().items() for k, a in part.state_dict().items()}
+        return super().state_dict() | theirs
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a state; a ValueError if any part of it does not fit, and nothing is changed then."""
+        parts = self._parts()
+        theirs = {name: {k[len(name) + 1 :]: a for k, a in state.items() if k.startswith(name + ".")} for name in parts}
+        own = {k: a for k, a in state.items() if not k.startswith(tuple(name + "." for name in parts))}
+        before = {name: part.state_dict() for name, part in parts.items()}
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(theirs[name])
+            super().load_state_dict(own)
+        except ValueError:
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
+            raise
+
+    def _parts(self) -> dict[str, Part]:
+        return {name: getattr(self, name) for name in self.parts}
+
+
+class Awaited(Arrays):
+    """Numbers to remember of each frame, from when it is chosen for until it is heard of.
+
+    A ring a run, that grows with what is in flight, to 16,384 frames at most; of more, the oldest are forgotten.
+
+    Parameters
+    ----------
+    runs, width
+        Independent learners; numbers a frame.
+
+    Attributes
+    ----------
+    frame
+        Number of the frame in each slot plus 1, 0 in a free one, (runs, slots).
+    value
+        What is remembered, (runs, slots, width); 0 in a free slot.
+
+    Examples
+    --------
+    >>> awaited = Awaited(runs=1, width=2)
+    >>> awaited.put(np.array([7]), np.array([[[0.5, 0.25]]]))
+    >>> awaited.take(np.array([0, 0]), np.array([7, 8]))
+    (array([ True, False]), array([[0.5 , 0.25],
+           [0.  , 0.  ]]))
+    """
+
+    state = ("frame", "value")
+
+    def __init__(self, runs: int, width: int) -> None:
+        self.runs, self.width = runs, width
+        self.frame: Ints = np.zeros((runs, LEAST), dtype=np.int64)
+        self.value: Floats = np.zeros((runs, LEAST, width))
+
+    def put(self, frames: Ints, value: Floats) -> None:
+        """Remember the values (runs, frames, width) of frames (frames,) that follow each other."""
+        frames, value = frames[-MOST:], value[:, -MOST:]
+        while self.slots < MOST and (len(frames) > self.slots or self.frame[:, frames % self.slots].any()):
+            self._grow()
+        self.frame[:, frames % self.slots] = frames + 1
+        self.value[:, frames % self.slots] = value
+
+    def take(self, run: Ints, frame: Ints) -> tuple[Bools, Floats]:
+        """Whether frames were awaited, (rows,), and what was remembered of them, (rows, width); then forget it."""
+        slot = frame % self.slots
+        found = self.frame[run, slot] == frame + 1
+        value = np.where(found[:, None], self.value[run, slot], 0.0)
+        self.frame[run[found], slot[found]] = 0
+        self.value[run[found], slot[found]] = 0.0
+        if self.slots > LEAST and not self.frame.any():
+            self._clear(LEAST)
+        return found, value
+
+    def load_state_dict(self, state: State) -> None:
+        """As `Arrays` do, with as many slots as were saved."""
+        slots = np.atleast_1d(state.get("frame", self.frame)).shape[-1]
+        other = Awaited(self.runs, self.width)
+        other._clear(slots if LEAST <= slots <= MOST and slots & (slots - 1) == 0 else self.slots)
+        Arrays.load_state_dict(other, state)
+        self.frame, self.value = other.frame, other.value
+
+    @property
+    def slots(self) -> int:
+        """How many frames of each run fit in now."""
+        return int(self.frame.shape[1])
+
+    def _clear(self, slots: int) -> None:
+        self.frame = np.zeros((self.runs, slots), dtype=np.int64)
+        self.value = np.zeros((self.runs, slots, self.width))
+
+    def _grow(self) -> None:
+        frame, value = self.frame, self.value
+        self._clear(2 * self.slots)
+        run, slot = np.nonzero(frame)
+        self.frame[run, (frame[run, slot] - 1) % self.slots] = frame[run, slot]
+        self.value[run, (frame[run, slot] - 1) % self.slots] = value[run, slot]

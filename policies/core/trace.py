@@ -1,0 +1,391 @@
+"""Traces: what every exit would say of every frame; the currency between engine, replay and environments."""
+
+import contextlib
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.base import Bools, Floats, Ints
+from eex.policies.core.errors import EexError
+from eex.policies.core.schedule import PRISTINE
+
+FORMAT = b"eex-trace-1"
+MOST_CLASSES = 1_000_000
+ROUNDING = 1e-6
+"""How far above 1 a softmax in single precision may come."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What every exit says of every frame, one row a frame, in the order of the stream.
+
+    Attributes
+    ----------
+    confidence
+        (frames, edge exits + 1), in [0, 1]; the last column is the cloud's.
+    prediction
+        Class of each exit's answer, (frames, edge exits + 1).
+    label
+        True class, (frames,); -1 where unknown.
+    classes
+        Their names.
+    distortion, level
+        Kind of distortion (frames,), "pristine" for none, and its level, (frames,); mixtures are named "a+b" and have
+        the level of the first.
+    probabilities
+        The distortion classifier's, (frames, experts); None without a classifier.
+    experts
+        Names of those columns.
+    seconds
+        Time each exit was reached after, on the machine that recorded it, (frames, edge exits + 1); None if not known.
+    model
+        Name or fingerprint of the network; "" if not known.
+
+    Raises
+    ------
+    EexError
+        On construction, if columns are missing, do not fit each other or hold what they must not.
+    """
+
+    confidence: Floats
+    prediction: Ints
+    label: Ints
+    classes: tuple[str, ...]
+    distortion: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=str))
+    level: Floats = field(default_factory=lambda: np.empty(0))
+    probabilities: Floats | None = None
+    experts: tuple[str, ...] = ()
+    seconds: Floats | None = None
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        c = self.confidence
+        if c.ndim != 2 or c.shape[1] < 2:
+            raise EexError(f"a trace needs confidences of an edge exit and of the cloud, got shape {c.shape}")
+        if not len(c):
+            raise EexError("a trace needs at least one frame, got none")
+        if not len(self.distortion):
+            object.__setattr__(self, "distortion", np.full(len(c), PRISTINE))
+        if not len(self.level):
+            object.__setattr__(self, "level", np.zeros(len(c)))
+        shapes: dict[str, tuple[int, ...]] = {
+            "prediction": c.shape,
+            "label": c.shape[:1],
+            "distortion": c.shape[:1],
+            "level": c.shape[:1],
+            "seconds": c.shape,
+            "probabilities": (len(c), len(self.experts)),
+        }
+        for name, shape in shapes.items():
+            column = getattr(self, name)
+            if column is not None and column.shape != shape:
+                raise EexError(f"column {name} must have shape {shape}, got {column.shape}")
+        if c.max() > 1 and c.max() <= 1 + ROUNDING:
+            object.__setattr__(self, "confidence", np.minimum(c, 1.0))
+        _check_range("confidence", self.confidence, 0.0, 1.0)
+        _check_range("prediction", self.prediction, 0, len(self.classes) - 1)
+        _check_range("label", self.label, -1, len(self.classes) - 1)
+        _check_range("level", self.level, 0.0, np.inf)
+        if self.probabilities is not None:
+            _check_range("probabilities", self.probabilities, 0.0, 1.0)
+        if self.seconds is not None:
+            _check_range("seconds", self.seconds, 0.0, np.inf)
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def __getitem__(self, rows: Any) -> "Trace":
+        """The same trace with some of its frames: a slice, numbers or a mask."""
+        per_frame = ("confidence", "prediction", "label", "distortion", "level", "probabilities", "seconds")
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Trace(**kept | {k: kept[k][rows] for k in per_frame if kept[k] is not None})
+
+    @property
+    def edge_exits(self) -> int:
+        """Exits on the edge; the cloud's column comes on top."""
+        return int(self.confidence.shape[1]) - 1
+
+    @property
+    def correct(self) -> Bools:
+        """Whether each exit is right, (frames, edge exits + 1); false where the label is unknown."""
+        right: Bools = (self.prediction == self.label[:, None]) & (self.label >= 0)[:, None]
+        return right
+
+    @property
+    def segments(self) -> Ints:
+        """Number of the stretch of unchanged distortion that each frame lies in, (frames,)."""
+        changed = (self.distortion[1:] != self.distortion[:-1]) | (self.level[1:] != self.level[:-1])
+        return np.concatenate([[0], np.cumsum(changed)])
+
+
+def _check_range(name: str, column: NDArray[Any], low: float, high: float) -> None:
+    bad = ~((column >= low) & (column <= high))  # NaN too
+    if bad.any():
+        row = int(np.flatnonzero(bad.reshape(len(column), -1).any(axis=1))[0])
+        value = column.reshape(len(column), -1)[row][bad.reshape(len(column), -1)[row]][0]
+        raise EexError(f"{name} must lie in [{low:g}, {high:g}]: frame {row} (of {len(column)}) has {value:g}")
+
+
+# ---- files
+
+
+def write_trace(path: Path, trace: Trace) -> None:
+    """Write a trace as an Arrow file; what was there is replaced only once all is written, whatever interrupts it.
+
+    Raises
+    ------
+    EexError
+        If the file cannot be written.
+    """
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {
+        "label": _names(trace.label, trace.classes),
+        "distortion": pa.array(trace.distortion).dictionary_encode(),
+        "level": trace.level,
+    }
+    for e in range(trace.edge_exits + 1):
+        columns[f"confidence_{e + 1}"] = trace.confidence[:, e]
+        columns[f"prediction_{e + 1}"] = _names(trace.prediction[:, e], trace.classes)
+        if trace.seconds is not None:
+            columns[f"seconds_{e + 1}"] = trace.seconds[:, e]
+    if trace.probabilities is not None:
+        columns |= {f"probability_{name}": trace.probabilities[:, k] for k, name in enumerate(trace.experts)}
+    table = pa.table(columns).replace_schema_metadata({b"format": FORMAT, b"model": trace.model.encode()})
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(part, path)
+    except BaseException as error:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError):
+            raise EexError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
+
+
+def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
+    """Read a trace: an Arrow file that `eex-record` wrote, or a CSV file of AdaEE's authors.
+
+    Parameters
+    ----------
+    path
+        What ends in .csv is read as CSV; its columns are told by their names.
+    classes
+        If given, the classes that the trace must have, as on a model's card.
+
+    Raises
+    ------
+    EexError
+        If the file cannot be read, is something else, or holds what a trace must not.
+    """
+    try:
+        trace = _read_csv(path) if path.suffix.lower() == ".csv" else _read_arrow(path)
+    except EexError as error:
+        raise EexError(f"{path}: {error}") from None
+    except OSError as error:
+        raise EexError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if classes and tuple(classes) != trace.classes:
+        raise EexError(
+            f"{path}: its classes ({_few(trace.classes)}) are not those of the model's card ({_few(tuple(classes))})"
+        )
+    return trace
+
+
+def _read_arrow(path: Path) -> Trace:
+    import pyarrow as pa
+
+    with open(path, "rb") as file:
+        try:
+            table = pa.ipc.open_file(file).read_all()
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError):  # of an open file: what it holds
+            raise EexError("is neither a trace that eex-record wrote (Arrow) nor a .csv file, or is cut off") from None
+    metadata = table.schema.metadata or {}
+    if metadata.get(b"format") != FORMAT:
+        raise EexError(f"is an Arrow file, but not a trace: expected the format {FORMAT.decode()} in its metadata")
+    exits = _exits(table.column_names, "confidence_{}", "prediction_{}", "seconds_{}")
+    exits = max(2, exits)  # one on the edge and the cloud at least
+    wanted = ["label", "distortion", "level"]
+    timed = "seconds_1" in table.column_names
+    columns = ("confidence", "prediction", "seconds") if timed else ("confidence", "prediction")
+    wanted += [f"{column}_{e + 1}" for column in columns for e in range(exits)]
+    _need(table.column_names, wanted)
+    if not len(table):
+        raise EexError("has no rows")
+    label, classes = _index(table, "label")
+    prediction = []
+    for e in range(exits):
+        index, named = _index(table, f"prediction_{e + 1}")
+        if named != classes:
+            raise EexError(f"prediction_{e + 1} has other classes ({_few(named)}) than label ({_few(classes)})")
+        prediction.append(index)
+    kind, kinds = _index(table, "distortion")
+    if (kind < 0).any():
+        raise EexError(f"distortion must be named: frame {int((kind < 0).argmax())} has none")
+    experts = tuple(n.removeprefix("probability_") for n in table.column_names if n.startswith("probability_"))
+
+    def per_exit(kind: str) -> Floats:
+        return np.column_stack([_floats(table, f"{kind}_{e + 1}") for e in range(exits)])
+
+    return Trace(
+        confidence=per_exit("confidence"),
+        prediction=np.column_stack(prediction),
+        label=label,
+        classes=classes,
+        distortion=np.array(kinds)[kind],
+        level=_floats(table, "level"),
+        probabilities=np.column_stack([_floats(table, f"probability_{e}") for e in experts]) if experts else None,
+        experts=experts,
+        seconds=per_exit("seconds") if timed else None,
+        model=metadata.get(b"model", b"").decode(errors="replace"),
+    )
+
+
+def _names(index: Ints, names: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(
+        pa.array(index.astype(np.int32), mask=index < 0), pa.array(list(names), pa.string())
+    )
+
+
+def _index(table: Any, name: str) -> tuple[Ints, tuple[str, ...]]:
+    """Numbers and names of a dictionary column; -1 for null."""
+    import pyarrow as pa
+
+    column = table[name]
+    if not pa.types.is_dictionary(column.type) or not pa.types.is_string(column.type.value_type):
+        raise EexError(f"{name} must hold names, got {column.type}")
+    whole = column.combine_chunks()
+    whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    index = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return index, tuple(whole.dictionary.to_pylist())
+
+
+def _floats(table: Any, name: str) -> Floats:
+    import pyarrow as pa
+
+    column = table[name]
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise EexError(f"{name} must hold numbers, got {column.type}")
+    numbers: Floats = column.to_numpy().astype(np.float64)
+    return numbers
+
+
+def _exits(names: Sequence[str], *columns: str) -> int:
+    """The highest exit that one of the columns, as "confidence_{}", is there for; 0 for none."""
+    found = (name[len(c) - 2 :] for name in names for c in columns if name.startswith(c[:-2]))
+    return max((int(number) for number in found if number.isdecimal()), default=0)
+
+
+# CSV files of AdaEE's authors: what a column is called in each of their layouts, {} standing for the exit
+CSV_LAYOUTS: dict[str, dict[str, str]] = {
+    "adaptive_early_exit": {
+        "confidence": "conf_branch_{}",
+        "prediction": "infered_class_branches_{}",
+        "correct": "correct_branch_{}",
+        "label": "target",
+    },
+    "edOffTS": {
+        "confidence": "conf_branch_{}",
+        "prediction": "prediction_branch_{}",
+        "correct": "correct_branch_{}",
+        "label": "target",
+        "seconds": "cum_inf_time_branch_{}",
+        "name": "class_name",
+    },
+}
+
+
+def _read_csv(path: Path) -> Trace:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        try:
+            header, *table = [row for row in csv.reader(file) if row] or [[]]
+        except csv.Error as error:
+            raise EexError(f"is not CSV: {error}") from None
+    if not header:
+        raise EexError("is empty")
+    layout = next((names for names in CSV_LAYOUTS.values() if _exits(header, names["prediction"])), None)
+    if layout is None:
+        known = "; ".join(f"{n}: {', '.join(c.values())}".replace("{}", "1") for n, c in CSV_LAYOUTS.items())
+        raise EexError(f"has columns of no layout that is known ({known}); its columns: {_few(tuple(header))}")
+    per_exit = [k for k in layout if "{}" in layout[k]]
+    exits = max(2, _exits(header, *(layout[k] for k in per_exit)))  # one on the edge and the cloud at least
+    _need(header, [layout[k].format(e + 1) for k in per_exit for e in range(exits)] + [layout["label"]])
+    if not table:
+        raise EexError("has no rows")
+    short = next((k for k, row in enumerate(table) if len(row) != len(header)), None)
+    if short is not None:
+        raise EexError(f"row {short + 1} has {len(table[short])} fields, the header {len(header)}: cut off?")
+    columns = {name: [row[k] for row in table] for k, name in enumerate(header)}
+
+    def numbers(kind: str) -> Floats:
+        names = [layout[kind].format(e + 1) for e in range(exits)] if "{}" in layout[kind] else [layout[kind]]
+        return np.column_stack([_parsed(name, columns[name]) for name in names])
+
+    label, prediction = _classes("label", numbers("label"))[:, 0], _classes("prediction", numbers("prediction"))
+    right = numbers("correct") != 0
+    if ((prediction == label[:, None]) != right).any():
+        row = int(np.flatnonzero(((prediction == label[:, None]) != right).any(axis=1))[0])
+        raise EexError(f"row {row + 1}: correct_branch contradicts its label and prediction")
+    return Trace(
+        confidence=numbers("confidence"),
+        prediction=prediction,
+        label=label,
+        classes=_class_names(columns, layout, label, int(max(label.max(), prediction.max())) + 1),
+        seconds=numbers("seconds") if "seconds" in layout else None,
+        model=path.stem,
+    )
+
+
+def _classes(name: str, values: Floats) -> Ints:
+    bad = ~((values >= 0) & (values < MOST_CLASSES) & (values == np.round(values)))
+    if bad.any():
+        raise EexError(f"row {np.argwhere(bad)[0, 0] + 1}: {name} must be a class 0, 1, …, got {values[bad][0]:g}")
+    return values.astype(np.int64)
+
+
+def _class_names(
+    columns: Mapping[str, list[str]], layout: Mapping[str, str], label: Ints, count: int
+) -> tuple[str, ...]:
+    names = [str(k) for k in range(count)]
+    if layout.get("name") in columns:
+        for k, name in zip(label.tolist(), columns[layout["name"]], strict=True):
+            names[k] = name
+    return tuple(names)
+
+
+def _parsed(name: str, texts: list[str]) -> Floats:
+    try:
+        return np.array(texts, dtype=np.float64)
+    except ValueError:
+        row = next(k for k, text in enumerate(texts) if not _is_number(text))
+        raise EexError(f"row {row + 1}: {name} must be a number, got '{texts[row]}'") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _need(have: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in have]
+    if missing:
+        raise EexError(f"column {missing[0]} is missing; its columns: {_few(tuple(have))}")
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in names[:most]]
+    return ", ".join(shown) + (f", … ({len(names)})" if len(names) > most else "")

@@ -1,0 +1,248 @@
+"""`eex-partition`: find where to cut the network."""
+
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import parse_link
+from eex.stream.config import FrameConfig, StreamConfig
+from eex.stream.guard import guarded, share_cores
+from eex.stream.planning.partition import Plan, Send, Times, best, every_plan, leaving
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
+    from eex.policies.core.base import Floats
+    from eex.stream.planning.measure import LinkSpeed
+
+
+# ---- the command
+
+
+@dataclass(frozen=True)
+class Command:
+    """Find where to cut the network between edge and cloud, so that a frame's answer is there soonest on average.
+
+    Measures stages and exits on this machine, the worker and the link where --worker names one, and each way of
+    sending; takes the shares of the exits from a trace or from a run over the source's frames.
+    """
+
+    measure: tyro.conf.OmitArgPrefixes[FrameConfig] = field(
+        default_factory=lambda: FrameConfig(distortion="pristine:200, gaussian_blur@1:200, gaussian_noise@20:200")
+    )
+    threshold: float = 0.8
+    """A frame leaves at a side branch whose confidence reaches this."""
+    trace: Path | None = None
+    """Take the shares of the exits from this trace of eex-record, instead of running the frames."""
+    link: str = ""
+    """Link to the cloud: sao-paulo, north-california, paris, wifi, or MS@MBIT such as 40@10. With --worker it is
+    measured instead; without either it costs nothing."""
+    worker: str = ""
+    """Cloud worker to measure, tcp://host:port."""
+    keys: Path | None = None
+    """Folder with this edge's key and worker.pub; by default where eex-keys puts them."""
+    key: str = "edge"
+    """Name of this edge's key there."""
+    plain: bool = False
+    """Talk plain text to a worker on this machine that was started with --plain."""
+    cloud_speed: float = 1.0
+    """How many times faster the cloud is than this machine, where no worker is measured."""
+    send: str = "auto"
+    """How frames are sent: auto finds what is fastest at each cut; or fp32, fp16, int8, input, each also with +zstd."""
+    at_once: int = 1
+    """Frames in a micro-batch while stages are measured."""
+    json: bool = False
+    """Print JSON to standard output, and nothing else there."""
+
+    def check(self) -> None:
+        """Raise `EexError` for a value outside its range."""
+        from eex.stream.wire.encoding import parse_encoding
+
+        self.measure.check()
+        if not 0 <= self.threshold <= 1:
+            raise EexError(f"--threshold must lie in [0, 1], got {self.threshold:g}")
+        if not 0 < self.cloud_speed < math.inf:
+            raise EexError(f"--cloud-speed must be more than 0, got {self.cloud_speed:g}")
+        if not 1 <= self.at_once <= 4096:
+            raise EexError(f"--at-once must lie in 1…4096, got {self.at_once}")
+        if self.link and self.worker:
+            raise EexError("--link and --worker: the link to a worker is measured; give one of them")
+        if self.send != "auto":
+            parse_encoding(self.send)
+        if self.link:
+            parse_link(self.link)
+
+
+def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
+    """Measure all that decides about a cut.
+
+    Raises
+    ------
+    EexError
+        If model, source, trace, link or worker cannot be used.
+    """
+    command.check()
+    from eex.policies.core.schedule import parse_schedule
+    from eex.stream.frames.frames import Frames
+    from eex.stream.network import load_network
+    from eex.stream.run.connection import connected
+
+    net = load_network(command.measure)
+    net.partition = max(1, net.exits - 1)  # so that every side branch counts as the edge's
+    import torch
+
+    from eex.stream.planning import measure
+
+    frames = Frames(command.measure, parse_schedule(command.measure.distortion, command.measure.seed), net)
+    images = torch.cat([pixels for pixels, *_ in frames.batches(64, {})] or [torch.zeros(0)])
+    if not len(images):
+        raise EexError(f"{command.measure.source}: no frame could be used")
+    leave = leaving(_confidence(command, net, frames), command.threshold)
+    edge_ms, exit_ms = measure.stage_times(net, images, command.at_once)
+    cloud_ms, cloud_exit_ms = edge_ms / command.cloud_speed, float(exit_ms[-1]) / command.cloud_speed
+    link = measure.first_condition(parse_link(command.link)) if command.link else measure.LinkSpeed(0.0, math.inf)
+    if command.worker:
+        asked = StreamConfig(
+            worker=command.worker, keys=command.keys, key=command.key, plain=command.plain, deadline_ms=5000.0
+        )
+        asked.check()
+        with connected(asked, None, net) as offloader:
+            whole = measure.worker_times(offloader, net, images, range(net.exits))
+            link = measure.measure_link(offloader, net, images, 1)
+        rest = np.array([whole[k] for k in range(net.exits)])  # from each stage to the answer
+        cloud_ms, cloud_exit_ms = np.maximum(0.0, rest - np.append(rest[1:], 0.0)), 0.0  # the exit is in the last
+    sends = []
+    for cut in range(net.exits):
+        found = measure.candidates(net, images, cut)
+        if command.send != "auto":
+            asked_for = [c for c in found if str(c.encoding) == command.send]
+            found = asked_for or found
+        elif any(c.agrees for c in found):
+            found = [c for c in found if c.agrees]
+        sends.append([Send(str(c.encoding), c.stage, measure.cost_ms(c, link, 0.0), c.bytes) for c in found])
+    return Times(edge_ms, exit_ms, cloud_ms, cloud_exit_ms, leave, sends), link, net
+
+
+def _confidence(command: Command, net: "EarlyExitNet", frames: Any) -> "Floats":
+    """What every exit says of every frame, (frames, N)."""
+    if command.trace is not None:
+        from eex.policies.core.trace import read_trace
+
+        confidence = read_trace(command.trace, net.classes).confidence
+        if confidence.shape[1] != net.exits:
+            raise EexError(
+                f"{command.trace}: knows {confidence.shape[1]} exits, the model has {net.exits}; "
+                f"record it with eex-record --partition {max(1, net.exits - 1)}"
+            )
+        return confidence
+    from eex.stream.engine import every_exit
+
+    return np.concatenate([every_exit(net, pixels)[0] for pixels, *_ in frames.batches(frames.total, {})])
+
+
+def report(command: Command) -> dict[str, Any]:
+    """What was measured and found, as plain JSON values."""
+    times, link, net = measured(command)
+    plans, chosen = every_plan(times), best(times)
+    return {
+        "plans": [_row(p) for p in plans],
+        "recommended": _row(chosen),
+        "option": option(chosen, times.stages),
+        "threshold": command.threshold,
+        "leave": times.leave.tolist(),
+        "link": {"round_trip_ms": link.round_trip_ms, "mbit": None if math.isinf(link.mbit) else link.mbit},
+        "edge_ms": times.edge_ms.tolist(),
+        "exit_ms": times.exit_ms.tolist(),
+        "cloud_ms": times.cloud_ms.tolist(),
+        "cloud_exit_ms": times.cloud_exit_ms,
+        "model": net.fingerprint,
+    }
+
+
+def option(chosen: Plan, stages: int) -> str:
+    """What to type to eex-stream."""
+    return f"--partition {chosen.cut}" + (f" --send {chosen.send}" if chosen.cut < stages else "")
+
+
+def _row(p: Plan) -> dict[str, Any]:
+    return {
+        "partition": p.cut,
+        "send": p.send or None,
+        "bytes": p.bytes,
+        "sent_share": p.reach,
+        "edge_ms": p.edge_ms,
+        "link_ms": p.link_ms,
+        "cloud_ms": p.cloud_ms,
+        "ms": p.ms,
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("partition", "sent as", box=None, padding=(0, 2, 0, 0))
+    for title in ("bytes", "sent", "edge ms", "link ms", "cloud ms", "all ms"):
+        table.add_column(title, justify="right")
+    last, chosen = found["plans"][-1]["partition"], found["recommended"]
+    for row in found["plans"]:
+        where = {0: "0 (cloud)", last: f"{last} (edge)"}.get(row["partition"], str(row["partition"]))
+        table.add_row(
+            where,
+            row["send"] or "–",
+            f"{row['bytes']:,.0f}" if row["send"] else "–",
+            f"{100 * row['sent_share']:.1f} %",
+            *(f"{row[k]:.2f}" for k in ("edge_ms", "link_ms", "cloud_ms", "ms")),
+            style="bold" if row["partition"] == chosen["partition"] else "",
+        )
+    link, console = found["link"], Console()
+    rate = "without limit" if link["mbit"] is None else f"{link['mbit']:.3g} Mbit/s"
+    leave = " ".join(f"{100 * share:.0f} %" for share in found["leave"])
+    console.print(
+        f"expected time of a frame; threshold {found['threshold']:g}: of the frames that come to each side branch, "
+        f"{leave} leave; link {link['round_trip_ms']:.3g} ms, {rate}",
+        highlight=False,
+    )
+    console.print(table)
+    console.print(f"fastest: eex-stream {found['option']}   ({chosen['ms']:.2f} ms)", soft_wrap=True, highlight=False)
+    if chosen["partition"] == last:
+        cloud = min(found["plans"][1:-1], key=lambda row: row["ms"], default=None)
+        if cloud is not None:
+            console.print(
+                f"with the cloud: eex-stream --partition {cloud['partition']} --send {cloud['send']}   "
+                f"({cloud['ms']:.2f} ms)",
+                soft_wrap=True,
+                highlight=False,
+            )
+    if found["plans"][0]["ms"] < chosen["ms"]:
+        console.print(
+            f"sending every image at once would take {found['plans'][0]['ms']:.2f} ms, but then nothing is learned on "
+            f"the edge, and eex-stream runs at least one stage there",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def main() -> None:
+    """Entry point of `eex-partition`."""
+    sys.exit(guarded(_main))
+
+
+def _main() -> None:
+    command = tyro.cli(Command, prog="eex-partition", config=(tyro.conf.FlagCreatePairsOff,))
+    share_cores()
+    found = report(command)
+    if command.json:
+        print(json.dumps(found))
+    else:
+        _print(found)
+
+
+if __name__ == "__main__":
+    main()

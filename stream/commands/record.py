@@ -1,0 +1,97 @@
+"""`eex-record`: write what every exit says of every frame."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from eex.policies.core.errors import EexError
+from eex.policies.core.trace import Trace, write_trace
+from eex.stream.config import FrameConfig, earlier
+from eex.stream.guard import guarded
+from eex.stream.run.recording import record
+
+
+@dataclass(frozen=True)
+class Command:
+    """Run every exit of every frame of a source under a distortion schedule, and write what they say as a trace.
+
+    With the same options, eex-stream sees the very same frames. Policies are replayed over traces, and compared by
+    eex-regret. The trace is written whole at the end, or not at all.
+    """
+
+    record: tyro.conf.OmitArgPrefixes[FrameConfig]
+    out: Path = Path("trace.arrow")
+    """File to write."""
+    quiet: bool = False
+    """Print errors only."""
+    config: Path | None = None
+    """Take the frames of an eex-stream run, by its config.json; other options given here win."""
+
+
+def closing_line(path: Path, trace: Trace, skipped: int) -> str:
+    """What was written, in one line."""
+    from rich.filesize import decimal
+
+    names = [*(f"exit {e + 1}" for e in range(trace.edge_exits)), "cloud"]
+    known = trace.label >= 0
+    right = 100 * trace.correct[known].mean(axis=0) if known.any() else []
+    accuracy = ", ".join(f"{name} {share:.1f} %" for name, share in zip(names, right, strict=False))
+    parts = [
+        f"{path}: {len(trace):,} frames",
+        f"accuracy {accuracy}" if accuracy else f"{', '.join(names)}; no labels",
+        decimal(path.stat().st_size),
+    ]
+    return "; ".join(parts + [f"{skipped} images skipped"] * bool(skipped))
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("frames", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def _check_out(path: Path) -> None:
+    """Tell at once what would fail at the end."""
+    if path.suffix.lower() == ".csv":
+        raise EexError(f"{path}: a trace is an Arrow file; what ends in .csv would be read as another (--out)")
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise EexError(f"{path}: cannot be written (--out)")
+
+
+def main() -> None:
+    """Entry point of `eex-record`."""
+    sys.exit(guarded(_main))
+
+
+def _main() -> None:
+    arguments = sys.argv[1:]
+    command = tyro.cli(
+        Command,
+        prog="eex-record",
+        args=arguments,
+        default=Command(record=earlier(arguments, FrameConfig)),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    _check_out(command.out)
+    with _bar(command.quiet) as report:
+        trace, skipped = record(command.record, report)
+    write_trace(command.out, trace)
+    if not command.quiet:
+        print(closing_line(command.out, trace, skipped))
+
+
+if __name__ == "__main__":
+    main()

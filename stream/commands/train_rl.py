@@ -1,0 +1,55 @@
+"""`eex-train-rl`: train an agent that chooses thresholds."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tyro
+
+from eex.envs.train import Say, TrainRLConfig, train_rl
+
+
+@contextmanager
+def _bar(config: TrainRLConfig) -> Iterator[Say]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} steps"), TimeRemainingColumn())
+    shown = (*columns, TextColumn("{task.description}"))
+    last = ""
+    progress = Progress(*shown, console=console, disable=config.quiet)
+    task = progress.add_task("", total=config.steps)
+
+    def say(steps: int, text: str) -> None:
+        nonlocal last
+        progress.start()  # only now: what cannot be trained is told in one line
+        progress.update(task, completed=min(steps, config.steps), description=text)
+        if text != last and not config.quiet and not console.is_terminal:
+            console.print(f"{steps:,} steps: {text}", highlight=False)
+        last = text
+
+    try:
+        yield say
+    finally:
+        progress.stop()
+
+
+def main() -> None:
+    """Entry point of `eex-train-rl`."""
+    from eex.stream.guard import guarded  # what every command begins and ends with
+
+    sys.exit(guarded(_main))
+
+
+def _main() -> None:
+    config = tyro.cli(TrainRLConfig, prog="eex-train-rl", config=(tyro.conf.FlagCreatePairsOff,))
+    with _bar(config) as say:
+        best = train_rl(config, say)
+    if not config.quiet:
+        rivals = ", ".join(f"{name} {best[name]['regret']:.2f}" for name in ("ucb", "gain-curve"))
+        print(f"{config.out}: regret {best['regret']:.2f} per 1,000 frames on held-out schedules ({rivals})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Frames of a source under a distortion schedule, in micro-batches."""
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eex.policies.core.errors import EexError, ImageError
+from eex.stream.config import FrameConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from eex.models.network import EarlyExitNet
+    from eex.policies.core.base import Ints
+    from eex.policies.core.schedule import Schedule
+    from eex.stream.frames.sources import Source
+
+CACHE_BYTES = 256 << 20
+"""Decoded images that are kept, so that playing several policies decodes once."""
+
+
+class Frames:
+    """The same frames, as often as they are asked for: a source under a distortion schedule, for a network.
+
+    Attributes
+    ----------
+    total
+        How many there are; 0 = until a live source ends.
+    live
+        Whether they come but once, from a camera or a video.
+
+    Raises
+    ------
+    EexError
+        If the source cannot be used.
+    """
+
+    def __init__(self, config: FrameConfig, schedule: "Schedule", net: "EarlyExitNet") -> None:
+        from eex.stream.frames.sources import open_source
+
+        shape = net.architecture.input_shape
+        source = open_source(config.source, split=config.split, shape=shape, resize=config.resize)
+        self.source = _cached(_relabelled(source, net.classes))
+        self.config, self.schedule, self.device = config, schedule, net.mean.device
+        self.total = config.frames or schedule.length or len(source)
+        self.live = source.stream is not None
+
+    def batches(
+        self, total: int, skipped: dict[str, str], first: int = 0
+    ) -> Iterator[tuple["torch.Tensor", list[str], "Ints", Any]]:
+        """Distorted micro-batches on the network's device, with names, labels and levels; fills in what was skipped.
+
+        Parameters
+        ----------
+        total
+            Frames to give; 0 = until the source ends.
+        skipped
+            Reasons by name, added to as images are skipped.
+        first
+            Number of the frame to begin with.
+        """
+        import torch
+
+        from eex.stream.frames.distortions import distort
+        from eex.stream.frames.sources import Frame, Skipped, check_finite, frames
+
+        def usable() -> Iterator[Frame]:
+            for frame in frames(self.source, self.config.seed if self.config.shuffle else None):
+                if isinstance(frame, Skipped):
+                    skipped[frame.name] = frame.reason
+                    continue
+                try:
+                    if frame.image.dtype != np.uint8:
+                        check_finite(frame.image)
+                except ImageError as error:
+                    skipped[frame.name] = str(error)
+                    continue
+                yield frame
+
+        arriving = itertools.islice(usable(), first, None)
+        while first < total or not total:
+            taken = list(
+                itertools.islice(arriving, min(self.config.batch, total - first) if total else self.config.batch)
+            )
+            if not taken:
+                return
+            names, labels, images = ([getattr(f, c) for f in taken] for c in ("name", "label", "image"))
+            number = np.arange(first, first + len(images))
+            levels = self.schedule.levels(number)
+            pixels = _tensor(images).to(self.device)
+            pixels = distort(pixels, torch.from_numpy(levels), torch.from_numpy(number), self.config.seed)
+            yield pixels, names, np.array(labels), levels
+            first += len(images)
+
+
+def nothing_usable(config: FrameConfig, skipped: dict[str, str]) -> EexError:
+    """The error that no frame of a source could be used, with the first reason."""
+    name, reason = next(iter(skipped.items()), ("", "it has no frames"))
+    return EexError(f"{config.source}: no frame could be used; {name}: {reason}")
+
+
+def _relabelled(source: "Source", classes: tuple[str, ...]) -> "Source":
+    """The source with its labels in the model's order; unknown where the model has no class of that name."""
+    import dataclasses
+
+    if source.classes == classes or not source.classes:
+        return source
+    index = np.array([classes.index(c) if c in classes else -1 for c in source.classes])
+    return dataclasses.replace(source, labels=np.where(source.labels >= 0, index[source.labels], -1))
+
+
+def _cached(source: "Source") -> "Source":
+    import dataclasses
+
+    read = source.read
+    if read is None or not len(source):
+        return source
+    kept: dict[int, Any] = {}
+    room = CACHE_BYTES
+
+    def cached(i: int) -> Any:
+        nonlocal room
+        if i in kept:
+            return kept[i]
+        image = read(i)
+        if room >= image.nbytes:
+            room -= image.nbytes
+            kept[i] = image
+        return image
+
+    return dataclasses.replace(source, read=cached)
+
+
+def _tensor(images: list[Any]) -> "torch.Tensor":
+    """(B, 3, H, W) in [0, 1] from images (H, W, 3)."""
+    import torch
+
+    if all(image.dtype == np.uint8 for image in images):
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
+    floats = [image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1) for image in images]
+    return torch.from_numpy(np.stack(floats)).permute(0, 3, 1, 2)

@@ -1,0 +1,75 @@
+"""The network of a run: the model, its device and partition point."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eex.policies.core.errors import EexError
+from eex.stream.config import FrameConfig
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
+
+
+def load_network(config: FrameConfig) -> "EarlyExitNet":
+    """The network as configured, in the form that infers fast, on its device.
+
+    Raises
+    ------
+    EexError
+        If it cannot be used, or there is no such device or partition point.
+    """
+    from eex.models.card import load
+    from eex.models.fast import optimised
+
+    net = optimised(load(config.model, pick_device(config.device), make_network(config.network)))
+    if config.partition > net.exits:
+        raise EexError(f"--partition must lie in 1…{net.exits}, the model's stages; got {config.partition}")
+    net.partition = config.partition or net.partition
+    return net
+
+
+def make_network(name: str) -> "EarlyExitNet | None":
+    """The network that a user's function "module:function" makes; None without a name.
+
+    Raises
+    ------
+    EexError
+        If it cannot be imported or makes something else.
+    """
+    if not name:
+        return None
+    import importlib
+    import sys
+
+    from eex.models.network import EarlyExitNet
+
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        net = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise EexError(f"--network {name}: cannot be imported: {error}; expected module:function") from None
+    if not isinstance(net, EarlyExitNet):
+        raise EexError(f"--network {name}: must return an EarlyExitNet (eex.models.cut), got {type(net).__name__}")
+    return net
+
+
+def pick_device(name: str) -> str:
+    """The device that a user names: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises
+    ------
+    EexError
+        If there is no such device.
+    """
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise EexError(f"--device {name}: expected auto, cpu or cuda")
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EexError("--device cuda: this torch sees no GPU")
+    return name

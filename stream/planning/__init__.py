@@ -1,0 +1,1 @@
+"""What stages, links and encodings take; where to cut the network and how to send frames."""

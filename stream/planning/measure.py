@@ -1,0 +1,336 @@
+"""What things take, measured: stages on this machine and on a worker, the link, and each way of sending a frame.
+
+`eex-stream --send auto` chooses by these how frames are sent, and `eex-partition` where the network is cut.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import DOWN, SimulatedLink, transfer_ms
+from eex.stream.wire.encoding import ENCODINGS, Encoding, decode, encode, pixels
+from eex.stream.wire.offload import Offloader, Reply
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eex.models.network import EarlyExitNet
+    from eex.policies.core.base import Floats
+
+LEAST_AGREEMENT = 0.98
+"""Share of frames whose answer must be that of the features as they are; an encoding below is not chosen by itself."""
+ROUNDS = 5
+"""Times that everything is measured; the median counts, of a link the least."""
+PROBE_FRAMES = 16
+"""Frames of the larger message that a link is measured with, at most."""
+TRIES, PATIENCE_S = 3, 5.0
+"""How often a request is sent that fails, and how long each is waited for."""
+_IDS = itertools.count(1 << 40)  # of requests that measure; an engine counts from 1
+
+
+@dataclass(frozen=True)
+class LinkSpeed:
+    """Round trip of a message without content, in milliseconds, and megabits a second."""
+
+    round_trip_ms: float
+    mbit: float
+
+    def trip_ms(self, bytes: float) -> float:
+        """Milliseconds from sending a frame of so many bytes, over an idle connection, to its short reply."""
+        return transfer_ms(bytes, self.round_trip_ms, self.mbit) + self.round_trip_ms / 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to send a frame from a partition point.
+
+    Attributes
+    ----------
+    encoding
+        How.
+    stage
+        First stage that the cloud runs, counted from 0.
+    bytes
+        Of a frame.
+    encode_ms, decode_ms
+        Of a frame, on this machine.
+    agreement
+        Share of frames whose answer is that of the features as they are; NaN where it was not measured.
+    """
+
+    encoding: Encoding
+    stage: int
+    bytes: float
+    encode_ms: float
+    decode_ms: float
+    agreement: float = math.nan
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it may be chosen without being asked for."""
+        return not self.agreement < LEAST_AGREEMENT
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How a run sends its frames, and why.
+
+    Attributes
+    ----------
+    encoding
+        What was chosen; None sends the features as they are.
+    why
+        One line.
+    candidates
+        What was compared, as plain JSON values; empty where nothing was.
+    """
+
+    encoding: Encoding | None
+    why: str
+    candidates: tuple[dict[str, Any], ...] = ()
+
+
+def first_condition(link: SimulatedLink) -> LinkSpeed:
+    """How a link is at first, or once it is up.
+
+    Raises
+    ------
+    EexError
+        If it never is.
+    """
+    for piece in link.pieces:
+        if piece.round_trip_ms < DOWN:
+            return LinkSpeed(piece.round_trip_ms, piece.mbit)
+    raise EexError("the link is always down")
+
+
+def stage_times(net: "EarlyExitNet", images: "Tensor", at_once: int = 1) -> "tuple[Floats, Floats]":
+    """Milliseconds a frame of each stage and of each exit on the network's device, both (stages,).
+
+    Parameters
+    ----------
+    images
+        (n, C, H, W) on the network's device.
+    at_once
+        Frames in a micro-batch.
+    """
+    import torch
+
+    def now() -> float:
+        if images.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    stage_ms, exit_ms = np.zeros((ROUNDS, net.exits)), np.zeros((ROUNDS, net.exits))
+    batch = images[np.resize(np.arange(len(images)), at_once).tolist()]
+    with torch.inference_mode():
+        for warming in (True, False):
+            for k in range(ROUNDS):
+                x = batch.contiguous(memory_format=torch.channels_last)
+                for i in range(net.exits):
+                    start = now()
+                    x = net.stage(i, x)
+                    between = now()
+                    net.confident(net.branch(i, net.experts[0], x))[0].cpu()
+                    stage_ms[k, i], exit_ms[k, i] = between - start, now() - between
+                if warming and k:
+                    break
+    return 1000 * np.median(stage_ms, axis=0) / at_once, 1000 * np.median(exit_ms, axis=0) / at_once
+
+
+def features_at(net: "EarlyExitNet", images: "Tensor") -> "list[Tensor]":
+    """What each stage takes: the images, then the features after each stage but the last."""
+    import torch
+
+    found = [images.contiguous(memory_format=torch.channels_last)]
+    with torch.inference_mode():
+        for i in range(net.exits - 1):
+            found.append(net.stage(i, found[-1]))
+    return found
+
+
+def candidates(net: "EarlyExitNet", images: "Tensor", cut: int, agreement: bool = True) -> list[Candidate]:
+    """Every way to send frames from a partition point, with what it takes and whether it changes answers.
+
+    Parameters
+    ----------
+    images
+        (n, C, H, W) in [0, 1], on the network's device, distorted as they are to be seen.
+    cut
+        Stages that run on the edge; 0 sends images alone.
+    agreement
+        Run the rest of the network on what arrives, to see whether the answers are the same.
+    """
+    features = features_at(net, images)[cut].contiguous().cpu().numpy() if cut else None
+    inputs = pixels(images.float().cpu().numpy())
+    reference = _answers(net, images.cpu().numpy(), 0) if agreement else None
+    agreements: dict[str, float] = {}
+    found = []
+    for encoding in ENCODINGS:
+        if encoding.kind != "input" and features is None:
+            continue
+        values: NDArray[Any] = inputs if encoding.kind == "input" else np.asarray(features)
+        stage = 0 if encoding.kind == "input" else cut
+        encode_s, decode_s = [], []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            sent = encode(values, encoding)
+            between = time.perf_counter()
+            arrived = decode(sent.dtype, sent.shape, sent.codec, sent.arrays)
+            encode_s.append(between - start)
+            decode_s.append(time.perf_counter() - between)
+        if reference is not None and encoding.kind not in agreements:
+            agreements[encoding.kind] = float((_answers(net, arrived, stage) == reference).mean())
+        found.append(
+            Candidate(
+                encoding,
+                stage,
+                sent.nbytes / len(sent),
+                1000 * float(np.median(encode_s)) / len(sent),
+                1000 * float(np.median(decode_s)) / len(sent),
+                agreements.get(encoding.kind, math.nan),
+            )
+        )
+    return found
+
+
+def _answers(net: "EarlyExitNet", arrived: NDArray[Any], stage: int) -> NDArray[np.int64]:
+    """What the final exit says of frames that go on from a stage, with the first expert."""
+    import torch
+
+    x = torch.from_numpy(np.array(arrived)).to(net.mean.device, net.mean.dtype)
+    with torch.inference_mode():
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        for i in range(stage, net.exits):
+            x = net.stage(i, x)
+        answers: NDArray[np.int64] = net.branch(net.exits - 1, net.experts[0], x).argmax(dim=1).cpu().numpy()
+    return answers
+
+
+# ---- a worker, and the way to it
+
+
+def worker_times(
+    offloader: Offloader, net: "EarlyExitNet", images: "Tensor", stages: Sequence[int]
+) -> dict[int, float]:
+    """Milliseconds of a frame on a worker that goes on from each of some stages to the final exit.
+
+    Raises
+    ------
+    EexError
+        If the worker does not answer.
+    """
+    features = features_at(net, images[:1])
+    found = {}
+    for stage in stages:
+        x = features[stage].float().contiguous().cpu().numpy()
+        sent = encode(x, Encoding("int8")) if stage else encode(pixels(x), Encoding("input"))  # small: links are slow
+        found[stage] = float(np.median([_ask(offloader, net, stage, sent).compute_ms for _ in range(ROUNDS)]))
+    return found
+
+
+def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cut: int) -> LinkSpeed:
+    """Round trip and rate to a worker, from messages of one frame and of several that go on from a partition point.
+
+    What the model takes there is taken off. A rate that cannot be told from noise is infinite.
+
+    Raises
+    ------
+    EexError
+        If the worker does not answer.
+    """
+    features = features_at(net, images[:PROBE_FRAMES])[cut].float().contiguous().cpu().numpy()
+
+    def least(count: int, rounds: int) -> tuple[float, float]:
+        """Milliseconds on the link, and bytes, of a message of so many frames."""
+        part = features[:count]
+        sent = encode(part, Encoding()) if cut else encode(pixels(part), Encoding("input"))
+        replies = [_ask(offloader, net, cut, sent) for _ in range(rounds)]
+        return min(r.round_trip_ms - r.compute_ms for r in replies), sent.nbytes
+
+    small, small_bytes = least(1, ROUNDS)
+    if len(features) < 2:
+        return LinkSpeed(small, math.inf)
+    large, large_bytes = least(len(features) if small < 100 else 4, 3)  # the first of them makes the connection fast
+    per_byte = max(0.0, large - small) / (large_bytes - small_bytes)
+    if per_byte * large_bytes < 0.05 * large:
+        return LinkSpeed(small, math.inf)
+    return LinkSpeed(max(0.0, small - per_byte * small_bytes), 8e-3 / per_byte)
+
+
+def _ask(offloader: Offloader, net: "EarlyExitNet", stage: int, features: Any) -> Reply:
+    """The reply to one request, sent and awaited; again if it fails, as the first may that a worker ever runs."""
+    failed = "it takes no requests; is it still running?"
+    for _ in range(TRIES):
+        id, end = next(_IDS), time.monotonic() + PATIENCE_S
+        while not (sent := offloader.submit(id, stage, net.experts[0], features)) and time.monotonic() < end:
+            offloader.poll(10)
+            time.sleep(0.002)
+        while sent and time.monotonic() < end:
+            for reply in offloader.poll(100):
+                if reply.id == id and not reply.failed:
+                    return reply
+                if reply.id == id:
+                    sent, failed = False, reply.failed
+    raise EexError(f"the worker and the link cannot be measured: {failed}")
+
+
+# ---- the choice
+
+
+def cost_ms(candidate: Candidate, link: LinkSpeed, cloud_ms: float) -> float:
+    """Milliseconds from the partition point to the answer on the edge."""
+    return candidate.encode_ms + link.trip_ms(candidate.bytes) + candidate.decode_ms + cloud_ms
+
+
+def smallest(found: Sequence[Candidate], problem: str) -> Sending:
+    """The way to send frames that takes fewest bytes and leaves the answers as they are: for a link nobody knows."""
+    best = min((c for c in found if c.agrees), key=lambda c: c.bytes, default=found[0])
+    return Sending(best.encoding, f"{best.bytes:,.0f} bytes a frame, the fewest; {problem}")
+
+
+def cheapest(found: Sequence[Candidate], link: LinkSpeed, cloud_ms: dict[int, float]) -> Sending:
+    """The way to send frames that takes least time, of those that leave the answers as they are.
+
+    Parameters
+    ----------
+    found
+        All from one partition point.
+    link
+        To the worker.
+    cloud_ms
+        What the worker takes for a frame, by the stage from which it goes on.
+    """
+    costs = {c.encoding: cost_ms(c, link, cloud_ms[c.stage]) for c in found}
+    best = min((c for c in found if c.agrees), key=lambda c: costs[c.encoding], default=found[0])
+    plain = next((c for c in found if c.encoding == Encoding()), best)
+    rows = tuple(
+        {
+            "send": str(c.encoding),
+            "bytes": c.bytes,
+            "encode_ms": c.encode_ms,
+            "decode_ms": c.decode_ms,
+            "link_ms": link.trip_ms(c.bytes),
+            "cloud_ms": cloud_ms[c.stage],
+            "ms": costs[c.encoding],
+            "agreement": None if math.isnan(c.agreement) else c.agreement,
+        }
+        for c in found
+    )
+    rate = "too fast to measure" if math.isinf(link.mbit) else f"{link.mbit:.3g} Mbit/s"
+    why = (
+        f"{best.bytes:,.0f} bytes a frame take {costs[best.encoding]:.1f} ms to the answer "
+        f"({link.round_trip_ms:.3g} ms round trip, {rate})"
+    )
+    if plain is not best:
+        why += f"; fp32's {plain.bytes:,.0f} bytes would take {costs[plain.encoding]:.1f} ms"
+    if not math.isnan(best.agreement):
+        why += f"; {100 * best.agreement:.1f} % of {'the' if best is plain else 'its'} answers are fp32's"
+    return Sending(best.encoding, why, rows)

@@ -1,0 +1,1 @@
+"""A run: policies played one after another, recorded and summed up."""

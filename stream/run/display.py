@@ -1,0 +1,186 @@
+"""What `eex-stream` shows on a terminal: one live line while it streams, tables at the end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from eex.policies.core.price import parse_price
+from eex.stream.run.play import Glance
+
+
+@contextmanager
+def display(console: Console | None = None) -> Iterator[Callable[[Glance], None]]:
+    """A live progress line on standard error; its last state of each policy stays on the screen."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda glance: console.print(line(glance), soft_wrap=True) if glance.finished else None
+        return
+    with Live(Text("loading the model and starting the cloud worker …"), console=console, refresh_per_second=8) as live:
+        last: Glance | None = None
+
+        def show(glance: Glance) -> None:
+            nonlocal last
+            if last is not None and last.policy != glance.policy:
+                live.console.print(line(last, console.width))
+            last = glance
+            live.update(line(glance, console.width))
+
+        yield show
+
+
+def line(glance: Glance, width: int | None = None) -> Text:
+    """One line: how far, where frames are answered, how well, how fast; in so many columns what matters most of it."""
+    t = glance.tally
+    # how much it matters (least goes first), long form, short form, style
+    parts = [(9, glance.policy, glance.policy, "bold")]
+    done = f"{glance.done:,}" + (f"/{glance.total:,}" if glance.total else "")
+    parts.append((8, f"{done} frames", done, ""))
+    if t.frames:
+        shares = [f"{100 * n / t.frames:.0f}" for n in t.by_exit]
+        told = [f"{e}:{share}%" for e, share in enumerate(shares[:-1], 1)]
+        parts.append(
+            (7, f"exit {' '.join(told)} cloud:{shares[-1]}%", f"exit {'/'.join(shares[:-1])} cloud {shares[-1]}%", "")
+        )
+        if t.accuracy is not None:
+            parts.append((6, f"accuracy {t.accuracy:.1%}", f"acc {t.accuracy:.1%}", "green"))
+        offloaded = f"{t.offloaded / t.frames:.0%}"
+        parts.append((1, f"offloaded {offloaded}", f"off {offloaded}", ""))
+        parts.append((5, f"threshold {t.threshold:.2f}", f"thr {t.threshold:.2f}", "magenta"))
+        if t.mean_reward is not None:
+            parts.append((2, f"reward {t.mean_reward:+.4f}", f"reward {t.mean_reward:+.4f}", "blue"))
+    if glance.distortion:
+        parts.append((4, glance.distortion, glance.distortion, "yellow"))
+    speed = f"{glance.done / max(glance.seconds, 1e-9):,.0f}"
+    parts.append((3, f"{speed} frames/s", f"{speed}/s", "cyan"))
+    texts = [(long, style) for _, long, _, style in parts]
+    if width is not None and _columns(texts) > width:
+        while len(parts) > 1 and _columns([(short, "") for _, _, short, _ in parts]) > width:
+            parts.remove(min(parts))
+        texts = [(short, style) for _, _, short, style in parts]
+    return Text("  ", no_wrap=True, overflow="ellipsis").join(Text(*part) for part in texts)
+
+
+def _columns(texts: list[tuple[str, str]]) -> int:
+    return sum(len(text) + 2 for text, _ in texts) - 2
+
+
+def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
+    """The last screen: the policies side by side, and what adapting bought in words."""
+    console = console or Console()
+    policies = [_column(row) for row in summary["policies"]]
+    names = list(policies[0])
+    label = 2 + max(map(len, names))
+    widths = [2 + max(len(line) for cell in column.values() for line in cell.split("\n")) for column in policies]
+    start = 0
+    while start < len(policies):  # as many policies beside each other as fit
+        stop = start + 1
+        while stop < len(policies) and label + sum(widths[start : stop + 1]) <= console.width:
+            stop += 1
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("" if start else "the same frames,\npolicy by policy")
+        for k in range(start, stop):
+            table.add_column(policies[k][POLICY], justify="right", style="bold" if k == 0 else "")
+        for name in names[1:]:
+            table.add_row(name, *(policies[k][name] for k in range(start, stop)))
+        console.print(table)
+        console.print()
+        start = stop
+    for text in bought(summary):
+        console.print(text, soft_wrap=not console.is_terminal, highlight=False)  # in a pipe a sentence is a line
+    console.print(f"records, summary and pictures: {summary['folder']}", soft_wrap=True, highlight=False)
+
+
+POLICY = "policy"
+
+
+def _column(row: dict[str, Any]) -> dict[str, str]:
+    """What is said of one policy, by what it is called."""
+    cells = {
+        POLICY: row["policy"].replace(":", ":\n"),
+        "frames": f"{row['frames']:,}",
+        "accuracy": _percent(row["accuracy"]),
+        "reward a frame": "–" if row["mean_reward"] is None else f"{row['mean_reward']:+.4f}",
+    }
+    if "regret_best_arm" in row:
+        cells["regret, best threshold"] = _plain(row["regret_best_arm"])
+        cells["regret, oracle"] = _plain(row["regret_oracle"])
+    for name, share in row["exit_shares"].items():
+        cells[f"answered by {name}" if name == "cloud" else f"answered at {name}"] = _percent(share)
+    cells["offloaded"] = _percent(row["offloaded_share"])
+    if "dropped" in row:
+        cells["dropped"] = _percent(row["dropped_share"])
+    cells["MB sent"] = f"{row['bytes_offloaded'] / 1e6:.1f}"
+    each = row["bytes_per_offloaded_frame"]
+    cells["bytes a sent frame"] = "–" if each is None else f"{each:,.0f}"
+    cells["seconds"] = f"{row['seconds']:.1f}"
+    cells["frames/s"] = f"{row['frames_per_second']:,.0f}"
+    for quantile, ms in row["latency_ms"].items():
+        cells[f"latency {quantile}, ms"] = "–" if ms is None else f"{ms:,.1f}"
+    return cells
+
+
+def bought(summary: dict[str, Any]) -> list[str]:
+    """What adapting bought, and what went wrong, in sentences."""
+    first, *rivals = summary["policies"]
+    lines = []
+    for rival in rivals:
+        if rival["frames"] != first["frames"]:  # interrupted: not the same stream
+            continue
+        parts = []
+        if None not in (first["mean_reward"], rival["mean_reward"]):
+            parts.append(f"{first['mean_reward'] - rival['mean_reward']:+.4f} reward a frame")
+        if None not in (first["accuracy"], rival["accuracy"]):
+            parts.append(f"{100 * (first['accuracy'] - rival['accuracy']):+.1f} points of accuracy")
+        parts.append(f"{100 * (first['offloaded_share'] - rival['offloaded_share']):+.1f} points of frames offloaded")
+        if "dropped" in first:  # accuracy is of the answered frames, which are not the same
+            parts.append(f"{100 * (first['dropped_share'] - rival['dropped_share']):+.1f} points of frames dropped")
+        parts.append(f"{(first['bytes_offloaded'] - rival['bytes_offloaded']) / 1e6:+.1f} MB sent")
+        parts.append(f"{first['seconds'] - rival['seconds']:+.1f} s")
+        lines.append(f"{first['policy']} against {rival['policy']}: {', '.join(parts)}")
+    if "best_fixed_threshold" in summary:
+        lines.append(
+            f"in hindsight the best fixed threshold was {summary['best_fixed_threshold']:g} "
+            f"(overhead {round(summary['overhead'], 4):g}{'' if constant(summary) else ', the mean'})"
+        )
+    if summary["send"]["encoding"] is not None:
+        lines.append(f"sent as {summary['send']['encoding']}: {summary['send']['why']}")
+    if not constant(summary):
+        lines.append(f"price of offloading {summary['price']}: {summary['mean_overhead']:.4f} a frame, on average")
+    if summary["withheld"]:
+        lines.append(f"{summary['withheld']:,} frames were kept on the edge by the budget")
+    if "dropped" in summary:
+        dropped, bytes = summary["dropped"], summary["bytes_not_sent"]
+        saved = "" if bytes is None else f" and about {bytes / 1e6:.1f} MB"
+        lines.append(
+            f"{dropped:,} frames were dropped, answered by nobody: {dropped:,} offloads{saved} not sent; "
+            f"accuracy is of the answered frames"
+        )
+    if unanswered := summary["fallbacks"] - summary["withheld"]:
+        lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
+    if summary["unrecorded"]:
+        lines.append(f"records end before the stream: {summary['unrecorded']}")
+    if summary["skipped"]:
+        named = "; ".join(summary["skipped_images"][:3])
+        more = f" and {summary['skipped'] - 3} more, named in summary.json" if summary["skipped"] > 3 else ""
+        lines.append(f"{summary['skipped']} images skipped: {named}{more}")
+    if summary["interrupted"]:
+        lines.append("interrupted: all that was finished is written")
+    return lines
+
+
+def constant(summary: dict[str, Any]) -> bool:
+    """Whether every frame of a run had the same price."""
+    return parse_price(summary["price"]).constant
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _plain(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # no -0.0

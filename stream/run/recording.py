@@ -1,0 +1,57 @@
+"""`eex-record`: the command that writes a trace, what every exit says of every frame of a source under a schedule."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from eex.policies.core.schedule import parse_schedule
+from eex.policies.core.trace import Trace
+from eex.stream.config import FrameConfig
+from eex.stream.frames.frames import Frames, nothing_usable
+from eex.stream.network import load_network
+
+
+def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done, total: None) -> tuple[Trace, int]:
+    """Run every exit of every frame; the trace, and how many images were skipped. Only the trace's columns are kept.
+
+    Parameters
+    ----------
+    report
+        Told after each micro-batch how many frames are done, of how many; 0 where the source does not say.
+
+    Raises
+    ------
+    EexError
+        If the configuration, the model or the source cannot be used.
+    """
+    config.check()
+    schedule = parse_schedule(config.distortion, config.seed)
+    from eex.stream.engine import every_exit  # only now torch, which takes seconds
+
+    net = load_network(config)
+    frames = Frames(config, schedule, net)
+    skipped: dict[str, str] = {}
+    labels, said = [], []
+    done = 0
+    for pixels, _, label, _ in frames.batches(frames.total, skipped):
+        labels.append(label)
+        said.append(every_exit(net, pixels))
+        done += len(label)
+        report(done, frames.total)
+    if not done:
+        raise nothing_usable(config, skipped)
+    confidence, prediction, probabilities = zip(*said, strict=True)
+    number = np.arange(done)
+    levels = schedule.levels(number)
+    trace = Trace(
+        confidence=np.concatenate(confidence),
+        prediction=np.concatenate(prediction),
+        label=np.concatenate(labels),
+        classes=net.classes,
+        distortion=schedule.names(number),
+        level=levels[number, (levels > 0).argmax(axis=1)],  # of the first kind that is applied
+        probabilities=None if net.classifier is None else np.concatenate(probabilities),
+        experts=() if net.classifier is None else net.experts,
+        model=net.fingerprint,
+    )
+    return trace, len(skipped)

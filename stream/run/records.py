@@ -1,0 +1,325 @@
+"""Records of a run: one row a frame in column-wise parts that stay readable if the run is killed."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from eex.policies.core.base import Bools, Floats, Ints, Outcomes
+from eex.policies.core.errors import EexError
+from eex.policies.core.replay import Feedback
+from eex.policies.core.schedule import KINDS
+from eex.stream.engine import Rows
+
+ROWS_IN_BATCH = 1024
+"""Rows written at once: what a killed run may lose of its records, at most."""
+ROWS_IN_PART = 262_144
+DROPPED, REACHABLE = "dropped", "reachable"
+LATER = {DROPPED: False, REACHABLE: True}
+"""The last columns; parts that an older eex wrote lack some, and read as if they held these values."""
+
+
+class RecordWriter:
+    """Writes finished frames into `folder`/part-00000.arrows and so on, in Arrow's streaming format.
+
+    A part is readable up to the last batch written, however the run ends. Exits are counted from 1 here, as in the
+    columns' names; `confidence_2` is what exit 2 said, null where inference never went. A frame that was dropped has no
+    exit, answer and correct.
+
+    Parameters
+    ----------
+    folder
+        Made if need be.
+    classes, experts
+        Names, for the columns `label`, `answer` and `expert`.
+
+    Raises
+    ------
+    EexError
+        If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], experts: Sequence[str]) -> None:
+        self.folder, self.classes, self.experts = folder, list(classes), list(experts)
+        self._parts = self._rows_in_part = self._waiting = 0
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._held: list[pa.RecordBatch] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._parts = len(list(folder.glob("part-*.arrows")))  # earlier parts stay
+        except OSError as error:
+            raise EexError(f"{folder}: cannot write records: {error.strerror}") from None
+
+    def write(self, rows: Rows) -> None:
+        """Take in finished frames; they reach the disk in batches."""
+        if not len(rows):
+            return
+        self._held.append(self._batch(rows))
+        self._waiting += len(rows)
+        if self._waiting >= ROWS_IN_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all that was taken in.
+
+        Raises
+        ------
+        EexError
+            If the disk is full or not writable; the rows before stay readable.
+        """
+        if not self._held:
+            return
+        table = pa.Table.from_batches(self._held).combine_chunks()
+        try:
+            if self._writer is None:
+                path = self.folder / f"part-{self._parts:05d}.arrows"
+                self._sink = pa.OSFile(str(path), "wb")
+                self._writer = pa.ipc.new_stream(self._sink, table.schema)
+            self._writer.write_table(table)
+            self._sink.flush()
+            self._rows_in_part += len(table)
+            if self._rows_in_part >= ROWS_IN_PART:
+                self._end_part()
+        except (OSError, pa.ArrowException) as error:
+            raise EexError(f"{self.folder}: cannot write records: {error}") from None
+        self._held, self._waiting = [], 0
+
+    def commit(self) -> int:
+        """Write all that was taken in, and end the part; how many parts there are.
+
+        Raises
+        ------
+        EexError
+            If the disk is full or not writable.
+        """
+        self.flush()
+        try:
+            self._end_part()
+        except (OSError, pa.ArrowException) as error:
+            raise EexError(f"{self.folder}: cannot write records: {error}") from None
+        return self._parts
+
+    def abandon(self) -> None:
+        """Let go of what is left, after an error; what reached the disk stays readable."""
+        self._held, self._waiting = [], 0
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._end_part()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end_part(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._sink.close()
+            self._writer, self._rows_in_part = None, 0
+            self._parts += 1
+
+    def _batch(self, rows: Rows) -> pa.RecordBatch:
+        edge_exits = rows.skip_below.shape[1]
+        known = rows.label >= 0
+        columns: dict[str, Any] = {
+            "frame": rows.frame,
+            "name": pa.array(rows.name, pa.string()),
+            "label": self._names(rows.label, self.classes),
+            "answer": self._names(rows.answer, self.classes),
+            "correct": pa.array(rows.answer == rows.label, mask=~known | rows.dropped),
+        }
+        columns |= {kind: rows.levels[:, k].astype(np.float32) for k, kind in enumerate(KINDS)}
+        columns |= {
+            "expert": self._names(rows.expert, self.experts),
+            "arm": rows.arm.astype(np.int32),
+            "probability": pa.array(rows.probability, from_pandas=True),
+            "audited": rows.audited,
+            "queue": rows.queue.astype(np.int32),
+            "link_estimate_ms": pa.array(rows.link_estimate_ms, from_pandas=True),
+        }
+        for e in range(edge_exits + 1):
+            columns[f"exit_at_{e + 1}"] = rows.exit_at[:, e]
+            if e < edge_exits:
+                columns[f"skip_below_{e + 1}"] = rows.skip_below[:, e]
+        for e in range(edge_exits + 1):
+            columns[f"confidence_{e + 1}"] = pa.array(rows.confidence[:, e], from_pandas=True)
+            columns[f"prediction_{e + 1}"] = self._names(rows.prediction[:, e], self.classes)
+        columns |= {
+            "exit": pa.array((rows.exit + 1).astype(np.int32), mask=rows.dropped),
+            "offloaded": rows.offloaded,
+            "sent": rows.sent,
+            "fallback": rows.fallback,
+            "overhead": rows.overhead,
+            "reward": pa.array(rows.reward, from_pandas=True),
+            "heard": rows.heard,
+            "heard_at": rows.heard_at,
+            "bytes": rows.bytes.astype(np.float32),
+            "edge_ms": rows.edge_ms.astype(np.float32),
+            "link_ms": rows.link_ms.astype(np.float32),
+            "cloud_ms": rows.cloud_ms.astype(np.float32),
+            "latency_ms": rows.latency_ms.astype(np.float32),
+            DROPPED: rows.dropped,
+            REACHABLE: rows.reachable,
+        }
+        return pa.RecordBatch.from_pydict(columns)
+
+    @staticmethod
+    def _names(index: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryArray:
+        # the dictionary is the same in every batch: streams need it once
+        return pa.DictionaryArray.from_arrays(
+            pa.array(index.astype(np.int32), mask=index < 0), pa.array(list(names), pa.string())
+        )
+
+
+def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """All record batches of a run in order, also of one that was killed.
+
+    Raises
+    ------
+    EexError
+        If the folder holds no records.
+    """
+    parts = sorted(folder.glob("part-*.arrows"))
+    if not parts:
+        raise EexError(f"{folder}: no records here; expected part-00000.arrows")
+    for part in parts:
+        with pa.OSFile(str(part), "rb") as source:
+            try:
+                for batch in pa.ipc.open_stream(source):
+                    for name, value in LATER.items():
+                        if name not in batch.schema.names:
+                            batch = batch.append_column(name, pa.array(np.full(len(batch), value)))
+                    yield batch
+            except (pa.ArrowInvalid, OSError, StopIteration):
+                continue  # cut off in the middle of a batch: what came before is whole
+
+
+def read_records(folder: Path) -> pa.Table:
+    """All records of a run as one table, one row a frame.
+
+    Raises
+    ------
+    EexError
+        If the folder holds no records.
+    """
+    batches = list(read_batches(folder))
+    if not batches:
+        raise EexError(f"{folder}: the records were cut off before their first batch was whole")
+    return pa.Table.from_batches(batches)
+
+
+def feedback_of(records: pa.Table | Path) -> Feedback:
+    """What a recorded run's policy knew of the link, and when it heard of each frame, for replay.
+
+    Parameters
+    ----------
+    records
+        The table that `read_records` gives, or the folder. Records of a killed run will do: what was heard of later
+        than its last row had no part in these rows.
+
+    Raises
+    ------
+    EexError
+        If the records hold other frames than 0, 1, … or lack a column.
+    """
+    table = _in_order(records)
+    heard = np.argsort(_numbers(table, "heard"), kind="stable")
+    return Feedback(
+        frame=heard,
+        chosen=_numbers(table, "heard_at")[heard],
+        queue=_numbers(table, "queue"),
+        link_ms=_floats(table, "link_estimate_ms"),
+        sent=_flags(table, "sent"),
+        fallback=_flags(table, "fallback"),
+        dropped=_flags(table, DROPPED),
+        reachable=_flags(table, REACHABLE),
+    )
+
+
+def outcomes_of(records: pa.Table | Path) -> Outcomes:
+    """A recorded run's frames in order, as its policy was told of them.
+
+    Parameters
+    ----------
+    records
+        The table that `read_records` gives, or the folder.
+
+    Raises
+    ------
+    EexError
+        If the records hold other frames than 0, 1, … or lack a column.
+    """
+    table = _in_order(records)
+    exits = range(1, 1 + sum(name.startswith("exit_at_") for name in table.column_names))
+    if len(exits) < 2:
+        raise EexError("the records lack the column exit_at_1 or exit_at_2: written by an older eex?")
+    return Outcomes(
+        run=np.zeros(len(table), dtype=np.int64),
+        frame=_numbers(table, "frame"),
+        arm=_numbers(table, "arm"),
+        probability=_floats(table, "probability"),
+        audited=_flags(table, "audited"),
+        exit_at=np.column_stack([_floats(table, f"exit_at_{e}") for e in exits]),
+        confidence=np.column_stack([_floats(table, f"confidence_{e}") for e in exits]),
+        prediction=np.column_stack([_index(table, f"prediction_{e}") for e in exits]),
+        exit=np.asarray(_column(table, "exit").fill_null(0), dtype=np.int64) - 1,
+        offloaded=_flags(table, "offloaded"),
+        fallback=_flags(table, "fallback"),
+        sent=_flags(table, "sent"),
+        latency_ms=_floats(table, "latency_ms"),
+        overhead=_floats(table, "overhead"),
+        reward=_floats(table, "reward"),
+    )
+
+
+def labels_of(records: pa.Table | Path) -> Ints:
+    """The true class of each frame of a recorded run, numbered as in `outcomes_of`; -1 where it is not known.
+
+    Raises
+    ------
+    EexError
+        If the records hold other frames than 0, 1, … or lack a column.
+    """
+    return _index(_in_order(records), "label")
+
+
+def _in_order(records: pa.Table | Path) -> pa.Table:
+    table = read_records(records) if isinstance(records, Path) else records
+    frame = _numbers(table, "frame")
+    if not (frame == np.arange(len(frame))).all():
+        row = int((frame != np.arange(len(frame))).argmax())
+        raise EexError(f"the records are not those of one whole run: row {row} is frame {frame[row]}")
+    return table
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    if name not in table.column_names:
+        raise EexError(f"the records lack the column {name}: written by an older eex?")
+    return table[name]
+
+
+def _numbers(table: pa.Table, name: str) -> Ints:
+    return np.asarray(_column(table, name), dtype=np.int64)
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
+    return np.asarray(_column(table, name), dtype=np.float64)  # null becomes NaN
+
+
+def _flags(table: pa.Table, name: str) -> Bools:
+    return np.asarray(_column(table, name), dtype=np.bool_)
+
+
+def _index(table: pa.Table, name: str) -> Ints:
+    chunks = [chunk.indices.fill_null(-1).to_numpy() for chunk in _column(table, name).chunks]
+    return np.concatenate(chunks).astype(np.int64)

@@ -1,0 +1,128 @@
+"""What a run leaves: the summary and the curves."""
+
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eex.policies.core.errors import EexError
+from eex.policies.core.price import parse_price
+from eex.stream.config import StreamConfig
+from eex.stream.run.play import Played
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
+    from eex.stream.run.tally import Reference, Tally
+
+NAMED = 20
+"""Skipped images that a summary names; it counts them all."""
+
+
+# ---- what a run leaves
+
+
+def summarise(
+    config: StreamConfig,
+    played: list[Played],
+    reference: "Reference | None",
+    net: "EarlyExitNet",
+    interrupted: bool = False,
+) -> dict[str, Any]:
+    """What happened, as plain JSON values; the first policy's figures on top, one row a policy under `policies`."""
+    rows = [_policy_row(p, reference, config.drop_below > 0) for p in played]
+    first = played[0]
+    skipped = list(first.skipped.items())
+    summary: dict[str, Any] = dict(rows[0])
+    summary["skipped"] = len(skipped)
+    summary["skipped_images"] = [f"{name}: {reason}" for name, reason in skipped[:NAMED]]
+    summary["unrecorded"] = first.unrecorded
+    summary["interrupted"] = interrupted
+    summary["policies"] = rows
+    if reference is not None:
+        summary["best_fixed_threshold"] = reference.best
+        summary["by_exit"] = reference.rows()
+    price = parse_price(config.overhead)
+    summary["price"] = price.text
+    summary["overhead"] = price.of() if price.constant else first.tally.mean_overhead
+    summary["model"] = {"fingerprint": net.fingerprint, "exits": net.exits, "partition": net.partition}
+    summary["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    return summary
+
+
+def _policy_row(played: Played, reference: "Reference | None", dropping: bool) -> dict[str, Any]:
+    t = played.tally
+    frames = max(1, t.frames)
+    row: dict[str, Any] = {
+        "policy": played.policy,
+        "frames": t.frames,
+        "answered": int(t.by_exit.sum()),
+        "fallbacks": t.fallbacks,
+        "withheld": played.withheld,
+        "mean_overhead": t.mean_overhead,
+        "accuracy": t.accuracy,
+        "mean_reward": t.mean_reward,
+        "frames_per_second": t.frames / played.seconds if played.seconds else 0.0,
+        "seconds": played.seconds,
+        "exit_shares": {_exit_name(e, t.exits): float(n) / frames for e, n in enumerate(t.by_exit)},
+        "offloaded_share": t.offloaded / frames,
+        "device_probability": float(t.by_exit[:-1].sum()) / frames,
+        "bytes_offloaded": int(t.bytes),
+        "bytes_per_offloaded_frame": t.bytes_per_frame,
+        "latency_ms": {name: t.latency_ms(q) if t.frames else None for name, q in (("p50", 0.5), ("p99", 0.99))},
+        "latency_split_ms": dict(zip(("edge", "link", "cloud"), (t.split_ms / frames).tolist(), strict=True)),
+    }
+    if dropping:
+        row |= {
+            "dropped": t.dropped,
+            "dropped_share": t.dropped / frames,
+            "bytes_not_sent": None if t.bytes_per_frame is None else round(t.dropped * t.bytes_per_frame),
+        }
+    if reference is not None:
+        row |= regrets(played.tally, reference)
+    return row
+
+
+def regrets(tally: "Tally", reference: "Reference") -> dict[str, float]:
+    """What the policy missed, summed over the stream, against the best fixed threshold and against the oracle.
+
+    A frame that was dropped earned 0, whoever dropped it.
+    """
+    best = reference.curves()
+    return {
+        "regret_best_arm": float(best["best_fixed"].sum() - tally.reward),
+        "regret_oracle": float(best["oracle"].sum() - tally.reward),
+    }
+
+
+def _exit_name(exit: int, exits: int) -> str:
+    return "cloud" if exit == exits - 1 else f"exit {exit + 1}"
+
+
+def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
+    """Tidy rows of what is drawn over time: policy, quantity, first frame of the window, value."""
+    import pyarrow as pa
+
+    policy, quantity, start, value = [], [], [], []
+    for name, columns in curves.items():
+        for column, values in columns.items():
+            if column == "start":
+                continue
+            policy += [name] * len(values)
+            quantity += [column] * len(values)
+            start.append(columns["start"])
+            value.append(values)
+    table = pa.table(
+        {
+            "policy": pa.array(policy).dictionary_encode(),
+            "quantity": pa.array(quantity).dictionary_encode(),
+            "start": np.concatenate(start).astype(np.int64),
+            "value": np.concatenate(value),
+        }
+    )
+    try:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    except OSError as error:
+        raise EexError(f"{path}: cannot be written: {error}") from None

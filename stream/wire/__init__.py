@@ -1,0 +1,1 @@
+"""What travels between edge and worker, and the edge's end of it."""

@@ -1,0 +1,212 @@
+"""Replicas of a worker's models behind one front: processes on this machine, or actors of a Ray cluster."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from eex.policies.core.errors import EexError, OffloadError
+from eex.stream.wire.protocol import MAX_FRAMES, Buffer, Hello, ReplyHeader, Request, Welcome, pack, unpack
+from eex.stream.wire.security import HANDSHAKE_MS, secure_edge
+from eex.stream.worker.embedded import EmbeddedWorker
+from eex.stream.worker.front import ReplicaLostError
+
+CALL_S = 30.0
+"""A call that takes longer means that the replica is lost."""
+
+START_S = 120.0
+NOTICE_MS = 20  # how late a dead process is noticed
+
+
+class ProcessReplica:
+    """The models in a process of its own; it is started again when it dies or hangs."""
+
+    def __init__(self, worker: EmbeddedWorker) -> None:
+        self._worker = worker
+        self._closed = False
+        self._used = threading.Lock()  # the socket is, by the thread that runs and recovers
+        self._id = 0
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        worker.start()
+
+    def connect(self) -> list[Welcome]:
+        """Wait until it is there; what its models are.
+
+        Raises
+        ------
+        OffloadError
+            If it cannot start.
+        """
+        endpoint = self._worker.endpoint(START_S)
+        self._socket = self._context.socket(zmq.DEALER)
+        for option, value in {
+            zmq.LINGER: 0,
+            zmq.SNDHWM: 2,
+            zmq.RCVHWM: 2,
+            zmq.MAXMSGSIZE: 4 * MAX_FRAMES,
+            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+        }.items():
+            self._socket.setsockopt(option, value)
+        secure_edge(self._socket, self._worker.keys)
+        self._socket.connect(endpoint)
+        first = self._welcome("")
+        return [first, *(self._welcome(model) for model in first.models if model != first.model)]
+
+    def _welcome(self, model: str) -> Welcome:
+        header, _ = self._call(pack(Hello(0, model)), 0, START_S)
+        if not isinstance(header, Welcome):
+            raise OffloadError(f"a worker process does not welcome: {header}")
+        return header
+
+    def run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """See `eex.stream.worker.front.Replica`."""
+        self._id += 1
+        request = Request(self._id, model, stage, expert, features.dtype.name, features.shape)  # type: ignore[arg-type]
+        with self._used:
+            header, arrays = self._call(pack(request, features), self._id, CALL_S)
+        if header.refusal == "failed":
+            raise RuntimeError(header.error)
+        if header.refusal:
+            raise OffloadError(header.error)
+        return arrays[0], arrays[1]
+
+    def _call(self, message: list[Buffer], id: int, limit_s: float) -> tuple[Any, list[NDArray[Any]]]:
+        assert self._socket is not None
+        end = time.monotonic() + limit_s
+        self._socket.send_multipart(message, copy=False)
+        while True:
+            while not self._socket.poll(NOTICE_MS):
+                if self._closed or not self._worker.running:
+                    raise ReplicaLostError("a worker process has ended")
+                if time.monotonic() > end:
+                    raise ReplicaLostError(f"a worker process did not answer within {limit_s:g} s")
+            header, arrays = unpack([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+            if isinstance(header, Welcome) or (isinstance(header, ReplyHeader) and header.id == id):
+                return header, arrays
+
+    def recover(self) -> None:
+        """Start the process again."""
+        with self._used:
+            if self._socket is not None:
+                self._socket.close(linger=0)
+            self._worker.close()
+            if not self._closed:
+                self._worker.start()
+                self.connect()
+
+    def close(self) -> None:
+        """End the process."""
+        self._closed = True
+        self._worker.close()
+        with self._used:
+            self._context.destroy(linger=0)
+
+
+class RayReplica:
+    """The models in an actor of a Ray cluster, with a GPU of its own where there are any; Ray restarts it.
+
+    Ray moves features and answers between its own processes in its own way; nothing that came from a client is given to
+    it but checked arrays.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """See `eex.stream.worker.front.Replica`."""
+        import ray
+
+        try:
+            answer: tuple[NDArray[Any], NDArray[Any]] = ray.get(
+                self._actor.run.remote(model, stage, expert, features), timeout=CALL_S
+            )
+            return answer
+        except ray.exceptions.GetTimeoutError:
+            ray.kill(self._actor, no_restart=False)
+            raise ReplicaLostError(f"a Ray actor did not answer within {CALL_S:g} s") from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise ReplicaLostError(str(error).splitlines()[0]) from None
+
+    def recover(self) -> None:
+        """Wait until Ray has restarted the actor."""
+        import ray
+
+        ray.get(self._actor.welcomes.remote(), timeout=START_S)
+
+    def close(self) -> None:
+        """End the actor."""
+        import ray
+
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            ray.kill(self._actor)
+
+
+def ray_replicas(
+    count: int, models: Sequence[Path], network: str, threads: int, batch_frames: int, address: str = ""
+) -> tuple[list[RayReplica], list[Welcome]]:
+    """Start actors, on the cluster at an address or on this machine, and wait until they have loaded the models.
+
+    Raises
+    ------
+    EexError
+        If Ray is not installed, cannot be reached, or the models cannot be used.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise EexError("--ray needs Ray: pip install 'eex[ray]'") from None
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address or None, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise EexError(f"--ray-address {address}: {error}") from None
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
+    gpus = 1 if resources.get("GPU", 0) >= count else 0
+    actor = ray.remote(num_cpus=max(1, threads), num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Models)
+    device = "cuda" if gpus else "cpu"
+    actors: list[Any] = [
+        actor.remote([str(m.absolute()) for m in models], network, threads, device, batch_frames) for _ in range(count)
+    ]
+    try:
+        welcomes = ray.get([a.welcomes.remote() for a in actors], timeout=START_S)[0]
+    except ray.exceptions.RayError as error:
+        for a in actors:
+            ray.kill(a)
+        cause = str(error).strip().splitlines()[-1]
+        raise EexError(f"--ray: the models could not be loaded in the cluster: {cause}") from None
+    return [RayReplica(a) for a in actors], [Welcome(**w) for w in welcomes]
+
+
+class _Models:
+    """What an actor holds."""
+
+    def __init__(self, models: list[str], network: str, threads: int, device: str, batch_frames: int) -> None:
+        import msgspec
+
+        from eex.stream.worker.tail import load_models
+
+        welcomes, self._tails, _ = load_models([Path(m) for m in models], network, threads, device, batch_frames)
+        self._welcomes = [msgspec.to_builtins(w) | {"experts": w.experts, "classes": w.classes} for w in welcomes]
+        for welcome in self._welcomes:
+            del welcome["kind"]
+
+    def welcomes(self) -> list[dict[str, Any]]:
+        """What the models are."""
+        return self._welcomes
+
+    def run(
+        self, model: str, stage: int, expert: str, features: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """The rest of a model."""
+        confidence, prediction = self._tails[model](stage, expert, features)
+        return np.asarray(confidence, dtype=np.float32), np.asarray(prediction, dtype=np.int32)

@@ -1,0 +1,134 @@
+"""The cloud worker: `serve` answers offloaded features, `eex-worker` is its command."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from eex.policies.core.errors import OffloadError
+from eex.stream.wire.keys import WorkerKeys
+from eex.stream.wire.offload import Tail
+from eex.stream.wire.protocol import MAX_HEADER_BYTES, Welcome
+from eex.stream.wire.security import HANDSHAKE_MS, check_plain, secure_worker, zap_socket
+from eex.stream.worker.embedded import GRACE_S, READY
+from eex.stream.worker.front import Front, Limits, LocalReplica, Replica, Stats
+from eex.stream.worker.prometheus import monitoring
+
+QUEUE = 8
+"""Most messages that wait in the socket for or from one client."""
+
+
+def log(line: str) -> None:
+    """Print one line for the user on stderr."""
+    print(f"eex-worker: {line}", file=sys.stderr, flush=True)
+
+
+def serve(
+    socket: zmq.Socket[bytes],
+    tail: Tail,
+    stop: threading.Event,
+    welcome: Welcome,
+    log: Callable[[str], None] = log,
+    limits: Limits | None = None,
+) -> None:
+    """Answer requests for one model on a bound ROUTER `socket` until `stop` is set, then those that are there.
+
+    A message that cannot be used is answered with the reason, or dropped if nobody can tell whose it is; it never ends
+    the service. The caller closes the socket.
+
+    Raises
+    ------
+    OffloadError
+        If the welcome is beyond the protocol's limits.
+    """
+    Front(socket, [welcome], [LocalReplica({welcome.model: tail})], limits=limits, log=log).serve(stop)
+
+
+def listen(
+    welcomes: Sequence[Welcome],
+    replicas: Sequence[Replica],
+    bind: str,
+    stop: threading.Event,
+    *,
+    keys: WorkerKeys | None,
+    shapes: dict[str, list[tuple[int, ...]]] | None = None,
+    limits: Limits | None = None,
+    stats: Stats | None = None,
+    metrics: tuple[str, int] | None = None,
+    anywhere: bool = False,
+) -> None:
+    """Bind a socket, print the line that says so, and serve until `stop` is set.
+
+    Parameters
+    ----------
+    keys
+        Ours, and who is known; None takes plain text from whoever is on this machine, or `anywhere`.
+    stats
+        To count in, where the replicas count too.
+    metrics
+        Host and port for health and metrics; none without.
+
+    Raises
+    ------
+    OffloadError
+        If the endpoint cannot be bound, or plain text would leave the machine.
+    """
+    if keys is None:
+        check_plain(bind, anywhere)
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        zap = None if keys is None else stack.enter_context(zap_socket(context))
+        socket = stack.enter_context(context.socket(zmq.ROUTER))
+        for option, value in {
+            zmq.LINGER: 1000,  # ms for the last replies to leave
+            zmq.SNDHWM: QUEUE,
+            zmq.RCVHWM: QUEUE,
+            zmq.MAXMSGSIZE: max(w.max_bytes for w in welcomes) + MAX_HEADER_BYTES,
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+            zmq.HEARTBEAT_IVL: 2000,  # ms; lets go of clients that went without a word
+            zmq.HEARTBEAT_TIMEOUT: 6000,
+            zmq.IPV6: int("[" in bind),
+        }.items():
+            socket.setsockopt(option, value)
+        if keys is not None:
+            secure_worker(socket, keys)
+        try:
+            socket.bind(bind)
+        except zmq.ZMQError as error:
+            raise OffloadError(f"cannot listen on {bind}: {error}; expected tcp://address:port that is free") from None
+        known = (lambda key: "") if keys is None else keys.known
+        front = Front(
+            socket, welcomes, replicas, shapes=shapes, limits=limits, stats=stats, zap=zap, known=known, log=log
+        )
+        if metrics is not None:
+            url = stack.enter_context(monitoring(front, metrics[1], metrics[0]))
+            print(f"eex-worker: {url}/metrics and {url}/health", flush=True)
+        print(READY + socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), flush=True)
+        front.serve(stop)
+
+
+def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
+    """The event, or a new one, that SIGTERM and SIGINT set from now on."""
+    stop = stop or threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def stop_with_parent(stop: threading.Event) -> None:
+    """Set `stop` once stdin ends, which it does when the parent is gone, and end the process if that does not help."""
+
+    def watch() -> None:
+        while os.read(0, 4096):  # not sys.stdin: its lock would be held at exit
+            pass
+        stop.set()
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

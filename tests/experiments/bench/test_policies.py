@@ -1,0 +1,45 @@
+"""The table of speeds, with as little measuring as possible; and the trace it needs no file for."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from eex.experiments.bench.policies import in_river, synthetic_trace
+
+
+def test_the_table_names_policies_and_rivers():
+    arguments = ["--policies", "ucb,fixed", "--seconds", "0.01", "--runs", "1", "8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "eex.experiments.bench.policies", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    for words in ("ucb", "fixed", "1 run", "8 runs side by side", "river's UCB", "river's Thompson"):
+        assert words in done.stdout
+
+
+def test_synthetic_answers_are_right_as_often_as_they_are_confident():
+    trace = synthetic_trace()
+    np.testing.assert_allclose(trace.correct.mean(axis=0), trace.confidence.mean(axis=0), atol=0.02)
+    assert (trace.confidence[:, 1] >= trace.confidence[:, 0]).all()
+
+
+def test_river_is_told_the_rewards_of_the_arms_it_pulls():
+    told = []
+
+    class Greedy:
+        def pull(self, arms):
+            return arms[-1]
+
+        def update(self, arm, reward):
+            told.append((arm, reward))
+
+    trace = synthetic_trace(3)
+    assert in_river(Greedy, trace)(50) == 50
+    gains = trace.confidence[:, 1] - trace.confidence[:, 0] - 0.1  # threshold 1 sends every frame
+    assert {arm for arm, _ in told} == {10}
+    assert sorted({reward for _, reward in told}) == pytest.approx(sorted(gains))

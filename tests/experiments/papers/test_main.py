@@ -1,0 +1,142 @@
+"""What goes wrong with `eex-paper` ends in one line; claims, images and the page of results."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from eex.experiments.papers import page
+from eex.experiments.papers.main import PAPERS, Run, reproduce, script
+from eex.experiments.papers.paper import Claim, Images, Work, claims_table, confidences, seeds_interval
+from eex.policies.core.errors import EexError
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+def eex_paper(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "eex.experiments.papers.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["deex"], "--data: name the images to train and measure on"),
+        (["deex", "--recipe", "huge", "--data", "x"], "--recipe huge: expected one of quick, reduced, paper"),
+        (["deex", "--data", "nowhere", "--out", "OUT"], "nowhere: no such source"),
+        (["deex", "--quick", "--threads", "-1"], "--threads must be at least 0, got -1"),
+        (["expert-branches", "--quick", "--weights", "OUT/none.safetensors", "--out", "OUT"], "none.safetensors"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, said, tmp_path):
+    done = eex_paper(*(a.replace("OUT", str(tmp_path / "out")) for a in arguments))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+
+
+def test_unknown_paper():
+    done = eex_paper("resnet")
+    assert done.returncode == 2
+    assert "expert-branches" in done.stderr + done.stdout
+
+
+def test_a_folder_of_another_run_is_left_alone(tmp_path):
+    work = Work(tmp_path / "run")
+    work.begin("deex", script("deex").RECIPES["quick"])
+    work.begin("deex", script("deex").RECIPES["quick"])  # the same run goes on
+    with pytest.raises(EexError, match="holds a run with other settings"):
+        work.begin("deex", script("deex").RECIPES["reduced"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EexError, match="cannot be used"):
+        Work(tmp_path / "file").begin("deex", script("deex").RECIPES["quick"])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 GB")])
+def test_too_little_memory_is_told_and_work_is_kept(error, tmp_path, monkeypatch):
+    def run(work, recipe):
+        work.rows("done", lambda: pd.DataFrame({"a": [1]}))
+        raise error
+
+    monkeypatch.setattr(script("deex"), "run", run)
+    with pytest.raises(EexError, match="memory ran out; what is finished is kept"):
+        reproduce(Run("deex", quick=True, out=tmp_path / "run", quiet=True))
+    assert (tmp_path / "run" / "done.csv").exists()
+
+
+def test_other_errors_are_not_taken_for_it(tmp_path, monkeypatch):
+    def run(work, recipe):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(script("deex"), "run", run)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        reproduce(Run("deex", quick=True, out=tmp_path / "run", quiet=True))
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_paper_has_its_recipes_and_says_what_differs(name):
+    paper = script(name)
+    assert {"quick", "reduced", "paper"} <= set(paper.RECIPES)
+    assert len(paper.NOTES) > 100
+    assert paper.TITLE
+
+
+def test_rows_are_made_once(tmp_path):
+    work = Work(tmp_path)
+    made = []
+
+    def make() -> pd.DataFrame:
+        made.append(1)
+        return pd.DataFrame({"x": [0.1, 0.2], "name": ["a", "b"]})
+
+    first, second = work.rows("table", make), work.rows("table", make)
+    assert made == [1]
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_images_of_some_classes_are_numbered_anew():
+    pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    part = (pixels, torch.tensor([0, 2, 1, 2]))
+    pair = Images(("ape", "bee", "cat"), part, part, part).of("cat", "ape")
+    assert pair.classes == ("cat", "ape")
+    assert pair.test[0][:, 0, 0, 0].tolist() == [0, 1, 3]
+    assert pair.test[1].tolist() == [1, 0, 0]
+
+
+def test_shipped_training_images_are_none_of_the_test_images():
+    images = Work(Path("unused")).images(200)
+    assert (len(images.train[0]), len(images.validation[0]), len(images.test[0])) == (1800, 200, 2000)
+    assert len(images.classes) == 10
+    seen = {bytes(x.numpy().tobytes()) for x in images.test[0]}
+    assert not any(bytes(x.numpy().tobytes()) in seen for x in images.train[0])
+
+
+def test_confidences_are_those_of_the_temperature():
+    logits = torch.tensor([[[2.0, 0.0]], [[0.0, 4.0]]])
+    confidence, prediction = confidences(logits, [1.0, 2.0])
+    assert confidence[0].tolist() == pytest.approx([1 / (1 + 2.718281828**-2)] * 2)
+    assert prediction.tolist() == [[0, 1]]
+
+
+def test_intervals():
+    assert seeds_interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.302653 / 3**0.5, rel=1e-5))
+    assert seeds_interval([5.0])[0] == 5.0
+
+
+def test_claims_are_kept_as_they_are(tmp_path):
+    rows = claims_table([Claim("a > b", "41 %", "40 %", True), Claim("c", "—", "2", False, "because | of")])
+    assert rows["holds"].tolist() == [True, False]
+    path = tmp_path / "claims.csv"
+    path.write_text(rows.to_csv(index=False))
+    table = page._table(path)
+    assert "| a > b | 41 % | 40 % | yes |" in table
+    assert r"| **no** | because \| of |" in table
+
+
+def test_the_page_is_made_from_the_kept_results():
+    assert (ROOT / "docs" / "papers.md").read_text() == page.page(), (
+        "python -m eex.experiments.papers.page > docs/papers.md"
+    )

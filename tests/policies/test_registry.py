@@ -1,0 +1,142 @@
+"""Policies of other packages: by module and class, by entry point, and what is wrong with them."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from eex.policies.core.errors import EexError
+from eex.policies.registry import RECOMMENDED, list_policies, make_policy
+
+MODULE = '''
+import numpy as np
+
+from eex.policies.base import Context, Policy, Thresholds
+
+
+class Half(Policy):
+    """Leave at a threshold of one half.
+
+    More.
+    """
+
+    def __init__(self, at: float = 0.5, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
+        super().__init__(exits, runs, seed)
+        self.at = at
+
+    def choose(self, context: Context) -> Thresholds:
+        shape = (self.runs, context.frames)
+        return self.same_at_every_exit(np.full(shape, self.at), np.zeros(shape, dtype=int))
+
+
+class Louder(Half):
+    """A wrapper."""
+
+    def __init__(self, inner: Policy, by: float = 0.1) -> None:
+        super().__init__(0.5, inner.exits, inner.runs)
+        self.inner, self.by = inner, by
+
+
+class Bare(Policy):
+    """Takes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Odd(Policy):
+    """Its options have types that do not exist."""
+
+    def __init__(self, at: "Nothing" = 1, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
+        super().__init__(exits, runs, seed)
+
+
+class Stranger:
+    """No policy."""
+'''
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """A folder with a user's module, and an installed package with entry points beside it."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    (tmp_path / "rude.py").write_text("raise RuntimeError('no\\nno')\n")
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    points = "[eex.policies]\nhalf = mine:Half\nlouder = mine:Louder\nlost = broken:Policy\nucb = mine:Half\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in ("mine", "broken", "rude"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("plugins")
+def test_by_module_and_class():
+    policy = make_policy("mine:Half:at=0.7", exits=2, runs=3)
+    assert (type(policy).__name__, policy.at, policy.exits, policy.runs) == ("Half", 0.7, 2, 3)
+    assert make_policy("mine:Half", {"at": "0.2"}).at == 0.2
+    assert make_policy("drift@mine:Half:at=0.9").inner.at == 0.9
+    assert make_policy("mine:Louder:by=0.3@ucb", exits=2).inner.exits == 2
+
+
+@pytest.mark.usefixtures("plugins")
+def test_by_entry_point():
+    assert make_policy("half:at=0.7", runs=2).at == 0.7
+    assert type(make_policy("louder@half").inner).__name__ == "Half"
+    assert type(make_policy("ucb")).__name__ == "UCB"  # names of eex's own stay its own
+
+
+@pytest.mark.usefixtures("plugins")
+def test_list_shows_plugins_and_wrappers_and_what_is_recommended():
+    listed = {name: (summary, options) for name, summary, options in list_policies()}
+    assert listed["half"] == ("Leave at a threshold of one half.", "at=0.5")
+    assert listed["louder@…"] == ("A wrapper.", "by=0.1")
+    assert "cannot be imported" in listed["lost"][0]
+    assert "bound=0.02" in listed["safe@…"][1]
+    assert "river.bandit.…" in listed
+    assert [name for name, (summary, _) in listed.items() if "recommended" in summary] == [RECOMMENDED]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken:Policy", "plug-in broken:Policy cannot be imported: ModuleNotFoundError: No module named 'nothing_of"),
+        ("rude:Policy", "plug-in rude:Policy cannot be imported: RuntimeError: no"),
+        ("nowhere:Policy", "plug-in nowhere:Policy cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("mine:Third", "plug-in mine:Third cannot be imported: AttributeError: module 'mine' has no attribute 'Third'"),
+        ("mine:Stranger", "plug-in mine:Stranger is no class that derives from eex.policies.core.base.Policy"),
+        ("mine:np", "plug-in mine:np is no class that derives from eex.policies.core.base.Policy"),
+        ("mine:Odd", "plug-in mine:Odd: the types of its options cannot be told: name 'Nothing' is not defined"),
+        ("mine:Bare", "policy mine:Bare cannot be made with exits, runs and seed: "),
+        ("lost", "plug-in broken:Policy cannot be imported: ModuleNotFoundError"),
+        ("mine:Half:att=1", "policy mine:Half has no option 'att' (did you mean 'at'?); its options: at"),
+        ("hlaf", "unknown policy 'hlaf' (did you mean 'half'?); eex-stream --list-policies shows all"),
+        ("mine:Louder", "mine:Louder wraps another policy: write mine:Louder@ucb, say"),
+        ("half@ucb", "policy half wraps no other: nothing may follow it after an @"),
+    ],
+)
+@pytest.mark.usefixtures("plugins")
+def test_plugins_that_cannot_be_used(name, message):
+    with pytest.raises(EexError) as caught:
+        make_policy(name, exits=1)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_users_module_is_found_where_the_command_is_started(tmp_path):
+    (tmp_path / "mine.py").write_text(MODULE)
+    code = """
+        import sys
+        sys.path = [p for p in sys.path if p]
+        from eex.policies.registry import make_policy
+        print(make_policy("mine:Half:at=0.25").at)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("0.25\n", "")

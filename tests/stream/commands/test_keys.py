@@ -1,0 +1,60 @@
+"""`eex-keys` makes what `eex-worker` and an edge need, and a worker with them lets that edge in."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+
+from eex.models.card import load
+from eex.stream.wire.client import ZmqOffloader
+from eex.stream.wire.keys import edge_keys
+from eex.stream.worker.embedded import READY
+
+pytestmark = pytest.mark.timeout(180)
+
+PATIENCE_S = 120.0
+
+
+def run(module, *arguments):
+    command = [sys.executable, "-m", f"eex.stream.commands.{module}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def test_keys_open_the_worker(tmp_path):
+    folder = tmp_path / "keys"
+    made = run("keys", folder)
+    assert made.returncode == 0, made.stderr
+    keys = edge_keys(folder)
+    assert keys.own.public.decode() in made.stdout
+    assert keys.own.secret.decode() not in made.stdout
+    again = run("keys", folder)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    command = [sys.executable, "-m", "eex.stream.commands.worker", "--keys", str(folder), "--bind", "tcp://127.0.0.1:*"]
+    with subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            line = worker.stdout.readline()
+            assert line.startswith(READY)
+            endpoint = line.removeprefix(READY).strip()
+            with contextlib.closing(ZmqOffloader(endpoint, load(None).fingerprint, keys=keys)) as offloader:
+                assert offloader.connect(PATIENCE_S).model == offloader.fingerprint
+            worker.terminate()
+            assert worker.wait(PATIENCE_S) == 0
+        finally:
+            worker.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--keys", "nowhere"], "there is no such key; make keys with: eex-keys nowhere"),
+        (["--plain", "--bind", "tcp://0.0.0.0:5555"], "--plain-beyond-loopback"),
+        (["--plain-beyond-loopback"], "goes with --plain"),
+    ],
+)
+def test_a_worker_that_would_be_open_does_not_start(arguments, says):
+    done = run("worker", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1

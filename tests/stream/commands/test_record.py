@@ -1,0 +1,294 @@
+"""`eex-record` and `eex-evaluate` as a user types them, and replay of what `eex-stream` did live."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eex.models.card import SHIPPED, read_card
+from eex.policies.core.replay import replay
+from eex.policies.core.reward import fixed_reward
+from eex.policies.core.trace import read_trace
+from eex.policies.registry import make_policy
+from eex.stream.run.records import feedback_of, outcomes_of
+
+pytestmark = pytest.mark.timeout(200)
+
+PATIENCE_S = 100.0  # for a command; an idle machine takes a few seconds
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20+gaussian_blur@0.5:100"
+
+
+def command(name, *arguments):
+    return [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)]
+
+
+def play(name, *arguments, cwd=None):
+    return subprocess.run(
+        command(name, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S, cwd=cwd
+    )
+
+
+def stream(out, *arguments):
+    """The folder that an `eex-stream` run left."""
+    done = play("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return max(Path(out).iterdir())
+
+
+def check_refused(done, told):
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A recorded trace, and what the command printed."""
+    path = tmp_path_factory.mktemp("recorded") / "new" / "trace.arrow"
+    done = play("record", "--distortion", SCHEDULE, "--batch", 50, "--seed", 3, "--out", path)
+    return path, done
+
+
+# ---- a trace and what is said of it
+
+
+def test_a_trace_holds_every_exit_of_every_frame(recorded):
+    path, done = recorded
+    assert (done.returncode, done.stderr) == (0, "")
+    trace = read_trace(path, classes=read_card(SHIPPED).architecture.classes)
+    assert (len(trace), trace.edge_exits) == (300, 3)
+    assert np.isfinite(trace.confidence).all()
+    assert (trace.label >= 0).all()
+    assert trace.correct[:100].mean() > 0.5
+    names = ["pristine"] * 100 + ["gaussian_blur"] * 100 + ["gaussian_blur+gaussian_noise"] * 100
+    assert trace.distortion.tolist() == names
+    np.testing.assert_array_equal(trace.level, np.repeat([0.0, 1.0, 0.5], 100))
+    np.testing.assert_array_equal(trace.segments, np.repeat([0, 1, 2], 100))
+    np.testing.assert_allclose(trace.probabilities.sum(axis=1), 1, rtol=1e-6)
+    assert trace.experts == read_card(SHIPPED).architecture.experts
+    assert len(trace.model) > 10
+    assert [p.name for p in path.parent.iterdir()] == ["trace.arrow"]
+
+
+def test_the_closing_line(recorded):
+    path, done = recorded
+    trace = read_trace(path)
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith(f"{path}: 300 frames; accuracy exit 1 {100 * trace.correct[:, 0].mean():.1f} %, ")
+    assert f"cloud {100 * trace.correct[:, -1].mean():.1f} %" in done.stdout
+    assert "kB" in done.stdout
+
+
+def test_quiet_and_images_that_cannot_be_used(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k, size in enumerate((32, 32, 32, 20)):
+        pixels = np.random.default_rng(k).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    options = ("--source", folder, "--distortion", "pristine", "--frames", 3, "--no-shuffle", "--out", "t.arrow")
+    told = play("record", *options, "--frames", 4, cwd=tmp_path)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "4 frames; exit 1, exit 2, exit 3, cloud; no labels; " in told.stdout
+    assert told.stdout.endswith("; 1 images skipped\n")
+    quiet = play("record", *options, "--quiet", cwd=tmp_path)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert len(read_trace(tmp_path / "t.arrow")) == 3  # the other is replaced
+    assert (read_trace(tmp_path / "t.arrow").label == -1).all()
+
+
+# ---- the live run and its trace
+
+
+@pytest.mark.parametrize(
+    ("policy", "batch", "more"),
+    [
+        ("ucb", 32, ()),
+        ("ucb", 5, ("--gather", 24)),
+        ("fixed:p_tar=0.7", 48, ()),
+    ],
+    ids=["ucb-32", "ucb-5", "fixed-48"],
+)
+def test_a_replayed_trace_makes_the_live_choices(tmp_path, policy, batch, more):
+    frames = ("--distortion", SCHEDULE, "--frames", 450, "--seed", 7)
+    run = stream(tmp_path / "runs", "--policy", policy, "--batch", batch, *more, *frames)
+    done = play("record", "--config", run / "config.json", "--batch", 64, "--out", tmp_path / "trace.arrow", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    trace, live = read_trace(tmp_path / "trace.arrow"), outcomes_of(run / "records")
+    seen = ~np.isnan(live.confidence)
+    assert seen[:, 0].all()
+    assert 0 < seen[:, -1].sum() < 450
+    np.testing.assert_allclose(live.confidence[seen], trace.confidence[seen], atol=1e-4)
+    assert (live.prediction == trace.prediction)[seen].mean() > 0.99
+    # how frames are batched changes the last digits: what the live run saw is taken for what it saw
+    trace = replace(trace, confidence=np.where(seen, live.confidence, trace.confidence))
+    again = replay(
+        make_policy(policy, exits=3, seed=7), trace, 0.1, order="in-order", feedback=feedback_of(run / "records")
+    )
+    np.testing.assert_array_equal(again.arm[0], live.arm)
+    np.testing.assert_array_equal(again.exit[0], live.exit)
+    np.testing.assert_array_equal(again.offloaded[0], live.offloaded)
+    np.testing.assert_allclose(again.reward[0], live.reward, atol=1e-12)
+
+
+# ---- interrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_what_was_there(tmp_path, number):
+    (tmp_path / "trace.arrow").write_text("from before")
+    screen, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command("record", "--frames", 200_000, "--out", tmp_path / "trace.arrow"),
+        stdout=subprocess.PIPE, stderr=theirs, env=ENVIRONMENT | {"TERM": "xterm"}, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown, end = b"", time.monotonic() + PATIENCE_S
+
+    def read():
+        nonlocal shown
+        try:
+            if select.select([screen], [], [], 0.2)[0]:
+                shown += os.read(screen, 65536)
+                return True
+        except OSError:  # closed at the other end
+            pass
+        return False
+
+    try:
+        while b"/200000" not in shown:  # frames done of all, on the progress bar
+            read()
+            assert process.poll() is None, shown
+            assert time.monotonic() < end, shown
+        process.send_signal(number)
+        while process.poll() is None or read():
+            read()
+            assert time.monotonic() < end, shown
+        assert process.wait(PATIENCE_S) == 130
+        assert process.stdout.read() == b""
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        os.close(screen)
+    assert b"interrupted" in shown
+    assert b"Traceback" not in shown
+    assert [p.name for p in tmp_path.iterdir()] == ["trace.arrow"]
+    assert (tmp_path / "trace.arrow").read_text() == "from before"
+
+
+# ---- what cannot be used
+
+BAD = {
+    "unknown distortion": (["--distortion", "blurr@1"], "did you mean 'gaussian_blur'"),
+    "missing source": (["--source", "nowhere"], "no such source"),
+    "no image is good": (["--source", "odd"], "no frame could be used"),
+    "no card": (["--model", "nowhere"], "no such model card"),
+    "missing network": (["--network", "nowhere:make"], "cannot be imported"),
+    "batch 0": (["--batch", "0"], "--batch must be at least 1"),
+    "negative frames": (["--frames", "-1"], "--frames must be at least 0"),
+    "out is a folder": (["--out", "odd"], "cannot be written (--out)"),
+    "out below a file": (["--out", "file/trace.arrow"], "cannot be written (--out)"),
+    "out is CSV": (["--out", "trace.csv"], "a trace is an Arrow file"),
+    "missing configuration": (["--config", "nowhere.json"], "cannot be read"),
+    "broken configuration": (["--config", "file"], "not the configuration of a run"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line_and_nothing_is_written(tmp_path, case):
+    (tmp_path / "odd").mkdir()
+    Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8)).save(tmp_path / "odd" / "0.png")
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    arguments, told = BAD[case]
+    check_refused(play("record", *arguments, cwd=tmp_path), told)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_needs_no_torch():
+    for name in ("record", "evaluate"):
+        code = f"""
+import sys
+from eex.stream.commands.{name} import main
+sys.argv = ["eex", "--help"]
+try:
+    main()
+finally:
+    assert not {{"torch", "pyarrow"}} & set(sys.modules), "heavy"
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "usage: eex-" in done.stdout
+
+
+# ---- eex-evaluate
+
+
+@pytest.fixture(scope="module")
+def random_run(tmp_path_factory):
+    return stream(tmp_path_factory.mktemp("runs"), "--policy", "random", "--distortion", SCHEDULE, "--frames", 900)
+
+
+def test_estimates_from_a_live_log(random_run, tmp_path):
+    done = play("evaluate", random_run, "--thresholds", "0.5,0.75,1", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert told["run"] == pytest.approx(np.nanmean(outcomes_of(random_run / "records").reward))
+    assert [row["thresholds"] for row in told["rows"]] == [[0.5] * 3, [0.75] * 3, [1.0] * 3]
+    done = play("record", "--config", random_run / "config.json", "--out", tmp_path / "t.arrow", "--quiet")
+    assert done.returncode == 0
+    confidence = read_trace(tmp_path / "t.arrow").confidence
+    supported = [row for row in told["rows"] if not row["problem"]]
+    assert supported
+    for row in supported:
+        truth = fixed_reward(confidence, 0.1, row["thresholds"][0]).mean()
+        for name in ("dr", "snips", "ips"):
+            assert abs(row[name]["mean"] - truth) < 5 * row[name]["se"]
+
+
+def test_the_table_of_estimates(random_run):
+    done = play("evaluate", random_run / "records", "--thresholds", "0.9, 0.9/0.8/0.7, 1", "--overhead", 0.2)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.9/0.8/0.7" in done.stdout
+    assert done.stdout.count("±") >= 3
+    assert all(len(line) <= 100 for line in done.stdout.splitlines()[:-2])
+
+
+def test_a_log_without_propensities_says_so(tmp_path):
+    run = stream(tmp_path, "--worker", "none", "--policy", "fixed:p_tar=0.6", "--frames", 60)
+    done = play("evaluate", run, "--thresholds", "0.05,0.9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.9: no " in done.stdout
+    rows = json.loads(play("evaluate", run, "--thresholds", "0.05,0.9", "--json").stdout)["rows"]
+    assert rows[0]["dr"]["mean"] == 0.0
+    assert rows[0]["problem"] is None
+    assert rows[1]["dr"] is None
+    assert rows[1]["problem"].startswith("no ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nowhere",), "no records here"),
+        ((".", "--thresholds", "0.5,half"), "'half' is no threshold"),
+    ],
+)
+def test_what_evaluate_refuses(tmp_path, arguments, told):
+    check_refused(play("evaluate", *arguments, cwd=tmp_path), told)
+
+
+def test_thresholds_that_do_not_fit_the_run(random_run):
+    check_refused(play("evaluate", random_run, "--thresholds", "0.5/0.6"), "one for each of 3 edge exits")
+    check_refused(play("evaluate", random_run, "--thresholds", "1.5"), "must lie in [0, 1]")

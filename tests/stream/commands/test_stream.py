@@ -1,0 +1,506 @@
+"""Commands as a user types them, in processes of their own: what they print, leave behind, and survive."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eex.models.card import CARD, SHIPPED, WEIGHTS
+from eex.stream.run.pictures import read_curves
+from eex.stream.run.records import read_records
+from eex.stream.worker.serve import READY
+
+pytestmark = pytest.mark.timeout(200)
+
+PATIENCE_S = 100.0  # for a command; an idle machine takes a few seconds
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20:100"
+
+
+def command(name, *arguments):
+    return [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)]
+
+
+def start(name, *arguments, cwd=None):
+    """A command in a process group of its own, its output in pipes."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command(name, *arguments), stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, cwd=cwd, start_new_session=True
+    )
+
+
+def finish(process):
+    try:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def play(name, *arguments, cwd=None):
+    return finish(start(name, *arguments, cwd=cwd))
+
+
+def stream(out, *arguments, cwd=None):
+    """The summary of an `eex-stream --json` that went well."""
+    done = play("stream", "--threads", 1, "--out", out, "--deadline-ms", 60_000, "--json", *arguments, cwd=cwd)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+def wait_for(condition, process):
+    """Poll until something holds while a process runs."""
+    end = time.monotonic() + PATIENCE_S
+    while not (held := condition()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return held
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def records_of(run):
+    return read_records(Path(run) / "records")
+
+
+def outcome(summary):
+    """What is the same each time where nothing is learnt."""
+    return {key: summary[key] for key in ("frames", "accuracy", "exit_shares", "offloaded_share", "bytes_offloaded")}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def worker(*arguments):
+    """A running `eex-worker`; yields its process and where it listens."""
+    process = start("worker", "--plain", "--bind", "tcp://127.0.0.1:*", "--threads", 1, *arguments)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith(READY), (line, process.stderr.read() if process.poll() is not None else "")
+        yield process, line.removeprefix(READY).strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def draw_images(folder, count, size=32, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{k:03d}.png")
+
+
+# ---- runs that several tests look at
+
+
+@pytest.fixture(scope="module")
+def ucb(tmp_path_factory):
+    return stream(tmp_path_factory.mktemp("ucb"), "--policy", "ucb", "--frames", 300, "--distortion", SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A human's run with rivals: the process's end, and the summary."""
+    out = tmp_path_factory.mktemp("compared")
+    done = play(
+        "stream", "--policy", "fixed", "--compare", "fixed,fixed:p_tar=0.95", "--frames", 200, "--threads", 1,
+        "--deadline-ms", 60_000, "--distortion", SCHEDULE, "--out", out,
+    )  # fmt: skip
+    return done, json.loads(next(out.glob("*/summary.json")).read_text())
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    return stream(tmp_path_factory.mktemp("offline"), "--worker", "none", "--frames", 100)
+
+
+# ---- a run and what it leaves
+
+
+def test_json_summary_accounts_for_every_frame(ucb):
+    assert ucb["frames"] == ucb["answered"] == 300
+    assert (ucb["fallbacks"], ucb["skipped"], ucb["interrupted"]) == (0, 0, False)
+    assert 0 < ucb["accuracy"] <= 1
+    assert ucb["frames_per_second"] > 0
+    assert sum(ucb["exit_shares"].values()) == pytest.approx(1)
+    assert list(ucb["exit_shares"]) == ["exit 1", "exit 2", "exit 3", "cloud"]
+    assert ucb["offloaded_share"] == ucb["exit_shares"]["cloud"]
+    assert (ucb["bytes_offloaded"] > 0) == (ucb["offloaded_share"] > 0)
+    assert np.isfinite(ucb["mean_reward"])
+    assert [row["policy"] for row in ucb["policies"]] == ["ucb"]
+    assert {row["distortion"] for row in ucb["by_exit"]} == {"pristine", "gaussian_blur", "gaussian_noise"}
+
+
+def test_run_folder_holds_what_the_summary_tells(ucb):
+    folder = Path(ucb["folder"])
+    assert json.loads((folder / "summary.json").read_text()) == ucb
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["policy"], config["frames"], config["distortion"]) == ("ucb", 300, SCHEDULE)
+    records = records_of(folder)
+    assert records["frame"].to_pylist() == list(range(300))
+    assert np.mean(records["correct"].to_numpy()) == pytest.approx(ucb["accuracy"])
+    assert np.mean(records["exit"].to_numpy() == 4) == pytest.approx(ucb["offloaded_share"])
+    assert np.mean(records["reward"].to_numpy()) == pytest.approx(ucb["mean_reward"], abs=1e-6)
+    assert np.flatnonzero(records["gaussian_blur"].to_numpy() > 0).tolist() == list(range(100, 200))
+    curves = read_curves(folder / "curves.arrow")
+    assert set(curves["policy"]) == {"ucb", "hindsight"}
+    frames = curves[(curves["policy"] == "ucb") & (curves["quantity"] == "frames")]
+    assert frames["value"].sum() == 300
+
+
+@pytest.mark.parametrize("name", ["adaptation.png", "regret.png", "exits.png"])
+def test_pictures_are_images(ucb, name):
+    with Image.open(Path(ucb["folder"]) / name) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_compared_policies_see_the_same_frames(compared):
+    done, summary = compared
+    assert done.returncode == 0
+    assert [row["policy"] for row in summary["policies"]] == ["fixed", "fixed (2)", "fixed:p_tar=0.95"]
+    assert {row["frames"] for row in summary["policies"]} == {200}
+    first, again, strict = summary["policies"]
+    assert outcome(first) == outcome(again)  # the same seed, the same policy
+    assert strict["offloaded_share"] >= first["offloaded_share"]
+
+
+def test_summary_screen_fits_80_columns(compared):
+    done, summary = compared
+    lines = done.stdout.splitlines()
+    table = lines[: lines.index("")]
+    assert all(len(line) <= 80 and "…" not in line for line in table)
+    assert table[1].split()[-4:] == ["fixed", "fixed", "(2)", "p_tar=0.95"]
+    labels = {line.partition("   ")[0].strip() for line in table}
+    assert {"accuracy", "reward a frame", "offloaded", "MB sent", "frames/s", "regret, oracle"} <= labels
+    assert done.stdout.count("fixed against fixed") == 2
+    assert "in hindsight the best fixed threshold was" in done.stdout
+    assert summary["folder"] in lines[-1]
+    assert done.stderr.count("\n") == 4  # a line a policy, and hindsight
+
+
+def test_again_from_its_configuration(compared, tmp_path):
+    _, summary = compared
+    config = Path(summary["folder"]) / "config.json"
+    again = stream(tmp_path, "--config", config, "--compare", "")
+    assert outcome(again) == outcome(summary["policies"][0])
+    before, after = (json.loads((Path(run["folder"]) / "config.json").read_text()) for run in (summary, again))
+    differing = {key for key in before if before[key] != after[key]}
+    assert differing == {"out", "compare"}
+    theirs, ours = (records_of(run["folder"]) for run in (summary, again))
+    for column in ("name", "exit", "answer", "confidence_1", "gaussian_noise"):
+        assert theirs[column] == ours[column]
+
+
+def test_options_in_a_configuration_survive(tmp_path):
+    first = stream(
+        tmp_path, "--policy", "fixed", "--policy-option", "p_tar=0.5", "--frames", 40, "--worker", "none",
+        "--no-regret", "--model", SHIPPED,
+    )  # fmt: skip
+    config = Path(first["folder"]) / "config.json"
+    again = stream(tmp_path, "--config", config)
+    assert (Path(again["folder"]) / "config.json").read_text() == config.read_text()
+    assert outcome(again) == outcome(first)
+    assert again["policy"] == "fixed:p_tar=0.5"
+    assert set(records_of(again["folder"])["exit_at_1"].to_pylist()) == {0.5}
+
+
+def test_quiet_prints_nothing(tmp_path):
+    done = play(
+        "stream", "--quiet", "--frames", 40, "--threads", 1, "--worker", "none", "--no-regret", "--out", tmp_path
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads(next(tmp_path.glob("*/summary.json")).read_text())["frames"] == 40
+
+
+def test_list_policies():
+    done = play("stream", "--list-policies")
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("fixed", "ucb", "deex", "p_tar"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("name", ["stream", "train", "worker"])
+def test_help_needs_no_torch(name):
+    code = f"""
+import sys
+from eex.stream.commands.{name} import main
+sys.argv = ["eex", "--help"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: eex-" in done.stdout
+
+
+# ---- the cloud worker
+
+
+def test_without_worker_the_edge_answers(offline):
+    assert offline["frames"] == offline["answered"] == 100
+    assert offline["exit_shares"]["cloud"] == 0
+    assert offline["bytes_offloaded"] == 0
+    records = records_of(offline["folder"])
+    assert offline["fallbacks"] == sum(records["fallback"].to_pylist()) == sum(records["offloaded"].to_pylist()) > 0
+    assert not any(records["sent"].to_pylist())
+
+
+def test_dropped_frames_are_accounted_for(tmp_path):
+    summary = stream(tmp_path, "--policy", "fixed", "--frames", 300, "--distortion", SCHEDULE, "--drop-below", 0.5)
+    assert summary["frames"] == 300 == summary["answered"] + summary["dropped"]
+    assert 0 < summary["dropped"] < 300 * summary["offloaded_share"] + summary["dropped"]
+    assert sum(summary["exit_shares"].values()) + summary["dropped_share"] == pytest.approx(1)
+    assert summary["bytes_not_sent"] == round(summary["dropped"] * summary["bytes_per_offloaded_frame"])
+    assert summary["regret_oracle"] > 0
+    table = records_of(summary["folder"]).to_pandas()
+    dropped = table["dropped"]
+    assert dropped.sum() == summary["dropped"]
+    assert (table.loc[dropped, "confidence_3"] < 0.5).all()
+    assert (table.loc[table["sent"], "confidence_3"] >= 0.5).all()
+    assert table.loc[dropped, ["exit", "answer", "correct", "reward", "confidence_4"]].isna().all(axis=None)
+    assert summary["accuracy"] == pytest.approx(table.loc[~dropped, "correct"].astype(bool).mean())
+    config = Path(summary["folder"]) / "config.json"
+    options = ("--out", tmp_path / "again", "--threads", 1, "--no-regret", "--compare", "fixed:p_tar=0")
+    done = play("stream", "--config", config, *options)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
+    assert f"+{100 * summary['dropped_share']:.1f} points of frames dropped" in " ".join(done.stdout.split())
+    assert f"{summary['dropped']} frames were dropped, answered by nobody" in " ".join(done.stdout.split())
+    check_refused(evaluated := play("evaluate", summary["folder"]))
+    assert f"{summary['dropped']} frames were dropped (--drop-below)" in evaluated.stderr
+
+
+def test_worker_of_its_own(tmp_path, compared):
+    with worker() as (process, endpoint):
+        summary = stream(
+            tmp_path,
+            "--worker",
+            endpoint,
+            "--plain",
+            "--policy",
+            "fixed",
+            "--frames",
+            200,
+            "--distortion",
+            SCHEDULE,
+            "--no-regret",
+        )
+        assert summary["answered"] == 200
+        assert summary["fallbacks"] == 0
+        assert outcome(summary) == outcome(compared[1]["policies"][0])  # as with the embedded one
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_worker_killed_in_mid_stream(tmp_path):
+    with worker() as (process, endpoint):
+        command = start(
+            "stream", "--worker", endpoint, "--plain", "--policy", "fixed:p_tar=1", "--frames", 2000,
+            "--deadline-ms", 500, "--threads", 1, "--no-regret", "--json", "--out", tmp_path,
+        )  # fmt: skip
+        wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/*")), command)
+        process.kill()
+        done = finish(command)
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = json.loads(done.stdout)
+    assert summary["frames"] == summary["answered"] == 2000
+    assert 0 < summary["fallbacks"] < 2000
+    assert records_of(summary["folder"])["frame"].to_pylist() == list(range(2000))
+
+
+def test_worker_with_another_model(tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(SHIPPED, other)
+    card = json.loads((other / CARD).read_text())
+    card["temperatures"][0]["pristine"] = 3.5
+    (other / CARD).write_text(json.dumps(card))
+    with worker(other) as (_, endpoint):
+        done = play("stream", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
+    check_refused(done)
+    assert "the worker has model" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nobody_listens(tmp_path):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    done = play("stream", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
+    check_refused(done)
+    assert "no eex-worker answered" in done.stderr
+
+
+# ---- Ctrl-C
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_is_summed_up(tmp_path, number):
+    process = start(
+        "stream", "--frames", 200_000, "--threads", 1, "--out", tmp_path, "--policy", "fixed", "--deadline-ms", 2000
+    )
+    wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/*")), process)
+    embedded = children(process.pid)
+    assert len(embedded) == 1
+    process.send_signal(number)
+    started = time.monotonic()
+    done = finish(process)
+    assert time.monotonic() - started < 30  # a few seconds on an idle machine
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert "interrupted" in done.stdout
+    assert not Path(f"/proc/{embedded[0]}").exists()
+    folder = next(tmp_path.iterdir())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["interrupted"] is True
+    assert 0 < summary["frames"] == summary["answered"] < 200_000
+    assert records_of(folder)["frame"].to_pylist() == list(range(summary["frames"]))
+
+
+def test_killed_run_leaves_readable_records_and_no_worker(tmp_path):
+    process = start("stream", "--frames", 200_000, "--threads", 1, "--out", tmp_path, "--policy", "fixed", "--json")
+    records = wait_for(lambda: [p for p in tmp_path.glob("*/records/*") if p.stat().st_size > 100_000], process)
+    embedded = children(process.pid)
+    process.kill()
+    finish(process)
+    frames = read_records(records[0].parent)["frame"].to_pylist()
+    assert len(frames) > 0
+    assert frames == list(range(len(frames)))
+    end = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{embedded[0]}").exists():
+        if Path(f"/proc/{embedded[0]}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break  # ended; whoever adopted it has not looked yet
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+# ---- what cannot be used
+
+
+def check_refused(done):
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+BAD = {
+    "unknown policy": (["--policy", "ucbb"], "did you mean 'ucb'"),
+    "unknown policy option": (["--policy", "ucb", "--policy-option", "p_tar=1"], "no option 'p_tar'"),
+    "policy option without value": (["--policy", "ucb", "--policy-option", "c"], "name=value"),
+    "threshold outside its range": (["--policy", "fixed", "--policy-option", "p_tar=1.5"], "[0, 1]"),
+    "rival's threshold": (["--compare", "fixed:p_tar=-1"], "[0, 1]"),
+    "unknown distortion": (["--distortion", "blurr@1"], "did you mean 'gaussian_blur'"),
+    "malformed schedule": (["--distortion", "3x(pristine:100"], "')'"),
+    "empty folder": (["--source", "empty"], "no images"),
+    "missing source": (["--source", "nowhere"], "no such source"),
+    "no image is good": (["--source", "odd"], "no frame could be used"),
+    "no card": (["--model", "nocard"], "no such model card"),
+    "broken card": (["--model", "broken"], "not a model card"),
+    "another card": (["--model", "othercard"], "does not match its card"),
+    "truncated weights": (["--model", "truncated"], "does not match its card"),
+    "truncated weights with their hash": (["--model", "truncated-sha"], "weights"),
+    "no weights": (["--model", "noweights"], "missing"),
+    "out in a file": (["--out", "file"], "--out"),
+    "out below a file": (["--out", "file/x"], "--out"),
+    "overhead": (["--overhead", "2"], "--overhead must lie in [0, 1]"),
+    "overhead not a number": (["--overhead", "nan"], "--overhead must lie in [0, 1]"),
+    "batch 0": (["--batch", "0"], "--batch must be at least 1"),
+    "negative seed": (["--seed", "-1"], "--seed must be at least 0"),
+    "negative threads": (["--threads", "-1"], "--threads must be at least 0"),
+    "drop-below": (["--drop-below", "1.5"], "--drop-below must lie in [0, 1]"),
+    "deadline 0": (["--deadline-ms", "0"], "--deadline-ms must be more than 0"),
+    "missing configuration": (["--config", "nowhere.json"], "cannot be read"),
+    "broken configuration": (["--config", "broken.json"], "not the configuration of a run"),
+    "configuration out of range": (["--config", "batch0.json"], "--batch must be at least 1"),
+    "missing network": (["--network", "nowhere:make"], "cannot be imported"),
+    "worker without protocol": (["--worker", "localhost:5555"], "tcp://host:port"),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """What each bad command came to; two at a time, as most of it is waiting for imports."""
+    import hashlib
+
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty").mkdir()
+    draw_images(folder / "odd", 3, size=20)
+    for name in ("nocard", "broken", "othercard", "truncated", "truncated-sha", "noweights"):
+        shutil.copytree(SHIPPED, folder / name)
+    card = json.loads((SHIPPED / CARD).read_text())
+    half = (SHIPPED / WEIGHTS).read_bytes()[:1_000_000]
+    (folder / "nocard" / CARD).unlink()
+    (folder / "noweights" / WEIGHTS).unlink()
+    (folder / "broken" / CARD).write_text('{"format": 1, "name":')
+    (folder / "othercard" / CARD).write_text(json.dumps(card | {"sha256": "0" * 64}))
+    (folder / "truncated" / WEIGHTS).write_bytes(half)
+    (folder / "truncated-sha" / WEIGHTS).write_bytes(half)
+    (folder / "truncated-sha" / CARD).write_text(json.dumps(card | {"sha256": hashlib.sha256(half).hexdigest()}))
+    (folder / "file").write_text("")
+    (folder / "broken.json").write_text('{"policy": ')
+    (folder / "batch0.json").write_text('{"batch": 0}')
+
+    def refuse(arguments):
+        common = ["--worker", "none", "--frames", 20, "--out", "runs", "--no-regret"]
+        if "--config" in arguments:
+            common = ["--worker", "none"]
+        return play("stream", *common, *arguments, cwd=folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(BAD, pool.map(refuse, [arguments for arguments, _ in BAD.values()]), strict=True))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line(refusals, case):
+    check_refused(refusals[case])
+    assert BAD[case][1] in refusals[case].stderr
+
+
+def test_bad_images_are_skipped_and_named(tmp_path):
+    images = tmp_path / "images"
+    draw_images(images, 20)
+    draw_images(tmp_path / "odd", 1, size=31)
+    (tmp_path / "odd" / "000.png").rename(images / "odd.png")
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(whole, "PNG")
+    (images / "cut.png").write_bytes(whole.getvalue()[:1000])
+    np.save(images / "nans.npy", np.full((32, 32, 3), np.nan, dtype=np.float32))
+    done = play(
+        "stream", "--source", images, "--distortion", "pristine", "--worker", "none", "--threads", 1,
+        "--out", tmp_path / "runs", "--frames", 20,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "dropped" not in done.stdout
+    summary = json.loads(next((tmp_path / "runs").glob("*/summary.json")).read_text())
+    assert (summary["frames"], summary["answered"], summary["skipped"]) == (20, 20, 3)
+    assert summary["accuracy"] is None
+    names = {"odd.png", "cut.png", "nans.npy"}
+    assert {told.partition(":")[0] for told in summary["skipped_images"]} == names
+    text = " ".join(done.stdout.split())
+    assert all(name in text for name in names)
+    assert sorted(records_of(summary["folder"])["name"].to_pylist()) == [f"{k:03d}.png" for k in range(20)]

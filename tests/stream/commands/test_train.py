@@ -1,0 +1,300 @@
+"""`eex-train` as a user types it: on tiny images, killed and started again, with a network of one's own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eex.models.card import load, read_card
+from eex.stream.run.records import read_records
+
+pytestmark = pytest.mark.timeout(200)
+
+PATIENCE_S = 100.0  # for a command; an idle machine takes a few seconds
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+OWN = """
+from torch import nn
+
+from eex.models.cut import cut
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)).mean((2, 3)))
+
+
+def network():
+    return cut(Small(), ["first", "second"], ["dark", "light"], input_shape=(3, 16, 16), structure="pool_fc")
+
+
+def broken():
+    return Small()
+"""
+
+
+def play(name, *arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=cwd,
+        timeout=PATIENCE_S,
+    )
+
+
+def train(*arguments, cwd=None):
+    done = play("train", "--threads", 1, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def check_refused(done):
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def draw_images(folder, size, count=40, tests=10):
+    """Two classes that a network can tell apart: dark and light noise."""
+    rng = np.random.default_rng(0)
+    for split, many in (("train", count), ("test", tests)):
+        for label, low in (("dark", 0), ("light", 100)):
+            (folder / split / label).mkdir(parents=True)
+            for k in range(many):
+                pixels = rng.integers(low, low + 156, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{k:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with images of 16x16 and the user's module."""
+    folder = tmp_path_factory.mktemp("home")
+    draw_images(folder / "images", 16)
+    (folder / "my_net.py").write_text(OWN)
+    return folder
+
+
+TINY = ("--network", "my_net:network", "--data", "images", "--holdout", 10, "--batch", 10, "--lr", 0.02)
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+    """A whole training: backbone, experts, classifier; its end and its card."""
+    done = train(*TINY, "--epochs", 3, "--expert-epochs", 1, "--classifier-epochs", 1, "--out", "model", cwd=home)
+    return done, read_card(home / "model")
+
+
+def test_card_says_what_was_trained(trained, home):
+    _, card = trained
+    experts = ("pristine", "gaussian_blur", "gaussian_noise")
+    assert card.architecture.classes == ("dark", "light")
+    assert card.architecture.experts == card.classifier == experts
+    assert [set(t) for t in card.temperatures] == [set(experts)] * 2
+    assert card.training["epochs"] == 3
+    assert card.training["data"] == "images"
+    assert len(card.training["history"]) == 3 + 2 * 1
+    assert set(card.training["validation_ece"]) == set(experts)
+    assert card.costs["stage_macs"] == [8 * 27 * 64, 8 * 72 * 16]
+    assert card.costs["feature_bytes"] == [4 * 8 * 64, 4 * 8 * 16]
+    assert all(macs > 0 for macs in card.costs["branch_macs"])
+
+
+def test_card_says_how_well_it_does(trained):
+    _, card = trained
+    measured = card.measured
+    assert measured["images"] == 20
+    kinds = {(row["distortion"], row["level"]) for row in measured["exits"]}
+    assert len(kinds) == 1 + 4 + 5
+    assert len(measured["exits"]) == 2 * (1 + 2 * 4 + 2 * 5)  # a row an exit, for the pristine and the own expert
+    for row in measured["exits"]:
+        assert 0 <= row["accuracy"] <= 1
+        assert 0 <= row["ece_before"] <= 1
+        assert 0 <= row["ece_after"] <= 1
+    assert set(measured["classifier"]) == {"pristine", "gaussian_blur", "gaussian_noise"}
+    shares = [row["macs_share"] for row in measured["thresholds"]]
+    assert shares == sorted(shares)  # a higher threshold costs more
+
+
+def test_screen_shows_accuracy_by_exit(trained):
+    done, card = trained
+    assert done.stdout.count("\n") > len(card.measured["exits"])
+    assert "gaussian_noise" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "validation" in done.stderr
+
+
+def test_trained_network_of_ones_own_streams(trained, home):
+    done = play(
+        "stream", "--network", "my_net:network", "--model", "model", "--source", "images", "--frames", 60,
+        "--threads", 1,
+        "--distortion", "pristine:30, gaussian_noise@20:30", "--policy", "fixed:p_tar=0.9", "--deadline-ms", 60_000,
+        "--json", "--out", "runs", cwd=home,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = json.loads(done.stdout)
+    assert (summary["frames"], summary["answered"], summary["fallbacks"]) == (60, 60, 0)
+    assert 0 <= summary["accuracy"] <= 1
+    assert read_records(home / summary["folder"] / "records")["frame"].to_pylist() == list(range(60))
+
+
+def test_network_of_ones_own_must_be_named(trained, home):
+    check_refused(play("stream", "--model", "model", "--source", "images", "--worker", "none", cwd=home))
+
+
+def test_saved_model_answers_as_its_card_says(trained, home, monkeypatch):
+    from eex.stream.frames.sources import load_all, open_source
+    from eex.stream.network import make_network
+    from eex.stream.training import measure
+
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(str(home))
+    net = load(Path("model"), net=make_network("my_net:network"))
+    pixels, labels, _ = load_all(open_source("images", split="test"))
+    again = measure(net, torch.from_numpy(pixels), torch.from_numpy(labels))
+    for row, theirs in zip(again["exits"], trained[1].measured["exits"], strict=True):
+        assert row["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.051)  # weights are stored in float16
+        assert row["confidence"] == pytest.approx(theirs["confidence"], abs=0.01)
+
+
+LONGER = (
+    *TINY, "--epochs", 4, "--experts", "gaussian_blur@0.4..2.5", "--expert-epochs", 4, "--classifier-epochs", 1,
+    "--no-measure", "--quiet", "--threads", 1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(home):
+    train(*LONGER, "--out", "whole", cwd=home)
+    return read_card(home / "whole")
+
+
+@pytest.mark.parametrize("checkpoint", ["pristine", "gaussian_blur"])
+def test_killed_training_ends_with_the_same_weights(home, tmp_path, uninterrupted, checkpoint):
+    command = [sys.executable, "-m", "eex.stream.commands.train", *map(str, LONGER), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=home)
+    end = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "training" / f"{checkpoint}.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "card.json").exists()
+    done = train(*LONGER, "--out", tmp_path, cwd=home)
+    assert (done.stdout, done.stderr) == ("", "")  # --quiet
+    card = read_card(tmp_path)
+    assert card.sha256 == uninterrupted.sha256
+    assert card.temperatures == uninterrupted.temperatures
+
+
+def test_training_goes_on_from_models_and_from_their_mean(trained, home):
+    plain = ("--experts", "", "--no-measure")
+    train(*TINY, *plain, "--start", "model", "--epochs", 1, "--out", "further", cwd=home)
+    train(*TINY, *plain, "--start", "model", "further", "--epochs", 0, "--out", "mean", cwd=home)
+    weights = [load(home / name, net=own_network(home)).state_dict() for name in ("model", "further", "mean")]
+    name = "stages.1.second.0.weight"
+    first, second, mean = (w[name] for w in weights)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(mean, (first + second) / 2, atol=1e-3, rtol=1e-2)
+    assert len(read_card(home / "mean").training["start"]) == 2
+
+
+def own_network(home):
+    names = {}
+    exec(compile(OWN, "my_net.py", "exec"), names)
+    return names["network"]()
+
+
+def test_experts_of_another_backbone_are_refused(home, tmp_path):
+    """An expert's checkpoint holds the backbone it was trained on: it must not come back under a new one."""
+    out = ("--out", tmp_path / "model", "--expert-epochs", 1, "--classifier-epochs", 1, "--no-measure")
+    train(*TINY, *out, "--epochs", 1, cwd=home)
+    (tmp_path / "model" / "training" / "pristine.safetensors").unlink()
+    again = play("train", "--threads", 1, *TINY, *out, "--epochs", 2, cwd=home)
+    assert again.returncode == 2
+    assert "gaussian_blur.safetensors" in again.stderr
+    assert "other settings" in again.stderr
+
+
+def test_checkpoints_of_other_settings_are_refused(trained, home):
+    check_refused(play("train", *TINY, "--epochs", 4, "--out", "model", cwd=home))
+
+
+def test_backbone_by_name_trains_without_a_test_split(home, tmp_path):
+    shutil.copytree(home / "images" / "train", tmp_path / "images" / "train")
+    done = train(
+        "--data", tmp_path / "images", "--out", tmp_path / "model", "--width", 8, "--epochs", 1, "--experts", "",
+        "--holdout", 10, "--batch", 10, "--after", 0, 1,
+    )  # fmt: skip
+    card = read_card(tmp_path / "model")
+    assert card.architecture.input_shape == (3, 16, 16)
+    assert card.architecture.backbone == "resnet"
+    assert card.classifier == ()
+    assert card.measured == {}
+    assert "will not be measured" in done.stderr
+
+
+BAD = {
+    "missing data": (["--data", "nowhere"], "no such source"),
+    "no labels": (["--data", "images/train/dark"], "labelled images"),
+    "unknown expert": (["--experts", "blur@1..2"], "gaussian_blur"),
+    "expert without range": (["--experts", "gaussian_blur"], "lowest..highest"),
+    "expert with a falling range": (["--experts", "gaussian_blur@2..1"], "rising range"),
+    "expert beyond the levels": (["--experts", "gaussian_blur@1..1e9"], "gaussian_blur"),
+    "everything held out": (["--holdout", "80"], "--holdout must be between 1 and 79"),
+    "nothing held out": (["--holdout", "0"], "--holdout must be between 1 and 79"),
+    "no epochs": (["--epochs", "0"], "--epochs 0 needs --start"),
+    "no expert epochs": (["--expert-epochs", "0"], "epochs must be at least 1"),
+    "negative threads": (["--threads", "-1"], "--threads must be at least 0"),
+    "negative seed": (["--seed", "-1"], "--seed must be at least 0"),
+    "weights of other exits": (["--loss-weights", "1", "2", "3"], "--loss-weights must name 2 exits"),
+    "not a cut network": (["--network", "my_net:broken"], "must return an EarlyExitNet"),
+    "no such function": (["--network", "my_net:nothing"], "cannot be imported"),
+    "out is a file": (["--out", "my_net.py"], "my_net.py"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line(home, case):
+    arguments, wanted = BAD[case]
+    done = play("train", *TINY, "--out", "bad", "--epochs", 1, "--experts", "", *arguments, cwd=home)
+    check_refused(done)
+    assert wanted in done.stderr
+    assert not (home / "bad").exists()
+
+
+def test_confidence_by_entropy(trained, home):
+    """A trained model gets another confidence without training; edge and worker take it from the card."""
+    options = ("--epochs", 0, "--start", "model", "--experts", "", "--confidence", "entropy", "--out", "model-entropy")
+    train(*TINY, *options, cwd=home)
+    card = read_card(home / "model-entropy")
+    assert card.architecture.confidence == "entropy"
+    assert "confidence" not in card.training
+    done = play(
+        "stream", "--network", "my_net:network", "--model", "model-entropy", "--source", "images", "--frames", 20,
+        "--distortion", "pristine", "--policy", "fixed:p_tar=1", "--out", "by-entropy", "--json", cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = read_records(next((home / "by-entropy").iterdir()) / "records")
+    for e in (1, 2):
+        told = np.array([c for c in table[f"confidence_{e}"].to_pylist() if c is not None])
+        assert len(told)
+        assert told.min() < 0.5  # of two classes the top probability is never less

@@ -1,0 +1,227 @@
+"""Records: what was written is read, in parts, by pandas, and from the files of a run that was killed."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from eex.policies.core.errors import EexError
+from eex.stream.run import records
+from eex.stream.run.records import (
+    DROPPED,
+    REACHABLE,
+    RecordWriter,
+    feedback_of,
+    outcomes_of,
+    read_batches,
+    read_records,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+CLASSES = ("cat", "dog", "ship", "truck")
+EXPERTS = ("pristine", "blur")
+
+
+def write(folder, make_rows, counts):
+    with RecordWriter(folder, CLASSES, EXPERTS) as writer:
+        for k, count in enumerate(counts):
+            writer.write(make_rows(sum(counts[:k]), count))
+
+
+def named(index, names):
+    return [names[i] if i >= 0 else None for i in index]
+
+
+def test_round_trip(tmp_path, make_rows):
+    rows = make_rows(5, 300)
+    with RecordWriter(tmp_path / "new" / "folder", CLASSES, EXPERTS) as writer:
+        writer.write(rows)
+    table = read_records(tmp_path / "new" / "folder").to_pydict()
+    expected = {
+        "frame": rows.frame.tolist(),
+        "name": rows.name.tolist(),
+        "label": named(rows.label, CLASSES),
+        "answer": named(rows.answer, CLASSES),
+        "correct": [None if label < 0 else label == a for label, a in zip(rows.label, rows.answer, strict=True)],
+        "expert": named(rows.expert, EXPERTS),
+        "arm": rows.arm.tolist(),
+        "audited": rows.audited.tolist(),
+        "queue": rows.queue.tolist(),
+        "heard": rows.heard.tolist(),
+        "heard_at": rows.heard_at.tolist(),
+        "exit": (rows.exit + 1).tolist(),
+        "offloaded": rows.offloaded.tolist(),
+        "sent": rows.sent.tolist(),
+        "fallback": rows.fallback.tolist(),
+        "dropped": rows.dropped.tolist(),
+        "reachable": rows.reachable.tolist(),
+    }
+    expected |= {f"prediction_{e + 1}": named(rows.prediction[:, e], CLASSES) for e in range(3)}
+    exact = {name: getattr(rows, name) for name in ("probability", "reward", "link_estimate_ms")}
+    exact |= {f"confidence_{e + 1}": rows.confidence[:, e] for e in range(3)}
+    expected |= {name: [None if np.isnan(v) else v for v in values] for name, values in exact.items()}
+    rounded = {"gaussian_blur": rows.levels[:, 0], "gaussian_noise": rows.levels[:, 1], "overhead": rows.overhead}
+    rounded |= {f"exit_at_{e + 1}": rows.exit_at[:, e] for e in range(3)}
+    rounded |= {f"skip_below_{e + 1}": rows.skip_below[:, e] for e in range(2)}
+    rounded |= {name: getattr(rows, name) for name in ("bytes", "edge_ms", "link_ms", "cloud_ms", "latency_ms")}
+    assert set(table) == set(expected) | set(rounded)
+    for name, values in expected.items():
+        assert table[name] == values, name
+    for name, values in rounded.items():
+        np.testing.assert_allclose(table[name], values, rtol=1e-6, err_msg=name)
+    assert None in expected["confidence_3"]
+    assert None in expected["label"]
+    assert np.isinf(rows.exit_at).any()
+
+
+def test_parts(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_BATCH", 100)
+    monkeypatch.setattr(records, "ROWS_IN_PART", 250)
+    write(tmp_path, make_rows, [60] * 20)
+    parts = sorted(p.name for p in tmp_path.iterdir())
+    assert parts == [f"part-{k:05d}.arrows" for k in range(4)]  # batches of 120, three to a part; 1200 rows
+    assert [len(batch) for batch in read_batches(tmp_path)] == [120] * 10
+    assert read_records(tmp_path)["frame"].to_pylist() == list(range(1200))
+    frame = read_records(tmp_path).to_pandas()
+    assert frame["answer"].cat.categories.tolist() == list(CLASSES)
+
+
+def test_a_part_that_ends_with_the_stream_opens_no_other(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_BATCH", 100)
+    monkeypatch.setattr(records, "ROWS_IN_PART", 100)
+    write(tmp_path, make_rows, [100, 0, 100])
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(read_records(tmp_path)) == 200
+
+
+def test_killed_run_keeps_its_whole_batches(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_BATCH", 10)
+    monkeypatch.setattr(records, "ROWS_IN_PART", 25)
+    writer = RecordWriter(tmp_path / "running", CLASSES, EXPERTS)
+    for first in range(0, 55, 5):
+        writer.write(make_rows(first, 5))
+        shutil.copytree(tmp_path / "running", tmp_path / "killed", dirs_exist_ok=True)  # nothing was closed
+        whole = (first + 5) // 10 * 10
+        if whole:
+            assert read_records(tmp_path / "killed")["frame"].to_pylist() == list(range(whole))
+    writer.close()
+    assert read_records(tmp_path / "running")["frame"].to_pylist() == list(range(55))
+
+
+def test_file_cut_at_any_byte(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_BATCH", 4)
+    write(tmp_path / "whole", make_rows, [4, 4, 4])
+    data = (tmp_path / "whole" / "part-00000.arrows").read_bytes()
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    found = []
+    for length in sorted({*range(0, len(data), 97), *range(len(data) - 40, len(data) + 1)}):
+        (cut / "part-00000.arrows").write_bytes(data[:length])
+        frames = [k for batch in read_batches(cut) for k in batch["frame"].to_pylist()]
+        assert frames == list(range(len(frames)))
+        assert len(frames) % 4 == 0
+        found.append(len(frames))
+    assert found == sorted(found)
+    assert set(found) == {0, 4, 8, 12}
+
+
+def test_a_cut_part_does_not_hide_those_behind_it(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_BATCH", 4)
+    monkeypatch.setattr(records, "ROWS_IN_PART", 8)
+    write(tmp_path, make_rows, [4] * 4)
+    first = tmp_path / "part-00000.arrows"
+    first.write_bytes(first.read_bytes()[:-200])  # in its second batch
+    assert read_records(tmp_path)["frame"].to_pylist() == [0, 1, 2, 3, *range(8, 16)]
+
+
+def test_dropped_frames(tmp_path, make_rows):
+    rows = make_rows(0, 10)
+    rows.dropped[:4], rows.exit[:4], rows.answer[:4] = True, -1, -1
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        writer.write(rows)
+    table = read_records(tmp_path)
+    for name in ("exit", "answer", "correct"):
+        assert table[name].to_pylist()[:4] == [None] * 4
+    assert outcomes_of(table).exit.tolist() == rows.exit.tolist()
+    assert feedback_of(table).dropped.tolist() == rows.dropped.tolist()
+    assert feedback_of(table).reachable.tolist() == rows.reachable.tolist()
+
+
+@pytest.mark.parametrize("lacking", [[DROPPED, REACHABLE], [REACHABLE]])
+def test_records_of_an_older_eex(tmp_path, make_rows, lacking):
+    """Parts that know neither of dropped frames nor of reachable workers are read, alone and before parts that do."""
+
+    def make_always_reachable(first, count):
+        return replace(make_rows(first, count), reachable=np.ones(count, dtype=bool))
+
+    write(tmp_path / "new", make_always_reachable, [5, 5])
+    table = read_records(tmp_path / "new").drop_columns(lacking)
+    (tmp_path / "old").mkdir()
+    with pa.OSFile(str(tmp_path / "old" / "part-00000.arrows"), "wb") as sink:
+        pa.ipc.new_stream(sink, table.schema).write_table(table)
+    assert read_records(tmp_path / "old") == read_records(tmp_path / "new")
+    with RecordWriter(tmp_path / "old", CLASSES, EXPERTS) as writer:
+        writer.write(make_always_reachable(10, 5))
+    assert read_records(tmp_path / "old")[DROPPED].to_pylist() == [False] * 15
+    assert feedback_of(tmp_path / "old").reachable.all()
+    assert outcomes_of(tmp_path / "old").frame.tolist() == list(range(15))
+
+
+def one_line(caught):
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_nothing_to_read(tmp_path, make_rows):
+    with pytest.raises(EexError) as caught:
+        read_records(tmp_path)
+    assert one_line(caught) == f"{tmp_path}: no records here; expected part-00000.arrows"
+    write(tmp_path, make_rows, [50])
+    part = tmp_path / "part-00000.arrows"
+    part.write_bytes(part.read_bytes()[:500])
+    with pytest.raises(EexError) as caught:
+        read_records(tmp_path)
+    assert one_line(caught) == f"{tmp_path}: the records were cut off before their first batch was whole"
+
+
+def test_unwritable_folder(tmp_path, make_rows):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(EexError) as caught:
+            RecordWriter(folder, CLASSES, EXPERTS)
+        assert one_line(caught).startswith(f"{folder}: cannot write records: ")
+    writer = RecordWriter(tmp_path, CLASSES, EXPERTS)
+    (tmp_path / "part-00000.arrows").mkdir()
+    writer.write(make_rows(0, 5))
+    with pytest.raises(EexError) as caught:
+        writer.flush()
+    assert one_line(caught).startswith(f"{tmp_path}: cannot write records: ")
+
+
+def test_full_disk(tmp_path, make_rows):
+    writer = RecordWriter(tmp_path, CLASSES, EXPERTS)
+    full = tmp_path / "part-00000.arrows"
+    full.symlink_to("/dev/full")
+    writer.write(make_rows(0, 5))
+    with pytest.raises(EexError) as caught:
+        writer.flush()
+    assert one_line(caught).startswith(f"{tmp_path}: cannot write records: ")
+
+
+def test_a_second_writer_adds_parts(tmp_path, make_rows):
+    for start in (0, 5):
+        with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+            writer.write(make_rows(start, 5))
+    assert read_records(tmp_path)["frame"].to_pylist() == list(range(10))
+
+
+def test_classes_of_every_batch_are_the_same(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_BATCH", 1)
+    write(tmp_path, make_rows, [1] * 5)
+    for batch in read_batches(tmp_path):
+        assert batch["label"].dictionary.to_pylist() == list(CLASSES)
+    assert isinstance(read_records(tmp_path), pa.Table)
