@@ -28,7 +28,7 @@ POLICIES: dict[str, str] = {
     "kl-ucb": "eex.policies.algorithms.kl_ucb:KLUCB",
     "thompson": "eex.policies.algorithms.thompson:Thompson",
     "epsilon-greedy": "eex.policies.algorithms.epsilon_greedy:EpsilonGreedy",
-    "exp3": "eex.policies.exp3:EXP3",
+    "exp3": "eex.policies.algorithms.exp3:EXP3",
     "sw-ucb": "eex.policies.algorithms.sw_ucb:SlidingWindowUCB",
     "d-ucb": "eex.policies.algorithms.d_ucb:DiscountedUCB",
     "gain-curve": "eex.policies.algorithms.gain_curve:GainCurve",

@@ -1,8 +1,10 @@
-"""`eex-train`: train a network, calibrate it, add experts and the distortion classifier, write weights and card."""
+"""Train a network, calibrate it, add experts and the distortion classifier, write weights and card."""
 
 import copy
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eex.policies.core.errors import EexError
-from eex.stream.commands.train import training_bars
 from eex.stream.network import make_network, pick_device
 
 if TYPE_CHECKING:
     import torch
 
     from eex.models.network import EarlyExitNet
-    from eex.models.training import Distort
+    from eex.models.training import Distort, Progress
     from eex.stream.frames.sources import Source
 
 
@@ -501,3 +502,40 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     values["data"] = Path(config.data).name
     values["weights"] = config.weights.name if config.weights else None
     return values
+
+
+@contextmanager
+def training_bars(quiet: bool) -> Iterator[Any]:
+    """Progress bars on standard error: one for each thing that is trained."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<15}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
+
+        def for_part(name: str) -> Any:
+            task = bars.add_task(name, text="", total=None)
+            best: list[str] = [""]
+
+            def report(progress: "Progress") -> None:
+                done = progress.epoch * progress.steps + progress.step
+                if progress.accuracy:
+                    best[0] = "validation " + " / ".join(f"{100 * a:.1f}" for a in progress.accuracy) + " %"
+                    if not console.is_terminal and not quiet:
+                        console.print(
+                            f"{name}: epoch {progress.epoch + 1}/{progress.epochs}: {best[0]}", highlight=False
+                        )
+                text = f"{progress.phase} {progress.epoch + 1}/{progress.epochs}  loss {progress.loss:.3f}  "
+                text += f"{progress.images_per_second:,.0f} images/s  {best[0]}"
+                bars.update(task, completed=done, total=progress.epochs * progress.steps, text=text)
+
+            return report
+
+        yield for_part

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tyro
 
+from eex.stream.commands import partition
 from eex.stream.commands.stream import _parse
-from eex.stream.planning import partition
 
 PACKAGES = ("eex.policies", "eex.models", "eex.envs", "eex.stream", "eex.experiments")
 MODULES = [

@@ -23,7 +23,7 @@ COMMAND = """
 import sys
 forbidden = set(sys.argv[1].split(","))
 del sys.argv[1]
-from eex.stream.main import main
+from eex.stream.commands.stream import main
 try:
     main()
 except SystemExit as stop:

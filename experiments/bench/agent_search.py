@@ -2,7 +2,8 @@
 
 Each candidate is trained for the same number of steps on the training trace (see `eex.experiments.bench.agents`)
 without the last fifth of each of its segments, on which it is evaluated: regret per 1,000 frames against the best
-fixed threshold of each segment. One thing at a time differs from the first line. Results are kept in agent_search.csv beside this file.
+fixed threshold of each segment. One thing at a time differs from the first line. Results are kept in
+agent_search.csv beside this file.
 """
 
 import sys

@@ -178,8 +178,8 @@ def round_trips(seconds: float) -> dict[str, dict[str, float]]:
 EDGE = """
 import json, sys, time
 import numpy as np
-from eex.stream.edge import ZmqOffloader
-from eex.stream.keys import EdgeKeys, Pair
+from eex.stream.wire.client import ZmqOffloader
+from eex.stream.wire.keys import EdgeKeys, Pair
 o = json.loads(sys.argv[1])
 keys = EdgeKeys(Pair(*(k.encode() for k in o["keys"][:2])), o["keys"][2].encode()) if o["keys"] else None
 offloader = ZmqOffloader(o["endpoint"], o["model"], 60_000, keys=keys)

@@ -16,10 +16,10 @@ WAIT_S = 60.0
 PROGRAM = """
 import json, os, sys, time
 import numpy as np
-from eex.stream.front import Limits, LocalReplica
-from eex.stream.keys import Pair, only
-from eex.stream.protocol import Welcome
-from eex.stream.worker import listen, stop_on_signals
+from eex.stream.worker.front import Limits, LocalReplica
+from eex.stream.wire.keys import Pair, only
+from eex.stream.wire.protocol import Welcome
+from eex.stream.worker.serve import listen, stop_on_signals
 
 o = json.loads(sys.argv[1])
 kept = []

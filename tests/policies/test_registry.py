@@ -12,7 +12,7 @@ from eex.policies.registry import RECOMMENDED, list_policies, make_policy
 MODULE = '''
 import numpy as np
 
-from eex.policies.base import Context, Policy, Thresholds
+from eex.policies.core.base import Context, Policy, Thresholds
 
 
 class Half(Policy):

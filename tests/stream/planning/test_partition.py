@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from eex.models.network import make
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace, write_trace
+from eex.stream.commands import partition
 from eex.stream.commands.partition import option
-from eex.stream.planning import measure, partition
+from eex.stream.planning import measure
 from eex.stream.planning.measure import (
     Candidate,
     LinkSpeed,

@@ -93,7 +93,7 @@ def test_a_worker_that_takes_a_model_version_of_its_own():
 
 CHAOS = """
 import sys, time, zmq
-from eex.stream.protocol import ReplyHeader, unpack
+from eex.stream.wire.protocol import ReplyHeader, unpack
 context = zmq.Context()
 front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
 front.bind(sys.argv[1]); back.connect(sys.argv[2])
@@ -217,7 +217,7 @@ def test_a_peer_that_hangs_costs_the_edge_little_memory(tmp_path):
 FULL = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # files end there, as on a full disk
-from eex.stream.main import main
+from eex.stream.commands.stream import main
 main()
 """
 

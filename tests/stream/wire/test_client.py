@@ -21,9 +21,8 @@ from eex.stream.wire import protocol
 from eex.stream.wire.client import HELLO_ID, ZmqOffloader
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
 from eex.stream.wire.protocol import Hello, Ping, Pong, ReplyHeader, Welcome, pack, refusal, unpack
-from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
-from eex.stream.worker.serve import serve
+from eex.stream.worker import embedded, serve
 from eex.stream.worker.tail import make_tail
 
 pytestmark = pytest.mark.timeout(60)
@@ -519,10 +518,10 @@ def test_the_tail_of_a_network_goes_on_where_the_edge_stopped():
 SCRIPT = """
 import sys, threading
 import numpy as np
-from eex.stream.embedded import read_keys
-from eex.stream.front import LocalReplica
-from eex.stream.protocol import Welcome
-from eex.stream.worker import listen, stop_on_signals, stop_with_parent
+from eex.stream.worker.embedded import read_keys
+from eex.stream.worker.front import LocalReplica
+from eex.stream.wire.protocol import Welcome
+from eex.stream.worker.serve import listen, stop_on_signals, stop_with_parent
 stop, keys = stop_on_signals(), None
 if "--with-parent" in sys.argv:
     keys = read_keys()

@@ -13,10 +13,10 @@ import zmq
 
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.protocol import Welcome
-from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
 from eex.stream.worker.front import Front
 from eex.stream.worker.replicas import ProcessReplica, RayReplica
+from eex.stream.worker import embedded
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -26,10 +26,10 @@ WELCOMES = [Welcome(f"model-{m}", 4, ("blur",), tuple("abcd"), models=("model-a"
 SCRIPT = """
 import threading
 import numpy as np
-from eex.stream.embedded import read_keys
-from eex.stream.front import LocalReplica
-from eex.stream.protocol import Welcome
-from eex.stream.worker import listen, stop_on_signals, stop_with_parent
+from eex.stream.worker.embedded import read_keys
+from eex.stream.worker.front import LocalReplica
+from eex.stream.wire.protocol import Welcome
+from eex.stream.worker.serve import listen, stop_on_signals, stop_with_parent
 stop, keys = stop_on_signals(), read_keys()
 stop_with_parent(stop)
 welcomes = [Welcome(f"model-{m}", 4, ("blur",), tuple("abcd"), models=("model-a", "model-b")) for m in "ab"]
