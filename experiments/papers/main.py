@@ -74,8 +74,8 @@ def reproduce(config: Run) -> list[Claim]:
     if not config.data and recipe_name != "quick":
         raise EexError("--data: name the images to train and measure on, or take --quick, which runs on shipped ones")
     recipe: Any = paper.RECIPES[recipe_name]
-    from eex.stream.training import training_bars
     from eex.stream.network import pick_device
+    from eex.stream.training import training_bars
 
     if config.threads:
         import torch

@@ -21,8 +21,9 @@ from eex.stream.wire import protocol
 from eex.stream.wire.client import HELLO_ID, ZmqOffloader
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
 from eex.stream.wire.protocol import Hello, Ping, Pong, ReplyHeader, Welcome, pack, refusal, unpack
+from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
-from eex.stream.worker import embedded, serve
+from eex.stream.worker.serve import serve
 from eex.stream.worker.tail import make_tail
 
 pytestmark = pytest.mark.timeout(60)

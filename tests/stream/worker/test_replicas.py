@@ -13,10 +13,10 @@ import zmq
 
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.protocol import Welcome
+from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
 from eex.stream.worker.front import Front
 from eex.stream.worker.replicas import ProcessReplica, RayReplica
-from eex.stream.worker import embedded
 
 pytestmark = pytest.mark.timeout(180)
 
