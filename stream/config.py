@@ -1,156 +1,129 @@
-"""What a run is configured by: `eex-stream`'s options as data. Nothing heavy is imported, so help comes at once."""
+"""The options of a run, and what they resolve to. Nothing heavy is imported, so help comes at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import tyro
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.price import Price, parse_price
+from eex.policies.core.schedule import Schedule, parse_schedule
+from eex.policies.registry import RECOMMENDED, split_option
+from eex.stream.frames.frames import FrameConfig
+from eex.stream.run.connection import Connection, ConnectionConfig
+
+__all__ = ["Choice", "FrameConfig", "Resolved", "StreamConfig", "earlier", "from_json", "to_json"]
 
 
 @dataclass(frozen=True)
-class FrameConfig:
-    """Which frames are run through which network."""
+class Choice:
+    """A policy to play: what `make_policy` takes, and the label that it is reported under."""
 
-    source: str = "sample"
-    """Where frames come from: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one,
-    CIFAR-10's or Caltech-256's own folder, or a video."""
-    split: Literal["train", "validation", "test", "all"] = "test"
-    """Part of the source, where it has parts."""
-    distortion: str = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
-    """What happens to the frames, and when: kind@level:frames, ramps a..b, mixtures with +, 3x(…), random(…)."""
-    frames: int = 0
-    """Number of frames; 0 = as many as the distortion schedule says, or else all of the source once."""
-    shuffle: bool = True
-    """Draw the order of the images; a video keeps its own."""
-    resize: bool = False
-    """Scale and crop images of another size than the model's, instead of skipping them."""
-    model: Path | None = None
-    """Folder of weights and card; by default the shipped model."""
-    network: str = ""
-    """For a network of one's own: module:function that cuts it."""
-    batch: int = 32
-    """Frames in a micro-batch."""
-    seed: int = 0
-    """Of all that is drawn: order, distortions, policies."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; of a stream, its edge part."""
-    partition: int = 0
-    """Stages that run on the edge, the rest in the cloud; 0 = as the model says. eex-partition finds the fastest."""
-
-    def check(self) -> None:
-        """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
-        for name, low in (("frames", 0), ("batch", 1), ("seed", 0), ("partition", 0)):
-            if getattr(self, name) < low:
-                raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
-        if self.batch > 4096:
-            raise EexError(f"--batch must be at most 4096, got {self.batch}")
+    label: str
+    policy: str
+    options: dict[str, str]
 
 
 @dataclass(frozen=True)
-class StreamConfig(FrameConfig):
-    """Stream images through an early-exit network while a policy learns where each frame should stop.
+class Resolved:
+    """A stream's options, parsed; nothing after this reads their text.
 
-    What it prints last, and writes into a folder of its own under --out, says what adapting bought.
+    Attributes
+    ----------
+    schedule
+        Of the distortions.
+    price
+        Of offloading a frame.
+    connection
+        How frames reach the cloud.
+    policies
+        The first is the run's, the others are compared with it.
     """
 
-    policy: str = "ucb"
-    """Chooses the thresholds. --list-policies shows all."""
+    schedule: Schedule
+    price: Price
+    connection: Connection
+    policies: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class StreamConfig(ConnectionConfig, FrameConfig):
+    """Stream images through an early-exit network while a policy learns where each frame should stop.
+
+    The last screen, and a folder of its own under --out, show what adapting gained.
+    """
+
+    policy: str = RECOMMENDED
+    """Policy that chooses the thresholds. --list-policies shows them all."""
     policy_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """An option of the policy, as name=value; may be given several times."""
+    """An option of the policy, as name=value. Repeat it for several."""
     compare: str = ""
-    """Policies to play over the very same frames afterwards, between commas, options behind colons:
+    """Comma-separated policies to play over the very same frames afterwards; their options follow after colons:
     fixed,fixed:p_tar=0.95,ucb:c=0.5"""
-    worker: str = "embedded"
-    """Cloud worker: 'embedded' starts one ('embedded:2' of two processes), tcp://host:port names one that eex-worker
-    runs, or several, between commas; 'none' does without."""
-    keys: Path | None = None
-    """Folder with this edge's key and worker.pub; by default where eex-keys puts them."""
-    key: str = "edge"
-    """Name of this edge's key there."""
-    plain: bool = False
-    """Talk plain text to workers on this machine that were started with --plain, instead of by keys."""
-    plain_beyond_loopback: bool = False
-    """With --plain: to workers elsewhere, too. Everyone on the way can read and change frames."""
-    link: str = ""
-    """Put a link between edge and worker that is not there: sao-paulo, north-california, paris, wifi, or MS@MBIT, each
-    also for a time, between commas: 40@10:30s, down:5s, jitter=5."""
-    send: str = "auto"
-    """How frames are sent: fp32, fp16, int8 (features), input (the image), each also with +zstd; auto takes what is
-    fastest for the link."""
     overhead: float | str = 0.1
-    """Price of offloading a frame, in units of confidence; also a second of round trip (0.2/s), a megabyte (0.01/MB), a
-    joule (0.05/J@1.3W), sums of these with +, or a budget to keep to (budget=10/s, budget=20%)."""
+    """Price of offloading a frame, in units of confidence. It can also be a price per second of round trip (0.2/s), per
+    megabyte (0.01/MB) or per joule (0.05/J@1.3W), a sum of these with +, or a budget (budget=10/s, budget=20%)."""
     exit_cost: float = 0.0
-    """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
+    """Price of each further edge exit that a frame visits, in units of confidence; AdaEE has none."""
     drop_below: float = 0.0
-    """Drop a frame that would be offloaded if the last edge exit's confidence in it is below this: nobody answers it,
-    and nothing is sent. 0 drops none."""
-    deadline_ms: float = 1000.0
-    """After this an offloaded frame is answered on the edge."""
+    """Drop a frame instead of offloading it when the last edge exit's confidence is below this: nothing is sent, and it
+    gets no answer. 0 drops none."""
     gather: int = 0
-    """Run a deeper stage once so many survivors wait for it; more is faster, and answers later."""
+    """Run a deeper stage only once this many survivors wait for it: faster, but answers come later."""
     commit: int = 10_000
-    """Frames between two times at which records and what was learned go to the disk together; --resume goes on from
-    there. 0 does so at the end only."""
+    """Write records and what was learned to the disk together every so many frames; --resume goes on from there. 0
+    writes them once, at the end."""
     regret: bool = True
-    """Afterwards run every exit of every frame, for regret and accuracy by exit; the source must be readable again."""
+    """Afterwards, run every exit of every frame to report regret and each exit's accuracy. The source must be readable
+    a second time."""
     out: Path = Path("runs")
-    """Folder for the folders of runs."""
+    """Folder under which each run gets a folder of its own."""
 
     def check(self) -> None:
         """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
-        super().check()
+        self.resolve()
+
+    def resolve(self) -> Resolved:
+        """What the options stand for.
+
+        Raises
+        ------
+        EexError
+            If one of them is outside its range or cannot be parsed.
+        """
+        FrameConfig.check(self)
         if self.gather < 0:
             raise EexError(f"--gather must be at least 0, got {self.gather}")
-        from eex.policies.core.link import parse_link
-        from eex.policies.core.price import parse_price
-        from eex.stream.wire.encoding import parse_encoding
-
         try:
-            parse_price(self.overhead)
+            price = parse_price(self.overhead)
         except EexError as error:
             raise EexError(f"--{error}") from None
         if not 0 <= self.exit_cost <= 1:
             raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
         if not 0 <= self.drop_below <= 1:
             raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
-        if not self.deadline_ms > 0:
-            raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
-        if self.plain_beyond_loopback and not self.plain:
-            raise EexError("--plain-beyond-loopback goes with --plain")
-        embedded_processes(self.worker)
-        if self.link:
-            parse_link(self.link)
-        if self.send != "auto":
-            parse_encoding(self.send)
+        return Resolved(parse_schedule(self.distortion, self.seed), price, self.connection(), self._choices())
+
+    def _choices(self) -> tuple[Choice, ...]:
+        rivals = [name.strip() for name in self.compare.split(",") if name.strip()]
+        options = dict(split_option(pair) for pair in self.policy_option)
+        named = [(":".join([self.policy, *self.policy_option]), self.policy, options)]
+        named += [(name, name, {}) for name in rivals]
+        labels = [label for label, _, _ in named]
+        again = [labels[:k].count(label) for k, label in enumerate(labels)]
+        return tuple(
+            Choice(f"{label} ({k + 1})" if k else label, policy, given)
+            for (label, policy, given), k in zip(named, again, strict=True)
+        )
 
 
 Config = TypeVar("Config", bound=FrameConfig)
 
 
-def embedded_processes(worker: str) -> int:
-    """How many processes an embedded worker has, by the option's value; 0 where the worker is not embedded.
-
-    Raises
-    ------
-    EexError
-        If the value is none of those that the option takes.
-    """
-    if worker == "embedded":
-        return 1
-    kind, _, count = worker.partition(":")
-    if kind == "embedded" and count.isdecimal() and 1 <= int(count) <= 256:
-        return int(count)
-    if worker != "none" and not all(part.strip().startswith("tcp://") for part in worker.split(",")):
-        raise EexError(f"--worker {worker}: expected 'embedded', 'embedded:2', 'none' or tcp://host:port, …")
-    return 0
-
-
 def earlier(arguments: list[str], kind: type[Config]) -> Config:
-    """What the options of a command start from: the file behind --config among its arguments, or the defaults.
+    """What the options of a command start from: the file given by --config among its arguments, or the defaults.
 
     Raises
     ------

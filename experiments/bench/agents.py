@@ -76,9 +76,9 @@ def record(data: str, out: Path) -> None:
     from eex.models.card import load
     from eex.models.fast import optimised
     from eex.policies.core.schedule import parse_schedule
-    from eex.stream.engine import every_exit
     from eex.stream.frames.distortions import distort
     from eex.stream.frames.sources import Split, load_all, open_source
+    from eex.stream.groups import every_exit
 
     net = load()
     fingerprint, fast = net.fingerprint, optimised(net)

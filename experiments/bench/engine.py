@@ -22,8 +22,10 @@ from eex.models.network import PRISTINE, Costs, EarlyExitNet
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Ints, Policy
 from eex.policies.registry import make_policy
-from eex.stream.engine import Engine, every_exit
+from eex.stream.driver import Driver
+from eex.stream.engine import Batch
 from eex.stream.frames.sources import load_all, open_source
+from eex.stream.groups import every_exit
 from eex.stream.guard import guarded
 from eex.stream.network import pick_device
 from eex.stream.run.records import RecordWriter
@@ -82,7 +84,7 @@ class Run:
     """All images through an engine once, answers summed up and recorded; `kept_s` are the seconds that this took."""
 
     def __init__(self, net: EarlyExitNet, policy: Policy, batch: int, folder: Path) -> None:
-        self.engine = Engine(net, policy, gather=_gather(batch))
+        self.engine = Driver(net, policy, gather=_gather(batch))
         self.tally = Tally(net.edge_exits + 1)
         self.writer = RecordWriter(folder, net.classes, net.experts)
         self.batch, self.kept_s = batch, 0.0
@@ -93,7 +95,7 @@ class Run:
         levels = np.zeros((self.batch, 2))
         for start in range(0, len(images), self.batch):
             stop = start + self.batch
-            self.engine.feed(images[start:stop], names, labels[start:stop], levels)
+            self.engine.feed(Batch(images[start:stop], names, labels[start:stop], levels))
             if self.engine.worth_taking:
                 self._keep()
         self.engine.drain()
@@ -138,7 +140,7 @@ def one_round(net: EarlyExitNet, images: Tensor, labels: Ints, batch: int, thres
         b = timed(lambda: fixed(images, labels), device)
         ucb = Run(net, make_policy("ucb", exits=net.edge_exits), batch, Path(folder) / "ucb")
         c = timed(lambda: ucb(images, labels), device)
-    return Round(a, b, (ucb.engine.policy_seconds + ucb.engine.routing_seconds + ucb.kept_s) / c)
+    return Round(a, b, (ucb.engine.engine.policy_seconds + ucb.engine.engine.routing_seconds + ucb.kept_s) / c)
 
 
 def speeds(net: EarlyExitNet, costs: Costs, images: Tensor, labels: Ints, config: Bench, console: Console) -> None:

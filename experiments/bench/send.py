@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from eex.policies.algorithms.fixed import Fixed
+from eex.policies.core.columns import Rows
 from eex.policies.core.schedule import parse_schedule
 from eex.stream.config import FrameConfig
-from eex.stream.engine import Engine, Rows
+from eex.stream.driver import Driver
 from eex.stream.frames.frames import Frames
 from eex.stream.guard import guarded, share_cores
 from eex.stream.network import load_network
@@ -39,10 +40,10 @@ def play(bench: Bench, encoding: Encoding) -> Rows:
     net = load_network(config)
     frames = Frames(config, parse_schedule(config.distortion, config.seed), net)
     policy = Fixed(p_tar=bench.threshold, exits=net.edge_exits)
-    engine = Engine(net, policy, InMemoryOffloader(make_tail(net)), send=encoding)
+    engine = Driver(net, policy, InMemoryOffloader(make_tail(net)), send=encoding)
     parts = []
-    for images, names, labels, levels in frames.batches(frames.total, {}):
-        engine.feed(images, names, labels, levels)
+    for batch in frames.batches(frames.total, {}):
+        engine.feed(batch)
         parts += list(engine.take())
     engine.drain()
     parts += list(engine.take())

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.core.base import Policy
+from eex.policies.core.columns import Rows
 from eex.policies.core.errors import OffloadError
-from eex.stream.engine import Engine, Rows
+from eex.stream.driver import Driver
+from eex.stream.engine import Batch
 
 if TYPE_CHECKING:
     from eex.stream.wire.offload import Offloader
@@ -138,13 +140,13 @@ def play(
     one_by_one
         Wait for the answers of a batch before feeding the next.
     """
-    engine = Engine(net, policy, offloader, capacity=max(8192, 4 * batch))
+    engine = Driver(net, policy, offloader, capacity=max(8192, 4 * batch))
     parts: list[Rows] = []
     device = net.mean.device
     started = time.perf_counter()
     for at in range(0, len(images), batch):
         x = images[at : at + batch].to(device)
-        engine.feed(x, names or [""] * len(x), labels[at : at + batch].numpy(), np.zeros((len(x), 2)))
+        engine.feed(Batch(x, names or [""] * len(x), labels[at : at + batch].numpy(), np.zeros((len(x), 2))))
         if one_by_one:
             engine.drain()
         parts += list(engine.take())

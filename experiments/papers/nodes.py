@@ -37,7 +37,6 @@ from eex.stream.wire.protocol import one_line
 from eex.stream.worker.embedded import GRACE_S, EmbeddedWorker
 
 if TYPE_CHECKING:
-    from eex.stream.engine import Engine
     from eex.stream.wire.client import ZmqOffloader
 
 COMMAND = (sys.executable, "-m", "eex.experiments.papers.nodes")
@@ -464,7 +463,7 @@ class EdgeNode:
     def __init__(self, socket: zmq.Socket[bytes], models: Sequence[Path], cloud: str, keys: EdgeKeys) -> None:
         self.socket, self.models, self.cloud, self.keys = socket, models, cloud, keys
         self._offloader: ZmqOffloader | None = None
-        self._engine: Engine | None = None
+        self._engine: Driver | None = None
         self._first = 0  # number of the batch's first frame
         self._peak_mb = math.nan
 
@@ -488,7 +487,7 @@ class EdgeNode:
     def _begin(self, begin: Begin) -> None:
         from eex.models.card import load
         from eex.models.fast import optimised
-        from eex.stream.engine import Engine
+        from eex.stream.driver import Driver
         from eex.stream.wire.client import ZmqOffloader
 
         if self._offloader is not None:
@@ -497,7 +496,7 @@ class EdgeNode:
         self._offloader = ZmqOffloader(self.cloud, net.fingerprint, DEADLINE_MS, keys=self.keys)
         self._offloader.connect(START_S / 2)
         policy = LocalExit(begin.threshold, self._tell, exits=net.edge_exits)
-        self._engine = Engine(optimised(net), policy, self._offloader, drop_below=1 - begin.drop_above)
+        self._engine = Driver(optimised(net), policy, self._offloader, drop_below=1 - begin.drop_above)
 
     def _answer(self, pixels: NDArray[Any]) -> None:
         """Take in a batch; what has finished is told on the way, by the policy."""
@@ -506,9 +505,9 @@ class EdgeNode:
         engine = self._engine
         if engine is None:
             raise EexError("the edge node got a batch before it was told of a model")
-        self._first = engine.next
+        self._first = engine.engine.ring.next
         images = torch.from_numpy(pixels.copy()).float() / 255
-        engine.feed(images, [""] * len(images), np.full(len(images), -1), np.zeros((len(images), 2)))
+        engine.feed(Batch(images, [""] * len(images), np.full(len(images), -1), np.zeros((len(images), 2))))
         engine.drain()
         for _ in engine.take():
             pass

@@ -1,17 +1,28 @@
 """The contract between policies and whatever plays them: context, thresholds, outcomes, two verbs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.policies.core.columns import Bools, Floats, Ints, Outcomes
 from eex.policies.core.errors import EexError
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+__all__ = [
+    "Arrays",
+    "Bools",
+    "Context",
+    "Floats",
+    "Ints",
+    "Outcomes",
+    "Policy",
+    "State",
+    "Thresholds",
+    "check_threshold",
+]
+
 State = Mapping[str, NDArray[Any]]
 
 
@@ -79,62 +90,6 @@ class Thresholds:
     arm: Ints
     probability: Floats
     audited: Bools
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Finished frames as flat columns, one row a frame; they come late, in any order and any number.
-
-    Attributes
-    ----------
-    run, frame
-        Which run, and the frame's number.
-    arm, probability, audited
-        As chosen.
-    exit_at
-        As chosen, (rows, edge exits + 1).
-    confidence, prediction
-        (rows, edge exits + 1), of each exit that was really visited; NaN and -1 elsewhere. The last column is the
-        cloud's.
-    exit
-        Where the frame left: an edge exit counted from 0, or the number of edge exits for the cloud; -1 where it was
-        dropped: answered by nobody, which the user allows where even the last edge exit was very unsure.
-    offloaded
-        The frame was meant for the cloud.
-    fallback
-        It was, but no reply came in time: it was answered by its most confident edge exit.
-    sent
-        It really left for the cloud; an offloaded frame that could not be sent, or was dropped, teaches nothing.
-    latency_ms
-        From the frame's entry to its answer.
-    overhead
-        Price of offloading at the time; of an offloaded frame, the price that it did pay.
-    reward
-        As `eex.policies.core.reward.reward` has it; NaN where the frame teaches nothing.
-    """
-
-    run: Ints
-    frame: Ints
-    arm: Ints
-    probability: Floats
-    audited: Bools
-    exit_at: Floats
-    confidence: Floats
-    prediction: Ints
-    exit: Ints
-    offloaded: Bools
-    fallback: Bools
-    sent: Bools
-    latency_ms: Floats
-    overhead: Floats
-    reward: Floats
-
-    def __len__(self) -> int:
-        return len(self.run)
-
-    def __getitem__(self, rows: Any) -> "Outcomes":
-        """The same columns with some of the rows."""
-        return Outcomes(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 class Arrays:

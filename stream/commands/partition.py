@@ -12,7 +12,7 @@ import tyro
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import parse_link
-from eex.stream.config import FrameConfig, StreamConfig
+from eex.stream.config import FrameConfig
 from eex.stream.guard import guarded, share_cores
 from eex.stream.planning.partition import Plan, Send, Times, best, every_plan, leaving
 
@@ -91,7 +91,7 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
     from eex.policies.core.schedule import parse_schedule
     from eex.stream.frames.frames import Frames
     from eex.stream.network import load_network
-    from eex.stream.run.connection import connected
+    from eex.stream.run.connection import ConnectionConfig, connected
 
     net = load_network(command.measure)
     net.partition = max(1, net.exits - 1)  # so that every side branch counts as the edge's
@@ -100,7 +100,7 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
     from eex.stream.planning import measure
 
     frames = Frames(command.measure, parse_schedule(command.measure.distortion, command.measure.seed), net)
-    images = torch.cat([pixels for pixels, *_ in frames.batches(64, {})] or [torch.zeros(0)])
+    images = torch.cat([batch.images for batch in frames.batches(64, {})] or [torch.zeros(0)])
     if not len(images):
         raise EexError(f"{command.measure.source}: no frame could be used")
     leave = leaving(_confidence(command, net, frames), command.threshold)
@@ -108,11 +108,10 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
     cloud_ms, cloud_exit_ms = edge_ms / command.cloud_speed, float(exit_ms[-1]) / command.cloud_speed
     link = measure.first_condition(parse_link(command.link)) if command.link else measure.LinkSpeed(0.0, math.inf)
     if command.worker:
-        asked = StreamConfig(
+        asked = ConnectionConfig(
             worker=command.worker, keys=command.keys, key=command.key, plain=command.plain, deadline_ms=5000.0
         )
-        asked.check()
-        with connected(asked, None, net) as offloader:
+        with connected(asked.connection(), None, net.fingerprint, 0) as offloader:
             whole = measure.worker_times(offloader, net, images, range(net.exits))
             link = measure.measure_link(offloader, net, images, 1)
         rest = np.array([whole[k] for k in range(net.exits)])  # from each stage to the answer
@@ -141,9 +140,9 @@ def _confidence(command: Command, net: "EarlyExitNet", frames: Any) -> "Floats":
                 f"record it with eex-record --partition {max(1, net.exits - 1)}"
             )
         return confidence
-    from eex.stream.engine import every_exit
+    from eex.stream.groups import every_exit
 
-    return np.concatenate([every_exit(net, pixels)[0] for pixels, *_ in frames.batches(frames.total, {})])
+    return np.concatenate([every_exit(net, batch.images)[0] for batch in frames.batches(frames.total, {})])
 
 
 def report(command: Command) -> dict[str, Any]:

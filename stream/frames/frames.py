@@ -2,23 +2,64 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from eex.policies.core.errors import EexError, ImageError
-from eex.stream.config import FrameConfig
 
 if TYPE_CHECKING:
     import torch
 
     from eex.models.network import EarlyExitNet
-    from eex.policies.core.base import Ints
     from eex.policies.core.schedule import Schedule
+    from eex.stream.engine import Batch
     from eex.stream.frames.sources import Source
 
 CACHE_BYTES = 256 << 20
 """Decoded images that are kept, so that playing several policies decodes once."""
+
+
+@dataclass(frozen=True)
+class FrameConfig:
+    """Options that say which frames are run through which network."""
+
+    source: str = "sample"
+    """Where the frames come from: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of
+    one, CIFAR-10's or Caltech-256's own folder, or a video."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Part of the source, if it has parts."""
+    distortion: str = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
+    """Distortion schedule, in order: kind@level:frames, ramps a..b, mixtures with +, repetitions 3x(…), random(…)."""
+    frames: int = 0
+    """Number of frames; 0 = the length of the distortion schedule, or else the whole source once."""
+    shuffle: bool = True
+    """Draw the images in random order. A video keeps its own."""
+    resize: bool = False
+    """Scale and crop images whose size is not the model's, instead of skipping them."""
+    model: Path | None = None
+    """Folder that holds the model's weights and card. The shipped model by default."""
+    network: str = ""
+    """Your own network, as module:function; the function returns it cut into stages."""
+    batch: int = 32
+    """Frames per micro-batch."""
+    seed: int = 0
+    """Seed of everything drawn at random: image order, distortions, policies."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device that runs the network; of a stream, its edge part."""
+    partition: int = 0
+    """Number of stages that run on the edge; the rest run in the cloud. 0 = as the model says. eex-partition finds the
+    fastest."""
+
+    def check(self) -> None:
+        """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
+        for name, low in (("frames", 0), ("batch", 1), ("seed", 0), ("partition", 0)):
+            if getattr(self, name) < low:
+                raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
+        if self.batch > 4096:
+            raise EexError(f"--batch must be at most 4096, got {self.batch}")
 
 
 class Frames:
@@ -47,10 +88,8 @@ class Frames:
         self.total = config.frames or schedule.length or len(source)
         self.live = source.stream is not None
 
-    def batches(
-        self, total: int, skipped: dict[str, str], first: int = 0
-    ) -> Iterator[tuple["torch.Tensor", list[str], "Ints", Any]]:
-        """Distorted micro-batches on the network's device, with names, labels and levels; fills in what was skipped.
+    def batches(self, total: int, skipped: dict[str, str], first: int = 0) -> Iterator["Batch"]:
+        """Distorted micro-batches on the network's device; adds to what was skipped.
 
         Parameters
         ----------
@@ -63,6 +102,7 @@ class Frames:
         """
         import torch
 
+        from eex.stream.engine import Batch
         from eex.stream.frames.distortions import distort
         from eex.stream.frames.sources import Frame, Skipped, check_finite, frames
 
@@ -91,7 +131,7 @@ class Frames:
             levels = self.schedule.levels(number)
             pixels = _tensor(images).to(self.device)
             pixels = distort(pixels, torch.from_numpy(levels), torch.from_numpy(number), self.config.seed)
-            yield pixels, names, np.array(labels), levels
+            yield Batch(pixels, names, np.array(labels), levels)
             first += len(images)
 
 
@@ -103,17 +143,13 @@ def nothing_usable(config: FrameConfig, skipped: dict[str, str]) -> EexError:
 
 def _relabelled(source: "Source", classes: tuple[str, ...]) -> "Source":
     """The source with its labels in the model's order; unknown where the model has no class of that name."""
-    import dataclasses
-
     if source.classes == classes or not source.classes:
         return source
     index = np.array([classes.index(c) if c in classes else -1 for c in source.classes])
-    return dataclasses.replace(source, labels=np.where(source.labels >= 0, index[source.labels], -1))
+    return replace(source, labels=np.where(source.labels >= 0, index[source.labels], -1))
 
 
 def _cached(source: "Source") -> "Source":
-    import dataclasses
-
     read = source.read
     if read is None or not len(source):
         return source
@@ -130,7 +166,7 @@ def _cached(source: "Source") -> "Source":
             kept[i] = image
         return image
 
-    return dataclasses.replace(source, read=cached)
+    return replace(source, read=cached)
 
 
 def _tensor(images: list[Any]) -> "torch.Tensor":

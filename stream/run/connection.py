@@ -1,31 +1,154 @@
-"""The connection of a run to its worker."""
+"""The connection of a run to its worker: its options, and the offloader that they stand for."""
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eex.stream.config import StreamConfig, embedded_processes
+from eex.policies.core.errors import EexError, OffloadError
+from eex.policies.core.link import SimulatedLink, parse_link
+from eex.stream.wire.encoding import Encoding, parse_encoding
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.stream.wire.keys import EdgeKeys
     from eex.stream.wire.offload import Offloader
     from eex.stream.worker.embedded import EmbeddedWorker
 
 PATIENCE_S = 15.0
 """How long a run waits for its worker over an emulated link, which may be slow or down at first."""
+EMBEDDED_PATIENCE_S = 60.0
+"""How long a run waits for its embedded worker to load the model."""
 
 
-def embedded_worker(config: StreamConfig) -> "EmbeddedWorker":
-    """A worker process on this machine, for the model of the run."""
+@dataclass(frozen=True)
+class Connection:
+    """How frames reach the cloud.
+
+    Attributes
+    ----------
+    processes
+        Of the embedded worker; 0 if there is none.
+    endpoints
+        Of workers started elsewhere; empty if there are none.
+    link
+        The emulated link between edge and worker; None without.
+    link_text
+        As the relay process, which emulates it, parses it again.
+    encoding
+        How frames are sent; None leaves it to what is fastest.
+    deadline_ms
+        Wait for a reply at most.
+    plain, anywhere
+        Without keys; also to other machines.
+    keys, key
+        Folder of the keys, and the name of this edge's.
+    """
+
+    processes: int
+    endpoints: tuple[str, ...]
+    link: SimulatedLink | None
+    link_text: str
+    encoding: Encoding | None
+    deadline_ms: float
+    plain: bool
+    anywhere: bool
+    keys: Path | None
+    key: str
+
+    @property
+    def offloads(self) -> bool:
+        """Whether there is a worker at all."""
+        return bool(self.processes or self.endpoints)
+
+
+@dataclass(frozen=True)
+class ConnectionConfig:
+    """Options that say how frames reach the cloud."""
+
+    worker: str = "embedded"
+    """Cloud worker: 'embedded' starts one on this machine ('embedded:2' one with two processes), tcp://host:port names
+    one that eex-worker runs, or several, comma-separated; 'none' plays without."""
+    keys: Path | None = None
+    """Folder that holds this edge's key and worker.pub. By default, where eex-keys puts them."""
+    key: str = "edge"
+    """Name of this edge's key in that folder."""
+    plain: bool = False
+    """Send plain text to workers on this machine that were started with --plain, instead of using keys."""
+    plain_beyond_loopback: bool = False
+    """With --plain: to workers on other machines, too. Everyone on the way can read and change frames."""
+    link: str = ""
+    """Emulate a link between edge and worker: sao-paulo, north-california, paris, wifi, or MS@MBIT; or several,
+    comma-separated, each for a time: 40@10:30s, down:5s, jitter=5."""
+    send: str = "auto"
+    """How frames are sent: fp32, fp16 or int8 features, or input (the image), each also with +zstd; auto takes what is
+    fastest over the link."""
+    deadline_ms: float = 1000.0
+    """Time in milliseconds after which an offloaded frame is answered on the edge."""
+
+    def connection(self) -> Connection:
+        """What the options stand for.
+
+        Raises
+        ------
+        EexError
+            If one of them is outside its range or cannot be parsed.
+        """
+        if not self.deadline_ms > 0:
+            raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
+        if self.plain_beyond_loopback and not self.plain:
+            raise EexError("--plain-beyond-loopback goes with --plain")
+        processes, endpoints = _workers(self.worker)
+        return Connection(
+            processes,
+            endpoints,
+            parse_link(self.link) if self.link else None,
+            self.link,
+            None if self.send == "auto" else parse_encoding(self.send),
+            self.deadline_ms,
+            self.plain,
+            self.plain_beyond_loopback,
+            self.keys,
+            self.key,
+        )
+
+
+def _workers(text: str) -> tuple[int, tuple[str, ...]]:
+    """Processes of the embedded worker, and endpoints of others."""
+    if text == "none":
+        return 0, ()
+    kind, _, count = text.partition(":")
+    if kind == "embedded" and (not count or (count.isdecimal() and 1 <= int(count) <= 256)) and text != "embedded:":
+        return int(count or 1), ()
+    endpoints = tuple(part.strip() for part in text.split(","))
+    if not all(endpoint.startswith("tcp://") for endpoint in endpoints):
+        raise EexError(f"--worker {text}: expected 'embedded', 'embedded:2', 'none' or tcp://host:port, …")
+    return 0, endpoints
+
+
+def embedded_worker(model: Path | None, network: str, processes: int) -> "EmbeddedWorker":
+    """A worker on this machine for the model of a run, in so many processes."""
     from eex.stream.worker.embedded import EmbeddedWorker
 
-    models = () if config.model is None else (config.model,)
-    return EmbeddedWorker(models, config.network, processes=embedded_processes(config.worker))
+    return EmbeddedWorker(() if model is None else (model,), network, processes=processes)
 
 
 @contextlib.contextmanager
-def connected(config: StreamConfig, worker: "EmbeddedWorker | None", net: "EarlyExitNet") -> "Iterator[Offloader]":
-    """What takes a run's frames to the cloud, over the link that is to be emulated; closed with the block.
+def connected(
+    connection: Connection, worker: "EmbeddedWorker | None", fingerprint: str, seed: int, required: bool = True
+) -> "Iterator[Offloader]":
+    """A connection that knows nothing of any before it; closed with the block.
+
+    Parameters
+    ----------
+    worker
+        The embedded worker; None if there is none.
+    fingerprint
+        Of the model.
+    seed
+        Of the emulated link's jitter.
+    required
+        Whether a worker must answer now; if not, frames fall back until one does.
 
     Raises
     ------
@@ -34,24 +157,31 @@ def connected(config: StreamConfig, worker: "EmbeddedWorker | None", net: "Early
     """
     from eex.stream.wire.client import ZmqOffloader
     from eex.stream.wire.emulated_link import emulated
-    from eex.stream.wire.keys import EdgeKeys, default_folder, edge_keys
+    from eex.stream.wire.keys import default_folder, edge_keys
     from eex.stream.wire.offload import NoOffloader
 
-    if config.worker == "none":
+    if not connection.offloads:
         yield NoOffloader()
         return
     keys: EdgeKeys | None
     if worker is not None:
-        endpoints, keys = [worker.endpoint(60.0)], worker.keys
+        endpoints, keys = [worker.endpoint(EMBEDDED_PATIENCE_S)], worker.keys
     else:
-        endpoints = [part.strip() for part in config.worker.split(",")]
-        keys = None if config.plain else edge_keys(config.keys or default_folder(), config.key)
+        endpoints = list(connection.endpoints)
+        keys = None if connection.plain else edge_keys(connection.keys or default_folder(), connection.key)
     with contextlib.ExitStack() as stack:
-        if config.link:
-            endpoints = stack.enter_context(emulated(config.link, endpoints, config.seed))
-        offloader = ZmqOffloader(
-            endpoints, net.fingerprint, config.deadline_ms, keys=keys, anywhere=config.plain_beyond_loopback
-        )
-        stack.enter_context(contextlib.closing(offloader))
-        offloader.connect(PATIENCE_S if config.link else 5.0)
-        yield offloader
+        if connection.link is not None:
+            endpoints = stack.enter_context(emulated(connection.link_text, endpoints, seed))
+
+        def offloader() -> ZmqOffloader:
+            made = ZmqOffloader(endpoints, fingerprint, connection.deadline_ms, keys=keys, anywhere=connection.anywhere)
+            return stack.enter_context(contextlib.closing(made))
+
+        connecting = offloader()
+        try:
+            connecting.connect(PATIENCE_S if connection.link is not None else 5.0)
+        except OffloadError:
+            if required:
+                raise
+            connecting = offloader()  # the one that gave up is closed
+        yield connecting

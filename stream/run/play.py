@@ -1,4 +1,4 @@
-"""One policy played over a stream."""
+"""One policy played over a stream, and what hindsight says of the same frames."""
 
 import time
 from collections.abc import Callable
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eex.policies.core.errors import EexError
-from eex.policies.core.price import parse_price
-from eex.stream.config import StreamConfig
-from eex.stream.frames.frames import Frames
+from eex.stream.run.recorder import Recorder
+from eex.stream.run.tally import Reference, Tally
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
-    from eex.stream.engine import Rows
+    from eex.policies.core.base import Policy
+    from eex.stream.config import Resolved, StreamConfig
+    from eex.stream.frames.frames import Frames
     from eex.stream.planning.measure import Sending
-    from eex.stream.run.tally import Reference, Tally
     from eex.stream.wire.offload import Offloader
-
 
 GRID = np.round(np.arange(0, 1.01, 0.1), 2)
 """Fixed thresholds that regret is measured against."""
+SHOW_S = 0.2
+"""Seconds between two looks at the progress."""
 
 
 @dataclass(frozen=True)
@@ -33,47 +33,72 @@ class Glance:
     done: int
     total: int
     seconds: float
-    tally: "Tally"
+    tally: Tally
     distortion: str = ""
     finished: bool = False
-
-
-@dataclass
-class Played:
-    """One policy's run over the stream."""
-
-    policy: str
-    tally: "Tally"
-    seconds: float
-    skipped: dict[str, str] = field(default_factory=dict)
-    withheld: int = 0
-    """Frames that the budget kept on the edge."""
-    unrecorded: str = ""
-    """Why records end before the stream does, if they do."""
 
 
 Show = Callable[[Glance], None]
 
 
-class Stream:
-    """Frames that one policy after another is played over."""
+@dataclass
+class Played:
+    """One policy's run over the stream.
+
+    Attributes
+    ----------
+    policy
+        Its label.
+    skipped
+        Images that could not be used, and why.
+    withheld
+        Frames that the budget kept on the edge.
+    unrecorded
+        Why records end before the stream does, if they do.
+    link
+        What the offloader reports of workers and round trips.
+    """
+
+    policy: str
+    tally: Tally
+    seconds: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
+    withheld: int = 0
+    unrecorded: str = ""
+    link: dict[str, Any] = field(default_factory=dict)
+
+
+class Player:
+    """Plays policies over the same frames.
+
+    Parameters
+    ----------
+    config, resolved
+        The options, and what they stand for.
+    stop
+        Says whether to end early.
+    sending
+        How frames are sent.
+    """
 
     def __init__(
         self,
-        frames: Frames,
+        frames: "Frames",
         net: "EarlyExitNet",
-        config: StreamConfig,
+        config: "StreamConfig",
+        resolved: "Resolved",
+        sending: "Sending",
+        show: Show = lambda glance: None,
         stop: Callable[[], bool] = lambda: False,
-        sending: "Sending | None" = None,
     ) -> None:
-        self.frames, self.net, self.config, self.stop, self.sending = frames, net, config, stop, sending
+        self.frames, self.net, self.config, self.resolved = frames, net, config, resolved
+        self.sending, self.show, self.stop = sending, show, stop
 
     def play(
         self,
-        name: str,
-        policy: Any,
-        offloader: "Offloader | None",
-        show: Show,
+        label: str,
+        policy: "Policy",
+        offloader: "Offloader",
         folder: Path | None = None,
         resume: bool = False,
     ) -> Played:
@@ -82,116 +107,89 @@ class Stream:
         Parameters
         ----------
         folder
-            For records and state; nothing is written without.
+            For records and state; without one nothing is written.
         resume
             Go on from the state in the folder, if there is one.
         """
-        from eex.stream.engine import Engine
-        from eex.stream.run import state
-        from eex.stream.run.records import RecordWriter
-        from eex.stream.run.tally import Tally
+        from eex.stream.driver import Driver
 
-        config, net, frames = self.config, self.net, self.frames
-        played = Played(name, Tally(net.edge_exits + 1), 0.0)
-        saved = state.read(folder) if folder is not None and resume else None
-        first = 0 if saved is None else int(saved["frames"])
-        engine = Engine(
+        net, config = self.net, self.config
+        played = Played(label, Tally(net.edge_exits + 1))
+        recorder = Recorder(folder, net, resume)
+        driver = Driver(
             net,
             policy,
             offloader,
-            overhead=parse_price(config.overhead),
+            send=self.sending.encoding,
+            overhead=self.resolved.price,
             exit_cost=config.exit_cost,
             gather=config.gather,
-            send=None if self.sending is None else self.sending.encoding,
             drop_below=config.drop_below,
-            first=first,
+            first=recorder.first,
         )
-        seconds = 0.0 if saved is None else state.restore(saved, policy, engine.meter, played.tally)
-        if folder is not None:
-            state.drop_uncommitted(folder, resume)
-        writer = RecordWriter(folder / "records", net.classes, net.experts) if folder is not None else None
-        started = time.perf_counter() - seconds
-        shown, committed = time.perf_counter(), first
+        meter, ring = driver.engine.meter, driver.engine.ring
+        now = time.perf_counter()
+        started = now - recorder.begin(policy, meter, played.tally)
+        shown, committed = now, recorder.first
+
+        def take() -> None:
+            for rows in driver.take():
+                played.tally.add(rows)
+                recorder.write(rows)
 
         def commit() -> None:
             """Finish what is under way; then records and state go to the disk together."""
-            engine.drain()
+            driver.drain()
             take()
-            if writer is None or folder is None or played.unrecorded:
-                return
-            try:
-                parts = writer.commit()
-                took = time.perf_counter() - started
-                state.write(folder, policy, engine.meter, played.tally, engine.next, parts, took)
-            except EexError as error:
-                played.unrecorded = str(error)
-                writer.abandon()
+            recorder.commit(policy, meter, played.tally, ring.next, time.perf_counter() - started)
 
-        def take() -> None:
-            for rows in engine.take():
-                played.tally.add(rows)
-                record(rows)
-
-        def record(rows: "Rows | None") -> None:
-            """Write finished frames, or with None the end; a stream goes on where a disk is full."""
-            if writer is None or played.unrecorded:
-                return
-            try:
-                writer.close() if rows is None else writer.write(rows)
-            except EexError as error:
-                played.unrecorded = str(error)
-                writer.abandon()
-
-        try:
-            for pixels, names, labels, levels in frames.batches(frames.total, played.skipped, first):
+        with recorder:
+            for batch in self.frames.batches(self.frames.total, played.skipped, recorder.first):
                 if self.stop():
                     break
-                engine.feed(pixels, names, labels, levels)
+                driver.feed(batch)
                 now = time.perf_counter()
-                tell = now - shown > 0.2
-                if config.commit and engine.next - committed >= config.commit:
+                look = now - shown > SHOW_S
+                if config.commit and ring.next - committed >= config.commit:
                     commit()
-                    committed = engine.next
-                elif tell or engine.worth_taking:
+                    committed = ring.next
+                elif look or driver.worth_taking:
                     take()
-                if tell:
+                if look:
                     shown = now
-                    kind = frames.schedule.names(np.array([engine.next - 1]))[0]
-                    show(Glance(name, engine.next, frames.total, now - started, played.tally, str(kind)))
+                    kind = str(self.frames.schedule.names(np.array([ring.next - 1]))[0])
+                    self.show(Glance(label, ring.next, self.frames.total, now - started, played.tally, kind))
             commit()
             played.seconds = time.perf_counter() - started
-        finally:
-            record(None)
-        played.withheld = engine.meter.withheld
-        if engine.next:
-            show(Glance(name, engine.next, frames.total, played.seconds, played.tally, finished=True))
+        played.withheld, played.unrecorded, played.link = meter.withheld, recorder.problem, offloader.report()
+        if ring.next:
+            self.show(Glance(label, ring.next, self.frames.total, played.seconds, played.tally, finished=True))
         return played
 
-    def hindsight(self, tally: "Tally", show: Show) -> "Reference | None":
+    def hindsight(self, tally: Tally) -> Reference | None:
         """Run every exit of every frame that a policy was played over; None if interrupted.
 
         References pay one price for all frames: where it was not constant, the mean of what the policy met. They drop
         frames by the rule that it played by.
         """
-        from eex.stream.engine import every_exit
-        from eex.stream.run.tally import Reference, Tally
+        from eex.stream.groups import every_exit
 
-        price, total = parse_price(self.config.overhead), tally.frames
+        price, total, exits = self.resolved.price, tally.frames, self.net.edge_exits + 1
         overhead = price.of() if price.constant else tally.mean_overhead
-        reference = Reference(self.net.edge_exits + 1, overhead, GRID, self.config.exit_cost, self.config.drop_below)
+        reference = Reference(exits, overhead, GRID, self.config.exit_cost, self.config.drop_below)
         started = shown = time.perf_counter()
-        first = 0
-        nothing = Tally(self.net.edge_exits + 1)
-        for pixels, names, labels, _ in self.frames.batches(total, {}):
+        first, nothing = 0, Tally(exits)
+        for batch in self.frames.batches(total, {}):
             if self.stop():
                 return None
-            confidence, prediction, _ = every_exit(self.net, pixels)
-            number = np.arange(first, first + len(names))
-            reference.add(number, [str(n) for n in self.frames.schedule.names(number)], labels, confidence, prediction)
-            first += len(names)
+            confidence, prediction, _ = every_exit(self.net, batch.images)
+            number = np.arange(first, first + len(batch))
+            names = [str(n) for n in self.frames.schedule.names(number)]
+            reference.add(number, names, batch.labels, confidence, prediction)
+            first += len(batch)
             now = time.perf_counter()
-            if now - shown > 0.2:
+            if now - shown > SHOW_S:
                 shown = now
-                show(Glance("hindsight", first, total, now - started, nothing))
-        show(Glance("hindsight", first, total, time.perf_counter() - started, nothing, finished=True))
+                self.show(Glance("hindsight", first, total, now - started, nothing))
+        self.show(Glance("hindsight", first, total, time.perf_counter() - started, nothing, finished=True))
         return reference

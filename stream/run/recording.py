@@ -26,17 +26,17 @@ def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done
     """
     config.check()
     schedule = parse_schedule(config.distortion, config.seed)
-    from eex.stream.engine import every_exit  # only now torch, which takes seconds
+    from eex.stream.groups import every_exit  # only now torch, which takes seconds
 
     net = load_network(config)
     frames = Frames(config, schedule, net)
     skipped: dict[str, str] = {}
     labels, said = [], []
     done = 0
-    for pixels, _, label, _ in frames.batches(frames.total, skipped):
-        labels.append(label)
-        said.append(every_exit(net, pixels))
-        done += len(label)
+    for batch in frames.batches(frames.total, skipped):
+        labels.append(batch.labels)
+        said.append(every_exit(net, batch.images))
+        done += len(batch)
         report(done, frames.total)
     if not done:
         raise nothing_usable(config, skipped)

@@ -8,12 +8,13 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eex.policies.core.base import Bools, Floats, Ints, Outcomes
+from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Column, Rows
 from eex.policies.core.errors import EexError
 from eex.policies.core.replay import Feedback
 from eex.policies.core.schedule import KINDS
-from eex.stream.engine import Rows
 
 ROWS_IN_BATCH = 1024
 """Rows written at once: what a killed run may lose of its records, at most."""
@@ -129,49 +130,23 @@ class RecordWriter:
             self._parts += 1
 
     def _batch(self, rows: Rows) -> pa.RecordBatch:
-        edge_exits = rows.skip_below.shape[1]
-        known = rows.label >= 0
-        columns: dict[str, Any] = {
-            "frame": rows.frame,
-            "name": pa.array(rows.name, pa.string()),
-            "label": self._names(rows.label, self.classes),
-            "answer": self._names(rows.answer, self.classes),
-            "correct": pa.array(rows.answer == rows.label, mask=~known | rows.dropped),
-        }
-        columns |= {kind: rows.levels[:, k].astype(np.float32) for k, kind in enumerate(KINDS)}
-        columns |= {
-            "expert": self._names(rows.expert, self.experts),
-            "arm": rows.arm.astype(np.int32),
-            "probability": pa.array(rows.probability, from_pandas=True),
-            "audited": rows.audited,
-            "queue": rows.queue.astype(np.int32),
-            "link_estimate_ms": pa.array(rows.link_estimate_ms, from_pandas=True),
-        }
-        for e in range(edge_exits + 1):
-            columns[f"exit_at_{e + 1}"] = rows.exit_at[:, e]
-            if e < edge_exits:
-                columns[f"skip_below_{e + 1}"] = rows.skip_below[:, e]
-        for e in range(edge_exits + 1):
-            columns[f"confidence_{e + 1}"] = pa.array(rows.confidence[:, e], from_pandas=True)
-            columns[f"prediction_{e + 1}"] = self._names(rows.prediction[:, e], self.classes)
-        columns |= {
-            "exit": pa.array((rows.exit + 1).astype(np.int32), mask=rows.dropped),
-            "offloaded": rows.offloaded,
-            "sent": rows.sent,
-            "fallback": rows.fallback,
-            "overhead": rows.overhead,
-            "reward": pa.array(rows.reward, from_pandas=True),
-            "heard": rows.heard,
-            "heard_at": rows.heard_at,
-            "bytes": rows.bytes.astype(np.float32),
-            "edge_ms": rows.edge_ms.astype(np.float32),
-            "link_ms": rows.link_ms.astype(np.float32),
-            "cloud_ms": rows.cloud_ms.astype(np.float32),
-            "latency_ms": rows.latency_ms.astype(np.float32),
-            DROPPED: rows.dropped,
-            REACHABLE: rows.reachable,
-        }
+        columns: dict[str, Any] = {}
+        for column in COLUMNS:
+            values = getattr(rows, column.name)
+            for k, name in enumerate(recorded_names(column, rows.exit_at.shape[1])):
+                columns[name] = self._array(column, values[:, k] if column.width else values, rows.dropped)
+            if column.name == "answer":
+                wrong = (rows.label < 0) | rows.dropped
+                columns["correct"] = pa.array(rows.answer == rows.label, mask=wrong)
         return pa.RecordBatch.from_pydict(columns)
+
+    def _array(self, column: Column, values: NDArray[Any], dropped: Bools) -> pa.Array:
+        """One column as it is stored."""
+        if column.stored in ("class", "expert"):
+            return self._names(values, self.classes if column.stored == "class" else self.experts)
+        if column.stored == "exit":
+            return pa.array((values + 1).astype(np.int32), mask=dropped)
+        return pa.array(values, pa.type_for_alias(column.stored.rstrip("?")), from_pandas=column.stored.endswith("?"))
 
     @staticmethod
     def _names(index: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryArray:
@@ -179,6 +154,15 @@ class RecordWriter:
         return pa.DictionaryArray.from_arrays(
             pa.array(index.astype(np.int32), mask=index < 0), pa.array(list(names), pa.string())
         )
+
+
+def recorded_names(column: Column, exits: int) -> list[str]:
+    """Names of a column in the records of a network with so many exits, the final one included; they count from 1."""
+    if not column.stored:
+        return []
+    if column.width == "kinds":
+        return list(KINDS)
+    return [f"{column.name}_{k + 1}" for k in range(column.values(exits, 0))] if column.width else [column.name]
 
 
 def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
@@ -215,7 +199,8 @@ def read_records(folder: Path) -> pa.Table:
     batches = list(read_batches(folder))
     if not batches:
         raise EexError(f"{folder}: the records were cut off before their first batch was whole")
-    return pa.Table.from_batches(batches)
+    names = batches[0].schema.names  # parts that an older eex wrote have them in another order
+    return pa.Table.from_batches([batch.select(names) for batch in batches])
 
 
 def feedback_of(records: pa.Table | Path) -> Feedback:
@@ -263,23 +248,12 @@ def outcomes_of(records: pa.Table | Path) -> Outcomes:
     exits = range(1, 1 + sum(name.startswith("exit_at_") for name in table.column_names))
     if len(exits) < 2:
         raise EexError("the records lack the column exit_at_1 or exit_at_2: written by an older eex?")
-    return Outcomes(
-        run=np.zeros(len(table), dtype=np.int64),
-        frame=_numbers(table, "frame"),
-        arm=_numbers(table, "arm"),
-        probability=_floats(table, "probability"),
-        audited=_flags(table, "audited"),
-        exit_at=np.column_stack([_floats(table, f"exit_at_{e}") for e in exits]),
-        confidence=np.column_stack([_floats(table, f"confidence_{e}") for e in exits]),
-        prediction=np.column_stack([_index(table, f"prediction_{e}") for e in exits]),
-        exit=np.asarray(_column(table, "exit").fill_null(0), dtype=np.int64) - 1,
-        offloaded=_flags(table, "offloaded"),
-        fallback=_flags(table, "fallback"),
-        sent=_flags(table, "sent"),
-        latency_ms=_floats(table, "latency_ms"),
-        overhead=_floats(table, "overhead"),
-        reward=_floats(table, "reward"),
-    )
+    read: dict[str, Any] = {"run": np.zeros(len(table), dtype=np.int64)}
+    for column in COLUMNS:
+        if column.name in OUTCOMES and column.stored:
+            values = [_values(table, column, name) for name in recorded_names(column, len(exits))]
+            read[column.name] = np.column_stack(values) if column.width else values[0]
+    return Outcomes(**read)
 
 
 def labels_of(records: pa.Table | Path) -> Ints:
@@ -306,6 +280,15 @@ def _column(table: pa.Table, name: str) -> Any:
     if name not in table.column_names:
         raise EexError(f"the records lack the column {name}: written by an older eex?")
     return table[name]
+
+
+def _values(table: pa.Table, column: Column, name: str) -> NDArray[Any]:
+    """A recorded column as it was in memory."""
+    if column.stored in ("class", "expert"):
+        return _index(table, name)
+    if column.stored == "exit":
+        return np.asarray(_column(table, name).fill_null(0), dtype=np.int64) - 1
+    return np.asarray(_column(table, name), dtype=DTYPES[column.kind])  # null becomes NaN
 
 
 def _numbers(table: pa.Table, name: str) -> Ints:

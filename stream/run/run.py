@@ -8,17 +8,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eex.policies.core.errors import EexError
-from eex.policies.registry import make_policy, split_option
-from eex.stream.config import StreamConfig, embedded_processes, to_json
+from eex.policies.registry import make_policy
+from eex.stream.config import StreamConfig, to_json
 from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.network import load_network
 from eex.stream.planning.sending import choose_sending
 from eex.stream.run.connection import connected, embedded_worker
-from eex.stream.run.play import Played, Show, Stream
+from eex.stream.run.play import Player, Show
 from eex.stream.run.summary import summarise, write_curves
 
 
@@ -37,40 +38,41 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
     EexError
         If the configuration, the model, the source or the worker cannot be used.
     """
-    from eex.policies.core.schedule import parse_schedule
-
-    config.check()
-    schedule = parse_schedule(config.distortion, config.seed)
-    rivals = [name.strip() for name in config.compare.split(",") if name.strip()]
-    options = dict(split_option(pair) for pair in config.policy_option)
-    # only then torch, which takes seconds: what is wrong above is told at once
+    resolved = config.resolve()
+    connection = resolved.connection
+    # torch, which takes seconds, comes only now: a mistake in the options is reported at once
     with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(embedded_worker(config)) if embedded_processes(config.worker) else None
+        worker = None
+        if connection.processes:
+            worker = stack.enter_context(embedded_worker(config.model, config.network, connection.processes))
         net = load_network(config)
-        policies = [make_policy(config.policy, options, exits=net.edge_exits, seed=config.seed)]
-        policies += [make_policy(name, exits=net.edge_exits, seed=config.seed) for name in rivals]
-        names = _told_apart([":".join([config.policy, *config.policy_option]), *rivals])
-        frames = Frames(config, schedule, net)
-        offloader = stack.enter_context(connected(config, worker, net))
-        sending = choose_sending(config, net, frames, offloader)
+        policies = [
+            make_policy(choice.policy, choice.options, exits=net.edge_exits, seed=config.seed)
+            for choice in resolved.policies
+        ]
+        frames = Frames(config, resolved.schedule, net)
+        connect = partial(connected, connection, worker, net.fingerprint, config.seed)
+        sending = choose_sending(connection, net, frames, connect)
         if resume is not None and frames.live:
-            raise EexError("--resume: a camera or a video does not come again")
+            raise EexError("--resume: a camera or a video cannot be played again")
+        connections = stack.enter_context(contextlib.ExitStack())
+        offloader = connections.enter_context(connect())  # before the folder is made, in case there is no worker
         folder = resume or make_folder(config.out, config.policy.partition(":")[0])
         _write_json(folder / "config.json", to_json(config))
         stop = stack.enter_context(interrupts())
-        stream = Stream(frames, net, config, stop, sending)
-        played: list[Played] = []
-        for name, policy in zip(names, policies, strict=True):
-            if played and (stop() or frames.live):
+        player = Player(frames, net, config, resolved, sending, show, stop)
+        played = [player.play(resolved.policies[0].label, policies[0], offloader, folder, resume is not None)]
+        for choice, policy in zip(resolved.policies[1:], policies[1:], strict=True):
+            if stop() or frames.live:
                 break
-            played.append(stream.play(name, policy, offloader, show, None if played else folder, resume is not None))
+            connections.close()  # each policy begins with a link that nobody has measured
+            played.append(player.play(choice.label, policy, connections.enter_context(connect(required=False))))
         reference = None
         if config.regret and not frames.live and not stop() and played[0].tally.frames:
-            reference = stream.hindsight(played[0].tally, show)
+            reference = player.hindsight(played[0].tally)
     if not played[0].tally.frames and not stop():
         raise nothing_usable(config, played[0].skipped)
-    summary = summarise(config, played, reference, net, interrupted=stop())
-    summary["link"] = offloader.report()
+    summary = summarise(config, resolved.price, played, reference, net, interrupted=stop())
     summary["send"] = {
         "encoding": None if sending.encoding is None else str(sending.encoding),
         "why": sending.why,
@@ -81,7 +83,7 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
     if reference is not None:
         curves["hindsight"] = reference.curves()
     try:
-        _write_results(folder, summary, curves, schedule.pieces(played[0].tally.frames))
+        _write_results(folder, summary, curves, resolved.schedule.pieces(played[0].tally.frames))
     except EexError as error:
         if not summary["unrecorded"]:
             raise
@@ -131,12 +133,6 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         yield came.is_set
     finally:
         restore()
-
-
-def _told_apart(names: list[str]) -> list[str]:
-    """The names, with a number behind those that were there before."""
-    again = [names[:k].count(name) for k, name in enumerate(names)]
-    return [f"{name} ({k + 1})" if k else name for name, k in zip(names, again, strict=True)]
 
 
 def make_folder(out: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eex.policies.core.errors import EexError
-from eex.policies.core.price import parse_price
+from eex.policies.core.price import Price
 from eex.stream.config import StreamConfig
 from eex.stream.run.play import Played
 
@@ -20,17 +20,15 @@ NAMED = 20
 """Skipped images that a summary names; it counts them all."""
 
 
-# ---- what a run leaves
-
-
 def summarise(
     config: StreamConfig,
+    price: Price,
     played: list[Played],
     reference: "Reference | None",
     net: "EarlyExitNet",
     interrupted: bool = False,
 ) -> dict[str, Any]:
-    """What happened, as plain JSON values; the first policy's figures on top, one row a policy under `policies`."""
+    """What happened, as plain JSON values; the first policy's figures on top, one row per policy under `policies`."""
     rows = [_policy_row(p, reference, config.drop_below > 0) for p in played]
     first = played[0]
     skipped = list(first.skipped.items())
@@ -43,7 +41,6 @@ def summarise(
     if reference is not None:
         summary["best_fixed_threshold"] = reference.best
         summary["by_exit"] = reference.rows()
-    price = parse_price(config.overhead)
     summary["price"] = price.text
     summary["overhead"] = price.of() if price.constant else first.tally.mean_overhead
     summary["model"] = {"fingerprint": net.fingerprint, "exits": net.exits, "partition": net.partition}
@@ -79,6 +76,7 @@ def _policy_row(played: Played, reference: "Reference | None", dropping: bool) -
             "dropped_share": t.dropped / frames,
             "bytes_not_sent": None if t.bytes_per_frame is None else round(t.dropped * t.bytes_per_frame),
         }
+    row["link"] = played.link
     if reference is not None:
         row |= regrets(played.tally, reference)
     return row

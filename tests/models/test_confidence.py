@@ -12,7 +12,9 @@ from eex.models.card import CARD, SHIPPED, load, read_card, save
 from eex.models.fast import optimised
 from eex.models.network import EarlyExitNet, make
 from eex.policies.algorithms.fixed import Fixed
-from eex.stream.engine import Engine, every_exit
+from eex.stream.driver import Driver
+from eex.stream.engine import Batch
+from eex.stream.groups import every_exit
 from eex.stream.wire.offload import InMemoryOffloader
 from eex.stream.worker.tail import make_tail
 
@@ -84,8 +86,8 @@ def test_edge_and_worker_agree():
             p = net.branch(i, "pristine", x).softmax(dim=1).numpy().astype(float)
             expected = 1 + (p * np.log(p)).sum(axis=1) / math.log(len(CLASSES))
             np.testing.assert_allclose(confidence[:, i], expected, atol=1e-6)
-    engine = Engine(net, Fixed(1.0, exits=2), InMemoryOffloader(make_tail(net)))
-    engine.feed(images, [""] * 24, np.full(24, -1), np.zeros((24, 2)))
+    engine = Driver(net, Fixed(1.0, exits=2), InMemoryOffloader(make_tail(net)))
+    engine.feed(Batch(images, [""] * 24, np.full(24, -1), np.zeros((24, 2))))
     engine.drain()
     (rows,) = engine.take()
     assert rows.sent.all()

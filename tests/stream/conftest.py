@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eex.stream.engine import Rows
+from eex.policies.core.columns import Rows
 
 
 def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):

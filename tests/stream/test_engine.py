@@ -15,13 +15,16 @@ from eex.policies.algorithms.deex import DEEx
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.algorithms.ucb import UCB
 from eex.policies.core.base import Context, Outcomes, Policy
+from eex.policies.core.columns import Rows
 from eex.policies.core.price import parse_price
 from eex.policies.core.replay import replay
 from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer, route
 from eex.policies.core.trace import Trace
 from eex.policies.registry import POLICIES, make_policy
-from eex.stream.engine import Engine, Rows, every_exit
+from eex.stream.driver import Driver
+from eex.stream.engine import Batch
+from eex.stream.groups import every_exit
 from eex.stream.run.records import RecordWriter, feedback_of, read_records
 from eex.stream.run.tally import Reference, Tally
 from eex.stream.wire.encoding import ENCODINGS, Encoding
@@ -121,10 +124,12 @@ def joined(pieces):
 
 def feed(engine, images, first, stop):
     engine.feed(
-        images[first:stop],
-        [f"picture {k}" for k in range(first, stop)],
-        np.arange(first, stop) % 10,
-        np.column_stack([np.arange(first, stop), np.zeros(stop - first)]),
+        Batch(
+            images[first:stop],
+            [f"picture {k}" for k in range(first, stop)],
+            np.arange(first, stop) % 10,
+            np.column_stack([np.arange(first, stop), np.zeros(stop - first)]),
+        )
     )
 
 
@@ -218,7 +223,7 @@ every_fixed = pytest.mark.parametrize("policy", FIXED_POLICIES.values(), ids=FIX
 @pytest.mark.parametrize("batch", [1, 32])
 def test_frames_leave_where_the_reference_says(policy, batch):
     net, images = tiny_net(), pictures(300)
-    rows = play(Engine(net, policy, cloud_of(net), overhead=OVERHEAD), images, batch)
+    rows = play(Driver(net, policy, cloud_of(net), overhead=OVERHEAD), images, batch)
     visited = assert_as_routed(rows, net, images, policy)
     assert not rows.fallback.any()
     np.testing.assert_array_equal(rows.sent, rows.offloaded)
@@ -236,7 +241,7 @@ def test_a_real_backbone_agrees_but_for_rounding():
     confidence, prediction, _ = every_exit(net, images)
     policy = Fixed(float(np.median(confidence[:, 0])), exits=2)
     exit, _, _ = route(confidence, policy.choose(Context(frames=48)))
-    rows = play(Engine(net, policy, cloud_of(net)), images, batch=20)
+    rows = play(Driver(net, policy, cloud_of(net)), images, batch=20)
     far = (np.abs(confidence[:, :-1] - policy.p_tar) > 1e-5).all(axis=1)
     assert far.sum() > 40
     assert len(np.unique(exit)) > 1
@@ -276,7 +281,7 @@ def test_each_frame_has_one_answer_whatever_the_network_does(how, policy):
             cloud.connected = bool(feeds // 5 % 2)
 
     told = Told(policy)
-    rows = play(Engine(net, told, cloud, overhead=OVERHEAD), images, batch=9, after=after)
+    rows = play(Driver(net, told, cloud, overhead=OVERHEAD), images, batch=9, after=after)
     assert_as_routed(rows, net, images, policy)
     heard = told_of(told)
     np.testing.assert_array_equal(heard.frame, np.arange(400))  # the policy is told of each frame once
@@ -295,7 +300,7 @@ def test_fallback(sent):
     net, images = tiny_net(), pictures(64)
     policy = Told(Fixed(1.0, exits=3))
     cloud = cloud_of(net, lose=range(10_000)) if sent else NoOffloader()
-    rows = play(Engine(net, policy, cloud, overhead=0.25), images)
+    rows = play(Driver(net, policy, cloud, overhead=0.25), images)
     confidence, prediction, _ = every_exit(net, images)
     best = confidence[:, :-1].argmax(axis=1)
     assert len(np.unique(best)) == 3
@@ -318,7 +323,7 @@ def test_replies_that_nobody_awaits():
             return [reply for reply in replies for _ in range(2)]
 
     policy = Told(Fixed(0.45, exits=3))
-    rows = play(Engine(net, policy, Stammering(cloud_of(net).answer, window=100), overhead=OVERHEAD), images)
+    rows = play(Driver(net, policy, Stammering(cloud_of(net).answer, window=100), overhead=OVERHEAD), images)
     assert_as_routed(rows, net, images, policy.policy)
     np.testing.assert_array_equal(told_of(policy).frame, np.arange(64))
 
@@ -349,7 +354,7 @@ def test_batch_size_changes_no_choice(name):
 
     def played(batch):
         policy = Delayed(make_policy(name, exits=3, seed=3))
-        engine, pieces = Engine(net, policy, cloud_of(net), overhead=OVERHEAD), []
+        engine, pieces = Driver(net, policy, cloud_of(net), overhead=OVERHEAD), []
         for start in range(0, len(images), every):
             for first in range(start, start + every, batch):
                 feed(engine, images, first, min(first + batch, start + every))
@@ -368,8 +373,8 @@ def test_batch_size_changes_no_choice(name):
 @pytest.mark.parametrize("gather", [16, 64, 10_000])
 def test_gathering_changes_no_answer(gather, policy):
     net, images = tiny_net(), pictures(500, seed=3)
-    at_once = play(Engine(net, policy, cloud_of(net)), images, batch=16)
-    gathered = play(Engine(net, policy, cloud_of(net), gather=gather), images, batch=16)
+    at_once = play(Driver(net, policy, cloud_of(net)), images, batch=16)
+    gathered = play(Driver(net, policy, cloud_of(net), gather=gather), images, batch=16)
     assert_same_rows(gathered, at_once)
 
 
@@ -377,13 +382,13 @@ def test_gathering_runs_deep_stages_in_company():
     net, images = tiny_net(), pictures(512)
     sizes = []
     net.stages[1].register_forward_hook(lambda module, x, y: sizes.append(len(x[0])))
-    play(Engine(net, Fixed(0.5, exits=3), gather=40), images, batch=16)
+    play(Driver(net, Fixed(0.5, exits=3), gather=40), images, batch=16)
     assert min(sizes[:-1]) >= 40
 
 
 def test_survivors_do_not_wait_for_ever():
     net, images = tiny_net(), pictures(64)
-    engine = Engine(net, Fixed(1.0, exits=3), cloud_of(net), gather=10_000)
+    engine = Driver(net, Fixed(1.0, exits=3), cloud_of(net), gather=10_000)
     frames = []
     for first in range(64):
         feed(engine, images, first, first + 1)
@@ -395,8 +400,8 @@ def test_survivors_do_not_wait_for_ever():
 @pytest.mark.parametrize("gather", [0, 64])
 def test_without_a_cloud_the_rest_runs_here(gather, policy):
     net, images = tiny_net(), pictures(300, seed=4)
-    far = play(Engine(net, policy, cloud_of(net)), images)
-    near = play(Engine(net, policy, None, gather=gather), images)
+    far = play(Driver(net, policy, cloud_of(net)), images)
+    near = play(Driver(net, policy, None, gather=gather), images)
     assert_same_rows(near, far)
     assert (near.bytes == 0).all()
     assert (far.bytes[far.offloaded] == 40).all()
@@ -409,7 +414,7 @@ def test_partition_points():
         net = tiny_net(partition=partition)
         cloud = cloud_of(net)
         edge = min(partition, 3)
-        rows = play(Engine(net, Fixed(0.45, exits=edge), cloud), images)
+        rows = play(Driver(net, Fixed(0.45, exits=edge), cloud), images)
         assert {stage for stage, _, _ in cloud.asked} == stages
         assert rows.confidence.shape == (200, edge + 1)
         assert not rows.fallback.any()
@@ -423,7 +428,7 @@ def test_partition_points():
 def test_deex_skips_from_the_first_exit():
     net, images = tiny_net(), pictures(200)
     cloud = cloud_of(net)
-    play(Engine(net, DEEx(0.3, 0.5, extended=True, exits=3), cloud), images)
+    play(Driver(net, DEEx(0.3, 0.5, extended=True, exits=3), cloud), images)
     assert {stage for stage, _, _ in cloud.asked} == {1, 3}
 
 
@@ -465,7 +470,7 @@ def test_replay_with_the_recorded_feedback_makes_the_live_choices(name, how, bat
         if how == "on-and-off":
             cloud.connected = bool(feeds // 5 % 2)
 
-    rows = play(Engine(net, make_policy(name, exits=3, seed=5), cloud, overhead=OVERHEAD), images, batch, after)
+    rows = play(Driver(net, make_policy(name, exits=3, seed=5), cloud, overhead=OVERHEAD), images, batch, after)
     with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
         writer.write(rows)
     again = replayed(name, net, images, tmp_path)
@@ -497,7 +502,7 @@ def test_replay_knows_when_no_worker_was_there(batch, tmp_path):
         connected.extend([cloud.connected] * batch)
         cloud.connected = len(connected) // 50 % 2 == 0
 
-    rows = play(Engine(net, Careful(exits=3), cloud, overhead=OVERHEAD), images, batch, after)
+    rows = play(Driver(net, Careful(exits=3), cloud, overhead=OVERHEAD), images, batch, after)
     assert rows.reachable.tolist() == connected[:300]
     with RecordWriter(tmp_path, CLASSES, EXPERTS[:1]) as writer:
         writer.write(rows)
@@ -510,7 +515,7 @@ def test_replay_knows_when_no_worker_was_there(batch, tmp_path):
 def test_replay_of_a_killed_run(tmp_path):
     net, images = tiny_net(), pictures(600, seed=8)
     cloud = cloud_of(net, held=True)
-    rows = play(Engine(net, make_policy("ucb", exits=3, seed=5), cloud, overhead=OVERHEAD), images, 16, cloud.release)
+    rows = play(Driver(net, make_policy("ucb", exits=3, seed=5), cloud, overhead=OVERHEAD), images, 16, cloud.release)
     with RecordWriter(tmp_path, CLASSES, EXPERTS[:1]) as writer:
         writer.write(rows)
     left = read_records(tmp_path)[:250]  # what reached the disk
@@ -546,7 +551,7 @@ def test_hopeless_frames_are_dropped(policy, where, send):
     _, offloaded, visited = route(confidence, chosen)
     last = confidence[np.arange(400), visited - 1]
     below = float(np.median(last[offloaded]))
-    rows = play(Engine(net, told, cloud, overhead=OVERHEAD, send=send, drop_below=below), images)
+    rows = play(Driver(net, told, cloud, overhead=OVERHEAD, send=send, drop_below=below), images)
     dropped = offloaded & (last < below) & ~chosen.audited[0]
     assert 5 < dropped.sum() < offloaded.sum() - 5
     np.testing.assert_array_equal(rows.dropped, dropped)
@@ -568,7 +573,7 @@ def test_hopeless_frames_are_dropped(policy, where, send):
 @pytest.mark.parametrize("name", sorted(POLICIES.keys() - {"rl"}))
 def test_every_policy_lives_with_dropped_frames(name, tmp_path):
     net, images = tiny_net(), pictures(400)
-    engine = Engine(net, make_policy(name, exits=3, seed=5), cloud_of(net), overhead=OVERHEAD, drop_below=0.45)
+    engine = Driver(net, make_policy(name, exits=3, seed=5), cloud_of(net), overhead=OVERHEAD, drop_below=0.45)
     rows = play(engine, images, 16)
     assert rows.dropped.any() or not rows.offloaded.any()
     with RecordWriter(tmp_path, CLASSES, EXPERTS[:1]) as writer:
@@ -583,7 +588,7 @@ def test_a_threshold_of_hindsight_drops_as_the_policy_does():
     net, images = tiny_net(), pictures(500)
     confidence, prediction, _ = every_exit(net, images)
     for below in (0.0, *np.quantile(confidence[:, -2], [0.1, 0.3])):
-        rows = play(Engine(net, Fixed(0.5, exits=3), cloud_of(net), overhead=OVERHEAD, drop_below=below), images)
+        rows = play(Driver(net, Fixed(0.5, exits=3), cloud_of(net), overhead=OVERHEAD, drop_below=below), images)
         tally, reference = Tally(4), Reference(4, OVERHEAD, np.array([0.5]), drop_below=below)
         tally.add(rows)
         reference.add(rows.frame, ["pristine"] * 500, rows.label, confidence, prediction)
@@ -606,14 +611,14 @@ def test_memory_stays_constant():
     cloud = InMemoryOffloader(
         lambda stage, expert, x: (np.full(len(x), 0.9), np.zeros(len(x), dtype=int)), lose=range(0, 10**6, 5)
     )
-    engine = Engine(net, UCB(exits=3), cloud, capacity=64)
+    engine = Driver(net, UCB(exits=3), cloud, capacity=64)
     names, labels, levels = [""] * 32, np.zeros(32, dtype=int), np.zeros((32, 2))
     taken = 0
 
     def stream(feeds):
         nonlocal taken
         for _ in range(feeds):
-            engine.feed(images, names, labels, levels)
+            engine.feed(Batch(images, names, labels, levels))
             taken += sum(map(len, engine.take()))
             assert engine.under_way <= 64
         gc.collect()
@@ -632,7 +637,7 @@ def test_memory_stays_constant():
 
 def test_frames_that_nobody_takes():
     net, images = tiny_net(), pictures(80)
-    engine = Engine(net, Fixed(0.45, exits=3), cloud_of(net), capacity=32)
+    engine = Driver(net, Fixed(0.45, exits=3), cloud_of(net), capacity=32)
     feed(engine, images, 0, 16)
     feed(engine, images, 16, 32)
     with pytest.raises(ValueError, match="32 frames are under way: take the finished ones before feeding more"):
@@ -643,7 +648,7 @@ def test_frames_that_nobody_takes():
 
 
 def test_a_micro_batch_too_large():
-    engine = Engine(tiny_net(), Fixed(0.45, exits=3), capacity=32)
+    engine = Driver(tiny_net(), Fixed(0.45, exits=3), capacity=32)
     with pytest.raises(ValueError, match="a micro-batch may hold 16 frames at most, got 17"):
         feed(engine, pictures(17), 0, 17)
 
@@ -661,7 +666,7 @@ def test_feeding_waits_for_the_oldest_frame_where_the_cloud_is_slow(batch):
             return super().poll(timeout_ms)
 
     policy = Fixed(0.45, exits=3)
-    engine = Engine(net, policy, Slow(cloud_of(net).answer, held=True, window=100), overhead=OVERHEAD, capacity=32)
+    engine = Driver(net, policy, Slow(cloud_of(net).answer, held=True, window=100), overhead=OVERHEAD, capacity=32)
     rows = play(engine, images, batch)
     assert_as_routed(rows, net, images, policy)
     assert not rows.fallback.any()
@@ -677,7 +682,7 @@ def test_each_frame_is_judged_by_its_own_expert(where, gather, batch):
     net, images = tiny_net(experts=EXPERTS, classifier=PixelClassifier()), pictures(100, seed=7)
     policy = Fixed(0.45, exits=3)
     cloud = cloud_of(net) if where == "cloud" else None
-    rows = play(Engine(net, policy, cloud, overhead=OVERHEAD, gather=gather), images, batch)
+    rows = play(Driver(net, policy, cloud, overhead=OVERHEAD, gather=gather), images, batch)
     assert_as_routed(rows, net, images, policy)
     expert = (images[:, 0, 0, 0] * 3).long().numpy()
     assert np.unique(expert).tolist() == [0, 1, 2]
@@ -698,7 +703,7 @@ def test_what_the_policy_knows_beforehand():
     net, images = tiny_net(experts=EXPERTS, classifier=PixelClassifier()), pictures(96)
     cloud = cloud_of(net, held=True, round_trip_ms=12.0)
     policy = Told(Fixed(1.0, exits=3))  # offloads every frame
-    engine = Engine(net, policy, cloud, overhead=0.2)
+    engine = Driver(net, policy, cloud, overhead=0.2)
     feed(engine, images, 0, 32)
     feed(engine, images, 32, 64)
     cloud.release()
@@ -714,14 +719,14 @@ def test_what_the_policy_knows_beforehand():
     np.testing.assert_allclose(first.distortion[0].sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_array_equal(first.distortion[0].argmax(axis=1), (images[:32, 0, 0, 0] * 3).long().numpy())
     plain = Told(Fixed(1.0, exits=3))
-    feed(Engine(tiny_net(), plain), images, 0, 32)
+    feed(Driver(tiny_net(), plain), images, 0, 32)
     assert plain.contexts[0].distortion is None
 
 
 def test_the_policy_never_peeks():
     net, images = tiny_net(), pictures(200)
     policy = Told(Fixed(0.45, exits=3))
-    play(Engine(net, policy, cloud_of(net)), images)
+    play(Driver(net, policy, cloud_of(net)), images)
     heard = told_of(policy)
     for e in range(3):
         assert np.isnan(heard.confidence[(heard.exit == e), e + 1 :]).all()
@@ -731,21 +736,21 @@ def test_the_policy_never_peeks():
 
 def test_latency_is_split():
     net, images = tiny_net(), pictures(100)
-    rows = play(Engine(net, Fixed(0.45, exits=3), cloud_of(net, round_trip_ms=3.0)), images)
+    rows = play(Driver(net, Fixed(0.45, exits=3), cloud_of(net, round_trip_ms=3.0)), images)
     away = rows.offloaded
     assert (rows.link_ms[away] == 3.0).all()
     assert (rows.link_ms[~away] == 0).all()
     np.testing.assert_array_equal(rows.edge_ms[~away], rows.latency_ms[~away])
     assert (rows.edge_ms > 0).all()
     assert (rows.edge_ms[away] <= rows.latency_ms[away]).all()
-    lost = play(Engine(net, Fixed(1.0, exits=3), cloud_of(net, lose=range(99), round_trip_ms=3.0)), images)
+    lost = play(Driver(net, Fixed(1.0, exits=3), cloud_of(net, lose=range(99), round_trip_ms=3.0)), images)
     assert (lost.link_ms == 3.0).all()  # what was waited in vain
 
 
 @pytest.mark.parametrize("policy", [Fixed(exits=2), Fixed(exits=4), Fixed(exits=3, runs=2)])
 def test_policy_for_another_network(policy):
     with pytest.raises(ValueError, match="the network has 3 and a stream is one run"):
-        Engine(tiny_net(), policy)
+        Driver(tiny_net(), policy)
 
 
 # ---- the price of offloading
@@ -769,7 +774,7 @@ class Contexts(Fixed):
 def test_a_measured_price_is_expected_before_and_paid_after():
     net, images = tiny_net(), pictures(96, seed=3)
     policy = Contexts(exits=3, p_tar=1.0)  # all go to the cloud
-    engine = Engine(net, policy, cloud_of(net, round_trip_ms=100.0), overhead=parse_price("0.1+0.5/s+1000/MB"))
+    engine = Driver(net, policy, cloud_of(net, round_trip_ms=100.0), overhead=parse_price("0.1+0.5/s+1000/MB"))
     feature_bytes = net.costs().feature_bytes[2]
     rows = play(engine, images)
     each = engine.offloader.bytes_sent / len(images)
@@ -786,7 +791,7 @@ def test_a_lost_frame_has_cost_its_wait_and_one_that_stayed_what_was_expected():
     net, images = tiny_net(), pictures(64, seed=4)
     policy = Contexts(exits=3, p_tar=0.5)
     cloud = cloud_of(net, lose=range(10**9), round_trip_ms=300.0)
-    rows = play(Engine(net, policy, cloud, overhead="1/s"), images)
+    rows = play(Driver(net, policy, cloud, overhead="1/s"), images)
     lost = rows.offloaded
     assert 0 < lost.sum() < len(images)
     np.testing.assert_allclose(rows.reward[lost], -0.3)
@@ -797,14 +802,14 @@ def test_a_lost_frame_has_cost_its_wait_and_one_that_stayed_what_was_expected():
 def test_a_budget_holds_frames_back_and_raises_the_price():
     net, images = tiny_net(), pictures(400, seed=5)
     policy = Contexts(exits=3, p_tar=1.0)
-    engine = Engine(net, policy, cloud_of(net), overhead="budget=25%:40")
+    engine = Driver(net, policy, cloud_of(net), overhead="budget=25%:40")
     rows = play(engine, images, batch=40)
-    assert engine.meter.withheld == (rows.offloaded & ~rows.sent).sum() == 400 - 40 - 9 * 10
+    assert engine.engine.meter.withheld == (rows.offloaded & ~rows.sent).sum() == 400 - 40 - 9 * 10
     assert (rows.fallback == ~rows.sent).all()
     assert np.isnan(rows.reward[~rows.sent]).all()  # what could not be sent teaches nothing
     assert policy.shown == [0.0] + [pytest.approx(0.75)] * 9
     np.testing.assert_allclose(rows.overhead, np.repeat(policy.shown, 40))
-    here = Engine(net, Contexts(exits=3, p_tar=1.0), None, overhead="budget=25%:40")  # the rest runs on the edge too
+    here = Driver(net, Contexts(exits=3, p_tar=1.0), None, overhead="budget=25%:40")  # the rest runs on the edge too
     assert (play(here, images, batch=40).sent == rows.sent).all()
 
 
@@ -821,7 +826,7 @@ def test_frames_are_sent_as_told(encoding, gather):
         got.append((stage, features))
         return np.ones(len(features)), np.zeros(len(features))
 
-    engine = Engine(net, Fixed(exits=3, p_tar=1.0), InMemoryOffloader(answer, window=99), send=encoding, gather=gather)
+    engine = Driver(net, Fixed(exits=3, p_tar=1.0), InMemoryOffloader(answer, window=99), send=encoding, gather=gather)
     rows = play(engine, images)
     assert rows.sent.all()
     expected = images
@@ -853,11 +858,11 @@ def test_a_frame_that_skips_the_deeper_exits_is_sent_as_input_too():
         return np.ones(len(features)), np.zeros(len(features))
 
     policy = DEEx(exits=3, p_d=0.4, p_tar=0.8)
-    rows = play(Engine(net, policy, InMemoryOffloader(answer, window=99), send=Encoding("input")), images)
+    rows = play(Driver(net, policy, InMemoryOffloader(answer, window=99), send=Encoding("input")), images)
     assert 0 < rows.offloaded.sum() < len(images)
     assert {stage for stage, _ in got} == {0}
     assert sum(n for _, n in got) == rows.offloaded.sum()
-    here = play(Engine(net, DEEx(exits=3, p_d=0.4, p_tar=0.8), None, send=Encoding("input")), images)
+    here = play(Driver(net, DEEx(exits=3, p_d=0.4, p_tar=0.8), None, send=Encoding("input")), images)
     np.testing.assert_array_equal(here.offloaded, rows.offloaded)  # nothing is sent; the encoding is of no account
 
 
@@ -873,7 +878,7 @@ class Unsteady(InMemoryOffloader):
 def test_every_policy_lives_with_a_price_that_changes(name):
     net, images = tiny_net(), pictures(600, seed=9)
     cloud = Unsteady(cloud_of(net).answer, window=10_000, lose=range(0, 10**9, 7))
-    engine = Engine(net, make_policy(name, exits=3, seed=2), cloud, overhead="0.02+1/s+budget=40%")
+    engine = Driver(net, make_policy(name, exits=3, seed=2), cloud, overhead="0.02+1/s+budget=40%")
     rows = play(engine, images, batch=8)
     assert ((rows.overhead >= 0) & (rows.overhead <= 1)).all()
     assert not np.isnan(rows.exit_at).any()

@@ -13,7 +13,8 @@ from torch import nn
 from eex.experiments.bench.trivial_worker import MODEL
 from eex.models.network import Architecture, EarlyExitNet
 from eex.policies.registry import make_policy
-from eex.stream.engine import Engine
+from eex.stream.driver import Driver
+from eex.stream.engine import Batch
 from eex.stream.wire.client import ZmqOffloader
 
 PATIENCE_S = 60.0  # for what must happen; an idle machine takes a hundredth of it
@@ -94,14 +95,14 @@ class Stream:
         self.batch, self.fed = batch, 0
         self.offloader = ZmqOffloader(endpoints, MODEL, deadline_ms, keys=keys)
         self.offloader.connect(PATIENCE_S)
-        self.engine = Engine(tiny_net(), make_policy("fixed", {"p_tar": "1.0"}, exits=1), self.offloader)
+        self.engine = Driver(tiny_net(), make_policy("fixed", {"p_tar": "1.0"}, exits=1), self.offloader)
         self.frames, self.fallback, self.latency_ms, self.answer = [], [], [], []
 
     def feed(self):
         """One micro-batch."""
         n = self.batch
         labels, levels = np.zeros(n, dtype=np.int64), np.zeros((n, 2))
-        self.engine.feed(torch.rand(n, 3, 2, 2), [""] * n, labels, levels)
+        self.engine.feed(Batch(torch.rand(n, 3, 2, 2), [""] * n, labels, levels))
         self.fed += n
         self._take()
 

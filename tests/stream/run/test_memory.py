@@ -9,7 +9,8 @@ from torch import nn
 
 from eex.models.network import Architecture, EarlyExitNet
 from eex.policies.registry import make_policy
-from eex.stream.engine import Engine
+from eex.stream.driver import Driver
+from eex.stream.engine import Batch
 from eex.stream.run.records import RecordWriter, read_batches
 from eex.stream.run.tally import Reference, Tally
 from eex.stream.wire.offload import InMemoryOffloader
@@ -34,14 +35,14 @@ def test_a_million_frames_at_constant_memory(tmp_path):
     torch.manual_seed(0)
     net = tiny_net()
     cloud = InMemoryOffloader(lambda stage, expert, x: (np.full(len(x), 0.9), np.zeros(len(x), dtype=np.int64)))
-    engine = Engine(net, make_policy("ucb", exits=1), cloud)
+    engine = Driver(net, make_policy("ucb", exits=1), cloud)
     tally = Tally(2)
     hindsight = Reference(2, 0.1, np.linspace(0, 1, 11))
     names, labels, levels = ["frame"] * BATCH, np.zeros(BATCH, dtype=np.int64), np.zeros((BATCH, 2))
     early = 0.0
     with RecordWriter(tmp_path, net.classes, net.experts) as writer:
         for start in range(0, FRAMES, BATCH):
-            engine.feed(torch.rand(BATCH, 3, 2, 2), names, labels, levels)
+            engine.feed(Batch(torch.rand(BATCH, 3, 2, 2), names, labels, levels))
             for rows in engine.take():
                 tally.add(rows)
                 writer.write(rows)

@@ -18,7 +18,7 @@ import torch
 
 from eex.models.fast import optimised
 from eex.models.network import make
-from eex.stream.engine import every_exit
+from eex.stream.groups import every_exit
 from eex.stream.run.records import read_records
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
 from eex.stream.worker.front import Stats

@@ -1,0 +1,128 @@
+"""Groups of frames that go through the same stage together, and what the exits say of them."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eex.models.network import EarlyExitNet
+from eex.policies.core.base import Bools, Floats, Ints
+
+Pixels = NDArray[np.uint8] | None
+"""Images (n, C, H, W), where they are what is offloaded."""
+
+
+@dataclass
+class Group:
+    """Frames that go to the same stage; those of one expert are side by side, lower experts first.
+
+    Attributes
+    ----------
+    features
+        What the stage takes, (n, ...).
+    slots, experts
+        Of each frame, (n,).
+    pixels
+        The images, where they are offloaded instead of features.
+    waited
+        Micro-batches that entered while the group waited.
+    """
+
+    features: Tensor
+    slots: Ints
+    experts: Ints
+    pixels: Pixels = None
+    waited: int = 0
+
+    def some(self, chosen: Bools) -> "Group":
+        """The chosen frames, (n,)."""
+        rows = np.flatnonzero(chosen)
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return Group(_rows(self.features, rows), self.slots[rows], self.experts[rows], pixels)
+
+
+def merged(groups: list[Group]) -> Group:
+    """Several groups as one."""
+    if len(groups) == 1:
+        return groups[0]
+    parts = [(e, group, slice(a, b)) for group in groups for e, a, b in runs(group.experts)]
+    parts.sort(key=lambda part: part[0])
+    pixels = [g.pixels[rows] for _, g, rows in parts if g.pixels is not None]
+    return Group(
+        torch.cat([g.features[rows] for _, g, rows in parts]),
+        np.concatenate([g.slots[rows] for _, g, rows in parts]),
+        np.concatenate([g.experts[rows] for _, g, rows in parts]),
+        np.concatenate(pixels) if pixels else None,
+    )
+
+
+def runs(experts: Ints) -> list[tuple[int, int, int]]:
+    """Expert, start and stop of each run of the same expert in what is sorted by expert."""
+    if experts[0] == experts[-1]:
+        return [(int(experts[0]), 0, len(experts))]
+    bounds = [0, *(np.flatnonzero(np.diff(experts)) + 1).tolist(), len(experts)]
+    return [(int(experts[a]), a, b) for a, b in pairwise(bounds)]
+
+
+def sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tensor, Ints, Ints]:
+    """The frames of each expert side by side, so that its branch takes them in one piece."""
+    if (experts == experts[0]).all():
+        return images, slots, experts
+    order = np.argsort(experts, kind="stable")
+    return images.index_select(0, torch.from_numpy(order).to(images.device)), slots[order], experts[order]
+
+
+def select(net: EarlyExitNet, images: Tensor) -> tuple[Ints, Floats | None]:
+    """Which expert looks at each frame, (B,), and the distortion classifier's probabilities, (B, experts)."""
+    if net.classifier is None:
+        return np.zeros(len(images), dtype=np.int64), None
+    logits = net.classifier(images).float().cpu().numpy().astype(float)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return logits.argmax(axis=1), odds / odds.sum(axis=1, keepdims=True)
+
+
+def exit_of(net: EarlyExitNet, i: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
+    """Confidence and prediction of exit i, (B,) each, by the branch of each frame's expert; sorted by expert."""
+    parts = [net.branch(i, net.experts[e], x[start:stop]) for e, start, stop in runs(experts)]
+    return net.confident(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+@torch.inference_mode()
+def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats | None]:
+    """What every edge exit and the final exit say of each image, and the distortion classifier before them.
+
+    No policy may see this: it is for traces, for regret and for the figures of each exit.
+
+    Returns
+    -------
+    confidence, prediction
+        (B, edge exits + 1).
+    probabilities
+        Of each expert's distortion, (B, experts); None without a classifier.
+    """
+    experts, probabilities = select(net, images)
+    images, order, experts = sorted_by_expert(images, np.arange(len(images)), experts)
+    shape = (len(images), net.edge_exits + 1)
+    confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)
+    x = images.contiguous(memory_format=torch.channels_last)
+    for i in range(net.exits):
+        x = net.stage(i, x)
+        if net.edge_exits <= i < net.exits - 1:
+            continue  # an exit after the partition point: nobody asks it
+        column = min(i, net.edge_exits)
+        sure, index = exit_of(net, i, x, experts)
+        confidence[order, column] = sure.cpu().numpy()
+        prediction[order, column] = index.cpu().numpy()
+    return confidence, prediction, probabilities
+
+
+def _rows(x: Tensor, rows: NDArray[Any]) -> Tensor:
+    """Some frames of a batch; feature maps (B, C, H, W) are copied as they lie, channels last: that is faster."""
+    index = torch.from_numpy(rows).to(x.device)
+    if x.dim() != 4:
+        return x.index_select(0, index)
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)

@@ -1,0 +1,104 @@
+"""Rows of frames under way, in constant memory: frames enter in order, finish in any, and leave in order."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.columns import COLUMNS, DTYPES, Bools, Column, Floats, Ints, Rows
+
+_PRIVATE = (
+    Column("When the frame entered.", unit="s", default=np.nan, name="entered", kind="float"),
+    Column("The budget's part of the price when the policy chose.", default=0.0, name="scarcity", kind="float"),
+)
+
+
+class Ring:
+    """A table of frames under way, addressed by slots: the frame's number modulo the capacity.
+
+    Columns of one type lie side by side, so that a row is reset, or read, in a few steps: where frames come one at a
+    time, the cost of each numpy call counts.
+
+    Parameters
+    ----------
+    capacity
+        Most frames under way.
+    exits
+        Exits of the network, the final one included.
+    kinds
+        Kinds of distortion that the frames' levels are of.
+    first
+        Number of the first frame.
+
+    Attributes
+    ----------
+    rows
+        Views of all slots by column; write to them to set values.
+    entered, scarcity
+        Two more columns that are nobody else's business: when each frame entered, in seconds, and the budget's part
+        of the price that it was chosen at.
+    head, next
+        The oldest frame that has not been taken; the number of the next one to enter.
+    """
+
+    def __init__(self, capacity: int, exits: int, kinds: int, first: int = 0) -> None:
+        self.capacity, self.head, self.next = capacity, first, first
+        end = dict.fromkeys(DTYPES, 0)
+        self._place: dict[str, tuple[str, int | slice]] = {}  # of a column: which table, and where in it
+        columns = (*COLUMNS, *_PRIVATE)
+        for c in columns:
+            start, end[c.kind] = end[c.kind], end[c.kind] + c.values(exits, kinds)
+            self._place[c.name] = c.kind, slice(start, end[c.kind]) if c.width else start
+        self._tables: dict[str, NDArray[Any]] = {k: np.empty((capacity, end[k]), DTYPES[k]) for k in DTYPES}
+        self._fresh: dict[str, NDArray[Any]] = {k: np.empty(end[k], DTYPES[k]) for k in DTYPES}
+        for c in columns:
+            self._fresh[c.kind][self._place[c.name][1]] = c.default
+        self._done = np.zeros(capacity, dtype=bool)
+        for kind, values in self._fresh.items():
+            self._tables[kind][:] = values
+        views = self.columns(slice(None))
+        self.entered: Floats = views.pop("entered")
+        self.scarcity: Floats = views.pop("scarcity")
+        self.rows = Rows(**views)
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many frames can enter now."""
+        return self.next + count - self.head <= self.capacity
+
+    def enter(self, count: int) -> tuple[Ints, Ints | slice]:
+        """Let frames enter: their numbers, and their slots, a slice where they lie side by side; rows hold defaults."""
+        frame = np.arange(self.next, self.next + count)
+        slots = frame % self.capacity
+        self.next += count
+        # a slice is written sooner
+        place = slice(int(slots[0]), int(slots[-1]) + 1) if slots[0] <= slots[-1] else slots
+        for kind, values in self._fresh.items():
+            self._tables[kind][place] = values
+        return frame, place
+
+    def columns(self, slots: Ints | slice) -> dict[str, Any]:
+        """The columns of some rows by name; views of the table where `slots` is a slice."""
+        parts = {kind: values[slots] for kind, values in self._tables.items()}
+        return {name: parts[kind][:, at] for name, (kind, at) in self._place.items()}
+
+    def finish(self, slots: Ints) -> None:
+        """Mark rows as complete."""
+        self._done[slots] = True
+
+    @property
+    def ready(self) -> int:
+        """How many frames, from the oldest on, are complete."""
+        ahead: Bools = self._done[np.arange(self.head, self.next) % self.capacity]
+        return int(ahead.argmin()) if not ahead.all() else len(ahead)
+
+    def take(self) -> Iterator[Rows]:
+        """The complete frames that are next in order, in at most two pieces at a time; each is given once."""
+        while ready := self.ready:
+            start = self.head % self.capacity
+            stop = min(start + ready, self.capacity)
+            columns = self.columns(np.arange(start, stop))
+            del columns["entered"], columns["scarcity"]
+            self._done[start:stop] = False
+            self.head += stop - start
+            yield Rows(**columns)
