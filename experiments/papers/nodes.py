@@ -37,6 +37,7 @@ from eex.stream.wire.protocol import one_line
 from eex.stream.worker.embedded import GRACE_S, EmbeddedWorker
 
 if TYPE_CHECKING:
+    from eex.stream.driver import Driver
     from eex.stream.wire.client import ZmqOffloader
 
 COMMAND = (sys.executable, "-m", "eex.experiments.papers.nodes")
@@ -502,12 +503,14 @@ class EdgeNode:
         """Take in a batch; what has finished is told on the way, by the policy."""
         import torch
 
+        from eex.stream.engine import Batch as MicroBatch
+
         engine = self._engine
         if engine is None:
             raise EexError("the edge node got a batch before it was told of a model")
         self._first = engine.engine.ring.next
         images = torch.from_numpy(pixels.copy()).float() / 255
-        engine.feed(Batch(images, [""] * len(images), np.full(len(images), -1), np.zeros((len(images), 2))))
+        engine.feed(MicroBatch(images, [""] * len(images), np.full(len(images), -1), np.zeros((len(images), 2))))
         engine.drain()
         for _ in engine.take():
             pass

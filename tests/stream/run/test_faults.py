@@ -251,7 +251,7 @@ def test_the_disk_is_full(tmp_path):
 def test_the_edge_is_killed_and_goes_on_where_it_was(tmp_path):
     command = [sys.executable, "-m", "eex.stream.commands.stream"]
     options = ["--worker", "none", "--threads", "1", "--no-regret", "--json"]
-    more = ["--frames", "6000", "--commit", "1000", "--out", str(tmp_path)]
+    more = ["--policy", "ucb", "--frames", "6000", "--commit", "1000", "--out", str(tmp_path)]
     with subprocess.Popen([*command, *options, *more], stdout=subprocess.DEVNULL) as edge:
         end = time.monotonic() + 3 * PATIENCE_S
         while not (states := list(tmp_path.glob("*/state.npz"))) and edge.poll() is None and time.monotonic() < end:
