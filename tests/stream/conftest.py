@@ -1,9 +1,11 @@
 """Rows as an engine hands them out, made up."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from eex.policies.core.columns import Rows
+from eex.policies.core.columns import blank
 
 
 def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
@@ -17,7 +19,8 @@ def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
     visited[:, -1] = offloaded & ~fallback
     prediction = np.where(visited, rng.integers(classes, size=(count, exits)), -1)
     split = rng.gamma(2.0, 3.0, (3, count))
-    return Rows(
+    return replace(
+        blank(count, exits),
         frame=np.arange(first, first + count),
         name=np.array([f"näme/{k}.png" for k in range(first, first + count)], dtype=object),
         label=rng.integers(-1, classes, size=count),
@@ -37,7 +40,6 @@ def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
         offloaded=offloaded,
         sent=sent,
         fallback=fallback,
-        dropped=np.zeros(count, dtype=bool),
         answer=prediction[np.arange(count), np.where(visited[np.arange(count), exit], exit, 0)],
         overhead=np.full(count, 0.1),
         reward=np.where(offloaded & ~sent, np.nan, rng.normal(0, 0.3, count)),
