@@ -11,7 +11,7 @@ LINKS := $(ROOMS:%=build/links/eex/%)
 .PHONY: stream test check format lint types bench bench-offload clean
 
 stream: .venv/ready
-	$(BIN)/eex-stream --policy ucb --compare gain-curve,fixed,fixed:p_tar=0.95 $(ARGS)
+	$(BIN)/eex-stream --compare ucb,fixed,fixed:p_tar=0.95 $(ARGS)
 
 test: .venv/ready
 	$(BIN)/pytest $(ARGS)

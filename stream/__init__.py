@@ -1,1 +1,74 @@
-"""The engine that runs a stream: sources, distortions, offloading, records."""
+"""The engine that runs a stream: frames, the network's edge part, offloading, records.
+
+>>> from eex.stream import StreamConfig
+>>> from eex.stream.run import run
+>>> summary = run(StreamConfig(frames=2000))  # doctest: +SKIP
+>>> summary["accuracy"]  # doctest: +SKIP
+0.89
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eex.stream.config import FrameConfig, StreamConfig
+    from eex.stream.driver import Driver
+    from eex.stream.engine import Batch, Engine, Request
+    from eex.stream.frames.checks import check_source
+    from eex.stream.frames.sources import Frame, Skipped, Source, open_source
+    from eex.stream.groups import every_exit
+    from eex.stream.run.records import outcomes_of, read_records
+    from eex.stream.wire.client import ZmqOffloader
+    from eex.stream.wire.offload import InMemoryOffloader, Offloader, Reply
+
+_MODULES = {
+    "Batch": "engine",
+    "Driver": "driver",
+    "Engine": "engine",
+    "Frame": "frames.sources",
+    "FrameConfig": "config",
+    "InMemoryOffloader": "wire.offload",
+    "Offloader": "wire.offload",
+    "Reply": "wire.offload",
+    "Request": "engine",
+    "Skipped": "frames.sources",
+    "Source": "frames.sources",
+    "StreamConfig": "config",
+    "ZmqOffloader": "wire.client",
+    "check_source": "frames.checks",
+    "every_exit": "groups",
+    "open_source": "frames.sources",
+    "outcomes_of": "run.records",
+    "read_records": "run.records",
+}
+
+__all__ = [
+    "Batch",
+    "Driver",
+    "Engine",
+    "Frame",
+    "FrameConfig",
+    "InMemoryOffloader",
+    "Offloader",
+    "Reply",
+    "Request",
+    "Skipped",
+    "Source",
+    "StreamConfig",
+    "ZmqOffloader",
+    "check_source",
+    "every_exit",
+    "open_source",
+    "outcomes_of",
+    "read_records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eex.policies.algorithms.fixed import Fixed
-from eex.policies.core.columns import Rows
+from eex.policies.core.columns import Rows, joined
 from eex.policies.core.schedule import parse_schedule
 from eex.stream.config import FrameConfig
 from eex.stream.driver import Driver
@@ -47,8 +47,8 @@ def play(bench: Bench, encoding: Encoding) -> Rows:
         parts += list(engine.take())
     engine.drain()
     parts += list(engine.take())
-    columns = {n: np.concatenate([getattr(p, n) for p in parts]) for n in Rows.__dataclass_fields__}
-    return Rows(**{name: column[columns["offloaded"]] for name, column in columns.items()})
+    rows = joined(parts)
+    return rows[rows.offloaded]
 
 
 def encode_us(encoding: Encoding, shape: tuple[int, ...], frames: int = 16) -> float:

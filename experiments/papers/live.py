@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.core.base import Policy
-from eex.policies.core.columns import Rows
+from eex.policies.core.columns import Rows, joined
 from eex.policies.core.errors import OffloadError
 from eex.stream.driver import Driver
 from eex.stream.engine import Batch
@@ -155,4 +155,4 @@ def play(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     parts += list(engine.take())
-    return Rows(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in Rows.__dataclass_fields__}), seconds
+    return joined(parts), seconds

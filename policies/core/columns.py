@@ -4,7 +4,7 @@
 them; the engine's ring, the records and the documentation are made from it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Self, get_type_hints
 
@@ -152,6 +152,11 @@ COLUMNS: tuple[Column, ...] = tuple(_schema(Rows))
 """The schema of a frame."""
 OUTCOMES: tuple[str, ...] = tuple(f.name for f in fields(Outcomes))
 """Names of the columns that policies learn from."""
+
+
+def joined(pieces: Sequence[Rows]) -> Rows:
+    """Several pieces of rows, of which there is at least one, in one."""
+    return Rows(**{c.name: np.concatenate([getattr(piece, c.name) for piece in pieces]) for c in COLUMNS})
 
 
 def blank(count: int, exits: int, kinds: int = 2) -> Rows:

@@ -47,7 +47,7 @@ def _main() -> int:
     share_cores()
     if command.list_policies:
         return _list_policies()
-    from eex.stream.run.run import run
+    from eex.stream.run.runner import run
 
     config = command.stream
     if command.download is not None:

@@ -7,7 +7,6 @@ A budget goes on as full as it was at the commit: the time for which nothing str
 after the commit spent is given back, for they come again and spend it again.
 """
 
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from eex.policies.core.base import Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing
 from eex.policies.core.price import Meter
 
 if TYPE_CHECKING:
@@ -39,15 +39,8 @@ def write(folder: Path, policy: Policy, meter: Meter, tally: "Tally", frames: in
     arrays |= {f"meter.{name}": value for name, value in meter.state_dict().items()}
     arrays |= {f"tally.{name}": value for name, value in tally.state_dict().items()}
     arrays |= {"frames": np.array(frames), "parts": np.array(parts), "seconds": np.array(seconds)}
-    part = folder / f"{NAME}.part"
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / NAME)
-    except OSError as error:
-        raise EexError(f"{folder / NAME}: cannot be written: {error.strerror}") from None
+    with replacing(folder / NAME, durable=True) as part, part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read(folder: Path) -> dict[str, NDArray[Any]] | None:

@@ -1,5 +1,6 @@
 """What a run leaves: the summary and the curves."""
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing, write_file
 from eex.policies.core.price import Price
 from eex.stream.config import StreamConfig
 from eex.stream.run.play import Played
@@ -119,8 +120,10 @@ def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
             "value": np.concatenate(value),
         }
     )
-    try:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-    except OSError as error:
-        raise EexError(f"{path}: cannot be written: {error}") from None
+    with replacing(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain JSON values, indented."""
+    write_file(path, json.dumps(value, indent=1) + "\n")

@@ -9,7 +9,7 @@ import pytest
 from eex.stream.commands.stream import _parse
 from eex.stream.config import StreamConfig, from_json
 from eex.stream.run.records import read_records
-from eex.stream.run.run import run
+from eex.stream.run.runner import run
 
 pytestmark = pytest.mark.timeout(200)
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import itertools
-import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from eex.stream.network import load_network
 from eex.stream.planning.sending import choose_sending
 from eex.stream.run.connection import connected, embedded_worker
 from eex.stream.run.play import Player, Show
-from eex.stream.run.summary import summarise, write_curves
+from eex.stream.run.summary import summarise, write_curves, write_json
 
 
 def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | None = None) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         connections = stack.enter_context(contextlib.ExitStack())
         offloader = connections.enter_context(connect())  # before the folder is made, in case there is no worker
         folder = resume or make_folder(config.out, config.policy.partition(":")[0])
-        _write_json(folder / "config.json", to_json(config))
+        write_json(folder / "config.json", to_json(config))
         stop = stack.enter_context(interrupts())
         player = Player(frames, net, config, resolved, sending, show, stop)
         played = [player.play(resolved.policies[0].label, policies[0], offloader, folder, resume is not None)]
@@ -95,7 +93,7 @@ def _write_results(folder: Path, summary: dict[str, Any], curves: dict[str, Any]
     """Write what a run leaves besides its records, the summary first."""
     from eex.stream.run.pictures import draw
 
-    _write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     write_curves(folder / "curves.arrow", curves)
     try:
         draw(folder, pieces)
@@ -155,12 +153,3 @@ def make_folder(out: Path, name: str) -> Path:
         except OSError as error:
             raise EexError(f"{out}: cannot write there (--out): {error.strerror}") from None
     raise AssertionError
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_suffix(".part")
-    try:
-        part.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(part, path)
-    except OSError as error:
-        raise EexError(f"{path}: cannot be written: {error.strerror}") from None

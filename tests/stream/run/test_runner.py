@@ -1,0 +1,77 @@
+"""A run from Python: policies one after another over the same frames, each from a fresh start."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eex.policies.algorithms.fixed import Fixed
+from eex.stream import StreamConfig
+from eex.stream.run import run
+
+pytestmark = pytest.mark.timeout(240)
+
+OPTIONS = {"frames": 600, "distortion": "pristine:300, gaussian_noise@20:300", "regret": False, "deadline_ms": 60_000}
+
+
+class Watching(Fixed):
+    """Sends every frame to the cloud, and notes what it knows of the link before each choice."""
+
+    seen: list = []  # noqa: RUF012 (of all instances, which `run` makes)
+
+    def __init__(self, p_tar: float = 1.0, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
+        super().__init__(p_tar, exits, runs, seed)
+        self.mine = []
+        Watching.seen.append(self.mine)
+
+    def choose(self, context):
+        self.mine.append((context.link_ms, context.queue, context.reachable))
+        return super().choose(context)
+
+
+@pytest.mark.process
+def test_each_policy_begins_with_a_link_that_nobody_has_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "watching", sys.modules[__name__])
+    Watching.seen.clear()
+    policy = "watching:Watching"
+    summary = run(StreamConfig(policy=policy, compare=f"{policy},{policy}", out=tmp_path, **OPTIONS))
+    played = [seen for seen in Watching.seen if seen]
+    assert len(played) == 3
+    for seen in played:
+        link_ms, queue, reachable = seen[0]
+        assert np.isnan(link_ms)
+        assert (queue, reachable) == (0, True)
+        assert np.isfinite(seen[-1][0])
+    rows = summary["policies"]
+    assert [row["policy"] for row in rows] == [policy, f"{policy} (2)", f"{policy} (3)"]
+    for row in rows:
+        assert row["bytes_offloaded"] == pytest.approx(rows[0]["bytes_offloaded"], rel=1e-3)
+        assert row["link"]["requests"] == row["link"]["replies"] == rows[0]["link"]["requests"]
+    assert summary["link"] == rows[0]["link"]
+
+
+@pytest.mark.process
+def test_the_order_of_what_is_compared_does_not_matter(tmp_path):
+    names = ["fixed:p_tar=0.8", "fixed:p_tar=0.95", "random"]
+    outcomes = []
+    for order in (names, names[::-1]):
+        config = StreamConfig(policy=order[0], compare=",".join(order[1:]), out=tmp_path, **OPTIONS)
+        summary = run(config)
+        outcomes.append({row["policy"]: row for row in summary["policies"]})
+    for name in names:
+        one, other = (played[name] for played in outcomes)
+        for figure in ("accuracy", "exit_shares", "offloaded_share", "fallbacks"):
+            assert one[figure] == other[figure], figure
+        assert one["mean_reward"] == pytest.approx(other["mean_reward"], rel=1e-6)  # summed in the order of the replies
+        assert one["bytes_offloaded"] == pytest.approx(other["bytes_offloaded"], rel=1e-3)  # headers hold numbers
+
+
+def test_what_a_run_leaves(tmp_path):
+    summary = run(StreamConfig(worker="none", partition=4, out=tmp_path, **OPTIONS))
+    folder = Path(summary["folder"])
+    assert folder.parent == tmp_path
+    assert summary["policies"][0]["policy"] == "gain-curve"
+    assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 600
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}
