@@ -93,9 +93,9 @@ def ucb(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A human's run with rivals: the process's end, and the summary."""
+    """A person's run with rivals, in a process of its own: what it came to, and the summary."""
     out = tmp_path_factory.mktemp("compared")
-    done = call(
+    done = play(
         "stream", "--policy", "fixed", "--compare", "fixed,fixed:p_tar=0.95", "--frames", 200, "--threads", 1,
         "--deadline-ms", 60_000, "--distortion", SCHEDULE, "--out", out,
     )  # fmt: skip
@@ -152,6 +152,7 @@ def test_pictures_are_images(ucb, name):
         assert min(picture.size) > 300
 
 
+@pytest.mark.process
 def test_compared_policies_see_the_same_frames(compared):
     done, summary = compared
     assert done.returncode == 0
@@ -162,6 +163,7 @@ def test_compared_policies_see_the_same_frames(compared):
     assert strict["offloaded_share"] >= first["offloaded_share"]
 
 
+@pytest.mark.process
 def test_summary_screen_fits_80_columns(compared):
     done, summary = compared
     lines = done.stdout.splitlines()
@@ -176,10 +178,12 @@ def test_summary_screen_fits_80_columns(compared):
     assert done.stderr.count("\n") == 4  # a line a policy, and hindsight
 
 
+@pytest.mark.process
 def test_again_from_its_configuration(compared, tmp_path):
     _, summary = compared
     config = Path(summary["folder"]) / "config.json"
-    again = stream(tmp_path, "--config", config, "--compare", "")
+    # in a process of its own, as the other: request ids count on in one process, and take more bytes as they grow
+    again = stream(tmp_path, "--config", config, "--compare", "", run=play)
     assert outcome(again) == outcome(summary["policies"][0])
     before, after = (json.loads((Path(run["folder"]) / "config.json").read_text()) for run in (summary, again))
     differing = {key for key in before if before[key] != after[key]}
@@ -267,6 +271,7 @@ def test_worker_of_its_own(tmp_path, compared):
             "--distortion",
             SCHEDULE,
             "--no-regret",
+            run=play,
         )
         assert summary["answered"] == 200
         assert summary["fallbacks"] == 0
