@@ -35,7 +35,7 @@ class Architecture:
     ----------
     backbone
         A name in `BACKBONES`, or "custom" for a user's own module (which only its own code can make again; see
-        `eex.models.cut`).
+        `eex.models.cutting`).
     classes
         Class names, in the order of the logits.
     after

@@ -220,7 +220,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 recipe,
                 validation=validation,
                 checkpoint=states / "pristine.safetensors",
-                told=f"{Path(config.data).name} {config.weights} {config.network} {config.start}",
+                source=f"{Path(config.data).name} {config.weights} {config.network} {config.start}",
                 report=report(PRISTINE),
             )
         score = evaluate(net, *validation)
@@ -236,7 +236,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 distort=distort,
                 validation=validation,
                 checkpoint=states / f"{kind}.safetensors",
-                told=config.experts,
+                source=config.experts,
                 report=report(kind),
             )
             calibration[kind] = calibrate(net, *validation, kind, distort)

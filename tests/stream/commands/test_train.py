@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(200)
 OWN = """
 from torch import nn
 
-from eex.models.cut import cut
+from eex.models import cut
 
 
 class Small(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eex.models.cut import cut
+from eex.models.cutting import cut
 from eex.models.fast import optimised
 from eex.models.network import remake
 from eex.models.training import Recipe, all_logits, fit
