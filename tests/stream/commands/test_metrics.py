@@ -90,7 +90,7 @@ def test_what_a_person_sees(labelled, unlabelled, tmp_path):
         ([], "name the folder of a run"),
         (["nowhere"], "no records here"),
         (["nowhere", "--p-tar", "0.5,2"], "--p-tar must lie in [0, 1]"),
-        (["nowhere", "--p-tar", "high"], "--p-tar takes numbers between commas"),
+        (["nowhere", "--p-tar", "high"], "--p-tar takes comma-separated numbers"),
         (["nowhere", "--t-tar-ms", "nan"], "--t-tar-ms must be at least 0"),
         (["nowhere", "--batch", "0"], "--batch must be at least 1"),
     ],

@@ -144,7 +144,7 @@ def test_network_of_ones_own_must_be_named(trained, home):
 def test_saved_model_answers_as_its_card_says(trained, home, monkeypatch):
     from eex.stream.frames.sources import load_all, open_source
     from eex.stream.network import make_network
-    from eex.stream.training import measure
+    from eex.stream.training.measuring import measure
 
     monkeypatch.chdir(home)
     monkeypatch.syspath_prepend(str(home))
