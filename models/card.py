@@ -27,21 +27,21 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format
         Version of this layout: 1.
     name
-        Of the model, for people.
+        Name of the model, for people.
     architecture
-        Enough to make the network again; a "custom" backbone needs the code that cut it besides.
+        Enough to make the network again; a "custom" backbone also needs the code that cut it.
     temperatures
-        Per exit, of each expert.
+        Temperature of each expert, per exit.
     classifier
-        What the distortion classifier tells apart; empty where there is none.
+        The kinds that the distortion classifier distinguishes; empty if there is none.
     sha256
-        Of the weights file.
+        SHA-256 of the weights file.
     costs
-        Multiply-adds of stages and branches, bytes of features.
+        Multiply-adds of stages and branches; bytes of features.
     training
         How it was trained.
     measured
-        How it does: accuracy and calibration error by exit, expert, distortion and level.
+        How well it does: accuracy and calibration error by exit, expert, distortion and level.
     """
 
     format: int
@@ -108,12 +108,12 @@ def save(
 
 
 def read_card(folder: Path | None = None) -> Card:
-    """The card in a folder; by default of the shipped model.
+    """The card in a folder; by default that of the shipped model.
 
     Raises
     ------
     ModelError
-        If there is none, or it is not of this layout.
+        If there is none, or its layout is another.
     """
     path = (folder or SHIPPED) / CARD
     try:
@@ -132,7 +132,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     Parameters
     ----------
     folder
-        That `save` wrote to; by default the shipped model's.
+        Folder that `save` wrote to; by default the shipped model's.
     device
         "cpu" or "cuda".
     net
@@ -150,7 +150,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     card = read_card(folder)
     path = folder / WEIGHTS
     if not path.exists():
-        raise ModelError(f"{path}: the weights that {CARD} speaks of are missing")
+        raise ModelError(f"{path}: the weights that {CARD} describes are missing")
     try:
         found = _sha256(path)
     except OSError as error:
@@ -163,7 +163,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     if net is None:
         if card.architecture.backbone == "custom":
             raise ModelError(
-                f"{folder}: a network of one's own: name the function that makes it (--network module:function)"
+                f"{folder}: holds a user's own network; name the function that makes it (--network module:function)"
             )
         try:
             net = remake(card.architecture)
@@ -197,7 +197,7 @@ def _check(card: Card, net: EarlyExitNet, path: Path) -> None:
     if not all(0 < value < float("inf") for t in card.temperatures for value in t.values()):
         raise ModelError(f"{path}: temperatures must be positive, got {card.temperatures}")
     if card.classifier not in ((), net.experts):
-        raise ModelError(f"{path}: the classifier tells {card.classifier} apart, the experts are {net.experts}")
+        raise ModelError(f"{path}: the classifier distinguishes {card.classifier}, but the experts are {net.experts}")
 
 
 def fingerprint(card: Card) -> str:
@@ -209,7 +209,7 @@ def fingerprint(card: Card) -> str:
 
 
 def _written(card: Card) -> bytes:
-    """A card as JSON; what a confidence is stands there only where it is not the default, as cards always had it."""
+    """A card as JSON. It names the kind of confidence only where that is not the default, as earlier cards do."""
     plain = msgspec.to_builtins(card)
     if card.architecture.confidence == Architecture.confidence:
         del plain["architecture"]["confidence"]

@@ -82,7 +82,7 @@ class Checkpoint:
         return bool(self.patience) and self.since_best >= self.patience
 
     def end_epoch(self, epoch: int, optimizer: torch.optim.Optimizer, validation_loss: float) -> None:
-        """Note that so many epochs of the phase are done, and write the file."""
+        """Note how many epochs of the phase are done, and write the file."""
         self.epoch = epoch
         if validation_loss < self.best:
             self.best, self.since_best = validation_loss, 0

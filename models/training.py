@@ -42,11 +42,11 @@ class Recipe:
         "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do
         not decay.
     stage_lr
-        Peak rate of the stages, where they come pre-trained; 0 = as `lr`, which is then the branches'.
+        Peak rate of the stages, where they come pre-trained; 0 = as `lr`, which then applies to the branches.
     schedule
         "one-cycle": linear warm-up over a fifth of the steps, then linearly down to 0. "cosine": from the peak to 0.
     batch
-        Images a step.
+        Images per step.
     patience
         Stop a phase after this many epochs without a better validation loss, and go back to the best; 0 = never.
     shift, flip, cutout
@@ -55,11 +55,11 @@ class Recipe:
     distorted_share
         Share of each batch that is distorted when a `distort` function is given.
     distillation_temperature, distillation_weight
-        Of the final exit's output that side branches follow, and the weight of that term.
+        Temperature of the final exit's output that side branches follow, and the weight of that term.
     precision
         "fp32", "bf16", or "auto": bf16 where the processor or the GPU computes with it.
     seed
-        Of everything that is drawn.
+        Seed of everything random.
     """
 
     method: Method = "joint"
@@ -97,7 +97,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a training run: which stages and exits learn, and on which exits the loss stands."""
+    """A part of a training run: which stages and exits learn, and which exits the loss is taken from."""
 
     name: str
     stages: tuple[int, ...]
@@ -106,7 +106,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training run stands, told after each step and each epoch.
+    """Where a training run stands, reported after each step and each epoch.
 
     `accuracy` (per exit, in [0, 1]) and `validation_loss` are of the last finished epoch; empty and NaN before it.
     """
@@ -123,7 +123,7 @@ class Progress:
 
 
 def phases(method: Method, exits: int) -> list[Phase]:
-    """The phases of a method for a network of so many exits.
+    """The phases of a method for a network with this many exits.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def fit(
     validation
         Held-out images and labels, looked at after each epoch; needed for `recipe.patience`.
     checkpoint
-        Written after every epoch; where it exists already, training goes on from it.
+        File that is written after every epoch; if it exists, training resumes from it.
     source
         What else the run depends on, in words (where the images come from, how they are distorted): training resumes
         only from a checkpoint that was made with the same.
@@ -200,7 +200,7 @@ def fit(
     Returns
     -------
     list of dict
-        One row an epoch: phase, epoch, loss, validation_loss, accuracy per exit, seconds.
+        One row per epoch: phase, epoch, loss, validation_loss, accuracy per exit, seconds.
 
     Raises
     ------
@@ -318,7 +318,7 @@ def _check_data(net: EarlyExitNet, images: Tensor, labels: Tensor) -> None:
 
 
 def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str) -> list[nn.Module]:
-    """Freeze all of the network but what a phase trains, norms included; returns the modules that learn."""
+    """Freeze everything but what a phase trains, norms included; returns the modules that learn."""
     net.requires_grad_(False)
     net.eval()
     trained = [net.stages[i] for i in phase.stages]
@@ -396,7 +396,7 @@ def _loss(
 
 @dataclass(frozen=True)
 class Score:
-    """How a network does on some images: mean cross-entropy and accuracy (in [0, 1]) of each exit."""
+    """How well a network does on some images: mean cross-entropy and accuracy (in [0, 1]) of each exit."""
 
     loss: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -448,7 +448,7 @@ def all_logits(
 
 @torch.no_grad()
 def estimate_norms(net: EarlyExitNet, images: Tensor, *, expert: str = PRISTINE, most: int = 12_800) -> None:
-    """Take means and variances of all batch norms anew, from uint8 images (N, C, H, W); weights stay as they are."""
+    """Estimate means and variances of all batch norms anew from uint8 images (N, C, H, W); keep the weights."""
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for norm in norms:

@@ -106,7 +106,7 @@ class TrainConfig:
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
         if self.network and self.weights is not None:
-            raise EexError("--weights is for mobilenet_v2; a network of one's own (--network) comes with its weights")
+            raise EexError("--weights is for mobilenet_v2; your own network (--network) comes with its weights")
         if not self.epochs and not self.start:
             raise EexError("--epochs 0 needs --start: there would be nothing trained")
         self.expert_levels()

@@ -91,7 +91,7 @@ class _Task:
         self.checkpoints = config.out / "training"
 
     def run(self, bars: Bars) -> dict[str, Any]:
-        """Train and calibrate every part; what the card says of it."""
+        """Train and calibrate every part; what the card records of it."""
         from eex.models.calibration import calibrate
         from eex.models.card import read_card
         from eex.models.network import PRISTINE

@@ -98,9 +98,9 @@ def test_fingerprints_differ_where_answers_may(tmp_path):
         ({"sha256": "0" * 64}, "does not match its card"),
         ({"temperatures": [{"pristine": 1.0, "dark": 1.0}] * 2}, "a temperature for each of 3 exits"),
         ({"temperatures": [{"pristine": 1.0, "dark": 0.0}] * 3}, "temperatures must be positive"),
-        ({"classifier": ["pristine", "fog"]}, "the classifier tells"),
+        ({"classifier": ["pristine", "fog"]}, "the classifier distinguishes"),
         ({"architecture": {"backbone": "vgg"}}, "describes no network"),
-        ({"architecture": {"backbone": "custom"}}, "a network of one's own"),
+        ({"architecture": {"backbone": "custom"}}, "holds a user's own network"),
         ({"architecture": {"options": {"width": 16}}}, "weights do not fit the card"),
     ],
 )

@@ -80,9 +80,9 @@ def test_the_edge_alone_and_the_cloud_alone():
     near = Times(**{**vars(times), "sends": [[Send("input", 0, 0.0)]] * 3})
     assert best(near, first=0).cut == 0
     assert best(near).cut == 1  # eex-stream runs a stage on the edge in any case
-    with pytest.raises(ValueError, match="no way from a to z"):
+    with pytest.raises(ValueError, match="no path from a to z"):
         shortest_path({"a": [("b", 1.0, "")]}, "a", "z")
-    with pytest.raises(ValueError, match="frames that go on from stage 1 must be sent"):
+    with pytest.raises(ValueError, match="frames that continue from stage 1 must be sent"):
         plan(times, 1)
 
 
@@ -221,7 +221,7 @@ def test_the_cheapest_way_that_leaves_the_answers_alone():
     assert str(cheapest(allowed, LinkSpeed(5.0, 1000.0), {0: 30.0, 2: 1.0}).encoding) != "input"  # the cloud is slow
     assert json.dumps(slow.candidates)
     blind = measure.smallest(WAYS, "the link is down")
-    assert (str(blind.encoding), blind.why) == ("int8+zstd", "5,000 bytes a frame, the fewest; the link is down")
+    assert (str(blind.encoding), blind.why) == ("int8+zstd", "5,000 bytes per frame, the fewest; the link is down")
 
 
 def test_the_first_condition_of_a_link():
@@ -278,4 +278,4 @@ def test_a_trace_of_another_partition(tmp_path):
         tmp_path / "t.arrow", Trace(np.ones((4, 3)), np.zeros((4, 3), dtype=int), np.zeros(4, dtype=int), CLASSES)
     )
     done = call("partition", "--trace", tmp_path / "t.arrow", "--frames", 32)
-    refused(done, "knows 3 exits, the model has 4; record it with eex-record --partition 3")
+    refused(done, "holds 3 exits, the model has 4; record it with eex-record --partition 3")
