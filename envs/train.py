@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +17,7 @@ from eex.policies.algorithms.agent import FORMAT, RECURRENT, Agent, AgentCard, o
 from eex.policies.algorithms.features import EXPERTS
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
@@ -301,14 +301,11 @@ def _checkpoints(
                 save_agent(dataclasses.replace(agent, card=card), config.out)
                 self._save("best.zip")
             self._save("last.zip")
-            part = folder / "state.json.part"
-            part.write_text(json.dumps(state | {"config": told}))
-            os.replace(part, folder / "state.json")
+            write_file(folder / "state.json", json.dumps(state | {"config": told}))
 
         def _save(self, name: str) -> None:
-            part = folder / f"part-{name}"
-            self.model.save(part)
-            os.replace(part, folder / name)
+            with replacing(folder / name) as part:
+                self.model.save(part)
 
     def text() -> str:
         best = state["best"]

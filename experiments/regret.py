@@ -20,6 +20,7 @@ import eex.policies
 from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
 from eex.policies.algorithms.arms import GRID
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.replay import Order
 from eex.policies.core.reward import best_fixed, best_per_exit
@@ -309,20 +310,17 @@ def _join(parts: Path, path: Path) -> None:
 def _write_table(path: Path, table: Any) -> None:
     import pyarrow as pa
 
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
-            writer.write_table(table)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise EexError(f"{path}: cannot be written: {error}") from None
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        replacing(path) as part,
+        pa.OSFile(str(part), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema, options=options) as writer,
+    ):
+        writer.write_table(table)
 
 
 def _write_json(path: Path, value: Any) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(unfinished, path)
+    write_file(path, json.dumps(value, indent=1) + "\n")
 
 
 # ---- what comes of it

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from eex.policies.algorithms.features import EXPERTS, Features
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 FORMAT, RECURRENT = "eex-agent-1", "eex-agent-2"
@@ -183,14 +183,9 @@ def save_agent(agent: Agent, folder: Path) -> None:
     pairs = {str(k): pair for k, pair in enumerate(agent.layers)} | ({"lstm": agent.lstm} if agent.lstm else {})
     weights = save({f"{k}.{n}": a.astype(np.float32) for k, pair in pairs.items() for n, a in _named(pair)})
     card = replace(agent.card, sha256=hashlib.sha256(weights).hexdigest())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in ((WEIGHTS, weights), (CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())):
-            part = folder / (name + ".part")
-            part.write_bytes(content)
-            os.replace(part, folder / name)
-    except OSError as error:
-        raise EexError(f"{folder}: cannot write the agent: {error.strerror}") from None
+    with replacing(folder / WEIGHTS) as a, replacing(folder / CARD) as b:
+        a.write_bytes(weights)
+        b.write_text(json.dumps(asdict(card), indent=1) + "\n")
 
 
 def load_agent(folder: Path) -> Agent:

@@ -1,8 +1,6 @@
 """Traces: what every exit would say of every frame; the currency between engine, replay and environments."""
 
-import contextlib
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing
 from eex.policies.core.schedule import PRISTINE
 
 FORMAT = b"eex-trace-1"
@@ -136,7 +135,7 @@ def _check_range(name: str, column: NDArray[Any], low: float, high: float) -> No
 
 
 def write_trace(path: Path, trace: Trace) -> None:
-    """Write a trace as an Arrow file; what was there is replaced only once all is written, whatever interrupts it.
+    """Write a trace as an Arrow file, whole or not at all.
 
     Raises
     ------
@@ -158,18 +157,8 @@ def write_trace(path: Path, trace: Trace) -> None:
     if trace.probabilities is not None:
         columns |= {f"probability_{name}": trace.probabilities[:, k] for k, name in enumerate(trace.experts)}
     table = pa.table(columns).replace_schema_metadata({b"format": FORMAT, b"model": trace.model.encode()})
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        os.replace(part, path)
-    except BaseException as error:  # Ctrl-C too
-        with contextlib.suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            raise EexError(f"{path}: cannot be written: {error.strerror or error}") from None
-        raise
+    with replacing(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:

@@ -1,0 +1,58 @@
+"""Files that are written whole or not at all: whoever reads one sees the old content or the new, never a part of it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from eex.policies.core.errors import EexError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Give the path of a part file, which takes the place of `path` when the block ends without an error.
+
+    If the block fails, on Ctrl-C too, the part file is removed and `path` stays as it was. The folder is made if it is
+    missing. Two files that belong together are written in one block: `with replacing(a) as x, replacing(b) as y`.
+
+    Parameters
+    ----------
+    path
+        The file to write; the part file lies beside it, with ".part" added to its name.
+    durable
+        Wait until the content is on the disk, so that it also survives a loss of power.
+
+    Raises
+    ------
+    EexError
+        If the file cannot be written: an `OSError` of the block becomes one line that names the file and the reason.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "table.csv"
+    >>> with replacing(path) as part:
+    ...     size = part.write_text("frame,exit")
+    >>> path.read_text()
+    'frame,exit'
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        if durable:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise EexError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace a file by a text, as UTF-8, or by bytes; see `replacing`."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,56 @@
+import pytest
+
+from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing, write_file
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(("content", "read"), [("naïve\n", "naïve\n"), (b"\x00\xff", None)], ids=["text", "bytes"])
+def test_writes_what_was_given_and_makes_the_folder(tmp_path, content, read):
+    path = tmp_path / "new" / "file"
+    write_file(path, content)
+    assert (path.read_text("utf-8") if read else path.read_bytes()) == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_replaces_only_at_the_end(tmp_path, durable):
+    path = tmp_path / "file"
+    write_file(path, "old")
+    with replacing(path, durable) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+FAILURES = {"ctrl-c": KeyboardInterrupt(), "bug": RuntimeError("a bug"), "disk full": FULL}
+
+
+@pytest.mark.parametrize("error", FAILURES.values(), ids=FAILURES)
+def test_a_failure_leaves_what_was_there(tmp_path, error):
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_file(one, "old")
+
+    def write():
+        with replacing(one) as a, replacing(two) as b:
+            a.write_text("new")
+            b.write_text("n")
+            raise error
+
+    with pytest.raises(EexError if error is FULL else type(error)) as caught:
+        write()
+    if error is FULL:
+        assert str(caught.value) == f"{two}: cannot be written: No space left on device"
+    assert one.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [one]
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "below", tmp_path / "folder"):
+        with pytest.raises(EexError, match=rf"^{path}: cannot be written: \w.*$"):
+            write_file(path, "text")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
