@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from eex.models.network import Architecture, EarlyExitNet, remake
 from eex.models.spectrum import DistortionClassifier
 from eex.policies.core.errors import ModelError
+from eex.policies.core.files import replacing
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
@@ -64,7 +64,7 @@ def save(
     training: dict[str, Any] | None = None,
     measured: dict[str, Any] | None = None,
 ) -> Card:
-    """Write a network's weights and card into a folder; each file is replaced whole.
+    """Write a network's weights and card into a folder; both files are replaced whole, or neither.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def save(
 
     Raises
     ------
-    ModelError
+    EexError
         If the folder cannot be written.
     """
     from safetensors.torch import save_file
@@ -82,27 +82,20 @@ def save(
         tensor = tensor.detach().cpu().contiguous()
         return tensor.half() if half and tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / (WEIGHTS + ".part")
-        save_file({k: stored(v) for k, v in net.state_dict().items()}, part)
+    with replacing(folder / CARD) as card_part, replacing(folder / WEIGHTS) as weights_part:
+        save_file({k: stored(v) for k, v in net.state_dict().items()}, weights_part)
         card = Card(
             format=1,
             name=name,
             architecture=net.architecture,
             temperatures=net.temperature,
             classifier=net.classifier.kinds if isinstance(net.classifier, DistortionClassifier) else (),
-            sha256=_sha256(part),
+            sha256=_sha256(weights_part),
             costs={k: list(v) for k, v in asdict(net.costs()).items()},
             training=training or {},
             measured=measured or {},
         )
-        card_part = folder / (CARD + ".part")
         card_part.write_bytes(msgspec.json.format(_written(card), indent=1) + b"\n")
-        os.replace(part, folder / WEIGHTS)
-        os.replace(card_part, folder / CARD)
-    except OSError as error:
-        raise ModelError(f"{folder}: cannot write the model: {error.strerror}") from None
     net.fingerprint = fingerprint(card)
     return card
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing
 
 
 class Checkpoint:
@@ -117,13 +117,11 @@ class Checkpoint:
             "since_best": self.since_best,
             "history": self.history,
         }
-        part = self.path.with_suffix(".part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata={"state": json.dumps(meta)})
-            os.replace(part, self.path)
-        except (OSError, SafetensorError) as error:
-            raise EexError(f"{self.path}: cannot write the checkpoint: {error}") from None
+            with replacing(self.path) as part:
+                save_file(tensors, part, metadata={"state": json.dumps(meta)})
+        except SafetensorError as error:
+            raise EexError(f"{self.path}: cannot be written: {error}") from None
 
 
 def weights_digest(net: EarlyExitNet, without: str) -> str:

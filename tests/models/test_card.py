@@ -10,7 +10,7 @@ import torch
 from eex.models.card import CARD, SHIPPED, WEIGHTS, load, read_card, save
 from eex.models.network import EarlyExitNet, make
 from eex.models.spectrum import DistortionClassifier
-from eex.policies.core.errors import ModelError
+from eex.policies.core.errors import EexError, ModelError
 
 SHIPPED_FINGERPRINT = "f62f3ed2a3e49588"  # edges and workers of earlier versions know it by this
 EXPERTS = ("pristine", "dark")
@@ -137,5 +137,5 @@ def test_a_network_of_ones_own_must_be_the_cards(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="cannot write the model"):
+    with pytest.raises(EexError, match="cannot be written"):
         save(small_net(), tmp_path / "file")
