@@ -1,5 +1,5 @@
-# make stream: the first result; make test: the tests; make check: what CI does; make bench: how fast;
-# make bench-offload: the link to the cloud.
+# make stream: the first result; make test: the tests, in under five minutes on two cores; make check: what CI does, with
+# the trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud.
 # PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -13,10 +13,14 @@ LINKS := $(ROOMS:%=build/links/eex/%)
 stream: .venv/ready
 	$(BIN)/eex-stream --compare ucb,fixed,fixed:p_tar=0.95 $(ARGS)
 
-test: .venv/ready
-	$(BIN)/pytest $(ARGS)
+# two workers, which take tests from each other, on one thread each (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 
-check: format lint types test
+test: .venv/ready
+	$(PYTEST) -m "not paper and not soak" $(ARGS)
+
+check: format lint types
+	$(PYTEST) $(ARGS)
 
 format: .venv/ready
 	$(BIN)/ruff format --check .

@@ -1,1 +1,66 @@
-"""Early-exit models: stages, side branches, experts, calibration, training and the shipped weights."""
+"""Early-exit models: the network, cutting one's own, training, calibration, the form that infers fast, files.
+
+Names are loaded when they are first used, so that `import eex.models` loads no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eex.models.calibration import calibrate, fit_temperature
+    from eex.models.card import Card, load, read_card, save
+    from eex.models.cutting import cut
+    from eex.models.fast import optimised
+    from eex.models.network import Architecture, Costs, EarlyExitNet, make
+    from eex.models.spectrum import DistortionClassifier, fit_classifier
+    from eex.models.training import Recipe, evaluate, fit
+
+_MODULES = {
+    "Architecture": "network",
+    "Card": "card",
+    "Costs": "network",
+    "DistortionClassifier": "spectrum",
+    "EarlyExitNet": "network",
+    "Recipe": "training",
+    "calibrate": "calibration",
+    "cut": "cutting",
+    "evaluate": "training",
+    "fit": "training",
+    "fit_classifier": "spectrum",
+    "fit_temperature": "calibration",
+    "load": "card",
+    "make": "network",
+    "optimised": "fast",
+    "read_card": "card",
+    "save": "card",
+}
+
+__all__ = [
+    "Architecture",
+    "Card",
+    "Costs",
+    "DistortionClassifier",
+    "EarlyExitNet",
+    "Recipe",
+    "calibrate",
+    "cut",
+    "evaluate",
+    "fit",
+    "fit_classifier",
+    "fit_temperature",
+    "load",
+    "make",
+    "optimised",
+    "read_card",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,12 +25,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Parameters
     ----------
     logits, labels
-        As trained, (N, K), and classes (N,); of images that the network was not trained on.
+        Logits as trained, (N, K), and classes (N,), of images that the network was not trained on.
 
     Returns
     -------
     float
-        In [0.05, 20]: at 0.05 every image is classified correctly, so that no temperature is cold enough.
+        In [0.05, 20]. It is 0.05 where every image is classified correctly, so that no temperature is low enough.
 
     Raises
     ------
@@ -75,13 +75,13 @@ def calibrate(
     Parameters
     ----------
     net
-        Its `temperature[i][expert]` is set for every exit i.
+        Network whose `temperature[i][expert]` is set for every exit i.
     images, labels
         Held-out uint8 images (N, C, H, W) and classes (N,).
     expert
         Whose branches are calibrated.
     distort
-        Applied to all images: what the expert is for.
+        The distortion that the expert is for; applied to all images.
 
     Returns
     -------

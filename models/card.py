@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from eex.models.network import Architecture, EarlyExitNet, remake
 from eex.models.spectrum import DistortionClassifier
 from eex.policies.core.errors import ModelError
+from eex.policies.core.files import replacing
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
@@ -27,21 +27,21 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format
         Version of this layout: 1.
     name
-        Of the model, for people.
+        Name of the model, for people.
     architecture
-        Enough to make the network again; a "custom" backbone needs the code that cut it besides.
+        Enough to make the network again; a "custom" backbone also needs the code that cut it.
     temperatures
-        Per exit, of each expert.
+        Temperature of each expert, per exit.
     classifier
-        What the distortion classifier tells apart; empty where there is none.
+        The kinds that the distortion classifier distinguishes; empty if there is none.
     sha256
-        Of the weights file.
+        SHA-256 of the weights file.
     costs
-        Multiply-adds of stages and branches, bytes of features.
+        Multiply-adds of stages and branches; bytes of features.
     training
         How it was trained.
     measured
-        How it does: accuracy and calibration error by exit, expert, distortion and level.
+        How well it does: accuracy and calibration error by exit, expert, distortion and level.
     """
 
     format: int
@@ -64,7 +64,7 @@ def save(
     training: dict[str, Any] | None = None,
     measured: dict[str, Any] | None = None,
 ) -> Card:
-    """Write a network's weights and card into a folder; each file is replaced whole.
+    """Write a network's weights and card into a folder; both files are replaced whole, or neither.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def save(
 
     Raises
     ------
-    ModelError
+    EexError
         If the folder cannot be written.
     """
     from safetensors.torch import save_file
@@ -82,38 +82,31 @@ def save(
         tensor = tensor.detach().cpu().contiguous()
         return tensor.half() if half and tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / (WEIGHTS + ".part")
-        save_file({k: stored(v) for k, v in net.state_dict().items()}, part)
+    with replacing(folder / CARD) as card_part, replacing(folder / WEIGHTS) as weights_part:
+        save_file({k: stored(v) for k, v in net.state_dict().items()}, weights_part)
         card = Card(
             format=1,
             name=name,
             architecture=net.architecture,
             temperatures=net.temperature,
             classifier=net.classifier.kinds if isinstance(net.classifier, DistortionClassifier) else (),
-            sha256=_sha256(part),
+            sha256=_sha256(weights_part),
             costs={k: list(v) for k, v in asdict(net.costs()).items()},
             training=training or {},
             measured=measured or {},
         )
-        card_part = folder / (CARD + ".part")
         card_part.write_bytes(msgspec.json.format(_written(card), indent=1) + b"\n")
-        os.replace(part, folder / WEIGHTS)
-        os.replace(card_part, folder / CARD)
-    except OSError as error:
-        raise ModelError(f"{folder}: cannot write the model: {error.strerror}") from None
     net.fingerprint = fingerprint(card)
     return card
 
 
 def read_card(folder: Path | None = None) -> Card:
-    """The card in a folder; by default of the shipped model.
+    """The card in a folder; by default that of the shipped model.
 
     Raises
     ------
     ModelError
-        If there is none, or it is not of this layout.
+        If there is none, or its layout is another.
     """
     path = (folder or SHIPPED) / CARD
     try:
@@ -132,7 +125,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     Parameters
     ----------
     folder
-        That `save` wrote to; by default the shipped model's.
+        Folder that `save` wrote to; by default the shipped model's.
     device
         "cpu" or "cuda".
     net
@@ -150,7 +143,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     card = read_card(folder)
     path = folder / WEIGHTS
     if not path.exists():
-        raise ModelError(f"{path}: the weights that {CARD} speaks of are missing")
+        raise ModelError(f"{path}: the weights that {CARD} describes are missing")
     try:
         found = _sha256(path)
     except OSError as error:
@@ -163,7 +156,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     if net is None:
         if card.architecture.backbone == "custom":
             raise ModelError(
-                f"{folder}: a network of one's own: name the function that makes it (--network module:function)"
+                f"{folder}: holds a user's own network; name the function that makes it (--network module:function)"
             )
         try:
             net = remake(card.architecture)
@@ -197,7 +190,7 @@ def _check(card: Card, net: EarlyExitNet, path: Path) -> None:
     if not all(0 < value < float("inf") for t in card.temperatures for value in t.values()):
         raise ModelError(f"{path}: temperatures must be positive, got {card.temperatures}")
     if card.classifier not in ((), net.experts):
-        raise ModelError(f"{path}: the classifier tells {card.classifier} apart, the experts are {net.experts}")
+        raise ModelError(f"{path}: the classifier distinguishes {card.classifier}, but the experts are {net.experts}")
 
 
 def fingerprint(card: Card) -> str:
@@ -209,7 +202,7 @@ def fingerprint(card: Card) -> str:
 
 
 def _written(card: Card) -> bytes:
-    """A card as JSON; what a confidence is stands there only where it is not the default, as cards always had it."""
+    """A card as JSON. It names the kind of confidence only where that is not the default, as earlier cards do."""
     plain = msgspec.to_builtins(card)
     if card.architecture.confidence == Architecture.confidence:
         del plain["architecture"]["confidence"]

@@ -1,4 +1,4 @@
-"""The same network for inference alone: norms folded into convolutions, kernels packed for the processor."""
+"""A network in the form that only infers: norms folded into convolutions, kernels packed for the processor."""
 
 import copy
 import math
@@ -28,16 +28,16 @@ def optimised(net: EarlyExitNet, dtype: torch.dtype | None = None) -> EarlyExitN
     """A copy of a network that gives the same answers sooner; it can no longer be trained or saved.
 
     Normalisation layers are folded into the convolutions before them, temperatures into the linear layers at the end of
-    branches, tensors lie channels last, and on the CPU convolutions run, together with the ReLU behind them, on kernels
+    branches, tensors are channels last, and on the CPU convolutions run, together with the ReLU after them, on kernels
     that oneDNN packs once.
 
     Parameters
     ----------
     net
-        On the device where it is to infer; it is left as it is.
+        The network, on the device where it is to infer; it stays as it is.
     dtype
-        Of kernels and features; by default float16 on a GPU, float32 on a processor. The distortion classifier stays in
-        float32: its logarithms of spectra need the range.
+        Type of kernels and features; by default float16 on a GPU, float32 on a processor. The distortion classifier
+        stays in float32: its logarithms of spectra need the range.
     """
     fast = copy.deepcopy(net).eval().requires_grad_(False)
     for owner in (fast.stages, fast.branches):
@@ -106,10 +106,11 @@ def _can_pack() -> bool:
 
 
 class PackedConvolution(nn.Module):
-    """A convolution, and the ReLU behind it if there is one, on kernels packed once.
+    """A convolution, and the ReLU after it if there is one, on kernels packed once.
 
-    oneDNN lays kernels out for one batch size; an image alone wants another layout than several do (with the wrong one
-    it takes up to ten times as long on two cores); from two images on one layout serves."""
+    oneDNN lays kernels out for one batch size. A single image needs another layout than several do (with the wrong one
+    it takes up to ten times as long on two cores); from two images on, one layout serves all.
+    """
 
     def __init__(self, convolution: nn.Conv2d, relu: bool) -> None:
         super().__init__()
@@ -134,8 +135,8 @@ class PackedConvolution(nn.Module):
 
 
 class PooledLinear(nn.Module):
-    """Global average pooling and the linear layer behind it, in numpy where that is quicker: a branch of an image alone
-    took 220 µs between two stages, and takes 170 so."""
+    """Global average pooling and the linear layer after it, in numpy where that is quicker: between two stages, a
+    branch took 220 µs for one image, and takes 170 so."""
 
     def __init__(self, pool: GlobalPool, linear: nn.Linear) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class PooledLinear(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """Layers one after another, called without what `nn.Module` does for hooks where they have none: that takes as
+    """Layers one after another. Those without hooks are called without what `nn.Module` does for hooks, which takes as
     long as a small layer."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
@@ -193,7 +194,7 @@ def _pack(module: nn.Module) -> None:
 
 
 FEW = 8
-"""Images up to which numpy is the faster."""
+"""Number of images up to which numpy is faster."""
 
 
 class FewSmallImages(nn.Module):
@@ -282,7 +283,7 @@ class _Plan:
 
 
 class _Convolution:
-    """A convolution and the ReLU behind it, (n, H, W, C) to (n, h, w, C'), as a product of matrices.
+    """A convolution and the ReLU after it, (n, H, W, C) to (n, h, w, C'), as a product of matrices.
 
     Its left factor holds the patch of each cell; of one channel those would be copied in scraps, so there it holds
     whole rows, and the right one the kernel at each of their places, with zeros between.

@@ -29,13 +29,13 @@ CUSTOM = "custom"
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to make a network again, without its weights.
+    """Everything needed to make a network again, except its weights.
 
     Parameters
     ----------
     backbone
         A name in `BACKBONES`, or "custom" for a user's own module (which only its own code can make again; see
-        `eex.models.cut`).
+        `eex.models.cutting`).
     classes
         Class names, in the order of the logits.
     after
@@ -45,13 +45,13 @@ class Architecture:
         Branch structure of each exit, the final one included; names in `BRANCHES`, and "custom" for the final exit of
         a user's own module.
     experts
-        Names of the experts; each exit has a branch for each. The first is the one the backbone is trained with.
+        Names of the experts; each exit has a branch for each. The backbone is trained with the first.
     partition
         Stages that run on the edge; the rest run on the cloud worker. By default all but the last.
     input_shape
         Shape of one image, (C, H, W), with pixels in [0, 1].
     mean, std
-        Of the pixels, per channel: the first stage normalises its input with them.
+        Mean and standard deviation of the pixels, per channel: the first stage normalises its input with them.
     options
         Arguments of the backbone.
     confidence

@@ -1,4 +1,4 @@
-"""The distortion classifier: which kind of distortion an image suffers from, told from its Fourier spectrum."""
+"""The distortion classifier, which recognises from an image's Fourier spectrum what kind of distortion it suffers."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from eex.policies.core.errors import EexError
 LUMA = (0.299, 0.587, 0.114)
 SMALLEST_SIDE = 16
 FLOOR = 1e-3
-"""Added to magnitudes before the logarithm: below the 8-bit rounding of an image, 1 / 255 / sqrt(12), they tell
+"""Added to magnitudes before the logarithm: below the 8-bit rounding of an image, 1 / 255 / sqrt(12), they mean
 nothing."""
 
 
@@ -107,16 +107,16 @@ def fit_classifier(
     distorts
         What distorts images to each kind but "pristine".
     epochs, batch, lr
-        Passes over the images, images a step, peak learning rate of Adam (cosine schedule).
+        Passes over the images, images per step, peak learning rate of Adam (cosine schedule).
     seed
-        Of the order, the kinds and the distortions.
+        Seed of the order, the kinds and the distortions.
     report
-        Called after every step and every epoch; `accuracy` is on the epoch's own images, while it was learning.
+        Called after every step and every epoch; `accuracy` is over the epoch's own images, while it was learning.
 
     Returns
     -------
     list of dict
-        One row an epoch: epoch, loss, accuracy, seconds.
+        One row per epoch: epoch, loss, accuracy, seconds.
 
     Raises
     ------
@@ -165,14 +165,14 @@ def fit_classifier(
 def recall(
     classifier: DistortionClassifier, images: Tensor, distorts: Mapping[str, Distort], seed: int = 1, batch: int = 250
 ) -> dict[str, float]:
-    """Share of images recognised as of each kind, in [0, 1], when all of them are of that kind.
+    """Share of images, in [0, 1], whose kind is recognised, for each kind that all of them are distorted to.
 
     Parameters
     ----------
     classifier, images, distorts, seed
         As for `fit_classifier`; held-out images.
     batch
-        Images that are classified at once.
+        Number of images classified at once.
 
     Raises
     ------

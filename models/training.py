@@ -1,9 +1,6 @@
 """Training early-exit networks: joint, branch-wise, two-stage, by distillation, and experts on a frozen backbone."""
 
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
+from eex.models.augmentation import augment, cut_out
+from eex.models.checkpoint import Checkpoint, weights_digest
 from eex.models.network import PRISTINE, EarlyExitNet
 from eex.policies.core.errors import EexError
 
@@ -43,11 +42,11 @@ class Recipe:
         "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do
         not decay.
     stage_lr
-        Peak rate of the stages, where they come pre-trained; 0 = as `lr`, which is then the branches'.
+        Peak rate of the stages, where they come pre-trained; 0 = as `lr`, which then applies to the branches.
     schedule
         "one-cycle": linear warm-up over a fifth of the steps, then linearly down to 0. "cosine": from the peak to 0.
     batch
-        Images a step.
+        Images per step.
     patience
         Stop a phase after this many epochs without a better validation loss, and go back to the best; 0 = never.
     shift, flip, cutout
@@ -56,11 +55,11 @@ class Recipe:
     distorted_share
         Share of each batch that is distorted when a `distort` function is given.
     distillation_temperature, distillation_weight
-        Of the final exit's output that side branches follow, and the weight of that term.
+        Temperature of the final exit's output that side branches follow, and the weight of that term.
     precision
         "fp32", "bf16", or "auto": bf16 where the processor or the GPU computes with it.
     seed
-        Of everything that is drawn.
+        Seed of everything random.
     """
 
     method: Method = "joint"
@@ -98,7 +97,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a training run: which stages and exits learn, and on which exits the loss stands."""
+    """A part of a training run: which stages and exits learn, and which exits the loss is taken from."""
 
     name: str
     stages: tuple[int, ...]
@@ -107,7 +106,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training run stands, told after each step and each epoch.
+    """Where a training run stands, reported after each step and each epoch.
 
     `accuracy` (per exit, in [0, 1]) and `validation_loss` are of the last finished epoch; empty and NaN before it.
     """
@@ -124,7 +123,7 @@ class Progress:
 
 
 def phases(method: Method, exits: int) -> list[Phase]:
-    """The phases of a method for a network of so many exits.
+    """The phases of a method for a network with this many exits.
 
     Raises
     ------
@@ -173,7 +172,7 @@ def fit(
     distort: Distort | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     checkpoint: Path | None = None,
-    told: str = "",
+    source: str = "",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[dict[str, Any]]:
     """Train a network in place.
@@ -191,17 +190,17 @@ def fit(
     validation
         Held-out images and labels, looked at after each epoch; needed for `recipe.patience`.
     checkpoint
-        Written after every epoch; where it exists already, training goes on from it.
-    told
-        What else the run depends on, in words (where images come from, how they are distorted): a checkpoint is only
-        gone on from if it was made with the same.
+        File that is written after every epoch; if it exists, training resumes from it.
+    source
+        What else the run depends on, in words (where the images come from, how they are distorted): training resumes
+        only from a checkpoint that was made with the same.
     report
         Called after every step and every epoch.
 
     Returns
     -------
     list of dict
-        One row an epoch: phase, epoch, loss, validation_loss, accuracy per exit, seconds.
+        One row per epoch: phase, epoch, loss, validation_loss, accuracy per exit, seconds.
 
     Raises
     ------
@@ -214,63 +213,96 @@ def fit(
     weights = recipe.loss_weights or (1.0,) * net.exits
     if len(weights) != net.exits:
         raise EexError(f"loss_weights must name {net.exits} exits, got {len(weights)}")
-    device = net.mean.device
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = Checkpoint(net, _identity(net, recipe, expert, f"{source} {len(images)}"), recipe.patience, checkpoint)
+    task = _Task(net, images, labels, recipe, expert, distort, validation, weights, report)
     plan = phases(recipe.method, net.exits)
-    state = _State(net, recipe, expert, f"{told} {len(images)}", checkpoint)
-    history = state.history
-    for p in range(state.phase, len(plan)):
-        phase = plan[p]
-        trained = _freeze_all_but(net, phase, expert)
-        optimizer = _optimizer(net, trained, recipe)
-        steps = len(images) // recipe.batch or 1
-        rate = _rate(recipe, steps * recipe.epochs)
-        state.start_phase(p, optimizer)
-        for epoch in range(state.epoch, recipe.epochs):
-            if state.stopped:
-                break
-            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + p * 10_007 + epoch)
-            started, total = time.perf_counter(), torch.zeros(())
-            for step, (x, y) in enumerate(_batches(images, labels, recipe, generator)):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate(epoch * steps + step) * group["share"]
-                if distort is not None:
-                    share = round(len(x) * recipe.distorted_share)
-                    x = torch.cat([distort(x[:share], generator), x[share:]])
-                x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-                with _autocast(recipe.precision, device):
-                    loss = _loss(net, x, y.to(device), phase, expert, weights, recipe)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                total += loss.detach().cpu()
-                speed = (step + 1) * recipe.batch / (time.perf_counter() - started)
-                report(Progress(phase.name, epoch, recipe.epochs, step + 1, steps, float(total) / (step + 1), speed))
-            row: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "loss": float(total) / steps}
-            if validation is not None:
-                score = evaluate(net, *validation, expert=expert, distort=distort, precision=recipe.precision)
-                row["validation_loss"] = sum(score.loss[i] * weights[i] for i in phase.exits)
-                row["accuracy"] = list(score.accuracy)
-            row["seconds"] = time.perf_counter() - started
-            history.append(row)
-            report(
-                Progress(
-                    phase.name,
-                    epoch,
-                    recipe.epochs,
-                    steps,
-                    steps,
-                    row["loss"],
-                    speed,
-                    row.get("validation_loss", math.nan),
-                    tuple(row.get("accuracy", ())),
-                )
-            )
-            state.end_epoch(epoch + 1, optimizer, row.get("validation_loss", math.nan))
-        state.end_phase()
+    for number in range(state.phase, len(plan)):
+        _fit_phase(task, number, plan[number], state)
     net.requires_grad_(True)
     net.eval()
-    return history
+    return state.history
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What `fit` was given; `weights` are the exits' loss weights."""
+
+    net: EarlyExitNet
+    images: Tensor
+    labels: Tensor
+    recipe: Recipe
+    expert: str
+    distort: Distort | None
+    validation: tuple[Tensor, Tensor] | None
+    weights: tuple[float, ...]
+    report: Callable[[Progress], None]
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return len(self.images) // self.recipe.batch or 1
+
+
+def _fit_phase(task: _Task, number: int, phase: Phase, state: Checkpoint) -> None:
+    """Train one phase, from the epoch at which its checkpoint stands."""
+    recipe = task.recipe
+    optimizer = _optimizer(task.net, _freeze_all_but(task.net, phase, task.expert), recipe)
+    state.start_phase(number, optimizer)
+    for epoch in range(state.epoch, recipe.epochs):
+        if state.stopped:
+            break
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number * 10_007 + epoch)
+        loss, speed = _fit_epoch(task, phase, epoch, optimizer, generator)
+        row: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "loss": loss}
+        if task.validation is not None:
+            score = evaluate(
+                task.net, *task.validation, expert=task.expert, distort=task.distort, precision=recipe.precision
+            )
+            row["validation_loss"] = sum(score.loss[i] * task.weights[i] for i in phase.exits)
+            row["accuracy"] = list(score.accuracy)
+        row["seconds"] = time.perf_counter() - started
+        state.history.append(row)
+        validation_loss = row.get("validation_loss", math.nan)
+        accuracy = tuple(row.get("accuracy", ()))
+        at = phase.name, epoch, recipe.epochs, task.steps, task.steps
+        task.report(Progress(*at, loss, speed, validation_loss, accuracy))
+        state.end_epoch(epoch + 1, optimizer, validation_loss)
+    state.end_phase()
+
+
+def _fit_epoch(
+    task: _Task, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[float, float]:
+    """One pass over the images: mean loss, and images per second."""
+    net, recipe, steps, device = task.net, task.recipe, task.steps, task.net.mean.device
+    rate = _rate(recipe, steps * recipe.epochs)
+    started, total, speed = time.perf_counter(), torch.zeros(()), math.nan
+    for step, (x, y) in enumerate(_batches(task.images, task.labels, recipe, generator)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(epoch * steps + step) * group["share"]
+        if task.distort is not None:
+            share = round(len(x) * recipe.distorted_share)
+            x = torch.cat([task.distort(x[:share], generator), x[share:]])
+        x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with _autocast(recipe.precision, device):
+            loss = _loss(net, x, y.to(device), phase, task.expert, task.weights, recipe)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.detach().cpu()
+        speed = (step + 1) * recipe.batch / (time.perf_counter() - started)
+        task.report(Progress(phase.name, epoch, recipe.epochs, step + 1, steps, float(total) / (step + 1), speed))
+    return float(total) / steps, speed
+
+
+def _identity(net: EarlyExitNet, recipe: Recipe, expert: str, source: str) -> str:
+    """What a run is: a checkpoint with another identity belongs to another run."""
+    identity = repr((recipe, expert, source, net.architecture))
+    if recipe.method == "expert":  # its frozen part comes from elsewhere: another one makes another run
+        identity += weights_digest(net, without=f".{expert}.")
+    return identity
 
 
 def _check_data(net: EarlyExitNet, images: Tensor, labels: Tensor) -> None:
@@ -286,7 +318,7 @@ def _check_data(net: EarlyExitNet, images: Tensor, labels: Tensor) -> None:
 
 
 def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str) -> list[nn.Module]:
-    """Freeze all of the network but what a phase trains, norms included; returns the modules that learn."""
+    """Freeze everything but what a phase trains, norms included; returns the modules that learn."""
     net.requires_grad_(False)
     net.eval()
     trained = [net.stages[i] for i in phase.stages]
@@ -338,39 +370,6 @@ def _batches(
         yield cut_out(x, recipe.cutout, generator), labels[index]
 
 
-def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to `shift` pixels (mirrored at the border) and mirror half of them: (B, C, H, W)."""
-    count, _, height, width = images.shape
-    rows = torch.arange(height).expand(count, height)
-    columns = torch.arange(width).expand(count, width)
-    if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    if shift:
-        rows = _reflect(rows + torch.randint(-shift, shift + 1, (count, 1), generator=generator), height)
-        columns = _reflect(columns + torch.randint(-shift, shift + 1, (count, 1), generator=generator), width)
-    frame = torch.arange(count)[:, None, None]
-    # index channels last: one gather of whole pixels
-    return images.permute(0, 2, 3, 1)[frame, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Paint a square of each image grey, (B, C, H, W) in [0, 1]: its middle drawn anywhere, what sticks out cut off."""
-    if not side:
-        return images
-    count, _, height, width = images.shape
-    top = torch.randint(0, height, (count, 1), generator=generator) - side // 2
-    left = torch.randint(0, width, (count, 1), generator=generator) - side // 2
-    rows, columns = torch.arange(height), torch.arange(width)
-    inside = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
-    return images.masked_fill(inside[:, None], 0.5)
-
-
-def _reflect(index: Tensor, size: int) -> Tensor:
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)
-
-
 def _loss(
     net: EarlyExitNet, x: Tensor, y: Tensor, phase: Phase, expert: str, weights: Sequence[float], recipe: Recipe
 ) -> Tensor:
@@ -397,7 +396,7 @@ def _loss(
 
 @dataclass(frozen=True)
 class Score:
-    """How a network does on some images: mean cross-entropy and accuracy (in [0, 1]) of each exit."""
+    """How well a network does on some images: mean cross-entropy and accuracy (in [0, 1]) of each exit."""
 
     loss: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -449,7 +448,7 @@ def all_logits(
 
 @torch.no_grad()
 def estimate_norms(net: EarlyExitNet, images: Tensor, *, expert: str = PRISTINE, most: int = 12_800) -> None:
-    """Take means and variances of all batch norms anew, from uint8 images (N, C, H, W); weights stay as they are."""
+    """Estimate means and variances of all batch norms anew from uint8 images (N, C, H, W); keep the weights."""
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
@@ -462,111 +461,3 @@ def estimate_norms(net: EarlyExitNet, images: Tensor, *, expert: str = PRISTINE,
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.eval()
-
-
-class _State:
-    """What a killed run goes on from: one safetensors file, replaced whole after every epoch."""
-
-    def __init__(self, net: EarlyExitNet, recipe: Recipe, expert: str, told: str, path: Path | None) -> None:
-        self.net, self.path = net, path
-        self.run = repr((recipe, expert, told, net.architecture))
-        if recipe.method == "expert":  # its frozen part comes from elsewhere: another one makes another run
-            self.run += _digest(net, without=f".{expert}.")
-        self.phase, self.epoch, self.best, self.since_best = 0, 0, math.inf, 0
-        self.history: list[dict[str, Any]] = []
-        self.optimizer: dict[str, Tensor] = {}
-        self.best_weights: dict[str, Tensor] = {}
-        self.patience = recipe.patience
-        if path is not None and path.exists():
-            self._load(path)
-
-    def _load(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads((file.metadata() or {})["state"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise EexError(f"{path}: not a training checkpoint ({error}); delete it to start afresh") from None
-        if meta["run"] != self.run:
-            raise EexError(f"{path}: is of a run with other settings; delete it, or give the settings it was made with")
-        self.phase, self.epoch = meta["phase"], meta["epoch"]
-        self.best, self.since_best, self.history = meta["best"], meta["since_best"], meta["history"]
-        try:
-            self.net.load_state_dict(_part(tensors, "net."))
-        except RuntimeError:  # a user's own module may differ where its architecture reads the same
-            raise EexError(f"{path}: is of another network; delete it to start afresh") from None
-        self.optimizer = _part(tensors, "optimizer.")
-        self.best_weights = _part(tensors, "best.")
-
-    def start_phase(self, phase: int, optimizer: torch.optim.Optimizer) -> None:
-        if phase != self.phase:
-            self.phase, self.epoch, self.best, self.since_best = phase, 0, math.inf, 0
-            self.best_weights = {}
-        elif self.optimizer:
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in self.optimizer.items():
-                index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-            self.optimizer = {}
-
-    @property
-    def stopped(self) -> bool:
-        return bool(self.patience) and self.since_best >= self.patience
-
-    def end_epoch(self, epoch: int, optimizer: torch.optim.Optimizer, validation_loss: float) -> None:
-        self.epoch = epoch
-        if validation_loss < self.best:
-            self.best, self.since_best = validation_loss, 0
-            if self.patience:
-                self.best_weights = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
-        else:
-            self.since_best += 1
-        if self.path is not None:
-            self._save(optimizer)
-
-    def end_phase(self) -> None:
-        if self.best_weights:
-            self.net.load_state_dict(self.best_weights)
-
-    def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        assert self.path is not None
-        tensors = {f"net.{k}": v.contiguous() for k, v in self.net.state_dict().items()}
-        for index, entries in optimizer.state_dict()["state"].items():
-            for name, value in entries.items():
-                if value is not None:
-                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
-        tensors |= {f"best.{k}": v.contiguous() for k, v in self.best_weights.items()}
-        meta = {
-            "run": self.run,
-            "phase": self.phase,
-            "epoch": self.epoch,
-            "best": self.best,
-            "since_best": self.since_best,
-            "history": self.history,
-        }
-        part = self.path.with_suffix(".part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, metadata={"state": json.dumps(meta)})
-            os.replace(part, self.path)
-        except (OSError, SafetensorError) as error:
-            raise EexError(f"{self.path}: cannot write the checkpoint: {error}") from None
-
-
-def _digest(net: EarlyExitNet, without: str) -> str:
-    """SHA-256 of all weights but those whose name has this in it."""
-    digest = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        if without not in name:
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

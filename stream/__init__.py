@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eex.stream.config import FrameConfig, StreamConfig
     from eex.stream.driver import Driver
-    from eex.stream.engine import Batch, Engine, Request
+    from eex.stream.engine import Engine, Request
+    from eex.stream.frames.batch import Batch
     from eex.stream.frames.checks import check_source
     from eex.stream.frames.sources import Frame, Skipped, Source, open_source
     from eex.stream.groups import every_exit
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from eex.stream.wire.offload import InMemoryOffloader, Offloader, Reply
 
 _MODULES = {
-    "Batch": "engine",
+    "Batch": "frames.batch",
     "Driver": "driver",
     "Engine": "engine",
     "Frame": "frames.sources",

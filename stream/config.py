@@ -12,7 +12,7 @@ from eex.policies.core.price import Price, parse_price
 from eex.policies.core.schedule import Schedule, parse_schedule
 from eex.policies.registry import RECOMMENDED, split_option
 from eex.stream.frames.frames import FrameConfig
-from eex.stream.run.connection import Connection, ConnectionConfig
+from eex.stream.wire.connection import Connection, ConnectionConfig
 
 __all__ = ["Choice", "FrameConfig", "Resolved", "StreamConfig", "earlier", "from_json", "to_json"]
 

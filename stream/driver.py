@@ -8,7 +8,8 @@ from typing import Any
 from eex.models.network import EarlyExitNet
 from eex.policies.core.base import Ints, Policy
 from eex.policies.core.columns import Rows
-from eex.stream.engine import Batch, Engine, Request
+from eex.stream.engine import Engine, Request
+from eex.stream.frames.batch import Batch
 from eex.stream.wire.encoding import Encoding, encode
 from eex.stream.wire.offload import Offloader
 

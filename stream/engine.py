@@ -5,7 +5,7 @@ drives it (`eex.stream.driver`) owns time and the network.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from eex.policies.core.columns import OUTCOMES, Rows
 from eex.policies.core.price import Meter, Price, parse_price
 from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer, drop, leave
+from eex.stream.frames.batch import Batch
 from eex.stream.groups import Group, exit_of, merged, runs, select, sorted_by_expert
 from eex.stream.ring import Ring
 from eex.stream.wire.encoding import pixels
@@ -27,31 +28,6 @@ from eex.stream.wire.offload import Reply
 
 LONGEST_GATHER = 8
 """Micro-batches that survivors wait at most for company before the next stage runs."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch, as a source gives it.
-
-    Attributes
-    ----------
-    images
-        (B, C, H, W) in [0, 1], on the network's device, with the distortion that is to be seen.
-    names
-        Of the images, B of them.
-    labels
-        True classes, (B,); -1 where unknown.
-    levels
-        Levels of each kind of distortion, (B, kinds).
-    """
-
-    images: Tensor
-    names: Sequence[str]
-    labels: Ints
-    levels: Floats
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eex.policies.core.errors import EexError
-from eex.stream.config import FrameConfig
+from eex.stream.frames.frames import FrameConfig
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet

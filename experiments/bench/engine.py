@@ -23,7 +23,7 @@ from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Ints, Policy
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
-from eex.stream.engine import Batch
+from eex.stream.frames.batch import Batch
 from eex.stream.frames.sources import load_all, open_source
 from eex.stream.groups import every_exit
 from eex.stream.guard import guarded

@@ -18,7 +18,7 @@ from eex.policies.core.base import Policy
 from eex.policies.core.columns import Rows, joined
 from eex.policies.core.errors import OffloadError
 from eex.stream.driver import Driver
-from eex.stream.engine import Batch
+from eex.stream.frames.batch import Batch
 
 if TYPE_CHECKING:
     from eex.stream.wire.offload import Offloader

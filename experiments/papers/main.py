@@ -75,7 +75,7 @@ def reproduce(config: Run) -> list[Claim]:
         raise EexError("--data: name the images to train and measure on, or take --quick, which runs on shipped ones")
     recipe: Any = paper.RECIPES[recipe_name]
     from eex.stream.network import pick_device
-    from eex.stream.training import training_bars
+    from eex.stream.training.bars import training_bars
 
     if config.threads:
         import torch

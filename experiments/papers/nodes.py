@@ -503,7 +503,7 @@ class EdgeNode:
         """Take in a batch; what has finished is told on the way, by the policy."""
         import torch
 
-        from eex.stream.engine import Batch as MicroBatch
+        from eex.stream.frames.batch import Batch as MicroBatch
 
         engine = self._engine
         if engine is None:

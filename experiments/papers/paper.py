@@ -249,7 +249,7 @@ class Work:
             distort=distort,
             validation=validation,
             checkpoint=checkpoint,
-            told=name,
+            source=name,
             report=self.bars(name),
         )
         rows = []

@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Find where to cut the network between edge and cloud, so that a frame's answer is there soonest on average.
+    """Find where to cut the network between edge and cloud so that frames are answered soonest on average.
 
-    Measures stages and exits on this machine, the worker and the link where --worker names one, and each way of
-    sending; takes the shares of the exits from a trace or from a run over the source's frames.
+    Measures stages and exits on this machine, each way of sending and, with --worker, the worker and the link to it.
+    How many frames leave at each exit comes from a trace, or from running the source's frames.
     """
 
     measure: tyro.conf.OmitArgPrefixes[FrameConfig] = field(
         default_factory=lambda: FrameConfig(distortion="pristine:200, gaussian_blur@1:200, gaussian_noise@20:200")
     )
     threshold: float = 0.8
-    """A frame leaves at a side branch whose confidence reaches this."""
+    """Confidence at which a frame leaves at a side branch."""
     trace: Path | None = None
-    """Take the shares of the exits from this trace of eex-record, instead of running the frames."""
+    """Count the frames that leave at each exit in this trace of eex-record, instead of running them."""
     link: str = ""
     """Link to the cloud: sao-paulo, north-california, paris, wifi, or MS@MBIT such as 40@10. With --worker it is
-    measured instead; without either it costs nothing."""
+    measured instead; without either, sending takes no time."""
     worker: str = ""
-    """Cloud worker to measure, tcp://host:port."""
+    """Cloud worker to measure, as tcp://host:port."""
     keys: Path | None = None
     """Folder with this edge's key and worker.pub; by default where eex-keys puts them."""
     key: str = "edge"
@@ -52,13 +52,13 @@ class Command:
     plain: bool = False
     """Talk plain text to a worker on this machine that was started with --plain."""
     cloud_speed: float = 1.0
-    """How many times faster the cloud is than this machine, where no worker is measured."""
+    """How many times faster than this machine the cloud is, if no worker is measured."""
     send: str = "auto"
     """How frames are sent: auto finds what is fastest at each cut; or fp32, fp16, int8, input, each also with +zstd."""
     at_once: int = 1
-    """Frames in a micro-batch while stages are measured."""
+    """Frames per micro-batch while stages are measured."""
     json: bool = False
-    """Print JSON to standard output, and nothing else there."""
+    """Print JSON, and nothing else, to standard output."""
 
     def check(self) -> None:
         """Raise `EexError` for a value outside its range."""
@@ -91,7 +91,7 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
     from eex.policies.core.schedule import parse_schedule
     from eex.stream.frames.frames import Frames
     from eex.stream.network import load_network
-    from eex.stream.run.connection import ConnectionConfig, connected
+    from eex.stream.wire.connection import ConnectionConfig, connected
 
     net = load_network(command.measure)
     net.partition = max(1, net.exits - 1)  # so that every side branch counts as the edge's
@@ -111,7 +111,7 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
         asked = ConnectionConfig(
             worker=command.worker, keys=command.keys, key=command.key, plain=command.plain, deadline_ms=5000.0
         )
-        with connected(asked.connection(), None, net.fingerprint, 0) as offloader:
+        with connected(asked.connection(), net.fingerprint, 0) as offloader:
             whole = measure.worker_times(offloader, net, images, range(net.exits))
             link = measure.measure_link(offloader, net, images, 1)
         rest = np.array([whole[k] for k in range(net.exits)])  # from each stage to the answer
@@ -129,14 +129,14 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
 
 
 def _confidence(command: Command, net: "EarlyExitNet", frames: Any) -> "Floats":
-    """What every exit says of every frame, (frames, N)."""
+    """Confidence of every exit in every frame, (frames, N)."""
     if command.trace is not None:
         from eex.policies.core.trace import read_trace
 
         confidence = read_trace(command.trace, net.classes).confidence
         if confidence.shape[1] != net.exits:
             raise EexError(
-                f"{command.trace}: knows {confidence.shape[1]} exits, the model has {net.exits}; "
+                f"{command.trace}: holds {confidence.shape[1]} exits, the model has {net.exits}; "
                 f"record it with eex-record --partition {max(1, net.exits - 1)}"
             )
         return confidence
@@ -165,7 +165,7 @@ def report(command: Command) -> dict[str, Any]:
 
 
 def option(chosen: Plan, stages: int) -> str:
-    """What to type to eex-stream."""
+    """The options to give to eex-stream."""
     return f"--partition {chosen.cut}" + (f" --send {chosen.send}" if chosen.cut < stages else "")
 
 
@@ -204,7 +204,7 @@ def _print(found: dict[str, Any]) -> None:
     rate = "without limit" if link["mbit"] is None else f"{link['mbit']:.3g} Mbit/s"
     leave = " ".join(f"{100 * share:.0f} %" for share in found["leave"])
     console.print(
-        f"expected time of a frame; threshold {found['threshold']:g}: of the frames that come to each side branch, "
+        f"expected time of a frame; threshold {found['threshold']:g}: of the frames that reach each side branch, "
         f"{leave} leave; link {link['round_trip_ms']:.3g} ms, {rate}",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""`eex-record`: write what every exit says of every frame."""
+"""`eex-record`: write what every exit answers for every frame."""
 
 import os
 import sys
@@ -18,10 +18,10 @@ from eex.stream.run.recording import record
 
 @dataclass(frozen=True)
 class Command:
-    """Run every exit of every frame of a source under a distortion schedule, and write what they say as a trace.
+    """Run every exit on every frame of a source under a distortion schedule, and write their answers as a trace.
 
-    With the same options, eex-stream sees the very same frames. Policies are replayed over traces, and compared by
-    eex-regret. The trace is written whole at the end, or not at all.
+    With the same options, eex-stream sees the very same frames. eex-regret replays policies over traces and compares
+    them. The trace is written whole at the end, or not at all.
     """
 
     record: tyro.conf.OmitArgPrefixes[FrameConfig]
@@ -30,11 +30,11 @@ class Command:
     quiet: bool = False
     """Print errors only."""
     config: Path | None = None
-    """Take the frames of an eex-stream run, by its config.json; other options given here win."""
+    """Record the frames of an eex-stream run, given its config.json. Options given here override those in it."""
 
 
 def closing_line(path: Path, trace: Trace, skipped: int) -> str:
-    """What was written, in one line."""
+    """One line on what was written."""
     from rich.filesize import decimal
 
     names = [*(f"exit {e + 1}" for e in range(trace.edge_exits)), "cloud"]
@@ -63,9 +63,9 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def _check_out(path: Path) -> None:
-    """Tell at once what would fail at the end."""
+    """Raise `EexError` at once for what would fail at the end."""
     if path.suffix.lower() == ".csv":
-        raise EexError(f"{path}: a trace is an Arrow file; what ends in .csv would be read as another (--out)")
+        raise EexError(f"{path}: a trace is an Arrow file; one that ends in .csv would be read as text (--out)")
     folder = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise EexError(f"{path}: cannot be written (--out)")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from eex.models.network import EarlyExitNet
     from eex.policies.core.schedule import Schedule
-    from eex.stream.engine import Batch
+    from eex.stream.frames.batch import Batch
     from eex.stream.frames.sources import Source
 
 CACHE_BYTES = 256 << 20
@@ -102,7 +102,7 @@ class Frames:
         """
         import torch
 
-        from eex.stream.engine import Batch
+        from eex.stream.frames.batch import Batch
         from eex.stream.frames.distortions import distort
         from eex.stream.frames.sources import Frame, Skipped, check_finite, frames
 

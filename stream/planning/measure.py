@@ -1,4 +1,4 @@
-"""What things take, measured: stages on this machine and on a worker, the link, and each way of sending a frame.
+"""Measurements: of stages on this machine and on a worker, of the link, and of each way of sending a frame.
 
 `eex-stream --send auto` chooses by these how frames are sent, and `eex-partition` where the network is cut.
 """
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from eex.policies.core.base import Floats
 
 LEAST_AGREEMENT = 0.98
-"""Share of frames whose answer must be that of the features as they are; an encoding below is not chosen by itself."""
+"""Share of frames whose answer an encoding must leave as it is with unencoded features, to be chosen by itself."""
 ROUNDS = 5
-"""Times that everything is measured; the median counts, of a link the least."""
+"""How often everything is measured; the median counts, and of a link the minimum."""
 PROBE_FRAMES = 16
-"""Frames of the larger message that a link is measured with, at most."""
+"""Most frames in the larger message that a link is measured with."""
 TRIES, PATIENCE_S = 3, 5.0
-"""How often a request is sent that fails, and how long each is waited for."""
-_IDS = itertools.count(1 << 40)  # of requests that measure; an engine counts from 1
+"""How often a request that fails is sent, and how long to wait for each reply."""
+_IDS = itertools.count(1 << 40)  # of measuring requests; an engine counts from 1
 
 
 @dataclass(frozen=True)
 class LinkSpeed:
-    """Round trip of a message without content, in milliseconds, and megabits a second."""
+    """Speed of a link: round trip of an empty message, in milliseconds, and megabits per second."""
 
     round_trip_ms: float
     mbit: float
 
     def trip_ms(self, bytes: float) -> float:
-        """Milliseconds from sending a frame of so many bytes, over an idle connection, to its short reply."""
+        """Milliseconds from sending a frame of a number of bytes over an idle connection to its short reply."""
         return transfer_ms(bytes, self.round_trip_ms, self.mbit) + self.round_trip_ms / 2
 
 
@@ -54,15 +54,15 @@ class Candidate:
     Attributes
     ----------
     encoding
-        How.
+        How it is encoded.
     stage
         First stage that the cloud runs, counted from 0.
     bytes
-        Of a frame.
+        Bytes per frame.
     encode_ms, decode_ms
-        Of a frame, on this machine.
+        Milliseconds per frame on this machine.
     agreement
-        Share of frames whose answer is that of the features as they are; NaN where it was not measured.
+        Share of frames whose answer is the one that unencoded features give; NaN where it was not measured.
     """
 
     encoding: Encoding
@@ -74,7 +74,7 @@ class Candidate:
 
     @property
     def agrees(self) -> bool:
-        """Whether it may be chosen without being asked for."""
+        """Whether it may be chosen unasked."""
         return not self.agreement < LEAST_AGREEMENT
 
 
@@ -85,11 +85,11 @@ class Sending:
     Attributes
     ----------
     encoding
-        What was chosen; None sends the features as they are.
+        The encoding; None sends the features as they are.
     why
-        One line.
+        The reason, in one line.
     candidates
-        What was compared, as plain JSON values; empty where nothing was.
+        What was compared, as plain JSON values; empty if nothing was.
     """
 
     encoding: Encoding | None
@@ -98,7 +98,7 @@ class Sending:
 
 
 def first_condition(link: SimulatedLink) -> LinkSpeed:
-    """How a link is at first, or once it is up.
+    """The speed of an emulated link at first, or once it is up.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def first_condition(link: SimulatedLink) -> LinkSpeed:
 
 
 def stage_times(net: "EarlyExitNet", images: "Tensor", at_once: int = 1) -> "tuple[Floats, Floats]":
-    """Milliseconds a frame of each stage and of each exit on the network's device, both (stages,).
+    """Milliseconds per frame of each stage and of each exit on the network's device, both (stages,).
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def stage_times(net: "EarlyExitNet", images: "Tensor", at_once: int = 1) -> "tup
 
 
 def features_at(net: "EarlyExitNet", images: "Tensor") -> "list[Tensor]":
-    """What each stage takes: the images, then the features after each stage but the last."""
+    """The input of each stage: the images, then the features after each stage but the last."""
     import torch
 
     found = [images.contiguous(memory_format=torch.channels_last)]
@@ -157,14 +157,14 @@ def features_at(net: "EarlyExitNet", images: "Tensor") -> "list[Tensor]":
 
 
 def candidates(net: "EarlyExitNet", images: "Tensor", cut: int, agreement: bool = True) -> list[Candidate]:
-    """Every way to send frames from a partition point, with what it takes and whether it changes answers.
+    """Every way to send frames from a partition point, with its cost and whether it changes answers.
 
     Parameters
     ----------
     images
-        (n, C, H, W) in [0, 1], on the network's device, distorted as they are to be seen.
+        (n, C, H, W) in [0, 1], on the network's device, distorted as the network is to see them.
     cut
-        Stages that run on the edge; 0 sends images alone.
+        Stages that run on the edge; with 0, only images can be sent.
     agreement
         Run the rest of the network on what arrives, to see whether the answers are the same.
     """
@@ -202,7 +202,7 @@ def candidates(net: "EarlyExitNet", images: "Tensor", cut: int, agreement: bool 
 
 
 def _answers(net: "EarlyExitNet", arrived: NDArray[Any], stage: int) -> NDArray[np.int64]:
-    """What the final exit says of frames that go on from a stage, with the first expert."""
+    """The final exit's answers to frames that continue from a stage, with the first expert."""
     import torch
 
     x = torch.from_numpy(np.array(arrived)).to(net.mean.device, net.mean.dtype)
@@ -214,13 +214,13 @@ def _answers(net: "EarlyExitNet", arrived: NDArray[Any], stage: int) -> NDArray[
     return answers
 
 
-# ---- a worker, and the way to it
+# ---- a worker, and the link to it
 
 
 def worker_times(
     offloader: Offloader, net: "EarlyExitNet", images: "Tensor", stages: Sequence[int]
 ) -> dict[int, float]:
-    """Milliseconds of a frame on a worker that goes on from each of some stages to the final exit.
+    """Milliseconds per frame that a worker needs from each of some stages to the final exit.
 
     Raises
     ------
@@ -237,9 +237,9 @@ def worker_times(
 
 
 def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cut: int) -> LinkSpeed:
-    """Round trip and rate to a worker, from messages of one frame and of several that go on from a partition point.
+    """Round trip and rate to a worker, from messages of one frame and of several that continue from a partition point.
 
-    What the model takes there is taken off. A rate that cannot be told from noise is infinite.
+    The model's own time there is subtracted. A rate that is lost in the noise counts as infinite.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cu
     features = features_at(net, images[:PROBE_FRAMES])[cut].float().contiguous().cpu().numpy()
 
     def least(count: int, rounds: int) -> tuple[float, float]:
-        """Milliseconds on the link, and bytes, of a message of so many frames."""
+        """Milliseconds on the link, and bytes, of a message of some frames."""
         part = features[:count]
         sent = encode(part, Encoding()) if cut else encode(pixels(part), Encoding("input"))
         replies = [_ask(offloader, net, cut, sent) for _ in range(rounds)]
@@ -266,7 +266,7 @@ def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cu
 
 
 def _ask(offloader: Offloader, net: "EarlyExitNet", stage: int, features: Any) -> Reply:
-    """The reply to one request, sent and awaited; again if it fails, as the first may that a worker ever runs."""
+    """The reply to one request. A request that fails is sent again: the first that a worker ever runs may be late."""
     failed = "it takes no requests; is it still running?"
     for _ in range(TRIES):
         id, end = next(_IDS), time.monotonic() + PATIENCE_S
@@ -291,22 +291,22 @@ def cost_ms(candidate: Candidate, link: LinkSpeed, cloud_ms: float) -> float:
 
 
 def smallest(found: Sequence[Candidate], problem: str) -> Sending:
-    """The way to send frames that takes fewest bytes and leaves the answers as they are: for a link nobody knows."""
+    """The way of sending with the fewest bytes that leaves the answers as they are: for a link of unknown speed."""
     best = min((c for c in found if c.agrees), key=lambda c: c.bytes, default=found[0])
-    return Sending(best.encoding, f"{best.bytes:,.0f} bytes a frame, the fewest; {problem}")
+    return Sending(best.encoding, f"{best.bytes:,.0f} bytes per frame, the fewest; {problem}")
 
 
 def cheapest(found: Sequence[Candidate], link: LinkSpeed, cloud_ms: dict[int, float]) -> Sending:
-    """The way to send frames that takes least time, of those that leave the answers as they are.
+    """The fastest way of sending among those that leave the answers as they are.
 
     Parameters
     ----------
     found
-        All from one partition point.
+        Candidates of one partition point.
     link
-        To the worker.
+        Speed of the link to the worker.
     cloud_ms
-        What the worker takes for a frame, by the stage from which it goes on.
+        Milliseconds per frame on the worker, by the stage that it continues from.
     """
     costs = {c.encoding: cost_ms(c, link, cloud_ms[c.stage]) for c in found}
     best = min((c for c in found if c.agrees), key=lambda c: costs[c.encoding], default=found[0])
@@ -326,7 +326,7 @@ def cheapest(found: Sequence[Candidate], link: LinkSpeed, cloud_ms: dict[int, fl
     )
     rate = "too fast to measure" if math.isinf(link.mbit) else f"{link.mbit:.3g} Mbit/s"
     why = (
-        f"{best.bytes:,.0f} bytes a frame take {costs[best.encoding]:.1f} ms to the answer "
+        f"{best.bytes:,.0f} bytes per frame take {costs[best.encoding]:.1f} ms to the answer "
         f"({link.round_trip_ms:.3g} ms round trip, {rate})"
     )
     if plain is not best:

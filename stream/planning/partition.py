@@ -1,13 +1,13 @@
-"""`eex-partition`: the command that finds where to cut a network between edge and cloud, and what to send.
+"""Where to cut a network between edge and cloud, and what to send; `eex-partition` prints it.
 
 The least expected time is a shortest path (Pacheco and Couto, 2020). Nodes are where a frame may be: before each stage
 on the edge, or before each stage in the cloud, by where it left the edge. An arc costs its time, multiplied by the
-share of frames that come so far:
+share of frames that reach it:
 
-    edge 0 ─► edge 1 ─► … ─► edge N        a stage and its exit; behind it, only those that did not leave
+    edge 0 ─► edge 1 ─► … ─► edge N        a stage and its exit; after it, only frames that did not leave
       │         │                │
       ▼         ▼                ▼
-    cloud …   cloud …          answer       one arc a way of sending, to the stage that the cloud goes on from
+    cloud …   cloud …          answer       one arc per way of sending, to the stage where the cloud continues
 """
 
 import math
@@ -39,7 +39,7 @@ class Send:
     ms
         From the edge to the cloud and the reply back, encoding and decoding included, without the cloud's stages.
     bytes
-        Of a frame.
+        Bytes per frame.
     """
 
     name: str
@@ -50,20 +50,20 @@ class Send:
 
 @dataclass(frozen=True)
 class Times:
-    """All that decides about a cut of a network of N stages; times are milliseconds a frame.
+    """Everything that a cut of a network with N stages depends on; times are milliseconds per frame.
 
     Attributes
     ----------
     edge_ms, exit_ms
-        Of each stage and of the exit behind it on the edge, (N,).
+        Of each stage, and of the exit after it, on the edge, (N,).
     cloud_ms
         Of each stage in the cloud, (N,).
     cloud_exit_ms
         Of the final exit there.
     leave
-        Share of the frames which come to an exit that leave there, (N - 1,): the side branches.
+        Of the frames that reach each side branch, the share that leaves there, (N - 1,).
     sends
-        Ways of sending from each partition point 0…N - 1.
+        Ways of sending from each partition point, 0…N - 1.
     """
 
     edge_ms: "Floats"
@@ -80,13 +80,13 @@ class Times:
 
     @property
     def reach(self) -> "Floats":
-        """Share of all frames that come to each stage on the edge, (N,)."""
+        """Share of all frames that reach each stage on the edge, (N,)."""
         return np.concatenate([[1.0], np.cumprod(1 - self.leave)])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A cut, what is sent, and the expected milliseconds a frame, in all and by part."""
+    """A cut, what is sent, and the expected milliseconds per frame, in total and by part."""
 
     cut: int
     send: str
@@ -102,7 +102,7 @@ class Plan:
 
 
 def plan(times: Times, cut: int, send: Send | None = None) -> Plan:
-    """What a cut takes: stages below it run on the edge, the frames that are left are sent as told.
+    """The cost of a cut: stages before it run on the edge, and the frames left after them are sent in a given way.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def plan(times: Times, cut: int, send: Send | None = None) -> Plan:
     if cut == times.stages:
         return Plan(cut, "", 0.0, 0.0, edge_ms, 0.0, 0.0)
     if send is None:
-        raise ValueError(f"frames that go on from stage {cut} must be sent")
+        raise ValueError(f"frames that continue from stage {cut} must be sent")
     reach = float(times.reach[cut])
     cloud_ms = float(times.cloud_ms[send.stage :].sum()) + times.cloud_exit_ms
     return Plan(cut, send.name, send.bytes, reach, edge_ms, reach * send.ms, reach * cloud_ms)
@@ -129,12 +129,12 @@ def every_plan(times: Times) -> list[Plan]:
 
 
 def graph(times: Times, first: int = 0) -> Arcs:
-    """The arcs behind each node, with their costs and the way of sending; the answer is "answer".
+    """The arcs from each node, with their costs and the way of sending; the last node is "answer".
 
     Parameters
     ----------
     first
-        The lowest cut that is allowed: 1 where the edge must run a stage.
+        The lowest cut that is allowed: 1 if the edge must run a stage.
     """
     arcs: dict[Node, list[tuple[Node, float, str]]] = defaultdict(list)
     n, reach = times.stages, times.reach
@@ -152,12 +152,12 @@ def graph(times: Times, first: int = 0) -> Arcs:
 
 
 def shortest_path(arcs: Arcs, start: Node, end: Node) -> tuple[float, list[tuple[Node, str]]]:
-    """Cost of the cheapest way through a graph without circles, and its nodes, each with the arc's name that led there.
+    """Cost of the cheapest path through an acyclic graph, and its nodes, each with the name of the arc that led there.
 
     Raises
     ------
     ValueError
-        If there is no way.
+        If there is no path.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def shortest_path(arcs: Arcs, start: Node, end: Node) -> tuple[float, list[tuple
     known: dict[Node, tuple[float, Node | None, str]] = {}
 
     def cost(node: Node) -> float:
-        """Of the cheapest way from a node to the end."""
+        """Cost of the cheapest path from a node to the end."""
         if node == end:
             return 0.0
         if node not in known:
@@ -178,7 +178,7 @@ def shortest_path(arcs: Arcs, start: Node, end: Node) -> tuple[float, list[tuple
 
     total = cost(start)
     if math.isinf(total):
-        raise ValueError(f"there is no way from {start} to {end}")
+        raise ValueError(f"there is no path from {start} to {end}")
     path: list[tuple[Node, str]] = [(start, "")]
     while path[-1][0] != end:
         _, following, name = known[path[-1][0]]
@@ -187,7 +187,7 @@ def shortest_path(arcs: Arcs, start: Node, end: Node) -> tuple[float, list[tuple
 
 
 def best(times: Times, first: int = 1) -> Plan:
-    """The cut and the way of sending of least expected time, by the shortest path."""
+    """The cut and the way of sending with the least expected time, by the shortest path."""
     total, path = shortest_path(graph(times, first), ("edge", 0), "answer")
     cut = max(node[1] for node, _ in path if isinstance(node, tuple) and node[0] == "edge")
     name = next((name for _, name in path if name), "")
@@ -198,14 +198,14 @@ def best(times: Times, first: int = 1) -> Plan:
 
 
 def leaving(confidence: "Floats", threshold: float) -> "Floats":
-    """Share of the frames which come to each side branch that leave there.
+    """Of the frames that reach each side branch, the share that leaves there.
 
     Parameters
     ----------
     confidence
-        Of every exit of every frame, (frames, N); the last is the final exit's.
+        Confidence of every exit in every frame, (frames, N); the last is the final exit's.
     threshold
-        Of all side branches.
+        Threshold of all side branches.
 
     Examples
     --------

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from eex.policies.core.errors import EexError
 from eex.stream.frames.frames import Frames
-from eex.stream.run.connection import Connection
+from eex.stream.wire.connection import Connection
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""`eex-record`: the command that writes a trace, what every exit says of every frame of a source under a schedule."""
+"""Recording a trace: what every exit answers for every frame of a source under a distortion schedule."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,12 @@ from eex.stream.network import load_network
 
 
 def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done, total: None) -> tuple[Trace, int]:
-    """Run every exit of every frame; the trace, and how many images were skipped. Only the trace's columns are kept.
+    """Run every exit on every frame; the trace, and how many images were skipped. Only the trace's columns are kept.
 
     Parameters
     ----------
     report
-        Told after each micro-batch how many frames are done, of how many; 0 where the source does not say.
+        Called after each micro-batch with the number of frames done, and of all; 0 where the source does not say.
 
     Raises
     ------

@@ -168,11 +168,17 @@ def recorded_names(column: Column, exits: int) -> list[str]:
 def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
     """All record batches of a run in order, also of one that was killed.
 
+    Parameters
+    ----------
+    folder
+        The run's, or its folder of records.
+
     Raises
     ------
     EexError
         If the folder holds no records.
     """
+    folder = folder / "records" if (folder / "records").is_dir() else folder
     parts = sorted(folder.glob("part-*.arrows"))
     if not parts:
         raise EexError(f"{folder}: no records here; expected part-00000.arrows")
@@ -189,7 +195,7 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
 
 
 def read_records(folder: Path) -> pa.Table:
-    """All records of a run as one table, one row a frame.
+    """All records of a run, by its folder or its folder of records, as one table with one row per frame.
 
     Raises
     ------

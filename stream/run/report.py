@@ -1,4 +1,4 @@
-"""`eex-metrics`: the command that says of recorded runs how far to trust confidence, and what targets they met."""
+"""How far the confidence of a recorded run can be trusted, and which targets it met; `eex-metrics` prints it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,24 +21,26 @@ from eex.policies.core.routing import answer
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured of a run; None where its frames do not tell.
+    """What was measured of a run; None where its frames cannot show it.
 
     Attributes
     ----------
     run
-        Its folder.
+        Folder of the run.
     frames, labelled, dropped, fallbacks
-        All of them; those with a label and an answer; those that nobody answered; those that the device answered for
-        want of a reply.
-    accuracy, device_probability, latency_ms
-        Of the labelled ones; of all that were answered, fallbacks included; mean over these.
+        Number of all frames; of those with a label and an answer; of those that got no answer; of those that the device
+        answered because no reply came.
+    accuracy
+        Of the labelled frames.
+    device_probability, latency_ms
+        Share of answered frames that the device answered, fallbacks included; mean latency of answered frames.
     exits
-        Rows of exit (from 1), seen (labelled frames that it spoke of), confidence, accuracy and ece over those, share
-        (of all answers), and accuracy_answered over the labelled frames that it answered.
+        Rows of exit (from 1), seen (labelled frames that reached it), confidence, accuracy and ece over those, share
+        (of all answers), and accuracy_answered (over the labelled frames that it answered).
     bins
         Rows of exit, low, high, frames, confidence, accuracy: the filled bins of the reliability diagrams.
     batches
-        Full ones of labelled frames, in the order of the stream.
+        Number of full batches of labelled frames, in the order of the stream.
     outage
         Rows of p_tar, outage.
     missed
@@ -79,11 +81,17 @@ def measure(
     ----------
     outcomes, labels
         As `eex.stream.run.records.outcomes_of` and `labels_of` give them, frame by frame in order.
+    p_tar, t_tar_ms
+        Target accuracies and target times of a batch.
+    run
+        Folder of the run, for the report and its messages.
+    batch, bins
+        Frames in a batch; bins of confidence.
 
     Raises
     ------
     EexError
-        If no frame was answered, or batch, bins or a target cannot be what they are.
+        If no frame was answered, or batch, bins or a target are out of range.
     """
     answered = outcomes.exit >= 0
     if not answered.any():
@@ -92,55 +100,47 @@ def measure(
         raise EexError(f"a batch must hold at least 1 frame, got {batch}")
     final = outcomes.confidence.shape[1] - 1
     known = answered & (labels >= 0)
-    exits, diagrams, right = [], [], outcomes.prediction == labels[:, None]
-    for e in range(final + 1):
-        seen = known & ~np.isnan(outcomes.confidence[:, e])
-        confidence, correct = outcomes.confidence[seen, e], right[seen, e]
-        here = known & (outcomes.exit == e)
-        row: dict[str, Any] = {"exit": e + 1, "share": float((outcomes.exit[answered] == e).mean())}
-        row |= {"seen": int(seen.sum()), "confidence": None, "accuracy": None, "ece": None}
-        row["accuracy_answered"] = float(right[here, e].mean()) if here.any() else None
-        if seen.any():
-            row |= {"confidence": float(confidence.mean()), "accuracy": float(correct.mean())}
-            row["ece"] = expected_calibration_error(confidence, correct, bins)
-            diagrams += _bins(e + 1, confidence, correct, bins)
-        exits.append(row)
-    said = _answers(outcomes)
-    batches, device = int(known.sum()) // batch, answered & (outcomes.exit < final)
-    outage, missed = [], []
-    if batches:
-        correct, on_device = (said == labels)[known], device[known]
-        times = outcomes.latency_ms[known]
-        shares = inference_outage(on_device, correct, p_tar, batch)
-        outage = [{"p_tar": p, "outage": float(share)} for p, share in zip(p_tar, shares, strict=True)]
-        table = missed_deadline(times, correct, np.array(p_tar)[:, None], np.array(t_tar_ms), batch)
-        missed = [
-            {"p_tar": p, "t_tar_ms": t, "missed": float(table[i, j])}
-            for i, p in enumerate(p_tar)
-            for j, t in enumerate(t_tar_ms)
-        ]
-    dropped, fallbacks = int((~answered).sum()), int((outcomes.fallback & answered).sum())
+    answers = answer(outcomes.confidence, outcomes.prediction, outcomes.exit, outcomes.exit_at[:, -1])
+    correct, on_device = answers == labels, outcomes.exit < final
+    exits = [_exit(outcomes, labels, e, bins) for e in range(final + 1)]
+    outage, missed = _targets(
+        on_device[known], correct[known], outcomes.latency_ms[known], list(p_tar), list(t_tar_ms), batch
+    )
+    fallbacks = int((outcomes.fallback & answered).sum())
     return Report(
-        run,
-        len(labels),
-        int(known.sum()),
-        dropped,
-        fallbacks,
-        float((said == labels)[known].mean()) if known.any() else None,
-        device_probability(device[answered]),
-        float(outcomes.latency_ms[answered].mean()),
-        tuple(exits),
-        tuple(diagrams),
-        batches,
-        tuple(outage),
-        tuple(missed),
-        _notes(answered, known, fallbacks, batch),
+        run=run,
+        frames=len(labels),
+        labelled=int(known.sum()),
+        dropped=int((~answered).sum()),
+        fallbacks=fallbacks,
+        accuracy=float(correct[known].mean()) if known.any() else None,
+        device_probability=device_probability(on_device[answered]),
+        latency_ms=float(outcomes.latency_ms[answered].mean()),
+        exits=tuple(row for row, _ in exits),
+        bins=tuple(row for _, diagram in exits for row in diagram),
+        batches=int(known.sum()) // batch,
+        outage=tuple(outage),
+        missed=tuple(missed),
+        notes=_notes(answered, known, fallbacks, batch),
     )
 
 
-def _answers(outcomes: Outcomes) -> Ints:
-    """The class each frame was answered with; of dropped ones, no matter what."""
-    return answer(outcomes.confidence, outcomes.prediction, outcomes.exit, outcomes.exit_at[:, -1])
+def _exit(outcomes: Outcomes, labels: Ints, e: int, bins: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An exit's row, and the rows of its reliability diagram."""
+    answered = outcomes.exit >= 0
+    known = answered & (labels >= 0)
+    seen = known & ~np.isnan(outcomes.confidence[:, e])
+    here = known & (outcomes.exit == e)
+    right = outcomes.prediction[:, e] == labels
+    row: dict[str, Any] = {"exit": e + 1, "share": float((outcomes.exit[answered] == e).mean())}
+    row |= {"seen": int(seen.sum()), "confidence": None, "accuracy": None, "ece": None}
+    row["accuracy_answered"] = float(right[here].mean()) if here.any() else None
+    if not seen.any():
+        return row, []
+    confidence, correct = outcomes.confidence[seen, e], right[seen]
+    row |= {"confidence": float(confidence.mean()), "accuracy": float(correct.mean())}
+    row["ece"] = expected_calibration_error(confidence, correct, bins)
+    return row, _bins(e + 1, confidence, correct, bins)
 
 
 def _bins(exit: int, confidence: Floats, correct: Bools, bins: int) -> list[dict[str, Any]]:
@@ -158,10 +158,27 @@ def _bins(exit: int, confidence: Floats, correct: Bools, bins: int) -> list[dict
     ]
 
 
+def _targets(
+    on_device: Bools, correct: Bools, latency_ms: Floats, p_tar: list[float], t_tar_ms: list[float], batch: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of inference outage and of missed deadlines, over labelled frames in order; none where no batch is full."""
+    if len(correct) < batch:
+        return [], []
+    shares = inference_outage(on_device, correct, p_tar, batch)
+    outage = [{"p_tar": p, "outage": float(share)} for p, share in zip(p_tar, shares, strict=True)]
+    table = missed_deadline(latency_ms, correct, np.array(p_tar)[:, None], np.array(t_tar_ms), batch)
+    missed = [
+        {"p_tar": p, "t_tar_ms": t, "missed": float(table[i, j])}
+        for i, p in enumerate(p_tar)
+        for j, t in enumerate(t_tar_ms)
+    ]
+    return outage, missed
+
+
 def _notes(answered: Bools, known: Bools, fallbacks: int, batch: int) -> tuple[str, ...]:
     notes = []
     if not known.any():
-        notes.append("no frame has a label: accuracy, calibration and targets cannot be told")
+        notes.append("no frame has a label: accuracy, calibration and targets cannot be measured")
     elif unlabelled := int((answered & ~known).sum()):
         notes.append(f"{unlabelled:,} frames without a label are left out of accuracy, calibration and targets")
     if dropped := int((~answered).sum()):

@@ -16,9 +16,12 @@ from eex.stream.config import StreamConfig, to_json
 from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.network import load_network
 from eex.stream.planning.sending import choose_sending
-from eex.stream.run.connection import connected, embedded_worker
 from eex.stream.run.play import Player, Show
 from eex.stream.run.summary import summarise, write_curves, write_json
+from eex.stream.wire.connection import connected
+
+PATIENCE_S = 60.0
+"""How long a run waits for its embedded worker to load the model."""
 
 
 def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | None = None) -> dict[str, Any]:
@@ -36,20 +39,24 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
     EexError
         If the configuration, the model, the source or the worker cannot be used.
     """
+    from eex.stream.worker.embedded import EmbeddedWorker
+
     resolved = config.resolve()
     connection = resolved.connection
     # torch, which takes seconds, comes only now: a mistake in the options is reported at once
     with contextlib.ExitStack() as stack:
         worker = None
         if connection.processes:
-            worker = stack.enter_context(embedded_worker(config.model, config.network, connection.processes))
+            models = () if config.model is None else (config.model,)
+            worker = stack.enter_context(EmbeddedWorker(models, config.network, processes=connection.processes))
         net = load_network(config)
         policies = [
             make_policy(choice.policy, choice.options, exits=net.edge_exits, seed=config.seed)
             for choice in resolved.policies
         ]
         frames = Frames(config, resolved.schedule, net)
-        connect = partial(connected, connection, worker, net.fingerprint, config.seed)
+        embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
+        connect = partial(connected, connection, net.fingerprint, config.seed, embedded)
         sending = choose_sending(connection, net, frames, connect)
         if resume is not None and frames.live:
             raise EexError("--resume: a camera or a video cannot be played again")

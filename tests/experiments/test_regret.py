@@ -311,7 +311,7 @@ def stopped_after_the_first_part(trace, out, number):
     return running, children
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_stopped_sweep_goes_on_where_it_was(trace, tmp_path, number):
     out = tmp_path / "out"
@@ -372,7 +372,7 @@ def test_a_folder_of_another_comparison_is_refused(trace, tmp_path):
         compare(small(trace, trace / "below"))
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="eex[ray] is not installed")
 def test_ray_gives_the_same_numbers(trace, tmp_path):
     arguments = ("--trace", trace, "--policies", "ucb,fixed", "--rounds", "50", "--runs", "5", "--quiet")

@@ -1,75 +1,23 @@
-"""Every training method learns, leaves frozen parts alone, repeats itself, and goes on exactly where it was killed."""
-
-from pathlib import Path
+"""Every training method learns, leaves frozen parts alone and repeats itself."""
 
 import pytest
 import torch
+from tiny_training import SHAPE, Killed, killer, noise, same, tiny_data, tiny_network, tiny_recipe, weights
 from torch import Tensor
 
-from eex.models.network import EarlyExitNet, make
-from eex.models.training import Progress, Recipe, all_logits, augment, evaluate, fit, phases
+from eex.models.training import Progress, Recipe, all_logits, evaluate, fit, phases
 from eex.policies.core.errors import EexError
 
 METHODS = ["joint", "branch-wise", "two-stage", "distillation", "hybrid"]
-SHAPE = (3, 8, 8)
-
-
-def data(count: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noisy images whose class is their brightest channel."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    images = torch.randint(0, 150, (count, *SHAPE), generator=generator)
-    images[torch.arange(count), labels] += 80
-    return images.to(torch.uint8), labels
-
-
-def network(expert: str = "") -> EarlyExitNet:
-    torch.manual_seed(0)
-    net = make("resnet", "abc", after=[0, 2], width=8, structure="pool_fc", input_shape=SHAPE)
-    if expert:
-        net.add_expert(expert)
-    return net
-
-
-def recipe(method: str = "joint", **changes) -> Recipe:
-    return Recipe(
-        **{"method": method, "epochs": 3, "batch": 24, "lr": 0.05, "shift": 1, "precision": "fp32", **changes}
-    )
-
-
-def noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    return (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
-
-
-def weights(net: EarlyExitNet) -> dict[str, Tensor]:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor], prefix: str = "") -> bool:
-    return all(torch.equal(v, b[k]) for k, v in a.items() if k.startswith(prefix))
-
-
-class Killed(Exception):
-    pass
-
-
-def killer(phase: str, epoch: int):
-    """A report that ends a run in the middle of an epoch."""
-
-    def report(progress: Progress) -> None:
-        if (progress.phase, progress.epoch, progress.step) == (phase, epoch, 2):
-            raise Killed
-
-    return report
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_lowers_the_loss_of_every_exit(method, optimizer):
-    net, (images, labels) = network(), data()
+    net, (images, labels) = tiny_network(), tiny_data()
     before = evaluate(net, images, labels)
     lr = 0.05 if optimizer == "sgd" else 0.01
-    history = fit(net, images, labels, recipe(method, epochs=6, optimizer=optimizer, lr=lr, schedule="cosine"))
+    history = fit(net, images, labels, tiny_recipe(method, epochs=6, optimizer=optimizer, lr=lr, schedule="cosine"))
     after = evaluate(net, images, labels)
     assert all(a < b for a, b in zip(after.loss, before.loss, strict=True))
     assert [row["phase"] for row in history] == [p.name for p in phases(method, 3) for _ in range(6)]
@@ -79,9 +27,9 @@ def test_every_method_lowers_the_loss_of_every_exit(method, optimizer):
 
 def test_stages_may_learn_at_a_rate_of_their_own():
     def moved(**changes) -> tuple[float, float]:
-        net, (images, labels) = network(), data()
+        net, (images, labels) = tiny_network(), tiny_data()
         before = weights(net)
-        fit(net, images, labels, recipe(epochs=1, batch=96, momentum=0.0, weight_decay=0.0, flip=False, **changes))
+        fit(net, images, labels, tiny_recipe(epochs=1, batch=96, momentum=0.0, weight_decay=0.0, flip=False, **changes))
         after = weights(net)
         far = {part: 0.0 for part in ("stages", "branches")}
         for name in after:
@@ -96,9 +44,9 @@ def test_stages_may_learn_at_a_rate_of_their_own():
 
 
 def test_an_expert_learns_and_all_else_stays():
-    net, (images, labels) = network("noisy"), data()
+    net, (images, labels) = tiny_network("noisy"), tiny_data()
     before, score = weights(net), evaluate(net, images, labels, expert="noisy", distort=noise)
-    fit(net, images, labels, recipe("expert", distorted_share=1.0), expert="noisy", distort=noise)
+    fit(net, images, labels, tiny_recipe("expert", distorted_share=1.0), expert="noisy", distort=noise)
     after = weights(net)
     changed = {k for k in after if not torch.equal(after[k], before[k])}
     assert changed
@@ -117,7 +65,7 @@ def test_an_expert_learns_and_all_else_stays():
     ],
 )
 def test_what_a_later_phase_freezes_stays_bit_identical(method, second, kept):
-    net, (images, labels) = network(), data()
+    net, (images, labels) = tiny_network(), tiny_data()
     at_start: dict[str, Tensor] = {}
 
     def report(progress: Progress) -> None:
@@ -133,7 +81,7 @@ def test_what_a_later_phase_freezes_stays_bit_identical(method, second, kept):
             earlier.update(weights(net))
         report(progress)
 
-    fit(net, images, labels, recipe(method, epochs=2), report=both)
+    fit(net, images, labels, tiny_recipe(method, epochs=2), report=both)
     for prefix in kept:  # batch norm's running statistics and counts are among them
         assert same(earlier, at_start, prefix)
         assert same(earlier, weights(net), prefix)
@@ -141,10 +89,10 @@ def test_what_a_later_phase_freezes_stays_bit_identical(method, second, kept):
 
 
 def test_two_stage_leaves_side_branches_alone_at_first():
-    net, (images, labels) = network(), data()
+    net, (images, labels) = tiny_network(), tiny_data()
     before = weights(net)
     with pytest.raises(Killed):
-        fit(net, images, labels, recipe("two-stage"), report=killer("backbone", 2))
+        fit(net, images, labels, tiny_recipe("two-stage"), report=killer("backbone", 2))
     assert same(before, weights(net), "branches.0.")
     assert same(before, weights(net), "branches.1.")
     assert not same(before, weights(net), "branches.2.")
@@ -152,81 +100,20 @@ def test_two_stage_leaves_side_branches_alone_at_first():
 
 @pytest.mark.parametrize("distort", [None, noise])
 def test_same_seed_same_weights(distort):
-    images, labels = data()
-    nets = [network() for _ in range(3)]
+    images, labels = tiny_data()
+    nets = [tiny_network() for _ in range(3)]
     for net, seed in zip(nets, (1, 1, 2), strict=True):
-        fit(net, images, labels, recipe(epochs=1, seed=seed), distort=distort)
+        fit(net, images, labels, tiny_recipe(epochs=1, seed=seed), distort=distort)
     assert same(weights(nets[0]), weights(nets[1]))
     assert not same(weights(nets[0]), weights(nets[2]))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize(
-    ("method", "phase", "epoch"),
-    [("joint", "joint", 1), ("branch-wise", "exit 2", 2), ("two-stage", "branches", 0), ("expert", "expert", 1)],
-)
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, method, phase, epoch, optimizer):
-    images, labels = data()
-    expert = "noisy" if method == "expert" else "pristine"
-    arguments = {"expert": expert, "distort": noise, "validation": data(30, seed=1)}
-    plan = recipe(method, optimizer=optimizer, patience=2)
-    whole, checkpoint = network("noisy"), tmp_path / "run" / "half.safetensors"
-    expected = fit(whole, images, labels, plan, **arguments)
-    with pytest.raises(Killed):
-        fit(network("noisy"), images, labels, plan, checkpoint=checkpoint, report=killer(phase, epoch), **arguments)
-    resumed = network("noisy")
-    history = fit(resumed, images, labels, plan, checkpoint=checkpoint, **arguments)
-    assert same(weights(whole), weights(resumed))
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in history] == [
-        {k: v for k, v in row.items() if k != "seconds"} for row in expected
-    ]
-    finished = network("noisy")  # a finished run is not trained again
-    assert len(fit(finished, images, labels, plan, checkpoint=checkpoint, **arguments)) == len(expected)
-    assert same(weights(whole), weights(finished))
-    assert [f.name for f in checkpoint.parent.iterdir()] == ["half.safetensors"]
-
-
-def test_a_checkpoint_of_other_settings_gives_one_clear_line(tmp_path):
-    path, (images, labels) = tmp_path / "run.safetensors", data()
-    fit(network(), images, labels, recipe(epochs=1), checkpoint=path)
-    cases = [
-        (network(), images, recipe(epochs=2)),
-        (network(), images[:90], recipe(epochs=1)),
-        (network("noisy"), images, recipe(epochs=1)),
-    ]
-    for net, some, plan in cases:
-        with pytest.raises(EexError, match="is of a run with other settings") as caught:
-            fit(net, some, labels[: len(some)], plan, checkpoint=path)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("keep", [0, 100, -10])
-def test_a_damaged_checkpoint_gives_one_clear_line(tmp_path, keep):
-    path, (images, labels) = tmp_path / "run.safetensors", data()
-    fit(network(), images, labels, recipe(epochs=1), checkpoint=path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(EexError, match="not a training checkpoint") as caught:
-        fit(network(), images, labels, recipe(epochs=1), checkpoint=path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_of_another_network_of_the_same_name_gives_one_clear_line(tmp_path):
-    path, (images, labels) = tmp_path / "run.safetensors", data()
-    fit(network(), images, labels, recipe(epochs=1), checkpoint=path)
-    other = make("resnet", "abc", after=[0, 2], width=16, structure="pool_fc", input_shape=SHAPE)
-    other.architecture = network().architecture  # as two modules of a user's own may read
-    with pytest.raises(EexError, match="is of another network") as caught:
-        fit(other, images, labels, recipe(epochs=1), checkpoint=path)
-    assert "\n" not in str(caught.value)
-
-
 def test_early_stopping_returns_to_the_best_weights():
-    net, (images, _) = network(), data()
+    net, (images, _) = tiny_network(), tiny_data()
     generator = torch.Generator().manual_seed(5)
-    held, held_labels = data(30, seed=1)
+    held, held_labels = tiny_data(30, seed=1)
     shuffled = torch.randint(0, 3, (len(images),), generator=generator)  # nothing to learn but by heart
-    plan = recipe(epochs=40, patience=3, optimizer="adam", lr=0.01, shift=0, flip=False)
+    plan = tiny_recipe(epochs=40, patience=3, optimizer="adam", lr=0.01, shift=0, flip=False)
     history = fit(net, images, shuffled, plan, validation=(held, held_labels))
     losses = [row["validation_loss"] for row in history]
     best = losses.index(min(losses))
@@ -236,17 +123,17 @@ def test_early_stopping_returns_to_the_best_weights():
 
 
 def test_loss_weights_of_zero_teach_nothing():
-    net, (images, labels) = network(), data()
+    net, (images, labels) = tiny_network(), tiny_data()
     before = weights(net)
-    fit(net, images, labels, recipe(epochs=1, loss_weights=(0.0, 0.0, 1.0), weight_decay=0.0))
+    fit(net, images, labels, tiny_recipe(epochs=1, loss_weights=(0.0, 0.0, 1.0), weight_decay=0.0))
     assert same(before, weights(net), "branches.0.")
     assert not same(before, weights(net), "branches.2.")
 
 
 def test_report_and_history():
-    net, (images, labels) = network(), data()
+    net, (images, labels) = tiny_network(), tiny_data()
     told: list[Progress] = []
-    history = fit(net, images, labels, recipe(epochs=2), validation=data(30, seed=1), report=told.append)
+    history = fit(net, images, labels, tiny_recipe(epochs=2), validation=tiny_data(30, seed=1), report=told.append)
     assert [(p.epoch, p.step, p.steps) for p in told[:5]] == [(0, 1, 4), (0, 2, 4), (0, 3, 4), (0, 4, 4), (0, 4, 4)]
     assert len(told) == 2 * 5
     assert told[4].accuracy == tuple(history[0]["accuracy"])
@@ -271,34 +158,24 @@ def images_of(dtype=torch.uint8, shape=SHAPE, count=4) -> Tensor:
 )
 def test_bad_data(images, labels, message):
     with pytest.raises(EexError, match=message):
-        fit(network(), images, torch.tensor(labels, dtype=torch.int64), recipe())
+        fit(tiny_network(), images, torch.tensor(labels, dtype=torch.int64), tiny_recipe())
 
 
 def test_bad_recipes():
     for change in ({"epochs": 0}, {"batch": 0}, {"lr": 0.0}, {"distorted_share": 1.5}):
         with pytest.raises(EexError, match="must"):
             Recipe(**change)
-    images, labels = data()
+    images, labels = tiny_data()
     with pytest.raises(EexError, match="needs validation images"):
-        fit(network(), images, labels, recipe(patience=2))
+        fit(tiny_network(), images, labels, tiny_recipe(patience=2))
     with pytest.raises(EexError, match="loss_weights must name 3 exits, got 2"):
-        fit(network(), images, labels, recipe(loss_weights=(1.0, 1.0)))
+        fit(tiny_network(), images, labels, tiny_recipe(loss_weights=(1.0, 1.0)))
     with pytest.raises(EexError, match="unknown training method 'magic'"):
-        fit(network(), images, labels, recipe("magic"))
-
-
-def test_augment_by_hand():
-    row = torch.arange(6, dtype=torch.uint8).expand(200, 1, 6, 6)
-    generator = torch.Generator().manual_seed(0)
-    found = {tuple(image[0, 0].tolist()) for image in augment(row, 1, False, generator)}
-    assert found == {(0, 1, 2, 3, 4, 5), (1, 0, 1, 2, 3, 4), (1, 2, 3, 4, 5, 4)}
-    found = {tuple(image[0, 0].tolist()) for image in augment(row, 0, True, generator)}
-    assert found == {(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0)}
-    assert torch.equal(augment(row, 0, False, generator), row)
+        fit(tiny_network(), images, labels, tiny_recipe("magic"))
 
 
 def test_all_logits_leave_modes_alone_and_repeat_the_distortion():
-    net, (images, _) = network(), data(40)
+    net, (images, _) = tiny_network(), tiny_data(40)
     net.stages[0].eval()
     modes = [m.training for m in net.modules()]
     one = all_logits(net, images, distort=noise, batch=40)
@@ -311,18 +188,7 @@ def test_all_logits_leave_modes_alone_and_repeat_the_distortion():
 
 
 def test_a_batch_larger_than_the_data_is_one_step():
-    net, (images, labels) = network(), data(10)
+    net, (images, labels) = tiny_network(), tiny_data(10)
     told: list[Progress] = []
-    fit(net, images, labels, recipe(epochs=1, batch=64), report=told.append)
+    fit(net, images, labels, tiny_recipe(epochs=1, batch=64), report=told.append)
     assert [(p.step, p.steps) for p in told] == [(1, 1), (1, 1)]
-
-
-def test_checkpoint_is_safetensors(tmp_path: Path):
-    from safetensors import safe_open
-
-    path, (images, labels) = tmp_path / "run.safetensors", data()
-    net = network()
-    fit(net, images, labels, recipe(epochs=1), checkpoint=path)
-    with safe_open(path, framework="pt") as file:
-        saved = {k.removeprefix("net."): file.get_tensor(k) for k in file.keys() if k.startswith("net.")}  # noqa: SIM118
-    assert same(weights(net), saved)

@@ -23,7 +23,7 @@ from eex.policies.core.routing import answer, route
 from eex.policies.core.trace import Trace
 from eex.policies.registry import POLICIES, make_policy
 from eex.stream.driver import Driver
-from eex.stream.engine import Batch
+from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
 from eex.stream.run.records import RecordWriter, feedback_of, read_records
 from eex.stream.run.tally import Reference, Tally

@@ -14,7 +14,7 @@ from eex.experiments.bench.trivial_worker import MODEL
 from eex.models.network import Architecture, EarlyExitNet
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
-from eex.stream.engine import Batch
+from eex.stream.frames.batch import Batch
 from eex.stream.wire.client import ZmqOffloader
 
 PATIENCE_S = 60.0  # for what must happen; an idle machine takes a hundredth of it

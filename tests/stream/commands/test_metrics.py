@@ -1,13 +1,11 @@
 """`eex-metrics` on runs that `eex-stream` made, and on frames worked by hand."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import call, play, refused
 from PIL import Image
 
 from eex.policies.core.base import Outcomes
@@ -17,25 +15,14 @@ from eex.stream.run.report import measure
 pytestmark = pytest.mark.timeout(200)
 
 
-def play(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"},
-        check=False,
-    )
-
-
 def stream(out, *arguments):
-    done = play("stream", "--policy", "fixed", "--threads", 1, "--out", out, "--json", *arguments)
+    done = call("stream", "--policy", "fixed", "--threads", 1, "--out", out, "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def reports(*arguments):
-    done = play("metrics", *arguments, "--json")
+    done = call("metrics", *arguments, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)["runs"]
 
@@ -83,6 +70,7 @@ def test_it_tells_what_the_summary_tells(labelled, unlabelled):
     assert "no frame has a label" in other["notes"][0]
 
 
+@pytest.mark.process
 def test_what_a_person_sees(labelled, unlabelled, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(labelled["folder"], run)
@@ -102,23 +90,13 @@ def test_what_a_person_sees(labelled, unlabelled, tmp_path):
         ([], "name the folder of a run"),
         (["nowhere"], "no records here"),
         (["nowhere", "--p-tar", "0.5,2"], "--p-tar must lie in [0, 1]"),
-        (["nowhere", "--p-tar", "high"], "--p-tar takes numbers between commas"),
+        (["nowhere", "--p-tar", "high"], "--p-tar takes comma-separated numbers"),
         (["nowhere", "--t-tar-ms", "nan"], "--t-tar-ms must be at least 0"),
         (["nowhere", "--batch", "0"], "--batch must be at least 1"),
     ],
 )
-def test_bad_input_is_told_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
-    from eex.stream.commands.metrics import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["eex-metrics", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    told = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert message in told
+def test_bad_input_is_refused_in_one_line(arguments, message, tmp_path):
+    refused(call("metrics", *arguments, cwd=tmp_path), message)
 
 
 # ---- by hand

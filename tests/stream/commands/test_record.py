@@ -6,13 +6,13 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import ENVIRONMENT, PATIENCE_S, call, command, play, refused
 from PIL import Image
 
 from eex.models.card import SHIPPED, read_card
@@ -24,38 +24,19 @@ from eex.stream.run.records import feedback_of, outcomes_of
 
 pytestmark = pytest.mark.timeout(200)
 
-PATIENCE_S = 100.0  # for a command; an idle machine takes a few seconds
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20+gaussian_blur@0.5:100"
-
-
-def command(name, *arguments):
-    return [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)]
-
-
-def play(name, *arguments, cwd=None):
-    return subprocess.run(
-        command(name, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S, cwd=cwd
-    )
 
 
 def stream(out, *arguments):
     """The folder that an `eex-stream` run left."""
-    done = play("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
+    done = call("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return max(Path(out).iterdir())
 
 
-def check_refused(done, told):
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert told in done.stderr
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A recorded trace, and what the command printed."""
+    """A trace recorded in a process of its own, and what the command printed; others are called in this one."""
     path = tmp_path_factory.mktemp("recorded") / "new" / "trace.arrow"
     done = play("record", "--distortion", SCHEDULE, "--batch", 50, "--seed", 3, "--out", path)
     return path, done
@@ -64,6 +45,7 @@ def recorded(tmp_path_factory):
 # ---- a trace and what is said of it
 
 
+@pytest.mark.process
 def test_a_trace_holds_every_exit_of_every_frame(recorded):
     path, done = recorded
     assert (done.returncode, done.stderr) == (0, "")
@@ -82,6 +64,7 @@ def test_a_trace_holds_every_exit_of_every_frame(recorded):
     assert [p.name for p in path.parent.iterdir()] == ["trace.arrow"]
 
 
+@pytest.mark.process
 def test_the_closing_line(recorded):
     path, done = recorded
     trace = read_trace(path)
@@ -98,11 +81,11 @@ def test_quiet_and_images_that_cannot_be_used(tmp_path):
         pixels = np.random.default_rng(k).integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.png")
     options = ("--source", folder, "--distortion", "pristine", "--frames", 3, "--no-shuffle", "--out", "t.arrow")
-    told = play("record", *options, "--frames", 4, cwd=tmp_path)
+    told = call("record", *options, "--frames", 4, cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
     assert "4 frames; exit 1, exit 2, exit 3, cloud; no labels; " in told.stdout
     assert told.stdout.endswith("; 1 images skipped\n")
-    quiet = play("record", *options, "--quiet", cwd=tmp_path)
+    quiet = call("record", *options, "--quiet", cwd=tmp_path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     assert len(read_trace(tmp_path / "t.arrow")) == 3  # the other is replaced
     assert (read_trace(tmp_path / "t.arrow").label == -1).all()
@@ -123,7 +106,7 @@ def test_quiet_and_images_that_cannot_be_used(tmp_path):
 def test_a_replayed_trace_makes_the_live_choices(tmp_path, policy, batch, more):
     frames = ("--distortion", SCHEDULE, "--frames", 450, "--seed", 7)
     run = stream(tmp_path / "runs", "--policy", policy, "--batch", batch, *more, *frames)
-    done = play("record", "--config", run / "config.json", "--batch", 64, "--out", tmp_path / "trace.arrow", "--quiet")
+    done = call("record", "--config", run / "config.json", "--batch", 64, "--out", tmp_path / "trace.arrow", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     trace, live = read_trace(tmp_path / "trace.arrow"), outcomes_of(run / "records")
     seen = ~np.isnan(live.confidence)
@@ -145,6 +128,7 @@ def test_a_replayed_trace_makes_the_live_choices(tmp_path, policy, batch, more):
 # ---- interrupted
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_what_was_there(tmp_path, number):
     (tmp_path / "trace.arrow").write_text("from before")
@@ -207,30 +191,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_in_one_line_and_nothing_is_written(tmp_path, case):
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, case):
     (tmp_path / "odd").mkdir()
     Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8)).save(tmp_path / "odd" / "0.png")
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    arguments, told = BAD[case]
-    check_refused(play("record", *arguments, cwd=tmp_path), told)
+    arguments, message = BAD[case]
+    refused(call("record", *arguments, cwd=tmp_path), message)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_help_needs_no_torch():
-    for name in ("record", "evaluate"):
-        code = f"""
-import sys
-from eex.stream.commands.{name} import main
-sys.argv = ["eex", "--help"]
-try:
-    main()
-finally:
-    assert not {{"torch", "pyarrow"}} & set(sys.modules), "heavy"
-"""
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "usage: eex-" in done.stdout
 
 
 # ---- eex-evaluate
@@ -242,12 +210,12 @@ def random_run(tmp_path_factory):
 
 
 def test_estimates_from_a_live_log(random_run, tmp_path):
-    done = play("evaluate", random_run, "--thresholds", "0.5,0.75,1", "--json")
+    done = call("evaluate", random_run, "--thresholds", "0.5,0.75,1", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert told["run"] == pytest.approx(np.nanmean(outcomes_of(random_run / "records").reward))
     assert [row["thresholds"] for row in told["rows"]] == [[0.5] * 3, [0.75] * 3, [1.0] * 3]
-    done = play("record", "--config", random_run / "config.json", "--out", tmp_path / "t.arrow", "--quiet")
+    done = call("record", "--config", random_run / "config.json", "--out", tmp_path / "t.arrow", "--quiet")
     assert done.returncode == 0
     confidence = read_trace(tmp_path / "t.arrow").confidence
     supported = [row for row in told["rows"] if not row["problem"]]
@@ -258,6 +226,7 @@ def test_estimates_from_a_live_log(random_run, tmp_path):
             assert abs(row[name]["mean"] - truth) < 5 * row[name]["se"]
 
 
+@pytest.mark.process
 def test_the_table_of_estimates(random_run):
     done = play("evaluate", random_run / "records", "--thresholds", "0.9, 0.9/0.8/0.7, 1", "--overhead", 0.2)
     assert (done.returncode, done.stderr) == (0, "")
@@ -268,10 +237,10 @@ def test_the_table_of_estimates(random_run):
 
 def test_a_log_without_propensities_says_so(tmp_path):
     run = stream(tmp_path, "--worker", "none", "--policy", "fixed:p_tar=0.6", "--frames", 60)
-    done = play("evaluate", run, "--thresholds", "0.05,0.9")
+    done = call("evaluate", run, "--thresholds", "0.05,0.9")
     assert (done.returncode, done.stderr) == (0, "")
     assert "0.9: no " in done.stdout
-    rows = json.loads(play("evaluate", run, "--thresholds", "0.05,0.9", "--json").stdout)["rows"]
+    rows = json.loads(call("evaluate", run, "--thresholds", "0.05,0.9", "--json").stdout)["rows"]
     assert rows[0]["dr"]["mean"] == 0.0
     assert rows[0]["problem"] is None
     assert rows[1]["dr"] is None
@@ -286,9 +255,9 @@ def test_a_log_without_propensities_says_so(tmp_path):
     ],
 )
 def test_what_evaluate_refuses(tmp_path, arguments, told):
-    check_refused(play("evaluate", *arguments, cwd=tmp_path), told)
+    refused(call("evaluate", *arguments, cwd=tmp_path), told)
 
 
 def test_thresholds_that_do_not_fit_the_run(random_run):
-    check_refused(play("evaluate", random_run, "--thresholds", "0.5/0.6"), "one for each of 3 edge exits")
-    check_refused(play("evaluate", random_run, "--thresholds", "1.5"), "must lie in [0, 1]")
+    refused(call("evaluate", random_run, "--thresholds", "0.5/0.6"), "one for each of 3 edge exits")
+    refused(call("evaluate", random_run, "--thresholds", "1.5"), "must lie in [0, 1]")

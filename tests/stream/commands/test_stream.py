@@ -1,20 +1,18 @@
-"""Commands as a user types them, in processes of their own: what they print, leave behind, and survive."""
+"""`eex-stream` as a user types it: what it prints, leaves behind, and survives."""
 
 import contextlib
+import hashlib
 import io
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import PATIENCE_S, call, finish, play, refused, start
 from PIL import Image
 
 from eex.models.card import CARD, SHIPPED, WEIGHTS
@@ -24,40 +22,12 @@ from eex.stream.worker.serve import READY
 
 pytestmark = pytest.mark.timeout(200)
 
-PATIENCE_S = 100.0  # for a command; an idle machine takes a few seconds
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20:100"
 
 
-def command(name, *arguments):
-    return [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)]
-
-
-def start(name, *arguments, cwd=None):
-    """A command in a process group of its own, its output in pipes."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command(name, *arguments), stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, cwd=cwd, start_new_session=True
-    )
-
-
-def finish(process):
-    try:
-        out, err = process.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def play(name, *arguments, cwd=None):
-    return finish(start(name, *arguments, cwd=cwd))
-
-
-def stream(out, *arguments, cwd=None):
+def stream(out, *arguments, run=call):
     """The summary of an `eex-stream --json` that went well."""
-    done = play("stream", "--threads", 1, "--out", out, "--deadline-ms", 60_000, "--json", *arguments, cwd=cwd)
+    done = run("stream", "--threads", 1, "--out", out, "--deadline-ms", 60_000, "--json", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     return json.loads(done.stdout)
@@ -116,12 +86,14 @@ def draw_images(folder, count, size=32, seed=0):
 
 @pytest.fixture(scope="module")
 def ucb(tmp_path_factory):
-    return stream(tmp_path_factory.mktemp("ucb"), "--policy", "ucb", "--frames", 300, "--distortion", SCHEDULE)
+    """A run in a process of its own; the others are called in this one."""
+    out = tmp_path_factory.mktemp("ucb")
+    return stream(out, "--policy", "ucb", "--frames", 300, "--distortion", SCHEDULE, run=play)
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A human's run with rivals: the process's end, and the summary."""
+    """A person's run with rivals, in a process of its own: what it came to, and the summary."""
     out = tmp_path_factory.mktemp("compared")
     done = play(
         "stream", "--policy", "fixed", "--compare", "fixed,fixed:p_tar=0.95", "--frames", 200, "--threads", 1,
@@ -138,6 +110,7 @@ def offline(tmp_path_factory):
 # ---- a run and what it leaves
 
 
+@pytest.mark.process
 def test_json_summary_accounts_for_every_frame(ucb):
     assert ucb["frames"] == ucb["answered"] == 300
     assert (ucb["fallbacks"], ucb["skipped"], ucb["interrupted"]) == (0, 0, False)
@@ -152,6 +125,7 @@ def test_json_summary_accounts_for_every_frame(ucb):
     assert {row["distortion"] for row in ucb["by_exit"]} == {"pristine", "gaussian_blur", "gaussian_noise"}
 
 
+@pytest.mark.process
 def test_run_folder_holds_what_the_summary_tells(ucb):
     folder = Path(ucb["folder"])
     assert json.loads((folder / "summary.json").read_text()) == ucb
@@ -169,6 +143,7 @@ def test_run_folder_holds_what_the_summary_tells(ucb):
     assert frames["value"].sum() == 300
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["adaptation.png", "regret.png", "exits.png"])
 def test_pictures_are_images(ucb, name):
     with Image.open(Path(ucb["folder"]) / name) as picture:
@@ -177,6 +152,7 @@ def test_pictures_are_images(ucb, name):
         assert min(picture.size) > 300
 
 
+@pytest.mark.process
 def test_compared_policies_see_the_same_frames(compared):
     done, summary = compared
     assert done.returncode == 0
@@ -187,6 +163,7 @@ def test_compared_policies_see_the_same_frames(compared):
     assert strict["offloaded_share"] >= first["offloaded_share"]
 
 
+@pytest.mark.process
 def test_summary_screen_fits_80_columns(compared):
     done, summary = compared
     lines = done.stdout.splitlines()
@@ -201,10 +178,12 @@ def test_summary_screen_fits_80_columns(compared):
     assert done.stderr.count("\n") == 4  # a line a policy, and hindsight
 
 
+@pytest.mark.process
 def test_again_from_its_configuration(compared, tmp_path):
     _, summary = compared
     config = Path(summary["folder"]) / "config.json"
-    again = stream(tmp_path, "--config", config, "--compare", "")
+    # in a process of its own, as the other: request ids count on in one process, and take more bytes as they grow
+    again = stream(tmp_path, "--config", config, "--compare", "", run=play)
     assert outcome(again) == outcome(summary["policies"][0])
     before, after = (json.loads((Path(run["folder"]) / "config.json").read_text()) for run in (summary, again))
     differing = {key for key in before if before[key] != after[key]}
@@ -228,7 +207,7 @@ def test_options_in_a_configuration_survive(tmp_path):
 
 
 def test_quiet_prints_nothing(tmp_path):
-    done = play(
+    done = call(
         "stream", "--quiet", "--frames", 40, "--threads", 1, "--worker", "none", "--no-regret", "--out", tmp_path
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -236,28 +215,10 @@ def test_quiet_prints_nothing(tmp_path):
 
 
 def test_list_policies():
-    done = play("stream", "--list-policies")
+    done = call("stream", "--list-policies")
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("fixed", "ucb", "deex", "p_tar"):
         assert word in done.stdout
-
-
-@pytest.mark.parametrize("name", ["stream", "train", "worker"])
-def test_help_needs_no_torch(name):
-    code = f"""
-import sys
-from eex.stream.commands.{name} import main
-sys.argv = ["eex", "--help"]
-try:
-    main()
-finally:
-    assert "torch" not in sys.modules
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "usage: eex-" in done.stdout
 
 
 # ---- the cloud worker
@@ -288,14 +249,14 @@ def test_dropped_frames_are_accounted_for(tmp_path):
     assert summary["accuracy"] == pytest.approx(table.loc[~dropped, "correct"].astype(bool).mean())
     config = Path(summary["folder"]) / "config.json"
     options = ("--out", tmp_path / "again", "--threads", 1, "--no-regret", "--compare", "fixed:p_tar=0")
-    done = play("stream", "--config", config, *options)
+    done = call("stream", "--config", config, *options)
     assert (done.returncode, done.stderr.count("\n")) == (0, 2)
     assert f"+{100 * summary['dropped_share']:.1f} points of frames dropped" in " ".join(done.stdout.split())
     assert f"{summary['dropped']} frames were dropped, answered by nobody" in " ".join(done.stdout.split())
-    check_refused(evaluated := play("evaluate", summary["folder"]))
-    assert f"{summary['dropped']} frames were dropped (--drop-below)" in evaluated.stderr
+    refused(call("evaluate", summary["folder"]), f"{summary['dropped']} frames were dropped (--drop-below)")
 
 
+@pytest.mark.process
 def test_worker_of_its_own(tmp_path, compared):
     with worker() as (process, endpoint):
         summary = stream(
@@ -310,6 +271,7 @@ def test_worker_of_its_own(tmp_path, compared):
             "--distortion",
             SCHEDULE,
             "--no-regret",
+            run=play,
         )
         assert summary["answered"] == 200
         assert summary["fallbacks"] == 0
@@ -318,6 +280,7 @@ def test_worker_of_its_own(tmp_path, compared):
         assert process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.process
 def test_worker_killed_in_mid_stream(tmp_path):
     with worker() as (process, endpoint):
         command = start(
@@ -334,6 +297,7 @@ def test_worker_killed_in_mid_stream(tmp_path):
     assert records_of(summary["folder"])["frame"].to_pylist() == list(range(2000))
 
 
+@pytest.mark.process
 def test_worker_with_another_model(tmp_path):
     other = tmp_path / "other"
     shutil.copytree(SHIPPED, other)
@@ -341,22 +305,21 @@ def test_worker_with_another_model(tmp_path):
     card["temperatures"][0]["pristine"] = 3.5
     (other / CARD).write_text(json.dumps(card))
     with worker(other) as (_, endpoint):
-        done = play("stream", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
-    check_refused(done)
-    assert "the worker has model" in done.stderr
+        done = call("stream", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
+    refused(done, "the worker has model")
     assert not (tmp_path / "runs").exists()
 
 
 def test_nobody_listens(tmp_path):
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    done = play("stream", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
-    check_refused(done)
-    assert "no eex-worker answered" in done.stderr
+    done = call("stream", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
+    refused(done, "no eex-worker answered")
 
 
 # ---- Ctrl-C
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_is_summed_up(tmp_path, number):
     process = start(
@@ -380,6 +343,7 @@ def test_interrupted_run_is_summed_up(tmp_path, number):
     assert records_of(folder)["frame"].to_pylist() == list(range(summary["frames"]))
 
 
+@pytest.mark.process
 def test_killed_run_leaves_readable_records_and_no_worker(tmp_path):
     process = start("stream", "--frames", 200_000, "--threads", 1, "--out", tmp_path, "--policy", "fixed", "--json")
     records = wait_for(lambda: [p for p in tmp_path.glob("*/records/*") if p.stat().st_size > 100_000], process)
@@ -398,14 +362,6 @@ def test_killed_run_leaves_readable_records_and_no_worker(tmp_path):
 
 
 # ---- what cannot be used
-
-
-def check_refused(done):
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
 
 
 BAD = {
@@ -443,10 +399,8 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def refusals(tmp_path_factory):
-    """What each bad command came to; two at a time, as most of it is waiting for imports."""
-    import hashlib
-
+def bad(tmp_path_factory):
+    """A folder of things that cannot be used."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "empty").mkdir()
     draw_images(folder / "odd", 3, size=20)
@@ -464,21 +418,26 @@ def refusals(tmp_path_factory):
     (folder / "file").write_text("")
     (folder / "broken.json").write_text('{"policy": ')
     (folder / "batch0.json").write_text('{"batch": 0}')
+    return folder
 
-    def refuse(arguments):
-        common = ["--worker", "none", "--frames", 20, "--out", "runs", "--no-regret"]
-        if "--config" in arguments:
-            common = ["--worker", "none"]
-        return play("stream", *common, *arguments, cwd=folder)
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(BAD, pool.map(refuse, [arguments for arguments, _ in BAD.values()]), strict=True))
+def try_stream(run, arguments, cwd):
+    common = ["--worker", "none"]
+    if "--config" not in arguments:
+        common += ["--frames", 20, "--out", "runs", "--no-regret"]
+    return run("stream", *common, *arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_in_one_line(refusals, case):
-    check_refused(refusals[case])
-    assert BAD[case][1] in refusals[case].stderr
+def test_bad_input_is_refused_in_one_line(bad, case):
+    arguments, message = BAD[case]
+    refused(try_stream(call, arguments, bad), message)
+
+
+@pytest.mark.process
+def test_a_refusal_in_a_process_of_its_own(bad):
+    arguments, message = BAD["broken card"]
+    refused(try_stream(play, arguments, bad), message)
 
 
 def test_bad_images_are_skipped_and_named(tmp_path):
@@ -490,7 +449,7 @@ def test_bad_images_are_skipped_and_named(tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(whole, "PNG")
     (images / "cut.png").write_bytes(whole.getvalue()[:1000])
     np.save(images / "nans.npy", np.full((32, 32, 3), np.nan, dtype=np.float32))
-    done = play(
+    done = call(
         "stream", "--source", images, "--distortion", "pristine", "--worker", "none", "--threads", 1,
         "--out", tmp_path / "runs", "--frames", 20,
     )  # fmt: skip

@@ -1,17 +1,16 @@
 """`eex-train` as a user types it: on tiny images, killed and started again, with a network of one's own."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ENVIRONMENT, PATIENCE_S, call, command, play, refused
 from PIL import Image
 
 from eex.models.card import load, read_card
@@ -19,13 +18,10 @@ from eex.stream.run.records import read_records
 
 pytestmark = pytest.mark.timeout(200)
 
-PATIENCE_S = 100.0  # for a command; an idle machine takes a few seconds
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-
 OWN = """
 from torch import nn
 
-from eex.models.cut import cut
+from eex.models import cut
 
 
 class Small(nn.Module):
@@ -48,28 +44,10 @@ def broken():
 """
 
 
-def play(name, *arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=cwd,
-        timeout=PATIENCE_S,
-    )
-
-
-def train(*arguments, cwd=None):
-    done = play("train", "--threads", 1, *arguments, cwd=cwd)
+def train(*arguments, cwd=None, run=call):
+    done = run("train", "--threads", 1, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done
-
-
-def check_refused(done):
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
 
 
 def draw_images(folder, size, count=40, tests=10):
@@ -97,11 +75,13 @@ TINY = ("--network", "my_net:network", "--data", "images", "--holdout", 10, "--b
 
 @pytest.fixture(scope="module")
 def trained(home):
-    """A whole training: backbone, experts, classifier; its end and its card."""
-    done = train(*TINY, "--epochs", 3, "--expert-epochs", 1, "--classifier-epochs", 1, "--out", "model", cwd=home)
+    """A whole training in a process of its own: backbone, experts, classifier; what it printed, and its card."""
+    arguments = (*TINY, "--epochs", 3, "--expert-epochs", 1, "--classifier-epochs", 1, "--out", "model")
+    done = train(*arguments, cwd=home, run=play)
     return done, read_card(home / "model")
 
 
+@pytest.mark.process
 def test_card_says_what_was_trained(trained, home):
     _, card = trained
     experts = ("pristine", "gaussian_blur", "gaussian_noise")
@@ -117,6 +97,7 @@ def test_card_says_what_was_trained(trained, home):
     assert all(macs > 0 for macs in card.costs["branch_macs"])
 
 
+@pytest.mark.process
 def test_card_says_how_well_it_does(trained):
     _, card = trained
     measured = card.measured
@@ -133,6 +114,7 @@ def test_card_says_how_well_it_does(trained):
     assert shares == sorted(shares)  # a higher threshold costs more
 
 
+@pytest.mark.process
 def test_screen_shows_accuracy_by_exit(trained):
     done, card = trained
     assert done.stdout.count("\n") > len(card.measured["exits"])
@@ -142,7 +124,7 @@ def test_screen_shows_accuracy_by_exit(trained):
 
 
 def test_trained_network_of_ones_own_streams(trained, home):
-    done = play(
+    done = call(
         "stream", "--network", "my_net:network", "--model", "model", "--source", "images", "--frames", 60,
         "--threads", 1,
         "--distortion", "pristine:30, gaussian_noise@20:30", "--policy", "fixed:p_tar=0.9", "--deadline-ms", 60_000,
@@ -156,13 +138,13 @@ def test_trained_network_of_ones_own_streams(trained, home):
 
 
 def test_network_of_ones_own_must_be_named(trained, home):
-    check_refused(play("stream", "--model", "model", "--source", "images", "--worker", "none", cwd=home))
+    refused(call("stream", "--model", "model", "--source", "images", "--worker", "none", cwd=home))
 
 
 def test_saved_model_answers_as_its_card_says(trained, home, monkeypatch):
     from eex.stream.frames.sources import load_all, open_source
     from eex.stream.network import make_network
-    from eex.stream.training import measure
+    from eex.stream.training.measuring import measure
 
     monkeypatch.chdir(home)
     monkeypatch.syspath_prepend(str(home))
@@ -186,10 +168,10 @@ def uninterrupted(home):
     return read_card(home / "whole")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("checkpoint", ["pristine", "gaussian_blur"])
 def test_killed_training_ends_with_the_same_weights(home, tmp_path, uninterrupted, checkpoint):
-    command = [sys.executable, "-m", "eex.stream.commands.train", *map(str, LONGER), "--out", str(tmp_path)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=home)
+    process = subprocess.Popen(command("train", *LONGER, "--out", tmp_path), env=ENVIRONMENT, cwd=home)
     end = time.monotonic() + PATIENCE_S
     while not (tmp_path / "training" / f"{checkpoint}.safetensors").exists():
         assert process.poll() is None
@@ -228,14 +210,14 @@ def test_experts_of_another_backbone_are_refused(home, tmp_path):
     out = ("--out", tmp_path / "model", "--expert-epochs", 1, "--classifier-epochs", 1, "--no-measure")
     train(*TINY, *out, "--epochs", 1, cwd=home)
     (tmp_path / "model" / "training" / "pristine.safetensors").unlink()
-    again = play("train", "--threads", 1, *TINY, *out, "--epochs", 2, cwd=home)
+    again = call("train", "--threads", 1, *TINY, *out, "--epochs", 2, cwd=home)
     assert again.returncode == 2
     assert "gaussian_blur.safetensors" in again.stderr
     assert "other settings" in again.stderr
 
 
 def test_checkpoints_of_other_settings_are_refused(trained, home):
-    check_refused(play("train", *TINY, "--epochs", 4, "--out", "model", cwd=home))
+    refused(call("train", *TINY, "--epochs", 4, "--out", "model", cwd=home))
 
 
 def test_backbone_by_name_trains_without_a_test_split(home, tmp_path):
@@ -273,11 +255,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_in_one_line(home, case):
-    arguments, wanted = BAD[case]
-    done = play("train", *TINY, "--out", "bad", "--epochs", 1, "--experts", "", *arguments, cwd=home)
-    check_refused(done)
-    assert wanted in done.stderr
+def test_bad_input_is_refused_in_one_line(home, case):
+    arguments, message = BAD[case]
+    refused(call("train", *TINY, "--out", "bad", "--epochs", 1, "--experts", "", *arguments, cwd=home), message)
     assert not (home / "bad").exists()
 
 
@@ -288,7 +268,7 @@ def test_confidence_by_entropy(trained, home):
     card = read_card(home / "model-entropy")
     assert card.architecture.confidence == "entropy"
     assert "confidence" not in card.training
-    done = play(
+    done = call(
         "stream", "--network", "my_net:network", "--model", "model-entropy", "--source", "images", "--frames", 20,
         "--distortion", "pristine", "--policy", "fixed:p_tar=1", "--out", "by-entropy", "--json", cwd=home,
     )  # fmt: skip

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from commands import call, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eex.models.network import make
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace, write_trace
-from eex.stream.commands import partition
 from eex.stream.commands.partition import option
 from eex.stream.planning import measure
 from eex.stream.planning.measure import (
@@ -80,9 +80,9 @@ def test_the_edge_alone_and_the_cloud_alone():
     near = Times(**{**vars(times), "sends": [[Send("input", 0, 0.0)]] * 3})
     assert best(near, first=0).cut == 0
     assert best(near).cut == 1  # eex-stream runs a stage on the edge in any case
-    with pytest.raises(ValueError, match="no way from a to z"):
+    with pytest.raises(ValueError, match="no path from a to z"):
         shortest_path({"a": [("b", 1.0, "")]}, "a", "z")
-    with pytest.raises(ValueError, match="frames that go on from stage 1 must be sent"):
+    with pytest.raises(ValueError, match="frames that continue from stage 1 must be sent"):
         plan(times, 1)
 
 
@@ -221,7 +221,7 @@ def test_the_cheapest_way_that_leaves_the_answers_alone():
     assert str(cheapest(allowed, LinkSpeed(5.0, 1000.0), {0: 30.0, 2: 1.0}).encoding) != "input"  # the cloud is slow
     assert json.dumps(slow.candidates)
     blind = measure.smallest(WAYS, "the link is down")
-    assert (str(blind.encoding), blind.why) == ("int8+zstd", "5,000 bytes a frame, the fewest; the link is down")
+    assert (str(blind.encoding), blind.why) == ("int8+zstd", "5,000 bytes per frame, the fewest; the link is down")
 
 
 def test_the_first_condition_of_a_link():
@@ -236,15 +236,7 @@ def test_the_first_condition_of_a_link():
 # ---- the command
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["eex-partition", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        partition.main()
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
-
-
-def test_the_command(monkeypatch, capsys, tmp_path):
+def test_the_command(tmp_path):
     rng = np.random.default_rng(0)
     confidence = np.where(np.arange(4) < 3, rng.random((100, 4)) * 0.7, 1.0)
     write_trace(
@@ -252,18 +244,18 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     )
     # nobody leaves early; the link is good and the cloud fast, so that little runs on the edge
     arguments = ["--trace", tmp_path / "t.arrow", "--frames", 32, "--link", "0.01@100000", "--cloud-speed", 1000]
-    code, out, err = run(monkeypatch, capsys, *arguments, "--json")
-    assert (code, err) == (0, "")
-    found = json.loads(out)
+    done = call("partition", *arguments, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
     assert found["leave"] == [0.0, 0.0, 0.0]
     assert [p["partition"] for p in found["plans"]] == [0, 1, 2, 3, 4]
     assert found["recommended"]["partition"] == 1
     assert found["option"].startswith("--partition 1 --send ")
     # everybody leaves at the first exit
-    code, out, _ = run(monkeypatch, capsys, "--frames", 32, "--threshold", 0, "--link", "paris")
-    assert code == 0
-    assert "100 % 0 % 0 % leave" in " ".join(out.split())
-    assert "fastest: eex-stream --partition" in out
+    done = call("partition", "--frames", 32, "--threshold", 0, "--link", "paris")
+    assert done.returncode == 0
+    assert "100 % 0 % 0 % leave" in " ".join(done.stdout.split())
+    assert "fastest: eex-stream --partition" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -277,16 +269,13 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         (["--send", "int4"], "there is no encoding 'int4'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(monkeypatch, capsys, arguments, says):
-    code, out, err = run(monkeypatch, capsys, *arguments)
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert says in err
+def test_mistakes_are_refused_in_one_line(arguments, says):
+    refused(call("partition", *arguments), says)
 
 
-def test_a_trace_of_another_partition(monkeypatch, capsys, tmp_path):
+def test_a_trace_of_another_partition(tmp_path):
     write_trace(
         tmp_path / "t.arrow", Trace(np.ones((4, 3)), np.zeros((4, 3), dtype=int), np.zeros(4, dtype=int), CLASSES)
     )
-    code, _, err = run(monkeypatch, capsys, "--trace", tmp_path / "t.arrow", "--frames", 32)
-    assert code == 2
-    assert "knows 3 exits, the model has 4; record it with eex-record --partition 3" in err
+    done = call("partition", "--trace", tmp_path / "t.arrow", "--frames", 32)
+    refused(done, "holds 3 exits, the model has 4; record it with eex-record --partition 3")

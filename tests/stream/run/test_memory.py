@@ -10,7 +10,7 @@ from torch import nn
 from eex.models.network import Architecture, EarlyExitNet
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
-from eex.stream.engine import Batch
+from eex.stream.frames.batch import Batch
 from eex.stream.run.records import RecordWriter, read_batches
 from eex.stream.run.tally import Reference, Tally
 from eex.stream.wire.offload import InMemoryOffloader

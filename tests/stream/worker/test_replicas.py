@@ -104,7 +104,7 @@ def make_actor():
     return Trivial
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_actor_dies_and_is_restarted():
     ray = pytest.importorskip("ray")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eex.models.cut import cut
+from eex.models.cutting import cut
 from eex.models.fast import optimised
 from eex.models.network import remake
 from eex.models.training import Recipe, all_logits, fit
@@ -206,8 +206,8 @@ def sequential() -> nn.Module:
         (Residual, ["layers.1", "layers.0"], "in order of execution: 'layers.0' does not come after 'layers.1'"),
         (Residual, ["layers", "layers.1"], "in order of execution: 'layers.1' does not come after 'layers'"),
         (Residual, ["stem", "layers.0.conv1"], "cannot cut after 'layers.0.conv1': the output of layer 'relu' is used"),
-        (Residual, ["layers.1.conv2"], "the output of layer 'layers.0.relu' is used behind it too"),
-        (Long, ["conv"], "cannot cut after 'conv': the module's input is used behind it"),
+        (Residual, ["layers.1.conv2"], "the output of layer 'layers.0.relu' is used after it, too"),
+        (Long, ["conv"], "cannot cut after 'conv': the module's input is used after it"),
         (Branching, ["conv"], "torch.fx cannot trace the module: symbolically traced variables"),
         (Masked, ["conv"], r"forward must take the images alone, got \['x', 'mask'\]"),
         (Listing, ["conv"], "must return its logits alone, got a immutable_list"),

@@ -1,4 +1,4 @@
-"""Cutting a user's own network into stages at named layers."""
+"""Cut a user's own network into stages at named layers."""
 
 import difflib
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ def cut(
     """An early-exit network from any module that torch.fx can trace.
 
     Each stage is the part of the module up to and including a named layer; what follows the last named layer is the
-    final exit's branch, used with its weights. The other exits get new side branches. Parameters are shared with the
-    module, not copied.
+    final exit's branch, with its weights. The other exits get new side branches. Parameters are shared with the module,
+    not copied.
 
     The module is traced in evaluation mode: what its `forward` does only while training (a functional dropout with
     `training=self.training`) is left out of the stages. Layers such as `nn.Dropout` are kept.
@@ -156,12 +156,12 @@ def _parts(module: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
     if not isinstance(last, fx.Node):
         raise EexError(f"the module must return its logits alone, got a {type(last).__name__}")
     if place[last] <= place[ends[-1]]:
-        raise EexError(f"nothing follows '{names[-1]}': the final exit needs the layers behind the last cut for itself")
+        raise EexError(f"nothing follows '{names[-1]}': the final exit consists of the layers after the last cut")
     for name, end in zip(names, ends[1:], strict=True):
         for node in nodes[: place[end]]:
             if node.op != "get_attr" and any(place[user] > place[end] for user in node.users):
                 raise EexError(
-                    f"cannot cut after '{name}': {_describe(node)} is used behind it too; "
+                    f"cannot cut after '{name}': {_describe(node)} is used after it, too; "
                     "cut where one value is passed on, such as after a whole residual block"
                 )
     parts = []

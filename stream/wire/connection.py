@@ -13,12 +13,9 @@ from eex.stream.wire.encoding import Encoding, parse_encoding
 if TYPE_CHECKING:
     from eex.stream.wire.keys import EdgeKeys
     from eex.stream.wire.offload import Offloader
-    from eex.stream.worker.embedded import EmbeddedWorker
 
 PATIENCE_S = 15.0
 """How long a run waits for its worker over an emulated link, which may be slow or down at first."""
-EMBEDDED_PATIENCE_S = 60.0
-"""How long a run waits for its embedded worker to load the model."""
 
 
 @dataclass(frozen=True)
@@ -126,27 +123,24 @@ def _workers(text: str) -> tuple[int, tuple[str, ...]]:
     return 0, endpoints
 
 
-def embedded_worker(model: Path | None, network: str, processes: int) -> "EmbeddedWorker":
-    """A worker on this machine for the model of a run, in so many processes."""
-    from eex.stream.worker.embedded import EmbeddedWorker
-
-    return EmbeddedWorker(() if model is None else (model,), network, processes=processes)
-
-
 @contextlib.contextmanager
 def connected(
-    connection: Connection, worker: "EmbeddedWorker | None", fingerprint: str, seed: int, required: bool = True
+    connection: Connection,
+    fingerprint: str,
+    seed: int,
+    embedded: "tuple[str, EdgeKeys] | None" = None,
+    required: bool = True,
 ) -> "Iterator[Offloader]":
     """A connection that knows nothing of any before it; closed with the block.
 
     Parameters
     ----------
-    worker
-        The embedded worker; None if there is none.
     fingerprint
         Of the model.
     seed
         Of the emulated link's jitter.
+    embedded
+        Endpoint and keys of the embedded worker; None if there is none.
     required
         Whether a worker must answer now; if not, frames fall back until one does.
 
@@ -164,8 +158,8 @@ def connected(
         yield NoOffloader()
         return
     keys: EdgeKeys | None
-    if worker is not None:
-        endpoints, keys = [worker.endpoint(EMBEDDED_PATIENCE_S)], worker.keys
+    if embedded is not None:
+        endpoints, keys = [embedded[0]], embedded[1]
     else:
         endpoints = list(connection.endpoints)
         keys = None if connection.plain else edge_keys(connection.keys or default_folder(), connection.key)

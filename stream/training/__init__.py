@@ -1,0 +1,1 @@
+"""Training a model from images: options, data, the network to start from, the steps, and measuring what came out."""

@@ -1,0 +1,128 @@
+"""How a finished model does: accuracy and calibration by exit, expert, distortion and level; cost by threshold."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from eex.models.training import all_logits
+from eex.policies.core.metrics import expected_calibration_error
+from eex.stream.frames.distortions import DISTORTIONS
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
+
+LEVELS = {"pristine": (0.0,), "gaussian_blur": (0.5, 1.0, 1.5, 2.0), "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0)}
+"""Levels that a model is measured at: blur in pixels, noise on the 0–255 scale."""
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
+AT_ONCE = 500
+"""Images that are distorted or classified at once: a whole test split would take gigabytes."""
+
+
+def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """How a model does on uint8 images (N, C, H, W), each distorted in every way that it has an expert for.
+
+    Returns
+    -------
+    dict
+        `exits`: rows of distortion, level, expert, exit (from 1), accuracy, confidence, ECE before and after
+        calibration; `thresholds`: accuracy and multiply-adds, as a share of the whole network's, at fixed thresholds
+        on pristine images; `classifier`: share of each kind that the distortion classifier recognises, over all levels.
+    """
+    rows, recalls = [], {}
+    for kind in (kind for kind in LEVELS if kind in net.experts):
+        recognised = []
+        for level in LEVELS[kind]:
+            seen = _distorted(images, kind, level)
+            as_bytes = (seen * 255).round().to(torch.uint8)
+            for expert in dict.fromkeys((net.experts[0], kind)):
+                logits = all_logits(net, as_bytes, expert=expert)
+                if kind == net.experts[0]:
+                    pristine = logits
+                what = {"distortion": kind, "level": level, "expert": expert}
+                rows += [what | row for row in by_exit(net, logits, labels, expert)]
+            if net.classifier is not None:
+                recognised.append(_recognised(net, seen, net.experts.index(kind)))
+        if recognised:
+            recalls[kind] = float(np.mean(recognised))
+    return {
+        "images": len(images),
+        "exits": rows,
+        "thresholds": by_threshold(net, pristine, labels),
+        "classifier": recalls,
+    }
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
+
+
+def _distorted(images: torch.Tensor, kind: str, level: float) -> torch.Tensor:
+    """Images (N, C, H, W) in [0, 1] from uint8 ones, all distorted alike."""
+    seen = images.float() / 255
+    if kind not in DISTORTIONS:
+        return seen
+    numbers = torch.arange(len(images))
+    levels = torch.full((len(images),), level)
+    return torch.cat([DISTORTIONS[kind](seen[part], levels[part], numbers[part], 0) for part in _parts(len(images))])
+
+
+def _recognised(net: "EarlyExitNet", images: torch.Tensor, kind: int) -> float:
+    """Share of images (N, C, H, W) that the distortion classifier takes for a kind."""
+    assert net.classifier is not None
+    with torch.inference_mode():
+        found = [net.classifier(images[p].to(net.mean.device)).argmax(1).cpu() for p in _parts(len(images))]
+    return float((torch.cat(found) == kind).double().mean())
+
+
+def by_exit(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor, expert: str) -> list[dict[str, Any]]:
+    """Accuracy, confidence and calibration error of each exit.
+
+    Parameters
+    ----------
+    logits
+        Of one expert, as trained, (exits, N, K).
+    """
+    rows = []
+    for e, out in enumerate(logits):
+        plain = torch.softmax(out.double(), 1).max(1)
+        scaled = torch.softmax(out.double() / net.temperature[e][expert], 1).max(1)
+        right = (plain.indices == labels).numpy()
+        rows.append(
+            {
+                "exit": e + 1,
+                "accuracy": float(right.mean()),
+                "confidence": float(scaled.values.mean()),
+                "ece_before": expected_calibration_error(plain.values.numpy(), right),
+                "ece_after": expected_calibration_error(scaled.values.numpy(), right),
+            }
+        )
+    return rows
+
+
+def by_threshold(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
+    """Accuracy and cost at fixed thresholds, with the whole network run in one place.
+
+    Parameters
+    ----------
+    logits
+        Of the first expert, as trained, (exits, N, K).
+    """
+    costs = net.costs()
+    spent = torch.tensor([costs.of_exit(e) for e in range(net.exits)], dtype=torch.float64)
+    answers = [net.confident(out.double() / net.temperature[e][net.experts[0]]) for e, out in enumerate(logits)]
+    predictions = torch.stack([prediction for _, prediction in answers])
+    rows = []
+    for threshold in THRESHOLDS:
+        exit = torch.full((len(labels),), net.exits - 1)
+        for e in reversed(range(net.exits - 1)):
+            exit[answers[e][0] >= threshold] = e
+        rows.append(
+            {
+                "threshold": threshold,
+                "accuracy": float((predictions[exit, torch.arange(len(labels))] == labels).double().mean()),
+                "macs_share": float(spent[exit].mean()) / costs.whole,
+                "left_early": float((exit < net.exits - 1).double().mean()),
+            }
+        )
+    return rows

@@ -1,0 +1,191 @@
+"""`eex-train` as a function: train a network, calibrate it, add experts and a classifier, write weights and card."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eex.policies.core.errors import EexError
+from eex.stream.network import make_network, pick_device
+from eex.stream.training.bars import Bars, training_bars
+from eex.stream.training.data import Data, read_data
+from eex.stream.training.options import TrainConfig
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
+    from eex.models.training import Distort, Recipe
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train as configured; returns what was measured.
+
+    Raises
+    ------
+    EexError
+        If the data, the network or the folder cannot be used.
+    """
+    config.check()
+    own = _own_network(config)
+    data = read_data(config, None if own is None else own.architecture.input_shape)
+    # only now: torch takes seconds, and what is wrong above is reported at once
+    import torch
+
+    from eex.models.card import load, save
+    from eex.stream.frames.sources import load_all
+    from eex.stream.training.measuring import measure
+    from eex.stream.training.networks import first_network, start_from
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    net = first_network(config, own, data).to(pick_device(config.device))
+    task = _Task(config, net, data)
+    if config.start:
+        start_from(config.start, net, task.images)
+    _say_what_is_left_out(config, data)
+    with training_bars(config.quiet) as bars:
+        trained = task.run(bars)
+    training = config.on_the_card() | trained
+    save(net, config.out, name=config.name, training=training)
+    if data.test is None:
+        return {}
+    net = load(config.out, str(net.mean.device), own)  # as it is stored: kernels in half precision
+    pixels, labels, _ = load_all(data.test)
+    measured = measure(net, torch.from_numpy(pixels), torch.from_numpy(labels))
+    save(net, config.out, name=config.name, training=training, measured=measured)
+    return measured
+
+
+def _own_network(config: TrainConfig) -> "EarlyExitNet | None":
+    if not config.network:
+        return None
+    import torch
+
+    torch.manual_seed(config.seed)  # its first weights are drawn when it is made
+    return make_network(config.network)
+
+
+def _say_what_is_left_out(config: TrainConfig, data: Data) -> None:
+    lines = [f"skipped {name}: {reason}" for name, reason in data.skipped]
+    if config.measure and data.test is None:
+        lines.append(f"{config.data} has no test split: the model will not be measured")
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+class _Task:
+    """A training under way: the network, its images, and a recipe for each part."""
+
+    def __init__(self, config: TrainConfig, net: "EarlyExitNet", data: Data) -> None:
+        import torch
+
+        from eex.stream.frames.distortions import random_distortion
+
+        self.config, self.net = config, net
+        images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+        self.images, self.labels = images[data.kept], labels[data.kept]
+        self.validation = images[data.held], labels[data.held]
+        levels = config.expert_levels()
+        self.distorts: dict[str, Distort] = {kind: random_distortion(kind, *levels[kind]) for kind in levels}
+        self.recipe, self.expert_recipe = _recipes(config, net.exits)
+        self.checkpoints = config.out / "training"
+
+    def run(self, bars: Bars) -> dict[str, Any]:
+        """Train and calibrate every part; what the card records of it."""
+        from eex.models.calibration import calibrate
+        from eex.models.card import read_card
+        from eex.models.network import PRISTINE
+        from eex.models.training import evaluate
+
+        config, net = self.config, self.net
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
+        history = []
+        if config.epochs:
+            source = f"{Path(config.data).name} {config.weights} {config.network} {config.start}"
+            history = self._fit(PRISTINE, self.recipe, source, bars)
+        score = evaluate(net, *self.validation)
+        calibration = {PRISTINE: calibrate(net, *self.validation, PRISTINE)}
+        for kind, distort in self.distorts.items():
+            net.add_expert(kind)
+            history += self._fit(kind, self.expert_recipe, config.experts, bars)
+            calibration[kind] = calibrate(net, *self.validation, kind, distort)
+        said: dict[str, Any] = {
+            "history": history,
+            "validation_accuracy": list(score.accuracy),
+            "validation_ece": calibration,
+            "start": [read_card(folder).training for folder in config.start],
+        }
+        if self.distorts:
+            said["validation_recall"] = self._fit_classifier(bars)
+        return said
+
+    def _fit(self, expert: str, recipe: "Recipe", source: str, bars: Bars) -> list[dict[str, Any]]:
+        from eex.models.training import fit
+
+        return fit(
+            self.net,
+            self.images,
+            self.labels,
+            recipe,
+            expert=expert,
+            distort=self.distorts.get(expert),
+            validation=self.validation,
+            checkpoint=self.checkpoints / f"{expert}.safetensors",
+            source=source,
+            report=bars(expert),
+        )
+
+    def _fit_classifier(self, bars: Bars) -> dict[str, float]:
+        """Train the distortion classifier and give it to the network; the share of each kind that it recognises."""
+        import torch
+
+        from eex.models.network import PRISTINE
+        from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
+
+        config = self.config
+        torch.manual_seed(config.seed)
+        classifier = DistortionClassifier((PRISTINE, *self.distorts))
+        fit_classifier(
+            classifier,
+            self.images,
+            self.distorts,
+            epochs=config.classifier_epochs,
+            seed=config.seed,
+            report=bars("classifier"),
+        )
+        self.net.classifier = classifier.to(self.net.mean.device)
+        return recall(classifier, self.validation[0], self.distorts)
+
+
+def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":
+    """How the network is trained, and how its experts are."""
+    from eex.models.training import Recipe
+
+    recipe = Recipe(
+        method=config.method,
+        epochs=max(1, config.epochs),
+        loss_weights=config.weights_of_losses(exits),
+        optimizer=config.optimizer,
+        lr=config.lr,
+        stage_lr=config.stage_lr,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        batch=config.batch,
+        patience=config.patience,
+        shift=config.shift,
+        cutout=config.cutout,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    expert = dataclasses.replace(
+        recipe,
+        method="expert",
+        epochs=config.expert_epochs,
+        lr=config.expert_lr,
+        loss_weights=(1.0,) * exits,
+        cutout=0,
+    )
+    return recipe, expert

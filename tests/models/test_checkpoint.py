@@ -1,0 +1,84 @@
+"""A killed training resumes exactly where it was, and only from a checkpoint of its own."""
+
+from pathlib import Path
+
+import pytest
+from tiny_training import SHAPE, Killed, killer, noise, same, tiny_data, tiny_network, tiny_recipe, weights
+
+from eex.models.network import make
+from eex.models.training import fit
+from eex.policies.core.errors import EexError
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("method", "phase", "epoch"),
+    [("joint", "joint", 1), ("branch-wise", "exit 2", 2), ("two-stage", "branches", 0), ("expert", "expert", 1)],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, method, phase, epoch, optimizer):
+    images, labels = tiny_data()
+    expert = "noisy" if method == "expert" else "pristine"
+    arguments = {"expert": expert, "distort": noise, "validation": tiny_data(30, seed=1)}
+    plan = tiny_recipe(method, optimizer=optimizer, patience=2)
+    whole, checkpoint = tiny_network("noisy"), tmp_path / "run" / "half.safetensors"
+    expected = fit(whole, images, labels, plan, **arguments)
+    with pytest.raises(Killed):
+        fit(
+            tiny_network("noisy"), images, labels, plan, checkpoint=checkpoint, report=killer(phase, epoch), **arguments
+        )
+    resumed = tiny_network("noisy")
+    history = fit(resumed, images, labels, plan, checkpoint=checkpoint, **arguments)
+    assert same(weights(whole), weights(resumed))
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in history] == [
+        {k: v for k, v in row.items() if k != "seconds"} for row in expected
+    ]
+    finished = tiny_network("noisy")  # a finished run is not trained again
+    assert len(fit(finished, images, labels, plan, checkpoint=checkpoint, **arguments)) == len(expected)
+    assert same(weights(whole), weights(finished))
+    assert [f.name for f in checkpoint.parent.iterdir()] == ["half.safetensors"]
+
+
+def test_a_checkpoint_of_other_settings_gives_one_clear_line(tmp_path):
+    path, (images, labels) = tmp_path / "run.safetensors", tiny_data()
+    fit(tiny_network(), images, labels, tiny_recipe(epochs=1), checkpoint=path)
+    cases = [
+        (tiny_network(), images, tiny_recipe(epochs=2)),
+        (tiny_network(), images[:90], tiny_recipe(epochs=1)),
+        (tiny_network("noisy"), images, tiny_recipe(epochs=1)),
+    ]
+    for net, some, plan in cases:
+        with pytest.raises(EexError, match="belongs to a run with other settings") as caught:
+            fit(net, some, labels[: len(some)], plan, checkpoint=path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -10])
+def test_a_damaged_checkpoint_gives_one_clear_line(tmp_path, keep):
+    path, (images, labels) = tmp_path / "run.safetensors", tiny_data()
+    fit(tiny_network(), images, labels, tiny_recipe(epochs=1), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(EexError, match="not a training checkpoint") as caught:
+        fit(tiny_network(), images, labels, tiny_recipe(epochs=1), checkpoint=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_network_of_the_same_name_gives_one_clear_line(tmp_path):
+    path, (images, labels) = tmp_path / "run.safetensors", tiny_data()
+    fit(tiny_network(), images, labels, tiny_recipe(epochs=1), checkpoint=path)
+    other = make("resnet", "abc", after=[0, 2], width=16, structure="pool_fc", input_shape=SHAPE)
+    other.architecture = tiny_network().architecture  # as two modules of a user's own may read
+    with pytest.raises(EexError, match="belongs to another network") as caught:
+        fit(other, images, labels, tiny_recipe(epochs=1), checkpoint=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_is_safetensors(tmp_path: Path):
+    from safetensors import safe_open
+
+    path, (images, labels) = tmp_path / "run.safetensors", tiny_data()
+    net = tiny_network()
+    fit(net, images, labels, tiny_recipe(epochs=1), checkpoint=path)
+    with safe_open(path, framework="pt") as file:
+        saved = {k.removeprefix("net."): file.get_tensor(k) for k in file.keys() if k.startswith("net.")}  # noqa: SIM118
+    assert same(weights(net), saved)
