@@ -19,8 +19,8 @@ from eex.policies.algorithms.agent import observation_names
 from eex.policies.algorithms.features import Features
 from eex.policies.core.base import Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.references import fixed_reward
 from eex.policies.core.replay import replay
-from eex.policies.core.reward import fixed_reward
 from eex.policies.core.trace import write_trace
 
 pytestmark = pytest.mark.timeout(120)
