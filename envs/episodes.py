@@ -16,7 +16,7 @@ from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink, parse_link
-from eex.policies.core.routing import answer, seen
+from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.core.world import Step, step
 
@@ -97,7 +97,11 @@ class Episodes:
         self.names = observation_names(self.exits, action, experts, rate)
         self.actions = 1 if action == "grid" else self.exits  # thresholds that are chosen
         self.experts = experts
-        self.confidence, self.prediction, self.label = trace.confidence, trace.prediction, trace.label
+        self.confidence = np.ascontiguousarray(trace.confidence.T)  # (exits + 1, frames)
+        self.right = trace.correct  # (frames, exits + 1)
+        final = np.full(len(trace), self.exits)  # and where the final exit is not sure enough to answer:
+        surest = answer(trace.confidence, trace.prediction, final, np.full(len(trace), np.inf))
+        self.right_unsure = (surest == trace.label) & (trace.label >= 0)
         self.distortion = _distortion(trace, experts)
         self.seeds: Ints = np.arange(envs)
         self.episode = -1
@@ -162,7 +166,7 @@ class Episodes:
         if self.action == "grid":
             if action.min() < 0 or action.max() >= len(self.grid):
                 raise EexError(f"an action must be an arm from 0 to {len(self.grid) - 1}, got {action}")
-            return np.broadcast_to(self.grid[action], (self.exits, self.envs))
+            return self.grid[action][None].repeat(self.exits, axis=0)
         if not (action >= 0).all() or not (action <= 1).all():
             raise EexError(f"an action must be thresholds in [0, 1], got {action}")
         return np.ascontiguousarray(action.T, dtype=float)
@@ -170,7 +174,7 @@ class Episodes:
     def _frame(self, threshold: Floats) -> Floats:
         """Play the next frame of every environment, and learn what is due; what the frames earn, (envs,)."""
         row = self.row
-        confidence = self.confidence.take(row, axis=0)
+        confidence = self.confidence.take(row, axis=1).T
         took, lost = (None, None) if self.link is None else self._round_trip(self.link)
         stepped = step(confidence, threshold.T, None, self.overhead, self.exit_cost, lost=lost)
         if took is not None:
@@ -180,13 +184,15 @@ class Episodes:
             self._learn_late(*late)
         self._learn_now(stepped, confidence, threshold)
         self.played, self.row = row, self.playlist.next()
-        self.exit = np.where(stepped.offloaded, self.exits, stepped.exit)
-        return stepped.reward if self.reward == "confidence" else self._accuracy(row, stepped, confidence, threshold)
+        self.exit = stepped.exit if lost is None else np.where(stepped.offloaded, self.exits, stepped.exit)
+        if self.reward == "accuracy":
+            return self._accuracy(row, stepped, confidence[:, -1], threshold[-1])
+        return stepped.reward
 
-    def _accuracy(self, row: Ints, stepped: Step, confidence: Floats, threshold: Floats) -> Floats:
+    def _accuracy(self, row: Ints, stepped: Step, cloud: Floats, final_exit_at: Floats) -> Floats:
         """1 for each right answer, less what the frame cost, (envs,)."""
-        known = seen(confidence, self.prediction.take(row, axis=0), stepped.visited, stepped.replied)
-        right = answer(*known, stepped.exit, threshold[-1]) == self.label[row]
+        unsure = stepped.replied & (cloud < final_exit_at)
+        right = np.where(unsure, self.right_unsure[row], self.right[row, stepped.exit])
         further: Ints = stepped.visited - 1
         return right - self.overhead * stepped.offloaded - self.exit_cost * further
 

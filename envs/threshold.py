@@ -100,7 +100,7 @@ class ThresholdEnv(gym.Env[Observation, Any]):
         if self.render_mode is not None:
             self._total += earned
             last = min(exit, self.episodes.exits - 1)
-            confidence = float(self.episodes.confidence[self.episodes.played[0], last])
+            confidence = float(self.episodes.confidence[last, self.episodes.played[0]])
             threshold = self.episodes.chosen[:, 0].tolist()
             self._history.append(Shown(self.episodes.t, threshold, confidence, exit, earned, self._total))
         return observation[0], earned, False, over, {"exit": exit}

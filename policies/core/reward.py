@@ -7,7 +7,7 @@ from eex.policies.core.routing import last_visited
 
 
 def earned(
-    gain: Floats, offloaded: Bools, further: Ints, overhead: float | Floats, exit_cost: float | Floats = 0.0
+    gain: Floats, offloaded: Bools, further: Ints | int, overhead: float | Floats, exit_cost: float | Floats = 0.0
 ) -> Floats:
     r"""Reward of frames: :math:`\max(0, \Delta C) - o` if offloaded, else 0, less the cost of the further edge exits.
 

@@ -7,7 +7,7 @@ import numpy as np
 from eex.policies.core.base import Bools, Floats, Ints, Thresholds
 
 
-def leave(confidence: Any, exit_at: Any, skip_below: Any) -> tuple[Any, Any]:
+def leave(confidence: Any, exit_at: Any, skip_below: Any = None) -> tuple[Any, Any]:
     """Which frames leave at an edge exit: (answered here, sent to the cloud at once); the others go on.
 
     A frame that reaches `exit_at` is answered, even if it lies below `skip_below`. A confidence of NaN is never
@@ -16,10 +16,10 @@ def leave(confidence: Any, exit_at: Any, skip_below: Any) -> tuple[Any, Any]:
     Parameters
     ----------
     confidence, exit_at, skip_below
-        Arrays or tensors of one shape; a number holds for all frames.
+        Arrays or tensors of one shape; without `skip_below` no frame is sent at once.
     """
     answered = confidence >= exit_at
-    return answered, ~answered & (confidence < skip_below)
+    return answered, False if skip_below is None else ~answered & (confidence < skip_below)
 
 
 def walk(edge: Floats, exit_at: Floats, skip_below: Floats | None = None) -> tuple[Ints, Ints]:
@@ -40,15 +40,19 @@ def walk(edge: Floats, exit_at: Floats, skip_below: Floats | None = None) -> tup
     exits = edge.shape[-1]
     # exits first, contiguous: numpy is slow along an axis as short as theirs
     edge, exit_at = np.ascontiguousarray(edge.T), np.ascontiguousarray(exit_at.T[:exits])
-    answered, skipped = leave(edge, exit_at, 0.0 if skip_below is None else np.ascontiguousarray(skip_below.T))
-    if exits == 1:
-        exit = (~answered[0]).astype(np.int64)
-        return exit.T, np.ones_like(exit).T
-    way = np.full(answered.shape[1:], 2 * exits - 1)  # e: answered at exit e; exits + e: offloaded from there
+    skip_below = None if skip_below is None or exits == 1 else np.ascontiguousarray(skip_below.T)
+    answered, skipped = leave(edge, exit_at, skip_below)
+    way = np.full(
+        answered.shape[1:], exits
+    )  # e: answered at exit e; exits: offloaded from the last; above: from others
     for e in range(exits - 1, -1, -1):
-        np.putmask(way, skipped[e], exits + e)
+        if skip_below is not None and e < exits - 1:
+            np.putmask(way, skipped[e], exits + 1 + e)
         np.putmask(way, answered[e], e)
-    return np.minimum(way, exits).T, (way % exits + 1).T
+    visited = np.minimum(way, exits - 1) + 1
+    if skip_below is None:
+        return way.T, visited.T
+    return np.minimum(way, exits).T, np.where(way > exits, way - exits, visited).T
 
 
 def drop(confidence: Floats, audited: Bools, drop_below: float) -> Bools:

@@ -21,7 +21,7 @@ class Step(NamedTuple):
     offloaded, sent, replied, fallback, dropped
         As in `eex.policies.core.base.Outcomes`; each offloaded frame is `replied` to, a `fallback` or `dropped`.
     gain
-        Confidence that the cloud added, or would have added: at least 0, and 0 where a reply is missing.
+        Confidence that the cloud added to an offloaded frame: at least 0, and 0 where its reply is missing.
     reward
         As `eex.policies.core.reward.reward` has it.
     """
@@ -85,11 +85,11 @@ def step(
     edge = confidence[..., :exits]
     exit, visited = walk(edge, exit_at, skip_below)
     offloaded = exit == exits
-    last = last_visited(edge, visited)
+    last = edge[..., -1] if skip_below is None else last_visited(edge, visited)  # of offloaded frames
     gain = np.fmax(0.0, confidence[..., exits] - last)
     if drop_below <= 0 and sent is None and lost is None:
         none = np.zeros(exit.shape, dtype=bool)
-        reward = earned(gain, offloaded, visited - 1, overhead, exit_cost)
+        reward = earned(gain, offloaded, visited - 1 if exit_cost else 0, overhead, exit_cost)
         return Step(exit, visited, offloaded, offloaded, offloaded, none, none, gain, reward)
     dropped = offloaded & drop(last, np.False_ if audited is None else audited, drop_below)
     really_sent = offloaded & ~dropped if sent is None else offloaded & ~dropped & sent
