@@ -1,12 +1,54 @@
 """Environments in which agents learn to choose thresholds; importing this registers them with Gymnasium.
 
 Gymnasium 1.0 and later load no entry points, so `eex/Threshold-v0` is known once this package is imported, which
-`gymnasium.make("eex.envs:eex/Threshold-v0", …)` does by itself.
+`gymnasium.make("eex.envs:eex/Threshold-v0", …)` does by itself. The other names are loaded when they are first used, so
+that stable-baselines3 and torch are loaded only by what needs them.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+if TYPE_CHECKING:
+    from eex.envs.checks import check_environment
+    from eex.envs.episodes import Episodes
+    from eex.envs.evaluate import held_out, score
+    from eex.envs.playlist import reordered
+    from eex.envs.sb3 import ThresholdVecEnv
+    from eex.envs.threshold import ThresholdEnv
+    from eex.envs.train import TrainRLConfig, train_rl
+    from eex.envs.vector import ThresholdVectorEnv
+
 ID = "eex/Threshold-v0"
+
+_MODULES = {
+    "Episodes": "episodes",
+    "ThresholdEnv": "threshold",
+    "ThresholdVecEnv": "sb3",
+    "ThresholdVectorEnv": "vector",
+    "TrainRLConfig": "train",
+    "check_environment": "checks",
+    "held_out": "evaluate",
+    "reordered": "playlist",
+    "score": "evaluate",
+    "train_rl": "train",
+}
+
+__all__ = [
+    "ID",
+    "Episodes",
+    "ThresholdEnv",
+    "ThresholdVecEnv",
+    "ThresholdVectorEnv",
+    "TrainRLConfig",
+    "check_environment",
+    "held_out",
+    "register",
+    "reordered",
+    "score",
+    "train_rl",
+]
 
 
 def register() -> None:
@@ -17,6 +59,16 @@ def register() -> None:
             entry_point="eex.envs.threshold:ThresholdEnv",
             vector_entry_point="eex.envs.vector:ThresholdVectorEnv",
         )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 register()

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.envs.rows import Order, Rows
+from eex.envs.playlist import EpisodeOrder, Playlist
 from eex.policies.algorithms.agent import ActionKind, observation_names
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.features import EXPERTS, USUAL_MS, USUAL_QUEUE
@@ -16,7 +16,9 @@ from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink, parse_link
+from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace, read_trace
+from eex.policies.core.world import Step, step
 
 RewardKind = Literal["confidence", "accuracy"]
 _OVERHEAD = 10  # purpose of draws
@@ -50,7 +52,7 @@ class Episodes:
     action, grid, window, reward, exit_cost
         See above.
     order, rounds, switch
-        See `eex.envs.rows.Rows`.
+        See `eex.envs.playlist.Playlist`.
     overhead
         Price of offloading a frame, or lowest and highest of what each episode draws evenly.
     link
@@ -74,7 +76,7 @@ class Episodes:
         grid: Sequence[float] = GRID,
         window: int = 1,
         reward: RewardKind = "confidence",
-        order: Order = "in-order",
+        order: EpisodeOrder = "in-order",
         rounds: int = 0,
         switch: tuple[int, int] = (500, 3000),
         overhead: float | tuple[float, float] = 0.1,
@@ -85,8 +87,8 @@ class Episodes:
     ) -> None:
         trace = trace if isinstance(trace, Trace) else read_trace(Path(trace))
         self.envs, self.exits, self.window, self.rate = envs, trace.edge_exits, window, rate
-        self.rows = Rows(trace, order, rounds, switch)
-        self.rounds = self.rows.rounds
+        self.playlist = Playlist(trace, order, rounds, switch)
+        self.rounds = self.playlist.rounds
         self.grid = np.asarray(grid, dtype=float)
         self.prices = tuple(np.broadcast_to(np.asarray(overhead, dtype=float), 2).tolist())
         self.link = parse_link(link) if isinstance(link, str) else link
@@ -95,14 +97,12 @@ class Episodes:
         self.names = observation_names(self.exits, action, experts, rate)
         self.actions = 1 if action == "grid" else self.exits  # thresholds that are chosen
         self.experts = experts
-        self.edge = np.ascontiguousarray(trace.confidence[:, :-1].T)  # (exits, frames)
-        self.gain = np.maximum(0.0, trace.confidence[:, -1] - trace.confidence[:, -2])
-        self.distortion = _distortion(trace, experts)
-        self.cloud = trace.confidence[:, -1]
-        best_edge, best = (trace.confidence[:, :stop].argmax(axis=1) for stop in (-1, None))
-        frames = np.arange(len(trace))
+        self.confidence = np.ascontiguousarray(trace.confidence.T)  # (exits + 1, frames)
         self.right = trace.correct  # (frames, exits + 1)
-        self.right_edge, self.right_best = self.right[frames, best_edge], self.right[frames, best]
+        final = np.full(len(trace), self.exits)  # and where the final exit is not sure enough to answer:
+        surest = answer(trace.confidence, trace.prediction, final, np.full(len(trace), np.inf))
+        self.right_unsure = (surest == trace.label) & (trace.label >= 0)
+        self.distortion = _distortion(trace, experts)
         self.seeds: Ints = np.arange(envs)
         self.episode = -1
 
@@ -120,9 +120,9 @@ class Episodes:
         self.previous = np.zeros((self.actions, self.envs))
         self.queue = np.zeros(self.envs)
         self.link_ms = np.full(self.envs, np.nan)
-        self.late: dict[int, list[Late]] = defaultdict(list)  # by the round before which it is heard of
-        self.rows.begin(self.seeds, self.episode)
-        self.row = self.played = self.rows.next()  # of the trace: to be played next, and played last
+        self.late: dict[int, list[Late]] = defaultdict(list)  # by the round before which it is known
+        self.playlist.begin(self.seeds, self.episode)
+        self.row = self.played = self.playlist.next()  # of the trace: to be played next, and played last
         return self.observe()
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], Floats, bool]:
@@ -162,85 +162,80 @@ class Episodes:
         return x
 
     def _threshold(self, action: NDArray[Any]) -> Floats:
-        """(1 or exits, envs)."""
+        """The thresholds that the action stands for, (exits, envs)."""
         if self.action == "grid":
             if action.min() < 0 or action.max() >= len(self.grid):
                 raise EexError(f"an action must be an arm from 0 to {len(self.grid) - 1}, got {action}")
-            return np.asarray(self.grid[action][None])
+            return self.grid[action][None].repeat(self.exits, axis=0)
         if not (action >= 0).all() or not (action <= 1).all():
             raise EexError(f"an action must be thresholds in [0, 1], got {action}")
         return np.ascontiguousarray(action.T, dtype=float)
 
     def _frame(self, threshold: Floats) -> Floats:
-        """Route the next frame of every environment, and hear of what is due; what the frames earn, (envs,)."""
-        row, last = self.row, self.exits - 1
-        edge, gain = self.edge.take(row, axis=1), self.gain.take(row)
-        exit = np.full(self.envs, self.exits)
-        for e in range(last, -1, -1):
-            exit[edge[e] >= threshold[min(e, len(threshold) - 1)]] = e
-        offloaded = exit == self.exits
-        lost = self._send(offloaded, edge, gain, threshold) if self.link is not None else None
+        """Play the next frame of every environment, and learn what is due; what the frames earn, (envs,)."""
+        row = self.row
+        confidence = self.confidence.take(row, axis=1).T
+        took, lost = (None, None) if self.link is None else self._round_trip(self.link)
+        stepped = step(confidence, threshold.T, None, self.overhead, self.exit_cost, lost=lost)
+        if took is not None:
+            self._send(stepped, confidence, threshold, took)
         self.t += 1
         for late in self.late.pop(self.t, ()):
-            self._hear_late(*late)
-        self._hear(exit, offloaded, edge, gain, threshold)
-        self.played, self.row = row, self.rows.next()
+            self._learn_late(*late)
+        self._learn_now(stepped, confidence, threshold)
+        self.played, self.row = row, self.playlist.next()
+        self.exit = stepped.exit if lost is None else np.where(stepped.offloaded, self.exits, stepped.exit)
         if self.reward == "accuracy":
-            earned = self._right(row, exit, offloaded, lost, threshold[-1])
-        else:
-            earned = np.where(offloaded if lost is None else offloaded & ~lost, gain, 0.0)
-        earned -= self.overhead * offloaded
-        if self.exit_cost:
-            earned -= self.exit_cost * np.minimum(exit, last)
-        self.exit = exit
-        return earned
+            return self._accuracy(row, stepped, confidence[:, -1], threshold[-1])
+        return stepped.reward
 
-    def _right(self, row: Ints, exit: Ints, offloaded: Bools, lost: Bools | None, final: Floats) -> Floats:
-        """1 where the answer is right: below the final exit's threshold, that of the most confident exit."""
-        right = self.right[row, exit]
-        unsure = offloaded & (self.cloud[row] < final)
-        right = np.where(unsure, self.right_best[row], right)
-        if lost is not None:
-            right = np.where(offloaded & lost, self.right_edge[row], right)
-        return np.asarray(right, dtype=float)
+    def _accuracy(self, row: Ints, stepped: Step, cloud: Floats, final_exit_at: Floats) -> Floats:
+        """1 for each right answer, less what the frame cost, (envs,)."""
+        unsure = stepped.replied & (cloud < final_exit_at)
+        right = np.where(unsure, self.right_unsure[row], self.right[row, stepped.exit])
+        further: Ints = stepped.visited - 1
+        return right - self.overhead * stepped.offloaded - self.exit_cost * further
 
-    def _send(self, offloaded: Bools, edge: Floats, gain: Floats, threshold: Floats) -> Bools:
-        """Put offloaded frames on the link; which of all frames would be lost, (envs,)."""
-        link: Any = self.link
+    def _round_trip(self, link: SimulatedLink) -> tuple[Floats, Bools]:
+        """How long offloading takes now, and whether it would be in vain, both (envs,)."""
         keys = self.seeds if link.jitter_ms else self.seeds[:1]
-        took, lost = (np.broadcast_to(a, self.envs) for a in link.round_trip_ms(self.t, keys, self.episode))
-        sent = np.flatnonzero(offloaded)
+        took, lost = link.round_trip_ms(self.t, keys, self.episode)
+        return np.broadcast_to(took, self.envs), np.broadcast_to(lost, self.envs)
+
+    def _send(self, stepped: Step, confidence: Floats, threshold: Floats, took: Floats) -> None:
+        """Put offloaded frames on the link."""
+        link: Any = self.link
+        sent = np.flatnonzero(stepped.offloaded)
         due = self.t + 1 + (took[sent] / link.frame_ms).astype(np.int64)
         for when in set(due.tolist()):
             who = sent[due == when]
-            gained = np.where(lost[who], np.nan, gain[who])
-            self.late[when].append((who, edge[:, who], gained, threshold[:, who], took[who]))
+            gain = np.where(stepped.replied[who], stepped.gain[who], np.nan)
+            self.late[when].append((who, confidence[who, :-1].T, gain, threshold[: self.actions, who], took[who]))
         self.queue[sent] += 1
-        return lost
 
-    def _hear_late(self, who: Ints, edge: Floats, gain: Floats, threshold: Floats, took: Floats) -> None:
-        """Offloaded frames whose reply came, or will never come."""
-        seen = np.vstack([edge, np.zeros_like(edge), gain])
+    def _learn_late(self, who: Ints, edge: Floats, gain: Floats, threshold: Floats, took: Floats) -> None:
+        """Note offloaded frames whose reply came, or will never come."""
+        known = np.vstack([edge, np.zeros_like(edge), gain])
         before = self.recent[:, who]
-        change = self.rate * (seen - before)
+        change = self.rate * (known - before)
         self.recent[:, who] = before + np.where(np.isnan(change), 0.0, change)
         self.previous[:, who] = threshold
         self.queue[who] -= 1
         usual = self.link_ms[who]
         self.link_ms[who] = np.where(np.isnan(usual), took, 0.8 * usual + 0.2 * took)
 
-    def _hear(self, exit: Ints, offloaded: Bools, edge: Floats, gain: Floats, threshold: Floats) -> None:
-        """Frames that are heard of at once: those answered on the edge, and without a link all."""
+    def _learn_now(self, stepped: Step, confidence: Floats, threshold: Floats) -> None:
+        """Note frames that are known at once: those answered on the edge, and without a link all."""
         exits, recent = self.exits, self.recent
-        heard = ~offloaded if self.link is not None else np.ones(self.envs, dtype=bool)
-        weight = self.rate * heard
+        known = ~stepped.offloaded if self.link is not None else np.ones(self.envs, dtype=bool)
+        weight = self.rate * known
         for e in range(exits):
-            visited = weight if e == 0 else weight * (exit >= e)
-            recent[e] += visited * (edge[e] - recent[e])
-            recent[exits + e] += weight * ((exit == e) - recent[exits + e])
+            visited = weight if e == 0 else weight * (stepped.visited > e)
+            recent[e] += visited * (confidence[:, e] - recent[e])
+            recent[exits + e] += weight * ((stepped.exit == e) - recent[exits + e])
         if self.link is None:
-            recent[-1] += self.rate * offloaded * (gain - recent[-1])
-        np.copyto(self.previous, threshold, where=heard)
+            recent[-1] += self.rate * stepped.offloaded * (stepped.gain - recent[-1])
+        np.copyto(self.previous, threshold[: self.actions], where=known)
 
 
 def _distortion(trace: Trace, experts: int) -> Floats:

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eex.envs.rows import reordered
+from eex.envs.playlist import reordered
 from eex.policies.algorithms.gain_curve import THRESHOLDS
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
+from eex.policies.core.references import best_arm_of_segments, fixed_rewards
 from eex.policies.core.replay import replay
-from eex.policies.core.reward import best_arm_of_segments, fixed_rewards
 from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
 

@@ -99,11 +99,10 @@ class ThresholdEnv(gym.Env[Observation, Any]):
         earned, exit = round(float(reward[0]), 12), int(self.episodes.exit[0])
         if self.render_mode is not None:
             self._total += earned
-            confidence = self.episodes.edge[: exit + 1, self.episodes.played[0]]
-            threshold = np.broadcast_to(self.episodes.chosen[:, 0], self.episodes.exits)
-            self._history.append(
-                Shown(self.episodes.t, threshold.tolist(), float(confidence[-1]), exit, earned, self._total)
-            )
+            last = min(exit, self.episodes.exits - 1)
+            confidence = float(self.episodes.confidence[last, self.episodes.played[0]])
+            threshold = self.episodes.chosen[:, 0].tolist()
+            self._history.append(Shown(self.episodes.t, threshold, confidence, exit, earned, self._total))
         return observation[0], earned, False, over, {"exit": exit}
 
     def render(self) -> Any:

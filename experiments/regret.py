@@ -22,8 +22,8 @@ from eex.policies.algorithms.arms import GRID
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
+from eex.policies.core.references import best_fixed, best_per_exit
 from eex.policies.core.replay import Order
-from eex.policies.core.reward import best_fixed, best_per_exit
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import POLICIES, make_policy
 from eex.stream.guard import guarded

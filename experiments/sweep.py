@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Floats, Ints
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
+from eex.policies.core.references import best_arm, best_arm_of_segments, best_per_exit, fixed_rewards, oracle
 from eex.policies.core.replay import Order, Replayed, replay
-from eex.policies.core.reward import best_arm, best_arm_of_segments, best_per_exit, fixed_rewards, oracle
 from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
 

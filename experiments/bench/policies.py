@@ -14,8 +14,8 @@ from rich.table import Table
 
 from eex.policies.algorithms.arms import GRID
 from eex.policies.core.draws import uniform
+from eex.policies.core.references import fixed_rewards
 from eex.policies.core.replay import draw_frames, replay
-from eex.policies.core.reward import fixed_rewards
 from eex.policies.core.trace import Trace
 from eex.policies.registry import POLICIES, make_policy
 from eex.stream.guard import guarded

@@ -18,8 +18,8 @@ from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Floats, Ints
 from eex.policies.core.errors import EexError
+from eex.policies.core.references import best_arm, best_arm_of_segments, fixed_rewards, oracle
 from eex.policies.core.replay import Order, draw_frames, replay
-from eex.policies.core.reward import best_arm, best_arm_of_segments, fixed_rewards, oracle
 from eex.policies.core.schedule import PRISTINE
 from eex.policies.core.trace import Trace, read_trace, write_trace
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from eex.policies.core.base import Bools, Floats, Ints, Outcomes
-from eex.policies.core.routing import leave
+from eex.policies.core.reward import earned, last_seen
+from eex.policies.core.routing import last_visited, seen, walk
 
 
 def credit(outcomes: Outcomes, grid: Floats) -> tuple[Bools, Floats]:
@@ -45,8 +46,8 @@ def credit(outcomes: Outcomes, grid: Floats) -> tuple[Bools, Floats]:
     known = (grid <= grid[outcomes.arm][:, None]) & ~np.isnan(outcomes.reward)[:, None]
     first = first_exit(edge, np.broadcast_to(grid, (len(edge), len(grid))))
     left = 0.0 - exit_cost(outcomes)[:, None] * first
-    earned = np.where(first < edge.shape[1], left, outcomes.reward[:, None])
-    return known, np.where(known, earned, 0.0)
+    rewards = np.where(first < edge.shape[1], left, outcomes.reward[:, None])
+    return known, np.where(known, rewards, 0.0)
 
 
 def first_exit(edge: Floats, threshold: Floats) -> Ints:
@@ -59,17 +60,14 @@ def first_exit(edge: Floats, threshold: Floats) -> Ints:
     threshold
         (rows, thresholds); so is the answer.
     """
-    reached = edge[:, None, :] >= threshold[:, :, None]
-    first: Ints = np.where(reached.any(axis=2), reached.argmax(axis=2), edge.shape[1])
-    return first
+    return walk(edge[:, None, :], np.broadcast_to(threshold[:, :, None], (*threshold.shape, edge.shape[1])))[0]
 
 
 def exit_cost(outcomes: Outcomes) -> Floats:
     """What each further edge exit cost a frame, (rows,), from what is left of its reward; 0 where it saw just one."""
-    edge = outcomes.confidence[:, :-1]
-    further = np.maximum((~np.isnan(edge)).sum(axis=1) - 1, 0)
-    gain = np.fmax(0.0, outcomes.confidence[:, -1] - edge[np.arange(len(edge)), further])
-    paid = np.where(outcomes.offloaded, gain - outcomes.overhead, 0.0) - outcomes.reward
+    last, further = last_seen(outcomes.confidence[:, :-1])
+    gain = np.fmax(0.0, outcomes.confidence[:, -1] - last)
+    paid = earned(gain, outcomes.offloaded, 0, outcomes.overhead) - outcomes.reward
     return np.where(further > 0, paid / np.maximum(further, 1), 0.0)
 
 
@@ -87,23 +85,21 @@ def as_if(outcomes: Outcomes, exit_at: Floats, skip_below: Floats) -> Outcomes:
         (rows, edge exits + 1) and (rows, edge exits).
     """
     edge, cloud = outcomes.confidence[:, :-1], outcomes.confidence[:, -1]
-    rows, exits = np.arange(len(edge)), edge.shape[1]
-    answered, skipped = leave(edge, exit_at[:, :-1], skip_below)
-    stops = answered | skipped
-    at = np.where(stops.any(axis=1), stops.argmax(axis=1), exits - 1)
-    early = answered[rows, at]
-    seen = np.column_stack([np.arange(exits) <= at[:, None], ~early])
-    gain = np.fmax(0.0, cloud - edge[rows, at]) - outcomes.overhead
-    earned = np.where(early, 0.0, gain) - exit_cost(outcomes) * at
+    exit, visited = walk(edge, exit_at, skip_below)
+    early = exit < edge.shape[1]
+    offloaded = outcomes.offloaded & ~early
+    gain = np.fmax(0.0, cloud - last_visited(edge, visited))
+    reward = earned(gain, ~early, visited - 1, outcomes.overhead, exit_cost(outcomes))
+    confidence, prediction = seen(outcomes.confidence, outcomes.prediction, visited, ~early)
     return replace(
         outcomes,
         audited=np.zeros_like(outcomes.audited),
         exit_at=exit_at,
-        confidence=np.where(seen, outcomes.confidence, np.nan),
-        prediction=np.where(seen, outcomes.prediction, -1),
-        exit=np.where(early, at, outcomes.exit),
-        offloaded=outcomes.offloaded & ~early,
+        confidence=confidence,
+        prediction=prediction,
+        exit=np.where(early, exit, outcomes.exit),
+        offloaded=offloaded,
         fallback=outcomes.fallback & ~early,
         sent=outcomes.sent & ~early,
-        reward=np.where(np.isnan(outcomes.reward), np.nan, earned),
+        reward=np.where(np.isnan(outcomes.reward), np.nan, reward),
     )

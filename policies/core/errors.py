@@ -1,6 +1,7 @@
 """What goes wrong for a user of eex, as opposed to a bug in it.
 
 EexError
+├── ContractError   a policy, an environment or a source does not keep to its contract
 ├── ImageError      one image of a source cannot be used; the stream goes on without it
 ├── ModelError      a model's files are missing, damaged or do not belong together
 └── OffloadError    a message or a peer is not what the protocol says
@@ -9,6 +10,10 @@ EexError
 
 class EexError(ValueError):
     """One line for the user: what went wrong, where, what was expected, what to do. Commands print it and exit 2."""
+
+
+class ContractError(EexError):
+    """A policy, an environment or a source breaks a clause of its contract: one line says which, with the values."""
 
 
 class ImageError(EexError):

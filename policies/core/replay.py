@@ -1,19 +1,20 @@
 """Replay: plays a policy over a trace, many runs side by side, with late feedback."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy
+from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy, Thresholds
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
-from eex.policies.core.routing import answer, leave
+from eex.policies.core.routing import answer, seen
 from eex.policies.core.trace import Trace
+from eex.policies.core.world import step
 
 Order = Literal["resampled", "in-order", "segments"]
 _PURPOSE = 1  # of draws
@@ -143,156 +144,143 @@ def replay(
     EexError
         If policy, overheads or feedback do not fit.
     """
-    runs, exits = policy.runs, trace.edge_exits
+    runs = policy.runs
     rounds = rounds or (len(trace) if feedback is None else len(feedback.queue))
-    if policy.exits != exits:
-        raise EexError(f"the policy is for {policy.exits} edge exits, the trace has {exits}")
+    _check(policy, trace, overhead, delay, feedback)
     price = np.broadcast_to(np.asarray(overhead, dtype=float), (runs,)).copy()
-    if not ((price >= 0) & (price <= 1)).all():
-        raise EexError(f"overheads must lie in [0, 1], units of confidence; got {overhead}")
-    if delay < 0:
-        raise EexError(f"a delay must be at least 0 rounds, got {delay}")
-    if feedback is not None and runs != 1:
-        raise EexError(f"the feedback of a live run is that of one run, got {runs}")
     keys = np.arange(runs) if keys is None else keys
     drawn = draw_frames(trace, rounds, order, seed, keys)
     by_round = np.ascontiguousarray(drawn.T)
-    post = _Post(runs, delay, link, feedback)
-    kinds = {"arm": np.int16, "exit": np.int8, "offloaded": np.bool_, "fallback": np.bool_, "answer": np.int16}
-    done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in kinds.items()}
-    done["reward"] = np.zeros((rounds, runs))
-    run, nobody, instant = np.arange(runs), np.zeros(runs, dtype=bool), np.zeros(runs)
-    cell = run * (exits + 1)  # where each run's row begins in a flat array of all exits
+    delivery = _Delivery(runs, delay, link, feedback)
+    done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
+    answers = np.zeros((rounds, runs), dtype=np.int16)
     for t in range(rounds):
-        row = by_round[t]
-        for told in post.due(t):
-            policy.learn(told)
-        context = Context(
-            frames=1,
-            first=t,
-            overhead=price,
-            exit_cost=exit_cost,
-            distortion=None if trace.probabilities is None else trace.probabilities[row][:, None],
-            queue=post.queue.copy() if feedback is None else int(feedback.queue[t]),
-            link_ms=post.link_ms.copy() if feedback is None else float(feedback.link_ms[t]),
-            reachable=feedback is None or feedback.reachable is None or bool(feedback.reachable[t]),
-        )
-        chosen = policy.choose(context)
-        exit_at = chosen.exit_at[:, 0]
-        confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
-        exit, visited = _leave(confidence, exit_at, chosen.skip_below[:, 0])
-        offloaded = exit == exits
-        took, lost, dropped, sent = instant, nobody, nobody, offloaded
-        if link is not None:
-            took, lost = link.round_trip_ms(t, keys, seed)
-            lost = lost & offloaded
-        if feedback is not None:
-            lost, sent = offloaded & feedback.fallback[t], offloaded & feedback.sent[t]
-            if feedback.dropped is not None:
-                dropped = offloaded & feedback.dropped[t]
-        _hide(confidence, prediction, exits, ~offloaded | lost | dropped)
-        for e in range(1, exits):
-            _hide(confidence, prediction, e, visited <= e)
-        if lost.any():
-            exit = np.where(lost, np.fmax(confidence[:, :-1], -1.0).argmax(axis=1), exit)
-        if dropped.any():
-            exit = np.where(dropped, -1, exit)
-        last = confidence.ravel()[cell + (visited - 1)]
-        earned = np.where(offloaded, np.fmax(0.0, confidence[:, exits] - last) - price, 0.0)
-        if exit_cost:
-            earned -= exit_cost * (visited - 1)
-        if sent is not offloaded:
-            earned[offloaded & ~sent] = np.nan
-        told = Outcomes(
-            run=run,
-            frame=np.full(runs, t),
-            arm=chosen.arm[:, 0],
-            probability=chosen.probability[:, 0],
-            audited=chosen.audited[:, 0],
-            exit_at=exit_at,
-            confidence=confidence,
-            prediction=prediction,
-            exit=exit,
-            offloaded=offloaded,
-            fallback=lost,
-            sent=sent,
-            latency_ms=np.where(offloaded, took, 0.0) if link is not None else instant,
-            overhead=price,
-            reward=earned,
-        )
-        post.add(t, told)
-        done["arm"][t], done["exit"][t], done["offloaded"][t], done["fallback"][t] = told.arm, exit, offloaded, lost
-        done["reward"][t] = earned
-        done["answer"][t] = np.where(exit < 0, -1, prediction.ravel()[cell + exit])
-        unsure = np.flatnonzero(confidence[:, exits] < exit_at[:, exits])  # of what the cloud answered
-        if len(unsure):
-            done["answer"][t, unsure] = answer(
-                confidence.take(unsure, axis=0),
-                prediction.take(unsure, axis=0),
-                exit.take(unsure),
-                exit_at[:, exits].take(unsure),
-            )
+        for outcomes in delivery.due(t):
+            policy.learn(outcomes)
+        probabilities = None if trace.probabilities is None else trace.probabilities[by_round[t]][:, None]
+        chosen = policy.choose(delivery.context(t, price, exit_cost, probabilities))
+        took, fate = _fate(t, link, feedback, keys, seed)
+        outcomes, answers[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, took, fate)
+        delivery.add(t, outcomes)
+        for name in _COPIED:
+            done[name][t] = getattr(outcomes, name)
         if t % 256 == 255:
             report(t + 1)
     report(rounds)
-    return Replayed(frame=drawn, **{name: column.T for name, column in done.items()})
+    return Replayed(frame=drawn, answer=answers.T, **{name: column.T for name, column in done.items()})
 
 
-def _leave(confidence: Floats, exit_at: Floats, skip_below: Floats) -> tuple[Ints, Ints]:
-    """Where each run's frame leaves (the number of edge exits = offloaded) and how many edge exits it visits."""
-    exits = confidence.shape[1] - 1
-    answered, skipped = leave(confidence[:, :exits], exit_at[:, :exits], skip_below)
-    if exits == 1:
-        return (~answered[:, 0]).astype(np.int64), np.ones(len(confidence), dtype=np.int64)
-    stops = answered | skipped
-    first = np.where(stops.any(axis=1), stops.argmax(axis=1), exits - 1)
-    here = answered[np.arange(len(first)), first]
-    return np.where(here, first, exits), first + 1
+_COPIED = {"arm": np.int16, "exit": np.int8, "offloaded": np.bool_, "fallback": np.bool_, "reward": np.float64}
 
 
-def _hide(confidence: Floats, prediction: Ints, exit: int, where: Bools) -> None:
-    """Take out what an exit would have said, where inference never went."""
-    np.copyto(confidence[:, exit], np.nan, where=where)
-    np.copyto(prediction[:, exit], -1, where=where)
+def _check(policy: Policy, trace: Trace, overhead: float | Floats, delay: int, feedback: Feedback | None) -> None:
+    if policy.exits != trace.edge_exits:
+        raise EexError(f"the policy is for {policy.exits} edge exits, the trace has {trace.edge_exits}")
+    if not ((np.asarray(overhead) >= 0) & (np.asarray(overhead) <= 1)).all():
+        raise EexError(f"overheads must lie in [0, 1], units of confidence; got {overhead}")
+    if delay < 0:
+        raise EexError(f"a delay must be at least 0 rounds, got {delay}")
+    if feedback is not None and policy.runs != 1:
+        raise EexError(f"the feedback of a live run is that of one run, got {policy.runs}")
 
 
-class _Post:
-    """Outcomes on their way to the policy."""
+def _fate(
+    t: int, link: SimulatedLink | None, feedback: Feedback | None, keys: Ints, seed: int
+) -> tuple[Floats | None, dict[str, Any]]:
+    """What round t's offloaded frames meet: milliseconds until they return, and what `step` takes of losses."""
+    if feedback is not None:
+        fate = {"sent": feedback.sent[t], "lost": feedback.fallback[t]}
+        if feedback.dropped is not None:
+            fate["drop_below"] = np.inf if feedback.dropped[t] else 0.0
+        return None, fate
+    if link is None:
+        return None, {}
+    took, lost = link.round_trip_ms(t, keys, seed)
+    return took, {"lost": lost}
+
+
+def _played(
+    trace: Trace,
+    row: Ints,
+    t: int,
+    chosen: Thresholds,
+    price: Floats,
+    exit_cost: float,
+    took: Floats | None,
+    fate: Mapping[str, Any],
+) -> tuple[Outcomes, Ints]:
+    """Outcomes of round t, in which each run plays a row of the trace, (runs,), and the classes of the answers."""
+    runs, exit_at = len(row), chosen.exit_at[:, 0]
+    confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
+    stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, **fate)
+    confidence, prediction = seen(confidence, prediction, stepped.visited, stepped.replied)
+    outcomes = Outcomes(
+        run=np.arange(runs),
+        frame=np.full(runs, t),
+        arm=chosen.arm[:, 0],
+        probability=chosen.probability[:, 0],
+        audited=chosen.audited[:, 0],
+        exit_at=exit_at,
+        confidence=confidence,
+        prediction=prediction,
+        exit=stepped.exit,
+        offloaded=stepped.offloaded,
+        fallback=stepped.fallback,
+        sent=stepped.sent,
+        latency_ms=np.zeros(runs) if took is None else np.where(stepped.offloaded, took, 0.0),
+        overhead=price,
+        reward=stepped.reward,
+    )
+    return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1])
+
+
+class _Delivery:
+    """Outcomes on their way to the policy, and what its context says of them meanwhile."""
 
     def __init__(self, runs: int, delay: int, link: SimulatedLink | None, feedback: Feedback | None) -> None:
-        self.runs, self.delay, self.link = runs, delay, link
+        self.delay, self.link, self.feedback = delay, link, feedback
         self.queue: Ints = np.zeros(runs, dtype=np.int64)
         self.link_ms: Floats = np.full(runs, np.nan)
-        self._rounds: dict[int, list[Outcomes]] = defaultdict(list)
-        self._frames: dict[int, Outcomes] = {}  # that wait for a live run's turn
+        self._rounds: dict[int, list[Outcomes]] = defaultdict(list)  # by the round before which they are learned from
+        self._frames: dict[int, Outcomes] = {}  # with a live run's feedback: by frame, until the live run had them
         self._order = None if feedback is None else deque(zip(feedback.chosen, feedback.frame, strict=True))
 
-    def add(self, t: int, told: Outcomes) -> None:
+    def context(self, t: int, overhead: Floats, exit_cost: float, probabilities: Floats | None) -> Context:
+        """What is known before round t."""
+        queue: int | Ints = self.queue.copy()
+        link_ms: float | Floats = self.link_ms.copy()
+        reachable = True
+        if self.feedback is not None:
+            queue, link_ms = int(self.feedback.queue[t]), float(self.feedback.link_ms[t])
+            reachable = self.feedback.reachable is None or bool(self.feedback.reachable[t])
+        return Context(1, t, overhead, exit_cost, probabilities, queue, link_ms, reachable)
+
+    def add(self, t: int, outcomes: Outcomes) -> None:
         """Take in what round t brought."""
         if self._order is not None:
-            self._frames[t] = told
+            self._frames[t] = outcomes
         elif self.link is None:
-            self._rounds[t + 1 + self.delay].append(told)
+            self._rounds[t + 1 + self.delay].append(outcomes)
         else:
-            self.queue += told.offloaded
-            due = t + 1 + np.floor(told.latency_ms / self.link.frame_ms).astype(np.int64)
+            self.queue += outcomes.offloaded
+            due = t + 1 + np.floor(outcomes.latency_ms / self.link.frame_ms).astype(np.int64)
             for when in np.unique(due):
-                self._rounds[int(when)].append(told[due == when])
+                self._rounds[int(when)].append(outcomes[due == when])
 
     def due(self, t: int) -> list[Outcomes]:
-        """What is heard of before round t."""
+        """What the policy learns from before round t."""
         if self._order is not None:
-            heard = []
+            returned = []
             while self._order and self._order[0][0] <= t:
-                heard.append(self._frames.pop(self._order.popleft()[1]))
-            return heard
-        told = self._rounds.pop(t, [])
+                returned.append(self._frames.pop(self._order.popleft()[1]))
+            return returned
+        due = self._rounds.pop(t, [])
         if self.link is not None:
-            for rows in told:
-                back = rows[rows.offloaded]
+            for outcomes in due:
+                back = outcomes[outcomes.offloaded]
                 np.subtract.at(self.queue, back.run, 1)
                 before = self.link_ms[back.run]
                 self.link_ms[back.run] = np.where(
                     np.isnan(before), back.latency_ms, 0.8 * before + 0.2 * back.latency_ms
                 )
-        return told
+        return due

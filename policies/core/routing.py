@@ -1,4 +1,4 @@
-"""Where a frame goes after an exit: the one rule, for numpy arrays and torch tensors alike."""
+"""Where a frame leaves, what inference shows of it and what answers it: the one rule, for arrays and tensors."""
 
 from typing import Any
 
@@ -7,14 +7,52 @@ import numpy as np
 from eex.policies.core.base import Bools, Floats, Ints, Thresholds
 
 
-def leave(confidence: Any, exit_at: Any, skip_below: Any) -> tuple[Any, Any]:
-    """Which frames leave after an edge exit: (answered here, sent to the cloud at once); the others go on.
+def leave(confidence: Any, exit_at: Any, skip_below: Any = None) -> tuple[Any, Any]:
+    """Which frames leave at an edge exit: (answered here, sent to the cloud at once); the others go on.
 
-    All arguments are arrays or tensors of the same shape. A frame that reaches `exit_at` is answered, also if it lies
-    below `skip_below`. A confidence that is no number is never answered.
+    A frame that reaches `exit_at` is answered, even if it lies below `skip_below`. A confidence of NaN is never
+    answered. Everything that routes frames calls this: the engine exit by exit, `walk` for arrays of known confidences.
+
+    Parameters
+    ----------
+    confidence, exit_at, skip_below
+        Arrays or tensors of one shape; without `skip_below` no frame is sent at once.
     """
     answered = confidence >= exit_at
-    return answered, ~answered & (confidence < skip_below)
+    return answered, False if skip_below is None else ~answered & (confidence < skip_below)
+
+
+def walk(edge: Floats, exit_at: Floats, skip_below: Floats | None = None) -> tuple[Ints, Ints]:
+    """Where frames leave whose confidence at every edge exit is known.
+
+    Parameters
+    ----------
+    edge, exit_at, skip_below
+        (…, edge exits), of the same number of axes; axes of length 1 broadcast. A final exit's column in `exit_at` is
+        ignored; without `skip_below` no frame skips exits.
+
+    Returns
+    -------
+    exit, visited
+        Where each frame left, counted from 0 (the number of edge exits = offloaded), and how many edge exits it
+        visited, both (…,).
+    """
+    exits = edge.shape[-1]
+    # exits first, contiguous: numpy is slow along an axis as short as theirs
+    edge, exit_at = np.ascontiguousarray(edge.T), np.ascontiguousarray(exit_at.T[:exits])
+    skip_below = None if skip_below is None or exits == 1 else np.ascontiguousarray(skip_below.T)
+    answered, skipped = leave(edge, exit_at, skip_below)
+    way = np.full(
+        answered.shape[1:], exits
+    )  # e: answered at exit e; exits: offloaded from the last; above: from others
+    for e in range(exits - 1, -1, -1):
+        if skip_below is not None and e < exits - 1:
+            np.putmask(way, skipped[e], exits + 1 + e)
+        np.putmask(way, answered[e], e)
+    visited = np.minimum(way, exits - 1) + 1
+    if skip_below is None:
+        return way.T, visited.T
+    return np.minimum(way, exits).T, np.where(way > exits, way - exits, visited).T
 
 
 def drop(confidence: Floats, audited: Bools, drop_below: float) -> Bools:
@@ -27,39 +65,36 @@ def drop(confidence: Floats, audited: Bools, drop_below: float) -> Bools:
     audited
         Sent to learn from them, (rows,): never dropped.
     drop_below
-        What the user set; 0 drops none.
+        The user's threshold; 0 drops none.
     """
     return (confidence < drop_below) & ~audited
 
 
-def route(confidence: Floats, thresholds: Thresholds, run: int = 0) -> tuple[Ints, Bools, Ints]:
-    """Where frames leave whose every exit is known: for replay, and as the engine's reference.
+def last_visited(edge: Floats, visited: Ints) -> Floats:
+    """The confidence at the last edge exit that each frame visited, (…,), of (…, edge exits)."""
+    last = edge[..., 0]
+    for e in range(1, edge.shape[-1]):
+        last = np.where(visited > e, edge[..., e], last)
+    return last
+
+
+def seen(confidence: Floats, prediction: Ints, visited: Ints, replied: Bools) -> tuple[Floats, Ints]:
+    """Confidences and predictions without those that inference never reached: NaN and -1 there.
 
     Parameters
     ----------
-    confidence
-        (frames, edge exits + 1).
-    thresholds
-        For these frames.
-    run
-        Which run's thresholds to apply.
-
-    Returns
-    -------
-    exit, offloaded, visited
-        Each (frames,): where the frame left (number of edge exits = the cloud), whether it was offloaded, and how many
-        edge exits it visited.
+    confidence, prediction
+        Of every exit, (…, edge exits + 1).
+    visited, replied
+        Edge exits that each frame visited, and whether the cloud's reply came, (…,).
     """
-    frames, exits = confidence.shape[0], confidence.shape[1] - 1
-    exit = np.full(frames, exits, dtype=np.int64)
-    visited = np.zeros(frames, dtype=np.int64)
-    going = np.ones(frames, dtype=bool)
-    for i in range(exits):
-        visited += going
-        answered, skipped = leave(confidence[:, i], thresholds.exit_at[run, :, i], thresholds.skip_below[run, :, i])
-        exit[going & answered] = i
-        going = going & ~answered & ~skipped
-    return exit, exit == exits, visited
+    confidence, prediction = confidence.copy(), prediction.copy()
+    exits = confidence.shape[-1] - 1
+    for e in range(1, exits + 1):  # the first exit is always visited
+        hidden = visited <= e if e < exits else ~replied
+        np.copyto(confidence[..., e], np.nan, where=hidden)
+        np.copyto(prediction[..., e], -1, where=hidden)
+    return confidence, prediction
 
 
 def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floats) -> Ints:
@@ -67,7 +102,7 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
 
     A frame that left at an edge exit is answered by it; one that came back from the cloud by the final exit if that is
     sure enough, else by the most confident exit that was visited; one whose reply never came (NaN in the last column)
-    by its most confident edge exit; one that was dropped (exit -1) by nobody: -1.
+    by its most confident edge exit; one that was dropped (exit -1) by none: -1.
 
     Parameters
     ----------
@@ -86,3 +121,15 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
     if exit.size and exit.min() < 0:
         by[exit < 0] = -1
     return by
+
+
+def route(confidence: Floats, thresholds: Thresholds, run: int = 0) -> tuple[Ints, Bools, Ints]:
+    """Where frames of confidences (frames, edge exits + 1) leave under one run's thresholds.
+
+    Returns
+    -------
+    exit, offloaded, visited
+        As `walk` gives them, (frames,), and whether the frame was offloaded.
+    """
+    exit, visited = walk(confidence[:, :-1], thresholds.exit_at[run], thresholds.skip_below[run])
+    return exit, exit == confidence.shape[1] - 1, visited

@@ -8,7 +8,7 @@ import numpy as np
 
 from eex.policies.core.base import Floats, Ints
 from eex.policies.core.columns import Rows
-from eex.policies.core.reward import fixed_reward, oracle
+from eex.policies.core.references import fixed_reward, oracle
 
 WINDOWS = 600
 """Points that curves over time keep at most; a longer stream has longer windows."""

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from eex.envs import ID
+from eex.envs import ID, check_environment
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.threshold import ThresholdEnv
 from eex.envs.vector import ThresholdVectorEnv
@@ -19,8 +19,8 @@ from eex.policies.algorithms.agent import observation_names
 from eex.policies.algorithms.features import Features
 from eex.policies.core.base import Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.references import fixed_reward
 from eex.policies.core.replay import replay
-from eex.policies.core.reward import fixed_reward
 from eex.policies.core.trace import write_trace
 
 pytestmark = pytest.mark.timeout(120)
@@ -42,6 +42,7 @@ every_world = pytest.mark.parametrize("options", WORLDS.values(), ids=WORLDS)
 def test_libraries_find_no_fault(make_trace, options):
     env = gymnasium.make(ID, trace=make_trace(), **options)
     check_env(env.unwrapped, skip_render_check=True)
+    check_environment(lambda: ThresholdEnv(make_trace(), **options))
     with warnings.catch_warnings():  # "box" holds thresholds, in [0, 1]; the VecEnv adapter has [-1, 1]
         warnings.filterwarnings("ignore", message="We recommend you to use a symmetric")
         check_env_sb3(env.unwrapped)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from eex.envs.evaluate import held_out, play, score
-from eex.envs.rows import reordered
+from eex.envs.playlist import reordered
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, exported, train_rl
 from eex.policies.algorithms.agent import load_agent, save_agent
 from eex.policies.algorithms.rl import RL
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import parse_link
+from eex.policies.core.references import fixed_rewards
 from eex.policies.core.replay import replay
-from eex.policies.core.reward import fixed_rewards
 from eex.policies.core.trace import write_trace
 
 pytestmark = pytest.mark.timeout(300)

@@ -1,262 +1,46 @@
-"""What every policy keeps to, then what each one chooses, by hand and against slow references."""
+"""Every policy keeps to the contract; then what each one chooses, by hand and against slow references."""
 
+import functools
 import math
 from collections import defaultdict
-from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from same import assert_same_state, learn_reward
 
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.deex import DEEx
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.algorithms.ucb import UCB
-from eex.policies.core.base import Context, Outcomes
+from eex.policies.checks import CLAUSES, MadeUpStream, check_policy
+from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
-from eex.policies.core.reward import reward
 from eex.policies.core.routing import route
 from eex.policies.registry import POLICIES, list_policies, make_policy
 
 pytestmark = pytest.mark.timeout(60)
 
-FRAMES = 512
 LEAST_EXITS = {"deex": 2, "deex-ucb": 2}  # 1 for all others
 CASES = [(name, exits) for name in POLICIES for exits in (1, 2, 3) if exits >= LEAST_EXITS.get(name, 1)]
 
-every_policy = pytest.mark.parametrize(("name", "exits"), CASES, ids=[f"{n}-{e}" for n, e in CASES])
+
+@pytest.mark.parametrize("clause", CLAUSES)
+@pytest.mark.parametrize(("name", "exits"), CASES, ids=[f"{n}-{e}" for n, e in CASES])
+def test_every_policy_keeps_the_contract(name, exits, clause):
+    check_policy(functools.partial(make_policy, name), [exits], [clause])
 
 
-class World:
-    """Confidences of every exit for each run and frame, and what a policy is told of frames routed by them."""
-
-    def __init__(self, exits, runs=1, seed=0):
-        rng = np.random.default_rng(seed)
-        self.confidence = rng.uniform(0.1, 1.0, (runs, FRAMES, exits + 1))
-        self.distortion = rng.dirichlet(np.ones(3), (runs, FRAMES))
-
-    def context(self, first, frames):
-        seen = self.distortion[:, first : first + frames]
-        return Context(frames, first, 0.1, distortion=seen, queue=2, link_ms=5.0)
-
-    def outcomes(self, chosen, first, sent=True):
-        """Outcomes of frames from `first` on, run after run."""
-        parts = [self._of_run(run, chosen, first, sent) for run in range(len(chosen.arm))]
-        return Outcomes(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Outcomes)})
-
-    def _of_run(self, run, chosen, first, sent):
-        frames = chosen.arm.shape[1]
-        seen = self.confidence[run, first : first + frames].copy()
-        exit, offloaded, visited = route(seen, chosen, run)
-        edge = seen[:, :-1]
-        edge[np.arange(edge.shape[1]) >= visited[:, None]] = np.nan
-        seen[~(offloaded & sent), -1] = np.nan
-        overhead, really_sent = np.full(frames, 0.1), offloaded & sent
-        return Outcomes(
-            run=np.full(frames, run),
-            frame=np.arange(first, first + frames),
-            arm=chosen.arm[run],
-            probability=chosen.probability[run],
-            audited=chosen.audited[run],
-            exit_at=chosen.exit_at[run],
-            confidence=seen,
-            prediction=np.where(np.isnan(seen), -1, 0),
-            exit=exit,
-            offloaded=offloaded,
-            fallback=offloaded & ~really_sent,
-            sent=really_sent,
-            latency_ms=np.ones(frames),
-            overhead=overhead,
-            reward=reward(seen, offloaded, really_sent, overhead),
-        )
-
-
-def assert_same(one, other):
-    for f in fields(one):
-        np.testing.assert_array_equal(getattr(one, f.name), getattr(other, f.name), err_msg=f.name)
-
-
-def assert_same_state(one, other, rtol=0.0):
-    one, other = one.state_dict(), other.state_dict()
-    assert set(one) == set(other)
-    for name, array in one.items():
-        np.testing.assert_allclose(array, other[name], rtol=rtol, err_msg=name)
-
-
-def joined(parts):
-    """Thresholds of frames that were asked for one after another."""
-    return replace(
-        parts[0], **{f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=1) for f in fields(parts[0])}
-    )
-
-
-def live(policy, world, first, stop, size=8):
-    """Choose and learn at once; the thresholds of all frames."""
-    parts = []
-    for at in range(first, stop, size):
-        parts.append(policy.choose(world.context(at, min(size, stop - at))))
-        policy.learn(world.outcomes(parts[-1], at))
-    return joined(parts)
-
-
-# ---- contracts
-
-
-@every_policy
-def test_thresholds_are_legal(name, exits):
-    world, policy = World(exits, runs=2), make_policy(name, exits=exits, runs=2)
-    arms = len(getattr(policy, "grid", [0]))
-    for first, frames in ((0, 1), (1, 7), (8, 64)):
-        chosen = policy.choose(world.context(first, frames))
-        assert chosen.exit_at.shape == (2, frames, exits + 1)
-        assert chosen.skip_below.shape == (2, frames, exits)
-        assert chosen.arm.shape == chosen.probability.shape == chosen.audited.shape == (2, frames)
-        assert ((chosen.exit_at >= 0) & ((chosen.exit_at <= 1) | np.isinf(chosen.exit_at))).all()
-        assert (chosen.exit_at[..., -1] <= 1).all()  # the final exit is never without an answer
-        assert ((chosen.skip_below >= 0) & (chosen.skip_below <= 1)).all()
-        assert chosen.arm.dtype.kind == "i"
-        assert ((chosen.arm >= 0) & (chosen.arm < arms)).all()
-        assert (np.isnan(chosen.probability) | ((chosen.probability > 0) & (chosen.probability <= 1))).all()
-        assert chosen.audited.dtype == bool
-        policy.learn(world.outcomes(chosen, first))
-
-
-@every_policy
-def test_many_frames_at_once_are_chosen_as_one_by_one(name, exits):
-    world = World(exits, runs=3)
-    at_once, singly = (make_policy(name, exits=exits, runs=3, seed=4) for _ in range(2))
-    first = 0
-    for frames in (1, 2, 40, 7, 64, 100, 33):
-        chosen = at_once.choose(world.context(first, frames))
-        assert_same(chosen, joined([singly.choose(world.context(first + k, 1)) for k in range(frames)]))
-        for policy in (at_once, singly):
-            policy.learn(world.outcomes(chosen, first))
-        first += frames
-    assert_same_state(at_once, singly)
-
-
-@every_policy
-def test_feedback_comes_late_in_any_order_and_number(name, exits):
-    world, policy = World(exits, runs=2), make_policy(name, exits=exits, runs=2)
-    chosen = [policy.choose(world.context(first, 50)) for first in range(0, 200, 50)]
-    told = world.outcomes(joined(chosen), 0)
-    order = np.random.default_rng(1).permutation(len(told))
-    policy.learn(told[order[:0]])
-    for rows in np.split(order, [1, 2, 5, 130, 131, 399]):
-        policy.learn(told[rows])
-        policy.choose(world.context(200, 1))
-    for array in policy.state_dict().values():
-        assert np.isfinite(array).all()
-
-
-@every_policy
-def test_runs_played_at_once_are_independent_learners(name, exits):
-    runs = 4
-    world = World(exits, runs=runs)
-    together = live(make_policy(name, exits=exits, runs=runs, seed=5), world, 0, 256)
-    for run in range(runs):
-        alone = World(exits)
-        alone.confidence, alone.distortion = world.confidence[run : run + 1], world.distortion[run : run + 1]
-        policy = make_policy(name, exits=exits, seed=5)
-        policy.keys = np.array([run])  # by which what is drawn is keyed
-        single = live(policy, alone, 0, 256)
-        for f in fields(single):
-            np.testing.assert_array_equal(getattr(together, f.name)[run], getattr(single, f.name)[0], err_msg=f.name)
-
-
-@every_policy
-def test_stopped_policy_goes_on_exactly_where_it_was(name, exits):
-    world, policy = World(exits, runs=2), make_policy(name, exits=exits, runs=2, seed=6)
-    live(policy, world, 0, 100, size=7)
-    awaited = policy.choose(world.context(100, 20))
-    state = policy.state_dict()
-    again = make_policy(name, exits=exits, runs=2, seed=6)
-    again.load_state_dict(state)
-    for array in state.values():
-        array[...] = -1  # what was given out and taken in are copies
-    for one in (policy, again):
-        one.learn(world.outcomes(awaited, 100))
-    assert_same(live(policy, world, 120, 300), live(again, world, 120, 300))
-    assert_same_state(policy, again)
-
-
-@every_policy
-def test_state_that_does_not_fit_changes_nothing(name, exits):
-    world, policy = World(exits, runs=2), make_policy(name, exits=exits, runs=2)
-    untouched = make_policy(name, exits=exits, runs=2)
-    for one in (policy, untouched):
-        live(one, world, 0, 100)
-    other = {key: array + 1 for key, array in policy.state_dict().items()}
-    wrong = [other | {"unknown": np.zeros(1)}]
-    for key, array in other.items():
-        wrong += [
-            {k: v for k, v in other.items() if k != key},
-            other | {key: array[:1]},
-            other | {key: array[..., :-1]},
-            other | {key: array.astype(str)},
-        ]
-    for state in wrong:
-        with pytest.raises(ValueError, match=r"expected the arrays|must be"):
-            policy.load_state_dict(state)
-    assert_same_state(policy, untouched)
-    assert_same(live(policy, world, 100, 200), live(untouched, world, 100, 200))
-
-
-@every_policy
-def test_same_seed_same_choices(name, exits):
-    one, other = (live(make_policy(name, exits=exits, seed=7), World(exits), 0, FRAMES) for _ in range(2))
-    assert_same(one, other)
-
-
-@every_policy
-def test_frames_that_could_not_be_sent_teach_nothing(name, exits):
-    world, policy = World(exits), make_policy(name, exits=exits)
-    fresh = make_policy(name, exits=exits)
-    told = world.outcomes(policy.choose(world.context(0, 200)), 0, sent=False)
-    unsent = told[told.offloaded]
-    assert len(unsent)
-    assert np.isnan(unsent.reward).all()
-    blind = replace(
-        told,
-        reward=np.full(len(told), np.nan),
-        confidence=np.full_like(told.confidence, np.nan),
-        sent=told.sent & False,
-    )
-    policy.learn(blind)
-    assert_same_state(policy, fresh)
-    assert_same(policy.choose(world.context(200, 50)), fresh.choose(world.context(200, 50)))
-
-
-@pytest.mark.parametrize(("exits", "runs"), [(0, 1), (2, 0), (-1, 1)])
 @pytest.mark.parametrize("name", POLICIES)
-def test_no_exits_or_no_runs(name, exits, runs):
-    with pytest.raises(EexError, match="must be at least 1"):
-        make_policy(name, exits=exits, runs=runs)
+def test_a_wrong_state_is_named(name):
+    policy = make_policy(name, exits=2, runs=2)
+    state = policy.state_dict()
+    wrong = [state | {"unknown": np.zeros(1)}, *(state | {key: array[:1]} for key, array in state.items())]
+    for arrays in wrong:
+        with pytest.raises(ValueError, match=r"expected the arrays|must be"):
+            policy.load_state_dict(arrays)
 
 
 # ---- UCB
-
-
-def learn_reward(policy, arm, frame, earned, run=0):
-    one = np.array([earned])
-    policy.learn(
-        Outcomes(
-            run=np.array([run]),
-            frame=np.array([frame]),
-            arm=np.array([arm]),
-            probability=one * np.nan,
-            audited=np.array([False]),
-            exit_at=np.zeros((1, 2)),
-            confidence=np.full((1, 2), np.nan),
-            prediction=np.full((1, 2), -1),
-            exit=np.array([0]),
-            offloaded=np.array([False]),
-            fallback=np.array([False]),
-            sent=np.array([False]),
-            latency_ms=one * 0,
-            overhead=one * 0,
-            reward=one,
-        )
-    )
 
 
 def test_ucb_by_hand():
@@ -327,7 +111,7 @@ def test_ucb_plays_all_arms_in_turn_before_any_reply(frames):
 
 
 def test_ucb_counts_what_is_pending():
-    world, policy = World(1, runs=2), make_policy("ucb", runs=2)
+    world, policy = MadeUpStream(1, runs=2), make_policy("ucb", runs=2)
     told = world.outcomes(policy.choose(world.context(0, 300)), 0)
     assert policy.pending.sum(axis=1).tolist() == [300, 300]
     order = np.random.default_rng(2).permutation(len(told))

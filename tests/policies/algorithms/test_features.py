@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_policies import World
 
 from eex.policies.algorithms.features import Features
+from eex.policies.checks import MadeUpStream
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
 from eex.policies.registry import make_policy
@@ -52,7 +52,7 @@ def test_link_queue_and_overhead_of_each_run():
 
 @pytest.mark.parametrize("exits", [1, 2, 3])
 def test_recent_values_by_hand(exits):
-    world, policy = World(exits, runs=2), make_policy("ucb", exits=exits, runs=2)
+    world, policy = MadeUpStream(exits, runs=2), make_policy("ucb", exits=exits, runs=2)
     told = world.outcomes(policy.choose(world.context(0, 100)), 0)
     features = Features(exits=exits, runs=2, rate=0.1)
     features.update(told)
@@ -73,7 +73,7 @@ def test_recent_values_by_hand(exits):
 
 
 def test_how_many_are_told_at_once_makes_no_difference():
-    world, policy = World(2, runs=2), make_policy("ucb", exits=2, runs=2)
+    world, policy = MadeUpStream(2, runs=2), make_policy("ucb", exits=2, runs=2)
     told = world.outcomes(policy.choose(world.context(0, 60)), 0)
     at_once, singly = Features(2, 2), Features(2, 2)
     at_once.update(told)
@@ -83,7 +83,7 @@ def test_how_many_are_told_at_once_makes_no_difference():
 
 
 def test_frames_without_reward_change_nothing():
-    world, policy = World(1), make_policy("ucb")
+    world, policy = MadeUpStream(1), make_policy("ucb")
     told = world.outcomes(policy.choose(world.context(0, 50)), 0)
     features = Features()
     features.update(replace(told, reward=np.full(50, np.nan)))

@@ -9,8 +9,8 @@ import pytest
 from eex.policies.algorithms.gain_curve import BINS, LOCAL, WIDTH, GainCurve
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
+from eex.policies.core.references import fixed_reward
 from eex.policies.core.replay import Feedback, replay
-from eex.policies.core.reward import fixed_reward
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import make_policy
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from test_policies import World
 
 from eex.policies.algorithms.linucb import LinUCB
 from eex.policies.algorithms.ucb import UCB
+from eex.policies.checks import MadeUpStream
 from eex.policies.core.errors import EexError
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace
@@ -15,7 +15,7 @@ GRID = [0.2, 0.5, 0.8]
 
 
 def test_inverses_and_vectors_are_those_of_the_frames_heard_of():
-    world, policy = World(2, runs=2), LinUCB(GRID, ridge=0.5, exits=2, runs=2)
+    world, policy = MadeUpStream(2, runs=2), LinUCB(GRID, ridge=0.5, exits=2, runs=2)
     a = np.tile(0.5 * np.eye(13), (2, 3, 1, 1))
     b = np.zeros((2, 3, 13))
     rng = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def test_inverses_and_vectors_are_those_of_the_frames_heard_of():
 
 
 def test_without_delay_the_highest_index_is_played():
-    world, policy = World(1), LinUCB(GRID, alpha=0.3)
+    world, policy = MadeUpStream(1), LinUCB(GRID, alpha=0.3)
     for frame in range(200):
         x = np.append(1, policy.features.vector(world.context(frame, 1))[0, 0])
         index = [
@@ -46,13 +46,13 @@ def test_without_delay_the_highest_index_is_played():
 
 
 def test_no_arm_is_stuck_to_while_replies_are_late():
-    world, policy = World(1), LinUCB(GRID)
+    world, policy = MadeUpStream(1), LinUCB(GRID)
     arms = np.concatenate([policy.choose(world.context(k, 1)).arm[0] for k in range(60)])
     assert np.bincount(arms).tolist() == [20, 20, 20]
 
 
 def test_more_in_flight_than_the_ring_held_at_first():
-    world, policy = World(1), make_policy("linucb")
+    world, policy = MadeUpStream(1), make_policy("linucb")
     told = world.outcomes(policy.choose(world.context(0, 500)), 0)
     assert policy.awaited.slots == 512
     policy.learn(told)

@@ -13,8 +13,8 @@ from eex.policies.algorithms.one_sided import as_if, credit
 from eex.policies.algorithms.splitee_s import SplitEES
 from eex.policies.core.base import Context, Outcomes, Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.references import fixed_rewards
 from eex.policies.core.replay import replay
-from eex.policies.core.reward import fixed_rewards
 from eex.policies.core.trace import Trace
 
 pytestmark = pytest.mark.timeout(60)

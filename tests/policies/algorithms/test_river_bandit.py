@@ -1,10 +1,12 @@
 """River's bandits over the grid: the contract, and the same choices as river's own loop."""
 
+import functools
+
 import numpy as np
 import pytest
-import test_policies as contract
-from test_policies import World
+from same import learn_reward
 
+from eex.policies.checks import CLAUSES, MadeUpStream, check_policy
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
 from eex.policies.core.replay import replay
@@ -13,13 +15,8 @@ from eex.policies.registry import make_policy
 
 pytestmark = pytest.mark.timeout(120)
 
-CONTRACTS = [
-    test
-    for test in vars(contract).values()
-    if any(m.args[:1] == (("name", "exits"),) for m in getattr(test, "pytestmark", ()) if m.name == "parametrize")
-    # they draw for each run, though they know no probabilities: below
-    and test.__name__ != "test_runs_played_at_once_are_independent_learners"
-]
+# each run draws for itself, by numbers that its place gives and not its key: below
+KEPT = [clause for clause in CLAUSES if clause != "runs are independent"]
 NAMES = [
     "river.bandit.UCB:delta=1",
     "river.bandit.UCB:delta=0.5:burn_in=2:grid=0.5 0.7 0.9",
@@ -33,9 +30,9 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("test", CONTRACTS, ids=lambda t: t.__name__)
-def test_river_policies_keep_the_contract(test, name):
-    test(name, 2)
+@pytest.mark.parametrize("clause", KEPT)
+def test_river_policies_keep_the_contract(clause, name):
+    check_policy(functools.partial(make_policy, name), [2], [clause])
 
 
 def test_ucb_plays_as_in_rivers_own_loop():
@@ -47,7 +44,7 @@ def test_ucb_plays_as_in_rivers_own_loop():
         arm = own.pull([0, 1, 2])
         assert policy.choose(Context(first=frame)).arm[0, 0] == arm
         own.update(arm, rewards[frame, arm])
-        contract.learn_reward(policy, arm, frame, rewards[frame, arm])
+        learn_reward(policy, arm, frame, rewards[frame, arm])
 
 
 def test_draws_are_keyed_by_run():
@@ -62,7 +59,7 @@ def test_no_arm_is_stuck_to_while_replies_are_late():
     ucb = make_policy("river.bandit.UCB:delta=1:burn_in=1").choose(Context(frames=110)).arm[0]
     assert set(ucb) == set(range(11))
     policy = make_policy("river.bandit.UCB:delta=1")
-    policy.learn(World(1).outcomes(policy.choose(World(1).context(0, 110)), 0))
+    policy.learn(MadeUpStream(1).outcomes(policy.choose(MadeUpStream(1).context(0, 110)), 0))
     arms = np.concatenate([policy.choose(Context(first=110 + k)).arm[0] for k in range(60)])
     assert np.bincount(arms).max() < 30
 
@@ -71,7 +68,7 @@ def test_exp3_records_and_uses_its_probabilities():
     policy = make_policy("river.bandit.Exp3:gamma=0.3:grid=0.2 0.8")
     chosen = policy.choose(Context(frames=5))
     np.testing.assert_allclose(chosen.probability, 0.5)
-    told = World(1).outcomes(chosen, 0)
+    told = MadeUpStream(1).outcomes(chosen, 0)
     told.probability[:] = 0.25
     told.reward[:] = 1.0
     policy.learn(told[:1])
@@ -90,7 +87,7 @@ def test_it_finds_the_best_threshold():
 
 def test_a_wrapper_may_stand_before_it():
     policy = make_policy("drift@river.bandit.UCB:delta=1", runs=2)
-    world = World(1, runs=2)
+    world = MadeUpStream(1, runs=2)
     for first in range(0, 400, 50):
         told = world.outcomes(policy.choose(world.context(first, 50)), first)
         told.confidence[:, 0] = 0.9 if first < 200 else 0.1

@@ -8,7 +8,7 @@ import pytest
 from eex.policies.core.base import Outcomes
 from eex.policies.core.errors import EexError
 from eex.policies.core.off_policy import estimate
-from eex.policies.core.reward import fixed_reward
+from eex.policies.core.references import fixed_reward
 from eex.policies.core.routing import leave
 
 pytestmark = pytest.mark.timeout(120)

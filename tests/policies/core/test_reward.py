@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
-from eex.policies.core.reward import (
+from eex.policies.core.references import (
     best_arm,
     best_arm_of_segments,
     best_fixed,
@@ -20,8 +20,8 @@ from eex.policies.core.reward import (
     fixed_reward,
     fixed_rewards,
     oracle,
-    reward,
 )
+from eex.policies.core.reward import reward
 from eex.policies.core.routing import route
 
 NAN = math.nan

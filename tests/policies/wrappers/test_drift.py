@@ -1,31 +1,27 @@
 """Drift: the wrapper keeps every policy's contract, and starts anew when the stream changes."""
 
+import functools
+
 import numpy as np
 import pytest
-import test_policies as contract
-from test_policies import World
 
+from eex.policies.checks import CLAUSES, FRAMES, MadeUpStream, check_policy, live
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace
-from eex.policies.registry import make_policy
+from eex.policies.registry import POLICIES, make_policy
 
 pytestmark = pytest.mark.timeout(120)
 
-CONTRACTS = [
-    test
-    for test in vars(contract).values()
-    if any(m.args[:1] == (("name", "exits"),) for m in getattr(test, "pytestmark", ()) if m.name == "parametrize")
-]
 NAMES = ["drift@ucb", "drift@fixed", "drift:detector=kswin@hedge-hi", "drift:detector=page-hinkley@drift@linucb"]
 
 
 @pytest.mark.parametrize("exits", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("test", CONTRACTS, ids=lambda t: t.__name__)
-def test_wrapped_policies_keep_the_contract(test, name, exits):
-    test(name, exits)
+@pytest.mark.parametrize("clause", CLAUSES)
+def test_wrapped_policies_keep_the_contract(clause, name, exits):
+    check_policy(functools.partial(make_policy, name), [exits], [clause])
 
 
 def changing_trace(frames=1500):
@@ -36,16 +32,16 @@ def changing_trace(frames=1500):
     return Trace(np.column_stack([edge, cloud]), np.zeros((2 * frames, 2), dtype=int), np.full(2 * frames, -1), ("a",))
 
 
-@pytest.mark.parametrize("name", contract.POLICIES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_any_policy_can_be_reset_and_held_safe(name):
-    exits = contract.LEAST_EXITS.get(name, 1)
-    world = World(exits, runs=2)
+    exits = 2 if name.startswith("deex") else 1
+    world = MadeUpStream(exits, runs=2)
     world.confidence[:, 250:, 0] *= 0.3
     policy = make_policy(f"drift@safe:bound=0.5@{name}", exits=exits, runs=2)
-    contract.live(policy, world, 0, contract.FRAMES)
+    live(policy, world, 0, FRAMES)
     assert (policy.drifts >= 1).all()
     assert (policy.since > 250).all()
-    assert (policy.inner.audits.sum(axis=1) <= contract.FRAMES - policy.since).all()  # earlier ones count no more
+    assert (policy.inner.audits.sum(axis=1) <= FRAMES - policy.since).all()  # earlier ones count no more
     for array in policy.state_dict().values():
         assert np.isfinite(array).all()
 
@@ -63,7 +59,7 @@ def test_only_the_run_that_drifts_is_reset():
     policy, trace = make_policy("drift@ucb", runs=2), changing_trace()
     for frame in range(1700):
         chosen = policy.choose(Context(first=frame))
-        world = World(1, runs=2)
+        world = MadeUpStream(1, runs=2)
         told = world.outcomes(chosen, 0)
         told.frame[:] = frame
         told.confidence[:, 0] = [trace.confidence[frame, 0], 0.8]
@@ -93,7 +89,7 @@ def test_what_was_in_flight_when_it_was_reset_is_not_told():
 
 def test_forgetting_keeps_a_share_and_what_is_pending():
     policy, plain = make_policy("drift:keep=0.5@splitee-s"), make_policy("splitee-s")
-    world = World(1)
+    world = MadeUpStream(1)
     for one in (policy, plain):
         one.choose(world.context(0, 300))
     told = world.outcomes(make_policy("splitee-s").choose(world.context(0, 300)), 0)
@@ -108,7 +104,7 @@ def test_forgetting_keeps_a_share_and_what_is_pending():
 def test_a_long_history_is_cut_and_still_restored_exactly():
     rng, context = np.random.default_rng(1), Context(frames=50)
     policy = make_policy("drift:detector=kswin@fixed")
-    world = World(1)
+    world = MadeUpStream(1)
 
     def play(one, values):
         told = world.outcomes(one.choose(context), 0)

@@ -1,12 +1,13 @@
 """Safe: the bound holds in as many runs as promised, and the policy inside learns as if it were alone."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
-import test_policies as contract
-from test_policies import World, assert_same, joined
+from same import assert_same
 
+from eex.policies.checks import CLAUSES, MadeUpStream, check_policy, joined
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
 from eex.policies.core.replay import replay
@@ -16,30 +17,24 @@ from eex.policies.wrappers.safe import FLOORS, Safe
 
 pytestmark = pytest.mark.timeout(120)
 
-CONTRACTS = [
-    test
-    for test in vars(contract).values()
-    if any(m.args[:1] == (("name", "exits"),) for m in getattr(test, "pytestmark", ()) if m.name == "parametrize")
-    # audits are drawn for each run, though nothing inside is: below
-    and test.__name__ != "test_runs_played_at_once_are_independent_learners"
-]
+KEPT = [clause for clause in CLAUSES if clause != "runs are independent"]  # audits are drawn for each run: below
 NAMES = ["safe:bound=0.3@ucb", "safe:bound=0.3:audit=0.3:window=20@fixed", "safe:bound=0.5@drift@hedge-hi"]
 
 
 @pytest.mark.parametrize("exits", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("test", CONTRACTS, ids=lambda t: t.__name__)
-def test_wrapped_policies_keep_the_contract(test, name, exits):
-    test(name, exits)
+@pytest.mark.parametrize("clause", KEPT)
+def test_wrapped_policies_keep_the_contract(clause, name, exits):
+    check_policy(functools.partial(make_policy, name), [exits], [clause])
 
 
 def test_runs_are_independent_and_drawn_by_their_keys():
-    world = World(1, runs=3)
+    world = MadeUpStream(1, runs=3)
     together = make_policy("safe:bound=0.5@ucb", runs=3)
     together.keys = np.array([5, 0, 9])
     alone = make_policy("safe:bound=0.5@ucb")
     alone.keys = np.array([9])
-    single = World(1)
+    single = MadeUpStream(1)
     single.confidence, single.distortion = world.confidence[2:], world.distortion[2:]
     for first in range(0, 500, 10):
         both = together.choose(world.context(first, 10)), alone.choose(single.context(first, 10))
@@ -127,7 +122,7 @@ def test_what_is_certified_by_hand():
 def test_the_policy_inside_learns_as_if_it_were_alone(inner, exits):
     if inner == "deex" and exits == 1:
         return
-    world = World(exits, runs=2)
+    world = MadeUpStream(exits, runs=2)
     seen, alone = [], []
     safe = make_policy(f"safe:bound=0.4:audit=0.2@{inner}", exits=exits, runs=2)
     learn = safe.inner.learn
@@ -157,7 +152,7 @@ def test_without_a_floor_all_is_offloaded_and_the_cloud_has_the_last_word():
 
 
 def test_replies_that_never_come_are_no_audits():
-    world, policy = World(1), make_policy("safe@ucb")
+    world, policy = MadeUpStream(1), make_policy("safe@ucb")
     policy.learn(world.outcomes(policy.choose(world.context(0, 100)), 0, sent=False))
     assert not policy.audits.any()
 
@@ -196,7 +191,7 @@ def test_bounds_that_cannot_be(wrong):
 
 
 def test_asked_at_once_or_singly_around_certification():
-    world = World(1, runs=2)
+    world = MadeUpStream(1, runs=2)
     one, other = (make_policy("safe:bound=0.6@ucb", runs=2) for _ in range(2))
     for first in range(0, 400, 40):
         chosen = one.choose(world.context(first, 40))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eex.policies.core.reward import best_fixed, oracle
+from eex.policies.core.references import best_fixed, oracle
 from eex.stream.run.records import RecordWriter, read_records
 from eex.stream.run.tally import Reference, Tally, Windows
 

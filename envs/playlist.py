@@ -9,14 +9,14 @@ from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace
 
-Order = Literal["in-order", "resampled", "segments", "switching"]
+EpisodeOrder = Literal["in-order", "resampled", "segments", "switching"]
 _START, _ROW, _PIECE = 11, 12, 13  # purposes of draws
 _CHUNK = 64  # rounds whose draws are made at once
 _EPISODE = 2**40  # rounds and pieces of an episode are numbered from a multiple of this
 
 
-class Rows:
-    """Draws the row of the trace that each of many episodes plays next; all of them are at the same round.
+class Playlist:
+    """Draws the row of the trace that each of many episodes plays next; all episodes are at the same round.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Rows:
         If there is no such order, the trace is too short for the episode, or a number is out of range.
     """
 
-    def __init__(self, trace: Trace, order: Order, rounds: int, switch: tuple[int, int]) -> None:
-        if order not in get_args(Order):
-            raise EexError(f"order must be one of {', '.join(get_args(Order))}, got '{order}'")
+    def __init__(self, trace: Trace, order: EpisodeOrder, rounds: int, switch: tuple[int, int]) -> None:
+        if order not in get_args(EpisodeOrder):
+            raise EexError(f"order must be one of {', '.join(get_args(EpisodeOrder))}, got '{order}'")
         if rounds < 0:
             raise EexError(f"an episode must have at least 1 round (0 = all of the trace), got {rounds}")
         self.order, self.length, self.rounds = order, len(trace), rounds or len(trace)
@@ -95,6 +95,6 @@ class Rows:
 
 def reordered(trace: Trace, rounds: int, switch: tuple[int, int] = (500, 3000), seed: int = 0) -> Trace:
     """A trace whose distortions switch every so many frames: what an environment of order "switching" plays."""
-    rows = Rows(trace, "switching", rounds, switch)
-    rows.begin(np.array([seed]), 0)
-    return trace[np.concatenate([rows.next() for _ in range(rounds)])]
+    playlist = Playlist(trace, "switching", rounds, switch)
+    playlist.begin(np.array([seed]), 0)
+    return trace[np.concatenate([playlist.next() for _ in range(rounds)])]

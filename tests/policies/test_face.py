@@ -1,0 +1,16 @@
+"""The faces of the rooms: each name is there, and typed as it is loaded."""
+
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("room", ["eex.policies", "eex.envs"])
+def test_the_face_shows_what_it_names(room):
+    face = importlib.import_module(room)
+    assert len(set(face.__all__)) == len(face.__all__)
+    for name in face.__all__:
+        assert getattr(face, name) is not None
+        assert name in dir(face)
+    with pytest.raises(AttributeError, match=rf"module '{room}' has no attribute 'nothing'"):
+        face.nothing  # noqa: B018
