@@ -16,7 +16,8 @@ WAIT_S = 60.0
 PROGRAM = """
 import json, os, sys, time
 import numpy as np
-from eex.stream.worker.front import Limits, LocalReplica
+from eex.stream.worker.clients import Limits
+from eex.stream.worker.pool import LocalReplica
 from eex.stream.wire.keys import Pair, only
 from eex.stream.wire.protocol import Welcome
 from eex.stream.worker.serve import listen, stop_on_signals

@@ -13,9 +13,11 @@ from eex.stream.wire.keys import default_folder, edge_keys, worker_keys
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import Welcome
 from eex.stream.wire.security import check_plain, is_loopback
+from eex.stream.worker.clients import Limits
 from eex.stream.worker.embedded import EmbeddedWorker, read_keys
-from eex.stream.worker.front import Limits, LocalReplica, Replica, Stats
+from eex.stream.worker.pool import LocalReplica, Replica
 from eex.stream.worker.serve import listen, log, stop_on_signals, stop_with_parent
+from eex.stream.worker.stats import Stats
 from eex.stream.worker.tail import load_models, make_tail
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.wire.protocol import MAX_FRAMES, Buffer, Hello, ReplyHeader, Request, Welcome, pack, unpack
 from eex.stream.wire.security import HANDSHAKE_MS, secure_edge
 from eex.stream.worker.embedded import EmbeddedWorker
-from eex.stream.worker.front import ReplicaLostError
+from eex.stream.worker.pool import ReplicaLostError
 
 CALL_S = 30.0
 """A call that takes longer means that the replica is lost."""
@@ -66,7 +66,7 @@ class ProcessReplica:
         return header
 
     def run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """See `eex.stream.worker.front.Replica`."""
+        """See `eex.stream.worker.pool.Replica`."""
         self._id += 1
         request = Request(self._id, model, stage, expert, features.dtype.name, features.shape)  # type: ignore[arg-type]
         with self._used:
@@ -120,7 +120,7 @@ class RayReplica:
         self._actor = actor
 
     def run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """See `eex.stream.worker.front.Replica`."""
+        """See `eex.stream.worker.pool.Replica`."""
         import ray
 
         try:

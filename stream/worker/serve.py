@@ -15,9 +15,12 @@ from eex.stream.wire.keys import WorkerKeys
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import MAX_HEADER_BYTES, Welcome
 from eex.stream.wire.security import HANDSHAKE_MS, check_plain, secure_worker, zap_socket
+from eex.stream.worker.clients import Limits
 from eex.stream.worker.embedded import GRACE_S, READY
-from eex.stream.worker.front import Front, Limits, LocalReplica, Replica, Stats
+from eex.stream.worker.front import Front
+from eex.stream.worker.pool import LocalReplica, Replica
 from eex.stream.worker.prometheus import monitoring
+from eex.stream.worker.stats import Stats
 
 QUEUE = 8
 """Most messages that wait in the socket for or from one client."""

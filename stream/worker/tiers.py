@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Bools, Floats, Ints
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.offload import Offloader, Reply, Tail
-from eex.stream.worker.front import Stats
+from eex.stream.worker.stats import Stats
 from eex.stream.worker.tail import features_tensor, stage_shapes
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class MiddleReplica:
         self._counts.update(here=0, forwarded=0, fallback=0)
 
     def run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """See `eex.stream.worker.front.Replica`."""
+        """See `eex.stream.worker.pool.Replica`."""
         with self._computing:
             confidence, prediction, unanswered, left = self._head(stage, expert, features)
             self._counts.update(here=int((~unanswered).sum()), forwarded=int(unanswered.sum()))

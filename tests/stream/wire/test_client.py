@@ -18,8 +18,9 @@ import zmq
 from eex.models.network import make
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire import protocol
-from eex.stream.wire.client import HELLO_ID, ZmqOffloader
+from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
+from eex.stream.wire.peer import HELLO_ID
 from eex.stream.wire.protocol import Hello, Ping, Pong, ReplyHeader, Welcome, pack, refusal, unpack
 from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
@@ -56,7 +57,7 @@ def wait(offloader, until):
     end = time.monotonic() + PATIENCE_S
     while not until() and time.monotonic() < end:
         assert not offloader.outstanding
-        offloader._step(time.monotonic() + 0.05, [])
+        offloader._step(time.monotonic() + 0.05)
     assert until()
 
 
@@ -110,7 +111,7 @@ def offloading(socket, fingerprint="model-a", by_hand=False, **options):
 def greet(router, offloader):
     end = time.monotonic() + PATIENCE_S
     while not offloader.reachable and time.monotonic() < end:
-        offloader._step(time.monotonic() + 0.01, [])
+        offloader._step(time.monotonic() + 0.01)
         if router.poll(10):
             entertain(router, router.recv_multipart())
     assert offloader.reachable
@@ -246,7 +247,7 @@ def test_a_hanging_worker_cannot_hold_the_edge(router):
         assert offloader.outstanding == 0
         assert offloader.link_ms == 100
         assert entered.is_set()
-        offloader.deadline_ms = 1000 * PATIENCE_S
+        offloader._requests.deadline_ms = 1000 * PATIENCE_S
         submit(offloader, 3, 1, "blur", frames())
         go_on.set()
         answered = collect(offloader, 1)  # the three late ones come before it, and are dropped
@@ -274,7 +275,7 @@ def test_a_reply_that_is_read_too_late_has_failed(router):
         submit(offloader, 1, 1, "blur", frames())
         client = receive(router)[0]
         reply(router, client, 1)
-        assert offloader._links[0].socket.poll(1000 * PATIENCE_S)
+        assert offloader._channels[0].socket.poll(1000 * PATIENCE_S)
         time.sleep(0.06)  # the edge is busy with something else
         assert [r.failed for r in offloader.poll()] == ["no reply within 50 ms"]
         assert offloader.poll() == []
@@ -379,7 +380,7 @@ def test_a_worker_with_another_model_is_noticed_at_start_and_later(router):
         assert lines == ["refused a message: the worker has model model-a, the edge model-b"]
         with offloading(router) as unchecked:
             unchecked.connect(PATIENCE_S)
-            unchecked.fingerprint = "model-b"
+            unchecked._requests.fingerprint = "model-b"
             submit(unchecked, 1, 1, "blur", frames())
             assert collect(unchecked, 1)[1].failed == "the worker has model model-a, the edge model-b"
             assert not unchecked.reachable
@@ -520,7 +521,7 @@ SCRIPT = """
 import sys, threading
 import numpy as np
 from eex.stream.worker.embedded import read_keys
-from eex.stream.worker.front import LocalReplica
+from eex.stream.worker.pool import LocalReplica
 from eex.stream.wire.protocol import Welcome
 from eex.stream.worker.serve import listen, stop_on_signals, stop_with_parent
 stop, keys = stop_on_signals(), None

@@ -27,7 +27,7 @@ SCRIPT = """
 import threading
 import numpy as np
 from eex.stream.worker.embedded import read_keys
-from eex.stream.worker.front import LocalReplica
+from eex.stream.worker.pool import LocalReplica
 from eex.stream.wire.protocol import Welcome
 from eex.stream.worker.serve import listen, stop_on_signals, stop_with_parent
 stop, keys = stop_on_signals(), read_keys()
@@ -83,7 +83,7 @@ def test_a_worker_process_dies_and_comes_back(monkeypatch):
         answered(edge, 1000, 200)
         end = time.monotonic() + PATIENCE_S
         first = 2000
-        while (len(front._ready) < 2 or not replicas[0]._worker.running) and time.monotonic() < end:
+        while (len(front.pool._ready) < 2 or not replicas[0]._worker.running) and time.monotonic() < end:
             answered(edge, first, 50)  # the dead one is noticed when it is asked
             first += 50
         assert replicas[0]._worker._process is not process

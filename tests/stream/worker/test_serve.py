@@ -17,7 +17,9 @@ from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.commands.worker import Worker
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.protocol import Welcome
-from eex.stream.worker.front import Front, Limits, LocalReplica, ReplicaLostError
+from eex.stream.worker.clients import Limits
+from eex.stream.worker.front import Front
+from eex.stream.worker.pool import LocalReplica, ReplicaLostError
 from eex.stream.worker.prometheus import monitoring
 
 pytestmark = pytest.mark.timeout(120)
@@ -105,7 +107,7 @@ def test_what_comes_while_the_model_runs_is_run_together():
             submit(b, id, 1, "blur", features(1, id % 2))
         submit(b, 9, 1, "pristine", features(2))
         end = time.monotonic() + PATIENCE_S
-        while cloud.front.queued < 10 and time.monotonic() < end:
+        while cloud.front.service.queued < 10 and time.monotonic() < end:
             time.sleep(0.01)
         gate.open.set()
         replies = collect(a, 5)
@@ -194,15 +196,15 @@ def test_a_request_that_nobody_waits_for_is_not_run():
     with Cloud([LocalReplica({"model-a": gate})]) as cloud, cloud.edge() as edge:
         submit(edge, 1, 1, "blur", features())
         assert gate.entered.wait(PATIENCE_S)
-        edge.deadline_ms = 1.0
+        edge._requests.deadline_ms = 1.0
         submit(edge, 2, 1, "blur", features())
         end = time.monotonic() + PATIENCE_S
-        while cloud.front.queued < 2 and time.monotonic() < end:
+        while cloud.front.service.queued < 2 and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.01)
         gate.open.set()
         end = time.monotonic() + PATIENCE_S
-        while cloud.front.queued and time.monotonic() < end:
+        while cloud.front.service.queued and time.monotonic() < end:
             time.sleep(0.01)
         assert cloud.front.stats.expired == 1
         assert len(gate.batches) == 1
@@ -215,7 +217,7 @@ def test_it_finishes_what_it_has_taken_on_and_refuses_the_rest():
         assert gate.entered.wait(PATIENCE_S)
         cloud.stop.set()
         end = time.monotonic() + PATIENCE_S
-        while not cloud.front.draining and time.monotonic() < end:
+        while not cloud.front.service.draining and time.monotonic() < end:
             time.sleep(0.01)
         submit(edge, 2, 1, "blur", features())
         assert collect(edge, 1)[2].failed == "the worker is about to stop"
@@ -254,7 +256,7 @@ def test_what_a_lost_replica_had_is_given_to_another():
         while not replicas[0].recovered and not replicas[0].lost and time.monotonic() < end:
             submit(edge, 100, 1, "blur", features())
             collect(edge, 1)
-        assert len(cloud.front.clients) == 1
+        assert len(cloud.front.service.clients) == 1
 
 
 def get(url):
@@ -290,10 +292,10 @@ def test_health_and_metrics():
         port = int(url.rsplit(":", 1)[1])
         with pytest.raises(EexError, match=f"--metrics-port {port}: cannot listen"), monitoring(cloud.front, port):
             pass
-        cloud.front.draining = True
+        cloud.front.service.draining = True
         with pytest.raises(urllib.error.HTTPError, match="503"):
             get(f"{url}/health")
-        cloud.front.draining = False
+        cloud.front.service.draining = False
 
 
 @pytest.mark.parametrize(
@@ -323,7 +325,7 @@ def test_options_that_make_no_sense(options, says):
 def test_the_payload_is_not_copied_on_the_way_out(monkeypatch):
     with Cloud([LocalReplica({"model-a": Gate()})]) as cloud, cloud.edge() as edge:
         sent = []
-        monkeypatch.setattr(edge._links[0], "send", lambda frames: sent.append(frames) or True)
+        monkeypatch.setattr(edge._peers[0], "send", lambda frames: sent.append(frames) or True)
         x = np.random.default_rng(0).random((2, 4, 3, 3), dtype=np.float32)
         assert edge.submit(1, 1, "blur", x)
         assert np.shares_memory(np.frombuffer(sent[0][1], dtype=np.float32), x)

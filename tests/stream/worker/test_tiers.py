@@ -21,8 +21,8 @@ from eex.models.network import make
 from eex.stream.groups import every_exit
 from eex.stream.run.records import read_records
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
-from eex.stream.worker.front import Stats
 from eex.stream.worker.serve import READY
+from eex.stream.worker.stats import Stats
 from eex.stream.worker.tail import make_tail
 from eex.stream.worker.tiers import AT_ONCE, MiddleReplica, Upstream, make_head
 

@@ -1,0 +1,194 @@
+"""Whom a worker serves, how much of each, and the replies that wait until their client reads them. No sockets."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from eex.stream.wire.protocol import Buffer, Refusal
+from eex.stream.worker.stats import Stats
+
+GONE_S = 3.0
+"""A client that was silent for this long makes room for others; edges ping several times a second."""
+
+UNREAD_S = 1.0
+"""A reply that its client has not read by then is dropped."""
+
+Send = Callable[[bytes, list[Buffer]], bool]
+"""Hands a message to a client, by id; False if its queue is full. Raises `ConnectionError` if the client is gone."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker takes on.
+
+    Attributes
+    ----------
+    clients
+        Connections served at a time.
+    queued_bytes
+        Of the features of all requests under way.
+    batch
+        Frames in one call of a model.
+    wait_ms
+        How long a request waits for others to share a batch with; requests that arrive while the model runs are
+        batched in any case.
+    drain_s
+        How long a stopped worker goes on with what it has accepted.
+    key_clients, key_requests
+        Connections of one key, and requests under way over all of them, where clients have keys: so that no key takes
+        the room of all others.
+    """
+
+    clients: int = 64
+    queued_bytes: int = 256 << 20
+    batch: int = 64
+    wait_ms: float = 0.0
+    drain_s: float = 5.0
+    key_clients: int = 32
+    key_requests: int = 256
+
+
+class RefusedError(Exception):
+    """A message is refused: of which kind the refusal is, and why."""
+
+    def __init__(self, kind: Refusal, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass
+class Client:
+    """One connection.
+
+    Attributes
+    ----------
+    id
+        Its name on the socket.
+    seen
+        When its last message came.
+    key
+        The name of its key; empty in plain text.
+    waiting
+        Requests accepted and not answered yet.
+    outbox
+        Replies that the connection has no room for yet, and since when.
+    """
+
+    id: bytes
+    seen: float
+    key: str = ""
+    waiting: int = 0
+    outbox: deque[tuple[float, list[Buffer]]] = field(default_factory=deque)
+
+
+class Clients:
+    """The clients of a worker, within its limits.
+
+    Parameters
+    ----------
+    send
+        Hands a message to a client.
+    stats
+        Counts the replies that clients do not read.
+    """
+
+    def __init__(self, limits: Limits, send: Send, stats: Stats) -> None:
+        self._limits, self._send, self._stats = limits, send, stats
+        self._clients: dict[bytes, Client] = {}
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    # ---- admission
+
+    def get(self, id: bytes) -> Client | None:
+        """A client that is served, by id."""
+        return self._clients.get(id)
+
+    def admit(self, id: bytes, now: float, key: str) -> Client:
+        """The client that sent a message, new or not.
+
+        Raises
+        ------
+        RefusedError
+            If there are too many already, also once those that went silent have made room.
+        """
+        client = self._clients.get(id)
+        if client is None or client.key != key:  # a client may choose an id that another key's had
+            if self._problem(key):
+                self._drop_silent(now)
+                if problem := self._problem(key):
+                    raise RefusedError("clients", problem)
+            client = self._clients[id] = Client(id, now, key)
+        client.seen = now
+        return client
+
+    def check_room(self, client: Client, window: int) -> None:
+        """See that a client may have one more request under way.
+
+        Raises
+        ------
+        RefusedError
+            If it, or its key, has too many.
+        """
+        if client.waiting >= window:
+            raise RefusedError("busy", f"{client.waiting} requests of this client are under way already")
+        if client.key:
+            waiting = sum(other.waiting for other in self._clients.values() if other.key == client.key)
+            if waiting >= self._limits.key_requests:
+                text = f"{self._limits.key_requests} requests of the key '{client.key}' are under way already"
+                raise RefusedError("busy", text)
+
+    def _problem(self, key: str) -> str:
+        """Why there is no room for one more client of a key; empty if there is."""
+        limits = self._limits
+        if len(self._clients) >= limits.clients:
+            return f"the worker serves {limits.clients} clients already"
+        if key and sum(client.key == key for client in self._clients.values()) >= limits.key_clients:
+            return f"the worker serves {limits.key_clients} clients with the key '{key}' already"
+        return ""
+
+    def _drop_silent(self, now: float) -> None:
+        for client in list(self._clients.values()):
+            if now - client.seen > GONE_S and not client.waiting and not client.outbox:
+                del self._clients[client.id]
+
+    # ---- replies
+
+    @property
+    def owed(self) -> bool:
+        """Whether replies wait for their clients to read."""
+        return any(client.outbox for client in self._clients.values())
+
+    def reply(self, client: Client, message: list[Buffer], now: float) -> None:
+        """Send the answer to a request, or keep it until the client reads; until then it counts as under way."""
+        if client.outbox or not self._try(client, message):
+            client.outbox.append((now, message))
+            client.waiting += 1
+
+    def notify(self, client: Client, message: list[Buffer]) -> None:
+        """Send what nobody depends on; it is dropped if the client does not read."""
+        if client.outbox or not self._try(client, message):
+            self._stats.unread += 1
+
+    def flush(self, now: float) -> None:
+        """Send the replies that there is room for now, and drop those that waited too long."""
+        for client in list(self._clients.values()):
+            while client.outbox:
+                since, message = client.outbox[0]
+                late = now - since > UNREAD_S
+                self._stats.unread += late
+                if not late and not self._try(client, message):
+                    break
+                if client.outbox:  # unless it is gone
+                    client.outbox.popleft()
+                    client.waiting -= 1
+
+    def _try(self, client: Client, message: list[Buffer]) -> bool:
+        """Whether a message was sent, or need not be."""
+        try:
+            return self._send(client.id, message)
+        except ConnectionError:
+            client.outbox.clear()
+            self._clients.pop(client.id, None)
+            return True
