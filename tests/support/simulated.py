@@ -1,4 +1,4 @@
-"""An edge and its workers without sockets, on a network that does what a test says, with a clock that the test moves."""
+"""An edge and its workers without sockets, on a network that does what a test says, by a clock that it moves."""
 
 import heapq
 import itertools
@@ -47,9 +47,7 @@ class Worker:
         self.held, self.started = [], None
         self.stats = Stats()
         options = {"limits": self.limits, "shapes": {}, "stats": self.stats}
-        self.service = Service(
-            [self.welcome], self._to_edge, busy_ms=self.busy_ms, log=lambda line: None, **options
-        )
+        self.service = Service([self.welcome], self._to_edge, busy_ms=self.busy_ms, log=lambda line: None, **options)
         self.replica = LocalReplica({self.welcome.model: self._tail})
         self.up = True
         self.peer.opened()

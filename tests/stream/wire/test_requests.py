@@ -1,4 +1,4 @@
-"""Requests under way: each yields exactly one reply, whatever workers and network do. No sockets; the clock is moved."""
+"""Requests under way: each yields exactly one reply, whatever happens. No sockets; the clock is moved by hand."""
 
 import math
 
@@ -448,7 +448,7 @@ def test_a_worker_that_takes_a_model_version_of_its_own():
 def test_one_of_two_workers_dies_and_comes_back_and_no_request_fails():
     world = World(compute_s=(0.002, 0.002))
     world.stream(0.5)
-    first, second = world.workers
+    first, _ = world.workers
     for _ in range(8):
         world.submit()
     first.kill()

@@ -1,0 +1,63 @@
+"""The embedded worker: a process of its own that ends with its parent, and says why it could not start."""
+
+import contextlib
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+from worker_process import SCRIPT
+
+from eex.policies.core.errors import OffloadError
+from eex.stream.wire.client import ZmqOffloader
+from eex.stream.worker import embedded
+from eex.stream.worker.embedded import EmbeddedWorker
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.process]
+
+PATIENCE_S = 20.0
+
+
+def test_an_embedded_worker_serves_and_goes(monkeypatch):
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", SCRIPT))
+    with EmbeddedWorker() as ours:
+        pid = ours._process.pid
+        endpoint = ours.endpoint(PATIENCE_S)
+        with contextlib.closing(ZmqOffloader(endpoint, "model-a", keys=ours.keys)) as offloader:
+            assert offloader.connect(PATIENCE_S).model == "model-a"
+            assert offloader.submit(1, 2, "blur", np.zeros((2, 2, 2), dtype=np.float32))
+            np.testing.assert_array_equal(offloader.poll(1000 * PATIENCE_S)[0].prediction, [2, 2])
+        assert ours.endpoint(0) == endpoint
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    ours.close()  # again
+    with pytest.raises(RuntimeError, match="not started"):
+        ours.endpoint(0)
+
+
+def test_an_embedded_worker_that_cannot_start_says_why(monkeypatch):
+    script = "import sys; print('noise'); print('error: no such model', file=sys.stderr); sys.exit(2)"
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", script))
+    with (
+        EmbeddedWorker() as ours,
+        pytest.raises(OffloadError, match=r"could not start \(exit status 2\): no such model$"),
+    ):
+        ours.endpoint(PATIENCE_S)
+
+
+def test_an_embedded_worker_that_hangs_is_killed(monkeypatch):
+    script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", script))
+    start = time.monotonic()
+    with EmbeddedWorker() as ours:
+        pid = ours._process.pid
+        with pytest.raises(OffloadError, match=r"not ready within 0.1 s"):
+            ours.endpoint(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert time.monotonic() - start < PATIENCE_S
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", script.replace("up", embedded.READY + "tcp://x")))
+    monkeypatch.setattr(embedded, "GRACE_S", 0.1)
+    with EmbeddedWorker() as ours:
+        assert ours.endpoint(PATIENCE_S) == "tcp://x"

@@ -1,0 +1,54 @@
+"""Health and metrics of a worker over HTTP."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from loopback import PATIENCE_S, Cloud, Gate, collect, features, submit
+from prometheus_client.parser import text_string_to_metric_families
+
+from eex.policies.core.errors import EexError
+from eex.stream.worker.pool import LocalReplica
+from eex.stream.worker.prometheus import monitoring
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def get(url):
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=PATIENCE_S) as answer:
+        return answer.read().decode()
+
+
+def test_health_and_metrics():
+    gate = Gate()
+    gate.open.set()
+    with Cloud([LocalReplica({"model-a": gate})]) as cloud, cloud.edge() as edge, monitoring(cloud.front, 0) as url:
+        assert url.startswith("http://127.0.0.1:")
+        for id in range(3):
+            submit(edge, id, 1, "blur", features())
+            collect(edge, 1)
+        submit(edge, 9, 7, "blur", features())
+        collect(edge, 1)
+        assert json.loads(get(f"{url}/health"))["status"] == "ok"
+        samples = {
+            (s.name, *s.labels.values()): s.value
+            for family in text_string_to_metric_families(get(f"{url}/metrics"))
+            for s in family.samples
+        }
+        assert samples["eex_requests_total", "model-a"] == 3
+        assert samples["eex_refusals_total", "stage"] == 1
+        assert samples["eex_frames_total",] == 3
+        assert samples["eex_queue",] == 0
+        assert samples["eex_batch_frames_bucket", "1"] == samples["eex_batch_frames_count",] == 3
+        assert samples["eex_latency_seconds_bucket", "+Inf"] == samples["eex_compute_seconds_count",] == 3
+        assert 0 < samples["eex_latency_seconds_sum",] < PATIENCE_S
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(f"{url}/secrets")
+        port = int(url.rsplit(":", 1)[1])
+        with pytest.raises(EexError, match=f"--metrics-port {port}: cannot listen"), monitoring(cloud.front, port):
+            pass
+        cloud.front.service.draining = True
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            get(f"{url}/health")
+        cloud.front.service.draining = False
