@@ -9,17 +9,17 @@ from eex.stream.wire.keys import default_folder, make_keys
 
 
 @dataclass(frozen=True)
-class Command:
+class Keys:
     """Make keys for a worker and its clients, so that they know each other and nobody else gets in.
 
-    Without names it makes the pairs 'worker' and 'edge'. A worker serves the clients whose .pub lie in its folder; an
-    edge needs its own .key and worker.pub. The files NAME.key are secret.
+    Without names, the pairs 'worker' and 'edge' are made. A worker serves the clients whose .pub files lie in its
+    folder; an edge needs its own .key file and worker.pub. Keep the .key files secret.
     """
 
     folder: Path = field(default_factory=default_folder)
-    """Where to; eex-worker and eex-stream look in the default."""
+    """Where to write the keys; the default is where eex-worker and eex-stream look for them."""
     names: tuple[str, ...] = ()
-    """Further clients, each with a pair of its own."""
+    """Names of further clients, each of which gets a pair of its own."""
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
 def _main() -> None:
     import tyro
 
-    command = tyro.cli(Command, prog="eex-keys", config=(tyro.conf.Positional,))
-    print("\n".join(make_keys(command.folder, command.names)))
+    options = tyro.cli(Keys, prog="eex-keys", config=(tyro.conf.Positional,))
+    print("\n".join(make_keys(options.folder, options.names)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded worker: `eex-worker` in a process of its own on this machine, under keys that nobody else has."""
+"""The embedded worker: `eex-worker` in a process of its own on this machine, with keys that nobody else has."""
 
 import contextlib
 import os
@@ -17,18 +17,18 @@ from eex.stream.wire.protocol import one_line
 
 READY = "eex-worker: listening on "
 COMMAND = (sys.executable, "-m", "eex.stream.commands.worker")
-GRACE_S = 5.0  # how long a stopped process may take
+GRACE_S = 5.0  # how long a process may take to stop
 
 
 class EmbeddedWorker:
     """A worker in a process of its own on this machine, which ends with the `with` block, or with this process.
 
-    It gets its keys over a pipe: they are drawn anew each time and lie in no file.
+    It gets its keys through a pipe: they are drawn anew each time and are in no file.
 
     Parameters
     ----------
     models, network, threads, device, processes, batch_frames
-        As in `eex.stream.worker.serve.Worker`.
+        As in `eex.stream.commands.worker.Worker`.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class EmbeddedWorker:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -100,12 +100,12 @@ class EmbeddedWorker:
         self._reader.start()
 
     def endpoint(self, timeout_s: float = 60.0) -> str:
-        """Where it listens, once it does.
+        """Where it listens; waits until it does.
 
         Raises
         ------
         OffloadError
-            If it could not start, with the last line it said, or is not ready in time.
+            If it could not start, with the last line of its errors, or is not ready in time.
         """
         if self._process is None:
             raise RuntimeError("the embedded worker is not started")
@@ -114,13 +114,13 @@ class EmbeddedWorker:
         if not self._endpoint:
             code = self._process.wait()
             self._stderr.seek(0)
-            said = [line for line in self._stderr.read().splitlines() if line.strip()]
-            reason = one_line(said[-1].removeprefix("error: ")) if said else "it said nothing"
+            lines = [line for line in self._stderr.read().splitlines() if line.strip()]
+            reason = one_line(lines[-1].removeprefix("error: ")) if lines else "it printed no error"
             raise OffloadError(f"the embedded worker could not start (exit status {code}): {reason}")
         return self._endpoint
 
     def close(self) -> None:
-        """End the process: ask it to, then kill it."""
+        """Terminate the process; kill it if it does not end in time."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -128,7 +128,7 @@ class EmbeddedWorker:
         process.stdin.close()
         if self._settled.is_set():
             process.terminate()
-        else:  # it has nothing to finish yet
+        else:  # it has accepted nothing yet
             process.kill()
         try:
             process.wait(GRACE_S)
@@ -149,7 +149,7 @@ class EmbeddedWorker:
 
 
 def read_keys() -> WorkerKeys:
-    """In the process itself: the keys that its parent wrote to its standard input.
+    """The keys that the parent process wrote to this one's standard input.
 
     Raises
     ------
@@ -161,5 +161,5 @@ def read_keys() -> WorkerKeys:
         line += byte
     words = line.split()
     if len(words) != 2 or any(len(word) != 40 for word in words):
-        raise EexError("--with-parent: expected keys on standard input; it is for a worker that eex-stream starts")
+        raise EexError("--with-parent: expected keys on standard input; it is for workers that eex-stream starts")
     return only(Pair(zmq.curve_public(words[0]), words[0]), words[1])

@@ -1,10 +1,9 @@
-"""Replicas of a worker's models behind one front: processes on this machine, or actors of a Ray cluster."""
+"""Where a worker's models run: in this process, in several on this machine, or in actors of a Ray cluster."""
 
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,14 @@ from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.wire.protocol import MAX_FRAMES, Buffer, Hello, ReplyHeader, Request, Welcome, pack, unpack
 from eex.stream.wire.security import HANDSHAKE_MS, secure_edge
 from eex.stream.worker.embedded import EmbeddedWorker
-from eex.stream.worker.pool import ReplicaLostError
+from eex.stream.worker.pool import LocalReplica, ReplicaLostError
+from eex.stream.worker.tail import Models, Served, load_models
 
 CALL_S = 30.0
-"""A call that takes longer means that the replica is lost."""
+"""A replica whose call takes longer is lost."""
 
 START_S = 120.0
-NOTICE_MS = 20  # how late a dead process is noticed
+NOTICE_MS = 20  # how late the end of a process is noticed
 
 
 class ProcessReplica:
@@ -30,14 +30,14 @@ class ProcessReplica:
     def __init__(self, worker: EmbeddedWorker) -> None:
         self._worker = worker
         self._closed = False
-        self._used = threading.Lock()  # the socket is, by the thread that runs and recovers
+        self._in_use = threading.Lock()  # the socket, by the thread that runs and recovers
         self._id = 0
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         worker.start()
 
     def connect(self) -> list[Welcome]:
-        """Wait until it is there; what its models are.
+        """Wait until it listens; what its models are.
 
         Raises
         ------
@@ -62,14 +62,14 @@ class ProcessReplica:
     def _welcome(self, model: str) -> Welcome:
         header, _ = self._call(pack(Hello(0, model)), 0, START_S)
         if not isinstance(header, Welcome):
-            raise OffloadError(f"a worker process does not welcome: {header}")
+            raise OffloadError(f"a worker process answered a hello with {header}")
         return header
 
     def run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """See `eex.stream.worker.pool.Replica`."""
         self._id += 1
         request = Request(self._id, model, stage, expert, features.dtype.name, features.shape)  # type: ignore[arg-type]
-        with self._used:
+        with self._in_use:
             header, arrays = self._call(pack(request, features), self._id, CALL_S)
         if header.refusal == "failed":
             raise RuntimeError(header.error)
@@ -93,7 +93,7 @@ class ProcessReplica:
 
     def recover(self) -> None:
         """Start the process again."""
-        with self._used:
+        with self._in_use:
             if self._socket is not None:
                 self._socket.close(linger=0)
             self._worker.close()
@@ -105,15 +105,15 @@ class ProcessReplica:
         """End the process."""
         self._closed = True
         self._worker.close()
-        with self._used:
+        with self._in_use:
             self._context.destroy(linger=0)
 
 
 class RayReplica:
-    """The models in an actor of a Ray cluster, with a GPU of its own where there are any; Ray restarts it.
+    """The models in an actor of a Ray cluster, with a GPU of its own where there are enough; Ray restarts it.
 
-    Ray moves features and answers between its own processes in its own way; nothing that came from a client is given to
-    it but checked arrays.
+    Ray moves features and answers between its own processes in its own way. Of what clients send, it gets checked
+    arrays only.
     """
 
     def __init__(self, actor: Any) -> None:
@@ -150,10 +150,39 @@ class RayReplica:
             ray.kill(self._actor)
 
 
-def ray_replicas(
-    count: int, models: Sequence[Path], network: str, threads: int, batch_frames: int, address: str = ""
-) -> tuple[list[RayReplica], list[Welcome]]:
-    """Start actors, on the cluster at an address or on this machine, and wait until they have loaded the models.
+def serve_here(models: Models) -> Served:
+    """Load the models in this process.
+
+    Raises
+    ------
+    EexError
+        If they cannot be used.
+    """
+    loaded = load_models(models)
+    return Served([LocalReplica(loaded.tails)], loaded.welcomes, loaded.shapes)
+
+
+def serve_in_processes(models: Models, count: int) -> Served:
+    """Start processes on this machine and wait until they have loaded the models.
+
+    Raises
+    ------
+    OffloadError
+        If one cannot start.
+    """
+    rest = models.folders, models.network, models.threads, models.device
+    processes = [ProcessReplica(EmbeddedWorker(*rest, batch_frames=models.batch_frames)) for _ in range(count)]
+    try:
+        welcomes = [process.connect() for process in processes]  # all have started before the first is waited for
+    except OffloadError:
+        for process in processes:
+            process.close()
+        raise
+    return Served([*processes], welcomes[0], {})
+
+
+def serve_on_ray(models: Models, count: int, address: str = "") -> Served:
+    """Start actors, on the Ray cluster at an address or on this machine, and wait until they have loaded the models.
 
     Raises
     ------
@@ -172,11 +201,11 @@ def ray_replicas(
             raise EexError(f"--ray-address {address}: {error}") from None
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
     gpus = 1 if resources.get("GPU", 0) >= count else 0
-    actor = ray.remote(num_cpus=max(1, threads), num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Models)
-    device = "cuda" if gpus else "cpu"
-    actors: list[Any] = [
-        actor.remote([str(m.absolute()) for m in models], network, threads, device, batch_frames) for _ in range(count)
-    ]
+    options = {"num_cpus": max(1, models.threads), "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
+    folders = tuple(folder.absolute() for folder in models.folders)
+    theirs = replace(models, folders=folders, device="cuda" if gpus else "cpu")
+    actor = ray.remote(**options)(_Actor)
+    actors: list[Any] = [actor.remote(theirs) for _ in range(count)]
     try:
         welcomes = ray.get([a.welcomes.remote() for a in actors], timeout=START_S)[0]
     except ray.exceptions.RayError as error:
@@ -184,19 +213,20 @@ def ray_replicas(
             ray.kill(a)
         cause = str(error).strip().splitlines()[-1]
         raise EexError(f"--ray: the models could not be loaded in the cluster: {cause}") from None
-    return [RayReplica(a) for a in actors], [Welcome(**w) for w in welcomes]
+    return Served([RayReplica(a) for a in actors], [Welcome(**welcome) for welcome in welcomes], {})
 
 
-class _Models:
-    """What an actor holds."""
+class _Actor:
+    """What runs in an actor."""
 
-    def __init__(self, models: list[str], network: str, threads: int, device: str, batch_frames: int) -> None:
+    def __init__(self, models: Models) -> None:
         import msgspec
 
-        from eex.stream.worker.tail import load_models
-
-        welcomes, self._tails, _ = load_models([Path(m) for m in models], network, threads, device, batch_frames)
-        self._welcomes = [msgspec.to_builtins(w) | {"experts": w.experts, "classes": w.classes} for w in welcomes]
+        loaded = load_models(models)
+        self._tails = loaded.tails
+        self._welcomes = [
+            msgspec.to_builtins(w) | {"experts": w.experts, "classes": w.classes} for w in loaded.welcomes
+        ]
         for welcome in self._welcomes:
             del welcome["kind"]
 

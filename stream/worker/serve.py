@@ -1,4 +1,4 @@
-"""The cloud worker: `serve` answers offloaded features, `eex-worker` is its command."""
+"""The cloud worker: `serve` answers requests on a socket, `listen` binds one first; what stops a worker process."""
 
 import contextlib
 import os
@@ -21,6 +21,7 @@ from eex.stream.worker.front import Front
 from eex.stream.worker.pool import LocalReplica, Replica
 from eex.stream.worker.prometheus import monitoring
 from eex.stream.worker.stats import Stats
+from eex.stream.worker.tail import Shapes
 
 QUEUE = 8
 """Most messages that wait in the socket for or from one client."""
@@ -39,10 +40,10 @@ def serve(
     log: Callable[[str], None] = log,
     limits: Limits | None = None,
 ) -> None:
-    """Answer requests for one model on a bound ROUTER `socket` until `stop` is set, then those that are there.
+    """Answer requests for one model on a bound ROUTER `socket` until `stop` is set, then those that have arrived.
 
-    A message that cannot be used is answered with the reason, or dropped if nobody can tell whose it is; it never ends
-    the service. The caller closes the socket.
+    A message that cannot be used is answered with the reason, or dropped if it has no readable id; it never ends the
+    service. The caller closes the socket.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def listen(
     stop: threading.Event,
     *,
     keys: WorkerKeys | None,
-    shapes: dict[str, list[tuple[int, ...]]] | None = None,
+    shapes: Shapes | None = None,
     limits: Limits | None = None,
     stats: Stats | None = None,
     metrics: tuple[str, int] | None = None,
@@ -70,11 +71,11 @@ def listen(
     Parameters
     ----------
     keys
-        Ours, and who is known; None takes plain text from whoever is on this machine, or `anywhere`.
+        The worker's own, and who is known; None accepts plain text from this machine, or from `anywhere`.
     stats
         To count in, where the replicas count too.
     metrics
-        Host and port for health and metrics; none without.
+        Host and port of health and metrics; None for neither.
 
     Raises
     ------
@@ -94,7 +95,7 @@ def listen(
             zmq.MAXMSGSIZE: max(w.max_bytes for w in welcomes) + MAX_HEADER_BYTES,
             zmq.ROUTER_MANDATORY: 1,
             zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
-            zmq.HEARTBEAT_IVL: 2000,  # ms; lets go of clients that went without a word
+            zmq.HEARTBEAT_IVL: 2000,  # ms; lets go of clients that vanished
             zmq.HEARTBEAT_TIMEOUT: 6000,
             zmq.IPV6: int("[" in bind),
         }.items():
@@ -125,7 +126,7 @@ def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
 
 
 def stop_with_parent(stop: threading.Event) -> None:
-    """Set `stop` once stdin ends, which it does when the parent is gone, and end the process if that does not help."""
+    """Set `stop` when stdin ends, as it does when the parent is gone; end the process if it does not stop by itself."""
 
     def watch() -> None:
         while os.read(0, 4096):  # not sys.stdin: its lock would be held at exit

@@ -1,9 +1,10 @@
-"""The rest of a network, as a worker runs it."""
+"""The rest of a network, as a worker runs it, and what a worker serves."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from msgspec import structs
@@ -12,15 +13,60 @@ from numpy.typing import NDArray
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import MAX_BYTES, MESSAGE_FRAMES, Welcome
+from eex.stream.worker.pool import Replica
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from eex.models.network import EarlyExitNet
 
+Shapes = dict[str, list[tuple[int, ...]]]
+"""What each stage of each model takes, by fingerprint, without the axis of frames: (C, H, W) or (C,)."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a worker, and how they run.
+
+    Attributes
+    ----------
+    folders
+        Of weights and cards; the shipped model if there is none.
+    network
+        For a network of the user's own, "module:function".
+    threads
+        Processor threads per model; 0 leaves it to torch.
+    device
+        "auto", "cpu" or "cuda".
+    batch_frames
+        Most frames in one call of a model.
+    """
+
+    folders: tuple[Path, ...] = ()
+    network: str = ""
+    threads: int = 0
+    device: str = "cpu"
+    batch_frames: int = 64
+
+
+class Loaded(NamedTuple):
+    """Models in this process: their welcomes, their tails by fingerprint, and what their stages take."""
+
+    welcomes: list[Welcome]
+    tails: dict[str, Tail]
+    shapes: Shapes
+
+
+class Served(NamedTuple):
+    """What a front needs: replicas, the welcomes of their models, and what the stages take, as far as known here."""
+
+    replicas: list[Replica]
+    welcomes: list[Welcome]
+    shapes: Shapes
+
 
 def make_tail(net: "EarlyExitNet") -> Tail:
-    """The rest of a network, from any stage on to the final exit, as `serve` wants it."""
+    """The rest of a network, from any stage on to the final exit."""
     import torch
 
     net.eval()
@@ -38,7 +84,7 @@ def make_tail(net: "EarlyExitNet") -> Tail:
 
 
 def features_tensor(net: "EarlyExitNet", shape: tuple[int, ...], stage: int, features: NDArray[Any]) -> "Tensor":
-    """Features (n, ...) off the wire as a stage takes them.
+    """Features (n, ...) that were received, as a stage takes them.
 
     Raises
     ------
@@ -49,7 +95,7 @@ def features_tensor(net: "EarlyExitNet", shape: tuple[int, ...], stage: int, fea
 
     if features.shape[1:] != shape:
         raise OffloadError(f"stage {stage} takes features (n, {', '.join(map(str, shape))}), got {features.shape}")
-    # off the wire they are neither aligned nor ours to write to, which torch wants
+    # views of a message are neither aligned nor writable, and torch wants both
     x = torch.from_numpy(np.require(features, np.float32, ["C", "A", "W"])).to(net.mean.device, net.mean.dtype)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
@@ -67,15 +113,8 @@ def stage_shapes(net: "EarlyExitNet") -> list[tuple[int, ...]]:
     return shapes
 
 
-def load_models(
-    models: Sequence[Path],
-    network: str,
-    threads: int,
-    device: str,
-    batch_frames: int,
-    make: "Callable[[EarlyExitNet], Tail]" = make_tail,
-) -> tuple[list[Welcome], dict[str, Tail], dict[str, list[tuple[int, ...]]]]:
-    """Load models, the shipped one if there is none; their welcomes, and tails and stages' shapes by fingerprint.
+def load_models(models: Models, make: "Callable[[EarlyExitNet], Tail]" = make_tail) -> Loaded:
+    """Load models in this process.
 
     Parameters
     ----------
@@ -85,7 +124,7 @@ def load_models(
     Raises
     ------
     EexError
-        If one cannot be used, or there is no such device.
+        If a model cannot be used, or there is no such device.
     """
     import torch
 
@@ -93,16 +132,16 @@ def load_models(
     from eex.models.fast import optimised
     from eex.stream.network import make_network, pick_device
 
-    if threads:
-        torch.set_num_threads(threads)
-    nets = [load(m, pick_device(device), make_network(network)) for m in models or (None,)]
+    if models.threads:
+        torch.set_num_threads(models.threads)
     welcomes: dict[str, Welcome] = {}
     tails: dict[str, Tail] = {}
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    for net in nets:
+    shapes: Shapes = {}
+    device = pick_device(models.device)
+    for net in [load(folder, device, make_network(models.network)) for folder in models.folders or (None,)]:
         taken = shapes[net.fingerprint] = stage_shapes(net)
         largest = 4 * max(math.prod(shape) for shape in taken)  # bytes of a frame, float32
-        most = min(MAX_BYTES, max(MESSAGE_FRAMES, batch_frames) * largest)
+        most = min(MAX_BYTES, max(MESSAGE_FRAMES, models.batch_frames) * largest)
         welcomes[net.fingerprint] = Welcome(net.fingerprint, net.exits, net.experts, net.classes, most)
         tails[net.fingerprint] = make(optimised(net))
-    return [structs.replace(w, models=tuple(welcomes)) for w in welcomes.values()], tails, shapes
+    return Loaded([structs.replace(w, models=tuple(welcomes)) for w in welcomes.values()], tails, shapes)

@@ -1,4 +1,4 @@
-"""A worker between edge and cloud: its own exits answer what they are sure of, an upstream worker the rest.
+"""A worker between edge and cloud: its own exits answer the frames they are sure of, an upstream worker the rest.
 
 To the edge it is a worker like any other. To the upstream worker it is an edge: the same client, keys and deadlines.
 """
@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.base import Bools, Floats, Ints
+from eex.policies.core.errors import EexError
 from eex.stream.wire.client import ZmqOffloader
+from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.offload import Offloader, Reply, Tail
 from eex.stream.worker.stats import Stats
-from eex.stream.worker.tail import features_tensor, stage_shapes
+from eex.stream.worker.tail import Models, Served, features_tensor, load_models, make_tail, stage_shapes
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
@@ -27,22 +29,23 @@ if TYPE_CHECKING:
 AT_ONCE = 8
 """Batches under way at a time, so that one that waits for the upstream worker does not hold up the others."""
 
-IDLE_S = 0.05  # between two looks at the link while nothing is asked: pings are answered, workers found again
-POLL_MS = 2  # how long a new question waits at most while answers to others are awaited
+IDLE_S = 0.05  # between two looks at the sockets while nothing is asked: pings go out, workers are found again
+POLL_MS = 2  # how long new frames wait at most while replies for others are awaited
 
 Head = Callable[[int, str, NDArray[Any]], tuple[Floats, Ints, Bools, NDArray[Any]]]
 """(stage, expert, features (n, ...)) to what `make_head` says."""
 
 
 def make_head(net: "EarlyExitNet", partition: int, p_tar: float) -> Head:
-    """The stages up to a partition point, and the exits behind them, from any stage on.
+    """The stages up to a partition point with their exits, from any stage on.
 
     Returns
     -------
     head
-        A function that returns, of each frame, the confidence and prediction of the exit that answered it, the first
-        whose confidence reached `p_tar`, or of its most confident one, -1 where it visited none, both (n,); which
-        frames no exit answered, (n,); and these frames' features behind the partition point, float32, (m, ...).
+        A function that returns four arrays: for each frame, confidence and prediction, both (n,), of the exit that
+        answered it, which is the first whose confidence reached `p_tar`, or else of its most confident exit, or -1 if
+        it visited none; which frames no exit answered, (n,); and their features after the partition point, float32,
+        (m, ...).
     """
     import torch
 
@@ -56,10 +59,10 @@ def make_head(net: "EarlyExitNet", partition: int, p_tar: float) -> Head:
         for i in range(stage, partition):
             x = net.stage(i, x)
             top, index = net.confident(net.branch(i, expert, x))
-            told, best = top.cpu().numpy().astype(float), index.cpu().numpy()
-            surer = told > confidence[going]
-            confidence[going[surer]], prediction[going[surer]] = told[surer], best[surer]
-            stay = np.flatnonzero(~(told >= p_tar))
+            here, best = top.cpu().numpy().astype(float), index.cpu().numpy()
+            surer = here > confidence[going]
+            confidence[going[surer]], prediction[going[surer]] = here[surer], best[surer]
+            stay = np.flatnonzero(~(here >= p_tar))
             if len(stay) < len(going):
                 going, x = going[stay], x[torch.from_numpy(stay).to(x.device)]
             if not len(going):
@@ -72,33 +75,33 @@ def make_head(net: "EarlyExitNet", partition: int, p_tar: float) -> Head:
 
 
 @dataclass
-class _Asked:
+class _Forwarded:
     """A message for the upstream worker, and what became of it."""
 
     stage: int
     expert: str
     features: NDArray[Any]
-    until: float
-    reply: Reply | None = None  # None or a failed one: there is no answer
+    until: float  # when nobody waits for the answer any more
+    reply: Reply | None = None  # None, or a failed one, where there is no answer
     settled: threading.Event = field(default_factory=threading.Event)
 
 
 class Upstream:
-    """The way to the upstream worker: many threads ask, one owns the offloader, and so the sockets.
+    """The way to the upstream worker: many threads ask, one owns the offloader and thereby the sockets.
 
     Parameters
     ----------
     offloader
         Connected; used by nobody else from now on, and closed by `close`.
     deadline_ms
-        After which a question has no answer, however busy the link is.
+        After which frames have no answer, however busy the upstream worker is.
     log
-        Told when the upstream worker goes and when it comes back.
+        Takes a line when the upstream worker goes and when it comes back.
     """
 
     def __init__(self, offloader: Offloader, deadline_ms: float, log: Callable[[str], None] = print) -> None:
         self.offloader, self.deadline_ms, self._log = offloader, deadline_ms, log
-        self._inbox: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Forwarded | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -106,7 +109,7 @@ class Upstream:
         """The final exit's confidence and prediction for features (n, ...), both (n,); NaN and -1 without an answer."""
         until = time.monotonic() + self.deadline_ms / 1000
         most = max(1, self.offloader.max_bytes // features[0].nbytes)  # frames that a message may hold
-        parts = [_Asked(stage, expert, features[k : k + most], until) for k in range(0, len(features), most)]
+        parts = [_Forwarded(stage, expert, features[k : k + most], until) for k in range(0, len(features), most)]
         for part in parts:
             self._inbox.put(part)
         confidence, prediction = np.full(len(features), np.nan), np.full(len(features), -1, dtype=np.int64)
@@ -123,9 +126,9 @@ class Upstream:
         self._thread.join()
 
     def _run(self) -> None:
-        """What the thread does: submit what is asked, hand replies out, and look after the link in between."""
-        waiting: deque[_Asked] = deque()
-        awaited: dict[int, _Asked] = {}
+        """What the thread does: submit what was asked, hand out replies, and keep the connection alive in between."""
+        waiting: deque[_Forwarded] = deque()
+        awaited: dict[int, _Forwarded] = {}
         ids, reachable = itertools.count(1), True
         try:
             while True:
@@ -142,35 +145,35 @@ class Upstream:
                 while waiting and self._leaves(waiting[0], ids, awaited):
                     waiting.popleft()
                 for reply in self.offloader.poll(POLL_MS):
-                    asked = awaited.pop(reply.id)
-                    asked.reply = reply
-                    asked.settled.set()
+                    message = awaited.pop(reply.id)
+                    message.reply = reply
+                    message.settled.set()
                 if self.offloader.reachable != reachable:
                     reachable = not reachable
                     self._log("the upstream worker is back" if reachable else "the upstream worker does not answer")
         finally:
-            for asked in [*waiting, *awaited.values()]:
-                asked.settled.set()
+            for message in [*waiting, *awaited.values()]:
+                message.settled.set()
             self.offloader.close()
 
-    def _leaves(self, asked: _Asked, ids: "itertools.count[int]", awaited: dict[int, _Asked]) -> bool:
+    def _leaves(self, message: _Forwarded, ids: "itertools.count[int]", awaited: dict[int, _Forwarded]) -> bool:
         """Send a message, or settle that it gets no answer; False if it must wait for room."""
         offloader, id = self.offloader, next(ids)
-        if time.monotonic() < asked.until:
-            if offloader.submit(id, asked.stage, asked.expert, asked.features):
-                awaited[id] = asked
+        if time.monotonic() < message.until:
+            if offloader.submit(id, message.stage, message.expert, message.features):
+                awaited[id] = message
                 return True
             if offloader.outstanding and offloader.reachable:  # a full window empties by itself
                 return False
-        asked.settled.set()
+        message.settled.set()
         return True
 
 
 class MiddleReplica:
-    """Runs a model up to a partition point, answers what its exits are sure of, and asks upstream for the rest.
+    """Runs a model up to a partition point, answers the frames its exits are sure of, and asks upstream for the rest.
 
-    A frame that gets no answer from upstream in time is answered by its most confident exit here; where it came from
-    behind the partition point, and so visited none, the rest of the model is run here.
+    A frame that gets no answer from upstream in time is answered by its most confident exit here. If it visited none,
+    because it came in after the partition point, the rest of the model is run here.
 
     Parameters
     ----------
@@ -181,9 +184,9 @@ class MiddleReplica:
     upstream
         Shared by all replicas, as are the following.
     stats
-        Its `upstream` counts frames answered here, forwarded, and fallen back.
+        Its `upstream` counts the frames answered here, forwarded, and fallen back.
     computing
-        Held while the model runs: two at a time would only be in each other's way.
+        Held while the model runs: two at a time would only slow each other down.
     """
 
     def __init__(
@@ -201,16 +204,16 @@ class MiddleReplica:
         if not unanswered.any():
             return confidence, prediction
         going = np.flatnonzero(unanswered)
-        behind = max(stage, self._partition)
-        told, best = self._upstream.ask(behind, expert, left)
-        came = ~np.isnan(told)
-        confidence[going[came]], prediction[going[came]] = told[came], best[came]
+        first = max(stage, self._partition)
+        there, best = self._upstream.ask(first, expert, left)
+        came = ~np.isnan(there)
+        confidence[going[came]], prediction[going[came]] = there[came], best[came]
         lost = going[~came]
         if len(lost):
             with self._computing:
                 self._counts.update(fallback=len(lost))
                 if stage >= self._partition:
-                    confidence[lost], prediction[lost] = self._rest(behind, expert, left[~came])
+                    confidence[lost], prediction[lost] = self._rest(first, expert, left[~came])
         return confidence, prediction
 
     def recover(self) -> None:
@@ -221,16 +224,49 @@ class MiddleReplica:
         self._upstream.close()
 
 
-def middle_replicas(
-    net: "EarlyExitNet",
-    rest: Tail,
+def serve_middle(
+    models: Models,
+    endpoints: Sequence[str],
     partition: int,
     p_tar: float,
-    offloader: ZmqOffloader,
+    deadline_ms: float,
+    *,
+    keys: EdgeKeys | None,
+    anywhere: bool,
     stats: Stats,
     log: Callable[[str], None] = print,
-) -> list[MiddleReplica]:
-    """Replicas of a network up to a partition point, which share one connected offloader to the upstream worker."""
-    head, computing = make_head(net, partition, p_tar), threading.Lock()
-    upstream = Upstream(offloader, offloader.deadline_ms, log)
-    return [MiddleReplica(head, rest, partition, upstream, stats, computing) for _ in range(AT_ONCE)]
+) -> Served:
+    """Load one model and connect to the upstream worker.
+
+    Parameters
+    ----------
+    endpoints, deadline_ms, keys, anywhere
+        Of the upstream worker, as in `eex.stream.wire.client.ZmqOffloader`.
+    partition
+        Number of stages after which the upstream worker goes on.
+    p_tar
+        Confidence at which an exit answers here.
+
+    Raises
+    ------
+    EexError
+        If the model cannot be used, has too few stages, or no upstream worker answers.
+    """
+    nets: list[EarlyExitNet] = []
+
+    def keep(net: "EarlyExitNet") -> Tail:
+        nets.append(net)
+        return make_tail(net)
+
+    loaded = load_models(models, keep)
+    (net,), (welcome,) = nets, loaded.welcomes
+    if partition >= welcome.stages:
+        raise EexError(
+            f"--partition must lie in 1…{welcome.stages - 1}, the last exit is the upstream worker's; got {partition}"
+        )
+    offloader = ZmqOffloader(endpoints, welcome.model, deadline_ms, keys=keys, anywhere=anywhere)
+    offloader.connect()
+    head, rest, computing = make_head(net, partition, p_tar), loaded.tails[welcome.model], threading.Lock()
+    upstream = Upstream(offloader, deadline_ms, log)
+    replicas = [MiddleReplica(head, rest, partition, upstream, stats, computing) for _ in range(AT_ONCE)]
+    return Served([*replicas], loaded.welcomes, loaded.shapes)

@@ -1,4 +1,4 @@
-"""What the tests of faults and strangers share: a link that breaks, a stream that counts."""
+"""What the tests of faults and strangers share: a network that breaks, a stream that counts."""
 
 import contextlib
 import select
@@ -21,7 +21,7 @@ PATIENCE_S = 60.0  # for what must happen; an idle machine takes a hundredth of 
 
 
 class Link:
-    """A TCP link to an endpoint that can be cut without a word: then bytes wait, as where packets are lost."""
+    """A TCP relay to an endpoint, which can be cut without a word: then bytes wait, as where packets are lost."""
 
     def __init__(self, endpoint):
         host, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
@@ -30,7 +30,7 @@ class Link:
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self.up = threading.Event()
         self.up.set()
-        self.said = bytearray()  # by clients
+        self.from_clients = bytearray()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -51,7 +51,7 @@ class Link:
                     other, is_client = pairs[ready]
                     data = ready.recv(1 << 16)
                     if is_client:
-                        self.said += data
+                        self.from_clients += data
                     if not data:
                         raise ConnectionError
                     other.sendall(data)
@@ -115,7 +115,7 @@ class Stream:
         return time.monotonic() - start
 
     def answered(self, more=8):
-        """What tells that the cloud answered so many more frames."""
+        """A function that says whether the cloud has answered this many more frames."""
         before = self.from_cloud()
         return lambda: self.from_cloud() >= before + more
 

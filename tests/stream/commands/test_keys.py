@@ -11,7 +11,7 @@ from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import edge_keys
 from eex.stream.worker.embedded import READY
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.process]
 
 PATIENCE_S = 120.0
 
@@ -45,16 +45,8 @@ def test_keys_open_the_worker(tmp_path):
             worker.kill()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--keys", "nowhere"], "there is no such key; make keys with: eex-keys nowhere"),
-        (["--plain", "--bind", "tcp://0.0.0.0:5555"], "--plain-beyond-loopback"),
-        (["--plain-beyond-loopback"], "goes with --plain"),
-    ],
-)
-def test_a_worker_that_would_be_open_does_not_start(arguments, says):
-    done = run("worker", *arguments)
+def test_a_worker_without_keys_does_not_start():
+    done = run("worker", "--keys", "nowhere")
     assert done.returncode == 2
-    assert says in done.stderr
+    assert done.stderr.startswith("error: nowhere/worker.key: there is no such key; make keys with: eex-keys nowhere")
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`eex-stream` over links that are not there: what it sends, what it pays, where it is cut, what it says of that."""
+"""`eex-stream` over emulated links: what it sends and pays, where the network is cut, and what its summary says."""
 
 import json
 from pathlib import Path

@@ -1,11 +1,17 @@
-"""`eex-worker`: options that make no sense are refused before anything is loaded."""
+"""`eex-worker` refuses what makes no sense with one line, and starts no worker that would be open to anyone."""
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from eex.policies.core.errors import EexError
-from eex.stream.commands.worker import Worker
+from eex.stream.commands.worker import Worker, _main
+from eex.stream.guard import guarded
+from eex.stream.wire.client import ZmqOffloader
+
+pytestmark = pytest.mark.timeout(120)
 
 UPSTREAM = {"upstream": "tcp://127.0.0.1:5556", "partition": 2, "plain": True}
 
@@ -32,3 +38,45 @@ UPSTREAM = {"upstream": "tcp://127.0.0.1:5556", "partition": 2, "plain": True}
 def test_options_that_make_no_sense(options, says):
     with pytest.raises(EexError, match=says):
         Worker(**options).check()
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Runs `eex-worker` in this process; the line with which it refuses to start."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # else it is set for good
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eex-worker", *map(str, arguments)])
+        assert guarded(_main) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--keys", "nowhere"], "there is no such key; make keys with: eex-keys nowhere"),
+        (["--plain", "--bind", "tcp://0.0.0.0:5555"], "--plain-beyond-loopback"),
+        (["--plain-beyond-loopback"], "goes with --plain"),
+    ],
+)
+def test_a_worker_that_would_be_open_does_not_start(arguments, says, refusal):
+    assert says in refusal(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--partition", 4), "--partition must lie in 1…3, the last exit is the upstream worker's; got 4"),
+        (("--partition", 2), "no eex-worker answered within 0.5 s"),
+        (("--partition", 2, "--upstream", "tcp://192.0.2.1:5555"), "--plain sends frames unprotected"),
+    ],
+)
+def test_a_way_upstream_that_is_none(options, says, refusal, monkeypatch):
+    monkeypatch.setattr(ZmqOffloader.connect, "__defaults__", (0.5,))
+    assert says in refusal("--plain", "--bind", "tcp://127.0.0.1:*", "--upstream", "tcp://127.0.0.1:9", *options)

@@ -1,6 +1,7 @@
-"""Whatever happens to the worker or the link, each frame gets one answer, and the cloud is used while it is there.
+"""Whatever happens to worker or network, each frame gets one answer, and the cloud is used while it is there.
 
-Times are asserted generously here; `make bench-offload` prints them.
+Real processes, sockets and time, one test of each kind of fault; `tests/stream/wire/test_requests.py` has more and
+longer ones, by a clock that is moved by hand. Times are asserted generously here; `make bench-offload` prints them.
 """
 
 import json
@@ -23,7 +24,7 @@ from eex.stream.run import state
 from eex.stream.run.records import read_records
 from eex.stream.run.tally import Tally
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.process]
 
 
 def gone(stream):
@@ -79,8 +80,8 @@ def test_a_worker_that_takes_a_model_version_of_its_own():
         stream.feed_until(stream.answered())
         worker.kill()
         worker.start(model="model-b")
-        link = stream.offloader._peers[0]
-        stream.feed_until(lambda: "the worker has model model-b, the edge model-a" in link.state)
+        peer = stream.offloader._peers[0]
+        stream.feed_until(lambda: "the worker has model model-b, the edge model-a" in peer.state)
         before = stream.from_cloud()
         for _ in range(20):
             stream.feed()
@@ -132,22 +133,22 @@ def test_replies_are_lost_doubled_reordered_and_late():
             try:
                 assert chaos.stdout.readline() == "ready\n"
                 with Stream(at, deadline_ms=700) as stream:
-                    for _ in range(100):
+                    for _ in range(50):
                         stream.feed_until(stream.answered(1))
                     report = stream.end()
             finally:
                 chaos.kill()
     assert report["missed_deadlines"] > 0
     assert report["dropped"] > 0
-    assert stream.from_cloud() >= 100
+    assert stream.from_cloud() >= 50
 
 
-def test_the_link_is_down_for_ten_seconds():
+def test_the_link_is_down_for_two_seconds():
     with TrivialWorker() as worker, Link(worker.endpoint) as link, Stream(link.endpoint) as stream:
         stream.feed_until(stream.answered())
         link.up.clear()
         stream.feed_until(gone(stream))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 2
         stream.feed_until(lambda: time.monotonic() > end)
         assert not stream.offloader.reachable
         link.up.set()
@@ -161,7 +162,7 @@ def test_one_of_two_workers_dies():
         TrivialWorker() as second,
         Stream(first.endpoint, second.endpoint, deadline_ms=1000 * PATIENCE_S) as stream,
     ):
-        stream.feed_until(lambda: all(link.counts["replies"] for link in stream.offloader._peers))
+        stream.feed_until(lambda: all(peer.counts["replies"] for peer in stream.offloader._peers))
         first.kill()
         stream.feed_until(stream.answered(400))
         first.start()
@@ -191,7 +192,7 @@ def test_a_worker_is_drained_and_another_takes_over():
         TrivialWorker() as second,
         Stream(first.endpoint, second.endpoint, deadline_ms=1000 * PATIENCE_S) as stream,
     ):
-        stream.feed_until(lambda: all(link.counts["replies"] for link in stream.offloader._peers))
+        stream.feed_until(lambda: all(peer.counts["replies"] for peer in stream.offloader._peers))
         first.process.send_signal(signal.SIGTERM)
         stream.feed_until(lambda: first.process.poll() is not None)
         assert first.process.returncode == 0
@@ -203,6 +204,7 @@ def test_a_worker_is_drained_and_another_takes_over():
 # ---- memory
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_and_a_leak_would_be_seen():
     assert growth(10_000) < 1.0
     assert growth(10_000, leak=1024) > 5.0
@@ -251,7 +253,7 @@ def test_the_disk_is_full(tmp_path):
 def test_the_edge_is_killed_and_goes_on_where_it_was(tmp_path):
     command = [sys.executable, "-m", "eex.stream.commands.stream"]
     options = ["--worker", "none", "--threads", "1", "--no-regret", "--json"]
-    more = ["--policy", "ucb", "--frames", "6000", "--commit", "1000", "--out", str(tmp_path)]
+    more = ["--policy", "ucb", "--frames", "3000", "--commit", "500", "--out", str(tmp_path)]
     with subprocess.Popen([*command, *options, *more], stdout=subprocess.DEVNULL) as edge:
         end = time.monotonic() + 3 * PATIENCE_S
         while not (states := list(tmp_path.glob("*/state.npz"))) and edge.poll() is None and time.monotonic() < end:
@@ -259,7 +261,7 @@ def test_the_edge_is_killed_and_goes_on_where_it_was(tmp_path):
         edge.kill()
     folder = states[0].parent
     done_before = int(state.read(folder)["frames"])
-    assert done_before >= 1000
+    assert done_before >= 500
     resumed = subprocess.run(
         [*command, "--json", "--resume", str(folder)],
         capture_output=True,
@@ -270,12 +272,12 @@ def test_the_edge_is_killed_and_goes_on_where_it_was(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads(resumed.stdout)
     records = read_records(folder / "records")
-    assert records["frame"].to_pylist() == list(range(6000))
-    assert summary["frames"] == summary["answered"] == 6000
+    assert records["frame"].to_pylist() == list(range(3000))
+    assert summary["frames"] == summary["answered"] == 3000
     assert summary["offloaded_share"] == pytest.approx(np.mean(records["offloaded"].to_pylist()))
     taught = sum(reward is not None for reward in records["reward"].to_pylist())
     saved = state.read(folder)
-    assert saved["frames"] == 6000
+    assert saved["frames"] == 3000
     assert saved["policy.counts"].sum() == taught
 
 

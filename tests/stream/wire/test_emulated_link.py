@@ -1,4 +1,4 @@
-"""The emulated link: bytes pass unchanged, as late as it says; with a real stack to compare, where there is one."""
+"""The emulated link: bytes pass unchanged, as late as it says; compared with a real stack where there is one."""
 
 import contextlib
 import itertools
@@ -192,6 +192,7 @@ def test_jitter_keeps_the_order(server):
     assert min(took) >= 0.015
 
 
+@pytest.mark.process
 def test_a_relay_of_its_own_carries_curve(server):
     with zmq.Context() as context, context.socket(zmq.REP) as reply, context.socket(zmq.REQ) as request:
         for end in (reply, request):
@@ -292,7 +293,7 @@ def can_make_namespaces():
 
 @contextlib.contextmanager
 def real_link(round_trip_ms, mbit, loss=0.0):
-    """Two namespaces with a link between them; yields what to put before a command to run it at one end."""
+    """Two namespaces with a link between them; yields what to prefix a command with to run it at one end."""
     name = f"eex{os.getpid()}"
     command = [
         sys.executable,
@@ -316,6 +317,8 @@ def probe(prefix, host, port, sizes):
     return json.loads(done.stdout)
 
 
+@pytest.mark.soak
+@pytest.mark.process
 @pytest.mark.skipif(
     not can_make_namespaces(), reason="a real link to compare with takes root, ip netns and /dev/net/tun"
 )
@@ -339,6 +342,8 @@ def test_the_emulation_against_a_real_stack(server, round_trip_ms, mbit):
     assert statistics.median(ours[k] / real[k] for k in real) == pytest.approx(1, abs=0.4)
 
 
+@pytest.mark.soak
+@pytest.mark.process
 @pytest.mark.skipif(not can_make_namespaces(), reason="a real link takes root, ip netns and /dev/net/tun")
 def test_a_real_link_that_loses_packets_is_slower_and_loses_no_bytes():
     with real_link(12, 50, loss=0.05) as (edge, cloud):

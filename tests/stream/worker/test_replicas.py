@@ -1,4 +1,4 @@
-"""Replicas behind one front, as processes and as Ray actors: one dies, and edges notice nothing."""
+"""Replicas of one front, as processes and as Ray actors: one dies, and edges notice nothing."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from eex.stream.worker.embedded import EmbeddedWorker
 from eex.stream.worker.front import Front
 from eex.stream.worker.replicas import ProcessReplica, RayReplica
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.process]
 
 PATIENCE_S = 60.0
 WELCOMES = [Welcome(f"model-{m}", 4, ("blur",), tuple("abcd"), models=("model-a", "model-b")) for m in "ab"]
@@ -83,7 +83,7 @@ def test_a_worker_process_dies_and_comes_back(monkeypatch):
         answered(edge, 1000, 200)
         end = time.monotonic() + PATIENCE_S
         first = 2000
-        while (len(front.pool._ready) < 2 or not replicas[0]._worker.running) and time.monotonic() < end:
+        while (front.pool.ready < 2 or not replicas[0]._worker.running) and time.monotonic() < end:
             answered(edge, first, 50)  # the dead one is noticed when it is asked
             first += 50
         assert replicas[0]._worker._process is not process

@@ -20,6 +20,7 @@ from eex.models.fast import optimised
 from eex.models.network import make
 from eex.stream.groups import every_exit
 from eex.stream.run.records import read_records
+from eex.stream.wire.keys import make_keys
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
 from eex.stream.worker.serve import READY
 from eex.stream.worker.stats import Stats
@@ -78,11 +79,11 @@ def test_the_first_exit_that_is_sure_answers_and_upstream_the_rest(net, seen, st
     exit = np.where(sure.any(axis=1), sure.argmax(axis=1), here.argmax(axis=1) if lost else 4 - stage) + stage
     cloud = NoOffloader() if lost else InMemoryOffloader(make_tail(net))
     with middle(net, 3, p_tar, cloud) as (replica, counts):
-        told, best = replica.run("m", stage, "pristine", features[stage])
+        confident, best = replica.run("m", stage, "pristine", features[stage])
     rows = np.arange(40)
     far = (np.abs(here - p_tar) > 1e-5).all(axis=1)
     assert far.sum() > 35
-    np.testing.assert_allclose(told[far], confidence[rows, exit][far], atol=1e-5)
+    np.testing.assert_allclose(confident[far], confidence[rows, exit][far], atol=1e-5)
     np.testing.assert_array_equal(best[far], prediction[rows, exit][far])
     away = 40 - counts["here"]
     assert 10 < away < 30
@@ -90,12 +91,12 @@ def test_the_first_exit_that_is_sure_answers_and_upstream_the_rest(net, seen, st
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["answered", "lost"])
-def test_what_comes_from_behind_the_partition_point(net, seen, lost):
-    """Is passed on as it is; without an answer the rest is run here."""
+def test_what_comes_in_after_the_partition_point_is_passed_on(net, seen, lost):
+    """As it is; without an answer the rest is run here."""
     features, confidence, prediction = seen
     with middle(net, 2, 0.0, NoOffloader() if lost else InMemoryOffloader(make_tail(net))) as (replica, counts):
-        told, best = replica.run("m", 3, "pristine", features[3])
-    np.testing.assert_allclose(told, confidence[:, -1], atol=1e-5)
+        confident, best = replica.run("m", 3, "pristine", features[3])
+    np.testing.assert_allclose(confident, confidence[:, -1], atol=1e-5)
     np.testing.assert_array_equal(best, prediction[:, -1])
     assert counts == {"here": 0, "forwarded": 40, "fallback": 40 * lost}
 
@@ -105,11 +106,11 @@ def test_large_batches_go_in_messages_that_upstream_takes(net, seen):
     cloud = InMemoryOffloader(make_tail(net), lose=[2])
     cloud.max_bytes = 7 * features[3][0].nbytes
     with middle(net, 3, 1.1, cloud) as (replica, counts):
-        told, _ = replica.run("m", 1, "pristine", features[1])
+        confident, _ = replica.run("m", 1, "pristine", features[1])
     assert counts == {"here": 0, "forwarded": 40, "fallback": 7}
     expected = confidence[:, -1].copy()
     expected[7:14] = confidence[7:14, 1:3].max(axis=1)
-    np.testing.assert_allclose(told, expected, atol=1e-5)
+    np.testing.assert_allclose(confident, expected, atol=1e-5)
 
 
 class Slow(InMemoryOffloader):
@@ -132,8 +133,8 @@ def test_a_batch_that_waits_does_not_stall_the_others(net, seen):
 
         def ask(k):
             start = time.monotonic()
-            told, _ = replica.run("m", 1, "pristine", features[1][k : k + 1])
-            done.append((k, float(told[0]), time.monotonic() - start))
+            confident, _ = replica.run("m", 1, "pristine", features[1][k : k + 1])
+            done.append((k, float(confident[0]), time.monotonic() - start))
 
         threads = [threading.Thread(target=ask, args=(k,)) for k in range(AT_ONCE)]
         for thread in threads:
@@ -145,8 +146,8 @@ def test_a_batch_that_waits_does_not_stall_the_others(net, seen):
     assert done[-1][2] >= 3.0  # its deadline
     assert done[-2][2] < 3.0
     assert done[-1][1] == pytest.approx(confidence[0, 1], abs=1e-5)
-    for k, told, _ in done[:-1]:
-        assert told == pytest.approx(confidence[k, -1], abs=1e-5)
+    for k, confident, _ in done[:-1]:
+        assert confident == pytest.approx(confidence[k, -1], abs=1e-5)
     assert cloud.most > 1
     assert counts == {"here": 0, "forwarded": AT_ONCE, "fallback": 1}
 
@@ -193,13 +194,8 @@ def check_each_has_one_answer(process, frames):
     return summary
 
 
-def make_keys(folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "eex.stream.commands.keys", str(folder)], check=True, capture_output=True
-    )
-    assert done.returncode == 0
-
-
+@pytest.mark.process
+@pytest.mark.soak
 def test_three_tiers_with_keys(tmp_path):
     for name in ("top", "middle"):
         make_keys(tmp_path / name)
@@ -223,6 +219,8 @@ def test_three_tiers_with_keys(tmp_path):
         assert err.count("\n") == 1
 
 
+@pytest.mark.process
+@pytest.mark.soak
 def test_the_top_is_killed_in_mid_stream_and_comes_back(tmp_path):
     with contextlib.ExitStack() as stack:
         process, top, _ = stack.enter_context(worker("--plain"))
@@ -251,20 +249,3 @@ def test_the_top_is_killed_in_mid_stream_and_comes_back(tmp_path):
         _, err = middle_process.communicate(timeout=PATIENCE_S)
         assert err.splitlines()[0] == "eex-worker: the upstream worker does not answer"
         assert "eex-worker: the upstream worker is back" in err.splitlines()
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (("--partition", 4), "--partition must lie in 1…3, the last exit is the upstream worker's; got 4"),
-        (("--partition", 2), "no eex-worker answered within 5 s"),
-        (("--partition", 2, "--upstream", "tcp://192.0.2.1:5555"), "--plain sends frames unprotected"),
-    ],
-)
-def test_a_way_upstream_that_is_none(options, told):
-    process = start("worker", "--plain", "--bind", "tcp://127.0.0.1:*", "--upstream", "tcp://127.0.0.1:9", *options)
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert told in err
