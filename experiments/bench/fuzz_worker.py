@@ -1,9 +1,9 @@
-"""Throw mutated messages at a worker and see that it goes on.
+"""Throw mutated messages at a worker, and see that it survives.
 
-`python -m eex.experiments.bench.fuzz_worker --messages 1000000` takes minutes; the tests run a tenth of it.
+`python -m eex.experiments.bench.fuzz_worker --messages 1000000` takes minutes; the tests run a tenth of that at most.
 
-The worker runs in a process of its own. Another client is served meanwhile; its latency, and the growth of the worker's
-memory, are printed.
+The worker runs in a process of its own. Another client is served meanwhile; its latency and the growth of the worker's
+memory are printed.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from eex.policies.core.errors import OffloadError
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.protocol import Buffer, Hello, Ping, Pong, Request, Welcome, pack, readable_id, refusal, unpack
 
-AT_ONCE = 200  # messages between two looks at the other client
+AT_ONCE = 200  # messages between two requests of the other client
 
 
 @dataclass(frozen=True)
 class Fuzzed:
-    """What fuzzing found: frames of messages sent, the other client's round trips, the worker's growth."""
+    """What fuzzing found: messages sent, the other client's round trips and failures, the growth of the worker."""
 
     messages: int
     seconds: float
@@ -35,7 +35,7 @@ class Fuzzed:
 
 
 def seeds(model: str) -> list[list[bytes]]:
-    """Good messages to begin with."""
+    """Good messages to start from."""
     features = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 12)
     messages: list[list[Buffer]] = [
         pack(Hello(1, model)),
@@ -49,7 +49,7 @@ def seeds(model: str) -> list[list[bytes]]:
 
 
 def mutated(message: list[bytes], rng: random.Random) -> list[bytes]:
-    """A message with one to four things wrong with it."""
+    """A copy of a message with one to four defects."""
     frames = [bytearray(frame) for frame in message]
     for _ in range(rng.randint(1, 4)):
         k = rng.randrange(len(frames))
@@ -68,14 +68,14 @@ def mutated(message: list[bytes], rng: random.Random) -> list[bytes]:
         elif how == 5:
             frames[k] = bytearray(rng.randbytes(rng.randrange(200)))
         elif how == 6:
-            frames[k] = bytearray(_lied(bytes(frame), rng))
+            frames[k] = bytearray(_falsified(bytes(frame), rng))
         else:
             rng.shuffle(frames)
     return [bytes(frame) for frame in frames]
 
 
-def _lied(frame: bytes, rng: random.Random) -> bytes:
-    """A header with another value in one of its fields, up to terabytes."""
+def _falsified(frame: bytes, rng: random.Random) -> bytes:
+    """A header with a wrong value in one of its fields, up to terabytes."""
     try:
         header = msgspec.msgpack.decode(frame)
         name = rng.choice(sorted(header.keys()))
@@ -87,7 +87,7 @@ def _lied(frame: bytes, rng: random.Random) -> bytes:
 
 
 def fuzz_unpack(messages: int, seed: int = 0) -> None:
-    """Give mutated messages to `unpack`, which must refuse or understand them."""
+    """Give mutated messages to `unpack`, which must either refuse or understand them."""
     rng, good = random.Random(seed), seeds("model")
     for _ in range(messages):
         frames = mutated(rng.choice(good), rng)
@@ -111,13 +111,13 @@ def fuzz_worker(
     Parameters
     ----------
     attack
-        A connected DEALER that the worker lets in.
+        A connected DEALER that the worker accepts.
     other
         Another client of the same worker, connected.
     messages
-        How many.
+        Number of messages.
     resident_kib
-        Tells the worker's memory.
+        Returns the worker's memory.
     """
     rng, good = random.Random(seed), seeds(other.fingerprint)
     latency: list[float] = []
@@ -146,7 +146,7 @@ def fuzz_worker(
 
 
 def main() -> None:
-    """Run it against a worker with a trivial model, on loopback, in the clear."""
+    """Run against a worker with a trivial model, on loopback, in plain text."""
     from eex.experiments.bench.trivial_worker import MODEL, TrivialWorker
 
     parser = argparse.ArgumentParser(description=__doc__)

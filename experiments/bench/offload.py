@@ -1,9 +1,9 @@
-"""`make bench-offload`: what the link costs, against HTTP and gRPC, and how fast faults are noticed.
+"""`make bench-offload`: what offloading costs compared with HTTP and gRPC, and how soon faults are noticed.
 
-Round trips of 1 KiB, 64 KiB and 1 MiB on loopback TCP, one at a time, the ways taken in turn, each server in a process
-of its own with a trivial model: eex in the clear and with CURVE, bare pyzmq sockets, Flask with `requests` (raw bytes,
-and JSON as a list of numbers), gRPC (raw bytes). Then requests a second of 8 KiB from eight edges to one worker; how
-long faults go unnoticed; and memory.
+Round trips of 1 KiB, 64 KiB and 1 MiB on loopback TCP, one at a time, the competitors taking turns, each server in a
+process of its own with a trivial model: eex in plain text and with CURVE, bare pyzmq sockets, Flask with `requests`
+(raw bytes, and JSON as a list of numbers), gRPC (raw bytes). Then requests per second of 8 KiB from eight edges to one
+worker, how long faults go unnoticed, and memory.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def server(name: str) -> Iterator[int]:
 
 
 def eex_call(worker: TrivialWorker, stack: contextlib.ExitStack) -> Call:
-    """A round trip by eex."""
+    """A round trip through eex."""
     offloader = stack.enter_context(contextlib.closing(_connected(worker)))
     ids = iter(range(1 << 62))
 
@@ -116,7 +116,7 @@ def _connected(worker: TrivialWorker) -> ZmqOffloader:
 
 
 def ways(stack: contextlib.ExitStack) -> dict[str, Call]:
-    """All round trips, by name."""
+    """All kinds of round trip, by name."""
     import grpc
     import requests
 
@@ -154,7 +154,7 @@ def ways(stack: contextlib.ExitStack) -> dict[str, Call]:
 
 
 def round_trips(seconds: float) -> dict[str, dict[str, float]]:
-    """Median round trip in milliseconds, by size and way; the ways take turns, `seconds` a size in all."""
+    """Median round trip in milliseconds, by size and kind; the kinds take turns, for `seconds` per size."""
     found: dict[str, dict[str, float]] = {}
     with contextlib.ExitStack() as stack:
         calls = ways(stack)
@@ -197,7 +197,7 @@ print(done, flush=True)
 
 
 def throughput(seconds: float, guarded: bool = False) -> float:
-    """Requests a second of 8 KiB from eight edges, each a process, to one worker."""
+    """Requests per second of 8 KiB from eight edges, each a process, to one worker."""
     with TrivialWorker(guarded) as worker, contextlib.ExitStack() as stack:
         keys = worker.keys
         options = {"endpoint": worker.endpoint, "model": MODEL, "seconds": seconds, "keys": None}
@@ -225,7 +225,7 @@ def throughput(seconds: float, guarded: bool = False) -> float:
 
 
 class Play:
-    """Requests one after another, with what a stream does where there is no answer: go on at once."""
+    """Requests one after another; as in a stream, a request without an answer holds up nothing."""
 
     def __init__(self, worker: TrivialWorker, deadline_ms: float = 500.0) -> None:
         self.offloader = ZmqOffloader(worker.endpoint, MODEL, deadline_ms, keys=worker.keys)
@@ -235,7 +235,7 @@ class Play:
         self.took_ms: list[float] = []
 
     def step(self) -> None:
-        """Send if it can be sent, and take what has come."""
+        """Send a request if possible, and collect replies."""
         self.id += 1
         self.offloader.submit(self.id, 1, "pristine", self.x)
         for reply in self.offloader.poll(1):
@@ -244,7 +244,7 @@ class Play:
         time.sleep(0.001)  # what the edge's own stages would take
 
     def until(self, what: Callable[[], bool]) -> float:
-        """Go on until something is so; milliseconds."""
+        """Go on until something is so; the milliseconds it took."""
         start = time.perf_counter()
         while not what():
             if time.perf_counter() - start > WAIT_S:
@@ -257,7 +257,7 @@ class Play:
         return not self.offloader.reachable
 
     def again(self) -> Callable[[], bool]:
-        """Whether there was an answer since."""
+        """A function that says whether there was an answer since."""
         before = self.answered
         return lambda: self.answered > before
 
@@ -300,7 +300,7 @@ def faults(folder: str) -> dict[str, float]:
 
 
 def growth(requests: int, leak: int = 0) -> float:
-    """What a worker's memory grows by over some requests of 8 KiB, in MiB, after half as many to warm up."""
+    """Growth of a worker's memory in MiB over some requests of 8 KiB, after half as many to warm up."""
     with TrivialWorker(leak=leak) as worker, contextlib.closing(_connected(worker)) as offloader:
         x = np.zeros((1, 2048), dtype=np.float32)
 
@@ -318,7 +318,7 @@ def growth(requests: int, leak: int = 0) -> float:
 
 
 def hanging_growth(folder: str, seconds: float = 3.0) -> float:
-    """What this process grows by while it offloads 1 MiB a time to a worker that hangs, in MiB."""
+    """Growth of this process in MiB while it offloads requests of 1 MiB to a worker that hangs."""
 
     def resident() -> float:
         with open("/proc/self/statm") as file:
@@ -346,21 +346,21 @@ def main() -> None:
     import tempfile
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each size, and for throughput")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds for each size, and for throughput")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
     options = parser.parse_args()
     trips = round_trips(options.seconds)
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, dict[str, Any]] = {
             "round_trip_ms": trips,
             "requests_per_second": {
-                "in the clear": throughput(options.seconds),
+                "plain text": throughput(options.seconds),
                 "CURVE": throughput(options.seconds, guarded=True),
             },
             "faults_ms": faults(folder),
             "grown_mib": {
                 "worker, 10,000 requests": growth(10_000),
-                "a worker that leaks 1 KiB a request": growth(10_000, leak=1024),
+                "a worker that leaks 1 KiB per request": growth(10_000, leak=1024),
                 "edge, its peer hangs": hanging_growth(folder),
             },
         }

@@ -1,4 +1,4 @@
-"""What each way of sending a frame takes, and what it does to the answers: the shipped sample through the engine.
+"""What each encoding costs, and what it does to the answers: the shipped sample through the engine.
 
 python -m eex.experiments.bench.send
 """
@@ -31,11 +31,11 @@ class Bench:
 
     frames: tyro.conf.OmitArgPrefixes[FrameConfig]
     threshold: float = 0.8
-    """Frames less confident than this at every side branch are offloaded."""
+    """Frames with less confidence than this at every side branch are offloaded."""
 
 
 def play(bench: Bench, encoding: Encoding) -> Rows:
-    """Stream the frames, with the cloud in this process; the rows of those that were offloaded."""
+    """Stream the frames, with the cloud in this process; the rows of the offloaded ones."""
     config = bench.frames
     net = load_network(config)
     frames = Frames(config, parse_schedule(config.distortion, config.seed), net)
@@ -52,7 +52,7 @@ def play(bench: Bench, encoding: Encoding) -> Rows:
 
 
 def encode_us(encoding: Encoding, shape: tuple[int, ...], frames: int = 16) -> float:
-    """Microseconds to encode a frame of numbers that are half zeros, as behind a ReLU."""
+    """Microseconds to encode a frame of values half of which are zero, as after a ReLU."""
     rng = np.random.default_rng(0)
     values = np.maximum(rng.normal(size=(frames, *shape)), 0).astype(np.float32)
     if encoding.kind == "input":
@@ -84,7 +84,7 @@ def _main() -> None:
     for i in range(net.partition):
         x = net.stage(i, x)
     table = Table("sent as", box=None, padding=(0, 2, 0, 0))
-    for title in ("bytes a frame", "encoding, µs", "answers as fp32's", "confidence off by", "accuracy"):
+    for title in ("bytes per frame", "encoding, µs", "same answer as fp32", "confidence off by", "accuracy"):
         table.add_column(title, justify="right")
     reference = play(bench, Encoding())
     for encoding in ENCODINGS:

@@ -42,22 +42,22 @@ listen([welcome], [LocalReplica({o["model"]: tail})], o["bind"], stop, keys=keys
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses."""
+    """A free port of this machine."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
 
 
 class TrivialWorker:
-    """A worker that answers every frame alike; it can be killed, stopped and started again at its endpoint.
+    """A worker that answers every frame in the same way; it can be killed, stopped and restarted at its endpoint.
 
     Parameters
     ----------
     guarded
-        Take one client only, the one with `keys`; else plain text.
+        Accept only the client with `keys`; otherwise plain text.
     options
-        model, its fingerprint; delay_s, how long a call takes; hang, a path: calls do not return while it exists;
-        leak, bytes that it keeps of each frame; window and max_bytes of its welcome; limits, a dict for `Limits`.
+        model: its fingerprint; delay_s: how long a call takes; hang: a path, while which exists calls do not return;
+        leak: bytes that it keeps of each frame; window and max_bytes: of its welcome; limits: a dict for `Limits`.
     """
 
     def __init__(self, guarded: bool = False, **options: Any) -> None:
@@ -79,7 +79,7 @@ class TrivialWorker:
         self.start()
 
     def start(self, **options: Any) -> None:
-        """Start the process, with other options where given, and wait until it listens."""
+        """Start the process, with some options changed, and wait until it listens."""
         self.options |= options
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps(self.options)],
@@ -92,17 +92,17 @@ class TrivialWorker:
             raise RuntimeError(f"the worker did not start (exit status {self.process.wait()})")
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill it (SIGKILL)."""
         self.process.send_signal(signal.SIGKILL)
         self._gone()
 
     def end(self) -> int:
-        """SIGTERM; the exit status."""
+        """Let it stop (SIGTERM); its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self._gone()
 
     def resident_kib(self) -> int:
-        """Its memory."""
+        """Its memory in KiB."""
         with open(f"/proc/{self.process.pid}/status") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 

@@ -1,15 +1,15 @@
-"""A circuit breaker: after failures in a row nothing is tried for a while, then one thing at a time."""
+"""A circuit breaker: after several failures in a row nothing is tried for a while, then one thing at a time."""
 
 
 class Breaker:
-    """Says whether to try a peer that has failed before. It knows no clock: times are given, in seconds.
+    """Decides whether to try a peer that has failed before. Times are given, in seconds of any clock.
 
     Parameters
     ----------
     threshold
-        Failures in a row that open it.
+        Number of failures in a row that open the breaker.
     first_s, longest_s
-        Time until the first trial, and the longest between trials; each one doubles it.
+        Time until the first trial, and the longest between two trials; each trial doubles it.
 
     Examples
     --------
@@ -48,11 +48,11 @@ class Breaker:
             self._wait = min(self.longest_s, 2 * self._wait)
 
     def succeeded(self) -> None:
-        """It worked: all is well again."""
+        """It worked: the breaker closes."""
         self.failures, self._wait = 0, self.first_s
 
     def failed(self, now: float) -> None:
-        """It did not."""
+        """It did not work."""
         self.failures += 1
         if self.failures == self.threshold:
             self._until = now + self._wait

@@ -146,7 +146,7 @@ class ZmqOffloader:
         return self._requests.submit(time.monotonic(), id, stage, expert, features)
 
     def poll(self, timeout_ms: float = 0) -> list[Reply]:
-        """What came in and what is overdue; waits for the first of it, but not where nothing is awaited."""
+        """The replies that came in and the messages that failed; waits for the first of them, if any is awaited."""
         end = time.monotonic() + timeout_ms / 1000
         self._step(end if self.outstanding else 0.0)
         while not (replies := self._requests.replies()) and self.outstanding and time.monotonic() < end:
@@ -154,7 +154,7 @@ class ZmqOffloader:
         return replies
 
     def report(self) -> dict[str, Any]:
-        """What happened, for a summary, as plain JSON values."""
+        """What happened so far, as plain JSON values for a summary."""
         return self._requests.report()
 
     def close(self) -> None:

@@ -1,17 +1,17 @@
-"""A link that is not there, under a live stream: a TCP relay between edge and worker that takes as long as it would.
+"""The emulated link: a TCP relay between edge and worker that delays bytes as a given network would.
 
-It needs no privileges and looks into nothing: ZeroMQ, with CURVE or without, passes through as bytes. One process
-relays for all connections, which share the link's rate in each direction. What it models of a real stack:
+It needs no privileges and does not look into what it relays: ZeroMQ, with CURVE or without, passes through as bytes.
+One process relays all connections, which share the link's rate in each direction. What it models of a real stack:
 
 - half a round trip each way, and one round trip before the first byte, for TCP's handshake;
-- the rate, by a clock of when the link is free again;
-- slow start: a connection may have ten segments unacknowledged at first, and as many more as are acknowledged from then
-  on while it uses what it may; after a pause, half as many for every time-out that it lasted (`tcp_cwnd_restart` of
-  Linux), not below ten;
-- outages: what is under way is lost and sent again after TCP's time-out, which doubles each time, so that a connection
-  comes back some time after its link.
+- the rate, by keeping track of when the link is free again;
+- slow start: a connection may have ten segments unacknowledged at first, and one more for each that is acknowledged
+  while it uses its window; after a pause, the window is halved for every time-out that the pause lasted
+  (`tcp_cwnd_restart` of Linux), not below ten segments;
+- outages: bytes under way are lost and sent again after TCP's time-out, which doubles each time, so that a connection
+  recovers some time after its link.
 
-It models no loss and no other traffic. tests/stream/test_emulated_link.py compares it with a real stack.
+It models neither packet loss nor other traffic. tests/stream/wire/test_emulated_link.py compares it with a real stack.
 """
 
 import contextlib
@@ -32,18 +32,18 @@ from eex.policies.core.link import DOWN, FIRST_WINDOW, SEGMENT, SimulatedLink, p
 from eex.stream.guard import guarded
 
 CHUNK = 4 * SEGMENT
-"""Bytes that travel together: few enough that acknowledgements come in time, enough for 100 Mbit/s in Python."""
+"""Bytes that travel together: few enough for timely acknowledgements, enough for 100 Mbit/s in Python."""
 LARGEST_WINDOW = 3 << 20
-"""Bytes of one connection that may be unacknowledged: what Linux's receive buffer allows, unless it was tuned."""
+"""Bytes of one connection that may be unacknowledged: what Linux's receive buffer allows by default."""
 LEAST_TIMEOUT_S = 0.2
-"""TCP's shortest wait, on top of the round trip, before it sends again or forgets how fast it was (Linux)."""
+"""Linux's shortest wait, on top of the round trip, before TCP sends again or begins to reduce its window."""
 TICK_S = 0.1  # how late a stop may be noticed
 READY = "eex-link: "
 
 
 @dataclass
 class _Chunk:
-    data: bytes  # empty: the sender has closed
+    data: bytes  # empty where the sender has closed
     arrives: float
     acked: float
 
@@ -64,7 +64,7 @@ class _Pipe:
     acks: deque[tuple[float, int]] = field(default_factory=deque)
     waiting: bytes = b""  # arrived, and not yet taken by the sink
     ended: bool = False  # the source has closed
-    done: bool = False  # and the sink knows
+    done: bool = False  # and so has the sink
 
 
 class Relay:
@@ -73,11 +73,11 @@ class Relay:
     Parameters
     ----------
     link
-        How the link is over time, which begins when the relay is made.
+        The link over time, which begins when the relay is made.
     targets
-        Where connections go to, (host, port) each; each has a port of its own here, in `ports`.
+        Where connections go, as (host, port); each target has a port of its own here, in `ports`.
     seed
-        Of the jitter.
+        Seed of the jitter.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class Relay:
         self._tidy()
 
     def _next(self, pipe: _Pipe) -> float | None:
-        """When something happens to a pipe without its sockets' doing."""
+        """When something happens to a pipe though its sockets are quiet."""
         times = [pipe.under_way[0].arrives] if pipe.under_way and not pipe.waiting else []
         times += [pipe.acks[0][0]] if pipe.acks else []
         times += [pipe.opens] if pipe.opens > time.monotonic() else []
@@ -146,7 +146,7 @@ class Relay:
             return
         far = socket.socket(family)
         far.setblocking(False)
-        far.connect_ex(address)  # if nobody is there, the first read says so, and the near end hears of it
+        far.connect_ex(address)  # if nobody is there, the first read fails, and the near end is closed
         now = time.monotonic()
         up = self._up(now)
         opens = up + self._round_trip(up)
@@ -164,14 +164,14 @@ class Relay:
                 data = pipe.source.recv(min(CHUNK, pipe.window - pipe.unacked))
             except BlockingIOError:
                 return
-            except OSError:  # reset: what is under way arrives, then the other end hears of it
+            except OSError:  # reset: what is under way arrives, then the other end is closed
                 data = b""
             self._send(pipe, data, now)
             if not data:
                 pipe.ended = True
 
     def _rest(self, pipe: _Pipe, now: float) -> None:
-        """A connection that paused forgets how fast it was."""
+        """After a pause, a connection starts slowly again."""
         if pipe.unacked or not pipe.last_sent:
             return
         timeout = LEAST_TIMEOUT_S + self._round_trip(now)
@@ -207,7 +207,7 @@ class Relay:
             leaves, timeout, lost = leaves + timeout, 2 * timeout, True
 
     def _deliver(self, pipe: _Pipe, now: float) -> None:
-        """Hand over what has arrived, and take in what is acknowledged."""
+        """Hand over what has arrived, and count what is acknowledged."""
         while pipe.waiting or (pipe.under_way and pipe.under_way[0].arrives <= now):
             if not pipe.waiting:
                 chunk = pipe.under_way.popleft()
@@ -230,7 +230,7 @@ class Relay:
             pipe.waiting = pipe.waiting[taken:]
         while pipe.acks and pipe.acks[0][0] <= now:
             _, bytes = pipe.acks.popleft()
-            if 2 * pipe.unacked >= pipe.window:  # it uses what it may
+            if 2 * pipe.unacked >= pipe.window:  # it uses its window
                 pipe.window = min(LARGEST_WINDOW, pipe.window + bytes)
             pipe.unacked -= bytes
 
@@ -251,7 +251,7 @@ class Relay:
         return now if up == since else self._began + up
 
     def _round_trip(self, now: float) -> float:
-        """In seconds; during an outage, what it is without."""
+        """The round trip in seconds; during an outage, the shortest outside of outages."""
         if now == float("inf"):
             return 0.0
         ms = self.link.piece_at(now - self._began).round_trip_ms
@@ -276,7 +276,7 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
     Raises
     ------
     EexError
-        If it is none.
+        If it is not an endpoint.
     """
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     if not endpoint.startswith("tcp://") or not host or not port.isdecimal():
@@ -286,23 +286,23 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[list[str]]:
-    """Put a link in front of workers: yields the endpoints to connect to instead; they end with the block.
+    """Put an emulated link in front of workers for the length of a `with` block; yields the endpoints to use instead.
 
-    The relay is a process of its own, which ends with this one too.
+    The relay is a process of its own, which also ends with this one.
 
     Parameters
     ----------
     link
         Text for `eex.policies.core.link.parse_link`.
     endpoints
-        Of the workers, "tcp://host:port".
+        Endpoints of the workers, "tcp://host:port".
     seed
-        Of the jitter.
+        Seed of the jitter.
 
     Raises
     ------
     EexError
-        If the link or an endpoint is none, or the relay cannot start.
+        If the link or an endpoint is malformed, or the relay cannot start.
 
     Examples
     --------
@@ -323,7 +323,7 @@ def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[lis
         try:
             line = process.stdout.readline()
             if not line.startswith(READY):
-                raise EexError("the emulation of the link (--link) could not start")
+                raise EexError("the emulated link (--link) could not start")
             yield line.removeprefix(READY).split()
         finally:
             process.stdin.close()
@@ -334,7 +334,7 @@ def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[lis
 
 
 def main() -> None:
-    """Entry point of the relay's process: a link, a seed, and endpoints; it ends once its standard input does."""
+    """Entry point of the relay's process: takes a link, a seed and endpoints, and ends with its standard input."""
     sys.exit(guarded(_main))
 
 

@@ -1,14 +1,15 @@
-"""What is sent of a frame that goes on in the cloud: its features as they are, halved, in 8 bits, or the image itself.
+"""How offloaded frames are sent: their features in 32, 16 or 8 bits, or the image itself.
 
-fp32    the features as float32
-fp16    as float16
-int8    as 8-bit steps between the smallest and the largest value of each frame, with both beside them
-input   the image as 8-bit pixels, for the cloud to run all stages. A frame that came in with 8 bits loses nothing; of
-        one that was distorted here, what lies between two of 256 grey levels is rounded
+    fp32    the features as float32
+    fp16    the features as float16
+    int8    the features as 8-bit steps from the smallest to the largest value of each frame, with smallest value and
+            step beside them
+    input   the image as 8-bit pixels, for the cloud to run all stages. A frame that came in with 8 bits loses
+            nothing; one that was distorted here is rounded to 256 levels
 
-Each may be compressed by Zstandard ("int8+zstd"), from pyarrow, which eex has anyway. `encode` and `decode` are
-inverses up to what the encoding loses. `layout` says how many bytes arrays that a peer announces must have, before
-anything is made of them; what comes off the wire is numbers and stays numbers.
+Each may be compressed by Zstandard ("int8+zstd"), which pyarrow brings. `encode` and `decode` are inverses up to what
+the encoding loses. `layout` gives type and shape of the arrays that a header announces, to be checked before anything
+is made of them; what is received is numbers and stays numbers.
 """
 
 import math
@@ -29,14 +30,14 @@ STORED: dict[DType, np.dtype[Any]] = {name: np.dtype(name).newbyteorder("<") for
 """Types as they are sent, little-endian."""
 
 ZSTD_LEVEL = 1
-"""Higher levels find nothing more in features (3: 1 % larger to 1 % smaller) and take half as long again."""
+"""Higher levels gain nothing on features (level 3: 1 % larger to 1 % smaller) and take half as long again."""
 
 Layout = list[tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How frames are sent; `str` gives what `parse_encoding` takes.
+    """How frames are sent; `str` is the inverse of `parse_encoding`.
 
     Examples
     --------
@@ -52,7 +53,7 @@ class Encoding:
 
 
 ENCODINGS = tuple(Encoding(kind, codec) for kind in get_args(Kind) for codec in get_args(Codec))
-"""All there are."""
+"""All encodings."""
 
 
 _AS_FP32, _AS_FP16 = Encoding("fp32"), Encoding("fp16")
@@ -80,12 +81,12 @@ class Encoded:
     Attributes
     ----------
     dtype, shape
-        Of the values before they are compressed; the first axis is frames.
+        Of the values before compression; the first axis is frames.
     codec
-        What the values are compressed by.
+        How the values are compressed.
     arrays
-        The values, (shape), or compressed, (bytes,) uint8; for int8 then smallest value and step of each frame,
-        (frames, 2) float32.
+        The values, of shape `shape`, or compressed, (bytes,) uint8; for int8 followed by smallest value and step of
+        each frame, (frames, 2) float32.
     """
 
     dtype: DType
@@ -98,17 +99,17 @@ class Encoded:
 
     @property
     def nbytes(self) -> int:
-        """Of all arrays."""
+        """Bytes of all arrays."""
         return sum(a.nbytes for a in self.arrays)
 
     @property
     def packed(self) -> int:
-        """Bytes of the compressed values; 0 where they are not compressed."""
+        """Bytes of the compressed values; 0 if they are not compressed."""
         return 0 if self.codec == "none" else self.arrays[0].nbytes
 
 
 def encode(features: NDArray[Any], encoding: Encoding = Encoding()) -> Encoded:
-    """Frames in an encoding; what is in it already, and uncompressed, is not copied.
+    """Encode frames; values that are in an uncompressed encoding already are not copied.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ def encode(features: NDArray[Any], encoding: Encoding = Encoding()) -> Encoded:
     Raises
     ------
     ValueError
-        If there is no frame, or values and encoding do not belong together.
+        If there is no frame, or the encoding does not send values of this type.
 
     Examples
     --------
@@ -151,12 +152,12 @@ def encode(features: NDArray[Any], encoding: Encoding = Encoding()) -> Encoded:
 
 
 def as_they_are(features: NDArray[Any]) -> Encoded:
-    """Features in the type that they have, (frames, ...) float32 or float16.
+    """Features, (frames, ...) float32 or float16, encoded in the type they have.
 
     Raises
     ------
     OffloadError
-        If they are of another type.
+        If they have another type.
     """
     if features.dtype == np.float32:
         return encode(features, _AS_FP32)
@@ -166,19 +167,19 @@ def as_they_are(features: NDArray[Any]) -> Encoded:
 
 
 def layout(dtype: DType, shape: tuple[int, ...], codec: Codec, packed: int) -> Layout:
-    """Type and shape of the arrays that frames are sent as.
+    """Type and shape of the arrays that encoded frames consist of.
 
     Parameters
     ----------
     dtype, shape, codec
         As in `Encoded`.
     packed
-        Bytes of the compressed values; 0 where they are not compressed.
+        Bytes of the compressed values; 0 if they are not compressed.
 
     Raises
     ------
     OffloadError
-        If codec and compressed bytes do not belong together.
+        If compressed bytes are announced without a codec, or none with one.
     """
     if (codec == "none") != (packed == 0):
         raise OffloadError(f"values with codec {codec} cannot have {packed} compressed bytes")
@@ -189,12 +190,12 @@ def layout(dtype: DType, shape: tuple[int, ...], codec: Codec, packed: int) -> L
 def decode(dtype: DType, shape: tuple[int, ...], codec: Codec, arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
     """The frames that were sent: features as float32 or float16, images as float32 in [0, 1].
 
-    Arrays must be as `layout` has them; those that were sent as they are, are given as they came.
+    The arrays must be as `layout` says; uncompressed float32 and float16 values are returned as they came.
 
     Raises
     ------
     OffloadError
-        If compressed values are damaged, or are more or less than announced. No more memory is taken than that.
+        If compressed values are damaged, or more or fewer than announced. Never more memory is taken than announced.
     """
     values = arrays[0]
     if codec == "zstd":
@@ -202,13 +203,13 @@ def decode(dtype: DType, shape: tuple[int, ...], codec: Codec, arrays: tuple[NDA
         try:
             raw = _zstd().decompress(values, decompressed_size=math.prod(shape) * kind.itemsize)
         except (OSError, ValueError) as error:
-            raise OffloadError(f"the compressed values cannot be used: {error}") from None
+            raise OffloadError(f"the compressed values cannot be read: {error}") from None
         values = np.frombuffer(raw, dtype=kind).reshape(shape)
     if dtype == "uint8":
         return values.astype(np.float32) / np.float32(255)
     if dtype == "int8":
         low, step = (arrays[1][:, k].reshape(-1, *(1,) * (len(shape) - 1)) for k in range(2))
-        with np.errstate(all="ignore"):  # a peer's numbers may be anything; what comes of NaN is its own loss
+        with np.errstate(all="ignore"):  # a peer's numbers may be anything, NaN too
             return np.asarray((values.astype(np.float32) + np.float32(128)) * step + low, dtype=np.float32)
     return values
 
@@ -216,8 +217,8 @@ def decode(dtype: DType, shape: tuple[int, ...], codec: Codec, arrays: tuple[NDA
 def _quantised(features: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Steps from -128 to 127, and each frame's smallest value and step, (frames, 2).
 
-    One step a frame, not one a channel: answers agree as often to within a frame in 500, and the steps of channels
-    would cost an eighth more and compress less.
+    There is one step per frame rather than one per channel: answers agree as often, to within one frame in 500, while
+    steps per channel would take an eighth more bytes and compress less.
     """
     axes = tuple(range(1, features.ndim))
     x = features.astype(np.float32, copy=False)
@@ -225,7 +226,7 @@ def _quantised(features: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.flo
     step = (high - low) / np.float32(255)
     ends = np.column_stack([low, step]).astype("<f4")
     shape = (-1, *(1,) * (features.ndim - 1))
-    with np.errstate(invalid="ignore"):  # of NaN nothing can be made, and the answer will say so
+    with np.errstate(invalid="ignore"):  # NaN stays without meaning, and the answer will show it
         steps = (x - low.reshape(shape)) / np.where(step > 0, step, 1).reshape(shape)
         return (np.rint(steps) - 128).astype(np.int8), ends
 
@@ -237,5 +238,5 @@ def _zstd() -> Any:
 
 
 def pixels(images: NDArray[Any]) -> NDArray[np.uint8]:
-    """Images in [0, 1] as 8-bit pixels, the nearest of 256 levels each."""
+    """Images in [0, 1] as 8-bit pixels: the nearest of 256 levels."""
     return cast(NDArray[np.uint8], np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8))

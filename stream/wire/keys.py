@@ -1,8 +1,8 @@
-"""CURVE keys: the files that hold them, and `eex-keys`, the command that makes them.
+"""CURVE keys, and the files that hold them.
 
 A folder of keys holds pairs. `NAME.key` is the secret half, readable by its owner only; `NAME.pub` the public half, 40
-printable characters. The pair `worker` is the worker's; the others are clients', and a worker serves those whose public
-halves lie in its folder. An edge needs its own pair and `worker.pub`.
+printable characters. The pair `worker` belongs to the worker, the others to clients; a worker serves the clients whose
+public halves lie in its folder. An edge needs its own pair and `worker.pub`. `eex-keys` makes them.
 """
 
 import os
@@ -22,7 +22,7 @@ _Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 @dataclass(frozen=True)
 class Pair:
-    """A key pair of CURVE, both halves in Z85, (40,) characters each."""
+    """A CURVE key pair, both halves in Z85, 40 characters each."""
 
     public: bytes
     secret: bytes
@@ -40,26 +40,26 @@ class EdgeKeys:
 
 
 Known = Callable[[bytes], str]
-"""The name of the client with a public half; empty for a stranger."""
+"""Maps a public half to the name of the client; empty for a stranger."""
 
 
 @dataclass(frozen=True)
 class WorkerKeys:
-    """What a worker needs: its own pair, and who may come."""
+    """What a worker needs: its own pair, and which clients it knows."""
 
     own: Pair
     known: Known
 
 
 def default_folder() -> Path:
-    """Where keys lie unless an option says otherwise: $EEX_KEYS, or eex/keys in the user's folder for configuration."""
+    """Where keys are unless an option says otherwise: $EEX_KEYS, or eex/keys in the user's configuration folder."""
     if folder := os.environ.get("EEX_KEYS"):
         return Path(folder)
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "eex" / "keys"
 
 
 def new_pair() -> Pair:
-    """A pair of keys, drawn by libsodium from the system's randomness."""
+    """A new pair of keys, drawn from the system's randomness."""
     return Pair(*zmq.curve_keypair())
 
 
@@ -69,10 +69,12 @@ def write_pair(folder: Path, name: str) -> Pair:
     Raises
     ------
     EexError
-        If there is a pair of that name already, or the folder cannot be written.
+        If a pair of that name exists, or the folder cannot be written.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise EexError(f"'{name}': a name of keys has letters, digits, '.', '_' and '-', 64 at most")
+        raise EexError(
+            f"'{name}': a key's name is at most 64 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
     pair = new_pair()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -84,7 +86,7 @@ def write_pair(folder: Path, name: str) -> Pair:
                 os.fchmod(file.fileno(), mode)  # whatever the umask
                 file.write(text + b"\n")
     except FileExistsError as error:
-        raise EexError(f"{error.filename}: exists already; delete the pair first if it is to be replaced") from None
+        raise EexError(f"{error.filename}: exists already; to replace the pair, delete it first") from None
     except OSError as error:
         raise EexError(f"{folder}: cannot be written: {error.strerror}") from None
     return pair
@@ -96,18 +98,18 @@ def read_public(path: Path) -> bytes:
     Raises
     ------
     EexError
-        If it holds none.
+        If there is no key in it.
     """
     return _read(path)
 
 
 def read_pair(path: Path) -> Pair:
-    """The pair whose secret half is in a file, which others than its owner must not be able to read.
+    """The pair whose secret half is in a file, which nobody but its owner may be able to read.
 
     Raises
     ------
     EexError
-        If it holds none, or others can read it.
+        If there is no key in it, or others can read it.
     """
     secret = _read(path)
     mode = stat.S_IMODE(path.stat().st_mode)
@@ -130,7 +132,7 @@ def _read(path: Path) -> bytes:
 
 
 def worker_keys(folder: Path) -> WorkerKeys:
-    """A worker's keys from a folder; clients' are looked up as they come, so they may be added and taken away.
+    """A worker's keys from a folder. Clients are looked up as they connect, so their keys may come and go meanwhile.
 
     Raises
     ------
@@ -162,18 +164,18 @@ def edge_keys(folder: Path, name: str = EDGE) -> EdgeKeys:
 
 
 def ephemeral_keys() -> tuple[WorkerKeys, EdgeKeys]:
-    """Keys for one worker and one edge that know nobody else."""
+    """Keys of one worker and one edge that know nobody else."""
     worker, edge = new_pair(), new_pair()
     return only(worker, edge.public), EdgeKeys(edge, worker.public)
 
 
 def only(worker: Pair, client: bytes) -> WorkerKeys:
-    """Keys of a worker that serves one client."""
+    """Keys of a worker that serves a single client."""
     return WorkerKeys(worker, lambda public: EDGE if public == client else "")
 
 
 def make_keys(folder: Path, names: tuple[str, ...] = ()) -> list[str]:
-    """Make pairs by name, or those of a worker and an edge; lines that say what was made.
+    """Make pairs by name, or else one for a worker and one for an edge; lines that say what was made.
 
     Raises
     ------
@@ -181,4 +183,4 @@ def make_keys(folder: Path, names: tuple[str, ...] = ()) -> list[str]:
         If one exists already or cannot be written.
     """
     made = [f"{folder / name}.pub  {write_pair(folder, name).public.decode()}" for name in names or (WORKER, EDGE)]
-    return [*made, f"secret halves beside them, {folder}/*.key, readable by you only"]
+    return [*made, f"secret halves beside them, {folder}/*.key, readable only by you"]

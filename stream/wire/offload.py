@@ -1,9 +1,9 @@
 """The seam between the engine and the cloud: `submit`, `poll`, and an in-memory twin of the network.
 
-Offloader            what the engine needs
-├── edge.ZmqOffloader   workers at the other ends of ZeroMQ sockets
-├── InMemoryOffloader   a function; replies come reversed, held or not at all, as a test wants
-└── NoOffloader      no worker
+Offloader                what the engine needs
+├── client.ZmqOffloader  workers at the other ends of ZeroMQ sockets
+├── InMemoryOffloader    a function; replies come reversed, held back or not at all, as a test wants
+└── NoOffloader          no worker
 """
 
 import math
@@ -19,7 +19,7 @@ from eex.stream.wire.encoding import Encoded, decode
 from eex.stream.wire.protocol import MAX_BYTES
 
 Tail = Callable[[int, str, NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
-"""What a worker runs: (stage, expert, features (n, ...)) to the final exit's confidence (n,) and prediction (n,)."""
+"""What a worker runs: (stage, expert, features (n, ...)) to confidence (n,) and prediction (n,) of the final exit."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Reply:
     id
         As submitted.
     confidence, prediction
-        Of the final exit, (n,); empty where the message failed.
+        Of the final exit, (n,); empty if the message failed.
     compute_ms
-        What the model took on the worker; NaN where the message failed.
+        Milliseconds that the model took on the worker; NaN if the message failed.
     round_trip_ms
-        From `submit` until `poll` had the reply, or gave it up.
+        Milliseconds from `submit` until `poll` had the reply, or gave it up.
     failed
-        Why there is no answer: the deadline passed or the worker refused; empty if there is one.
+        Why there is no answer, as when the deadline passed or the worker refused; empty if there is one.
     """
 
     id: int
@@ -65,7 +65,7 @@ class Offloader(Protocol):
 
     @property
     def reachable(self) -> bool:
-        """Whether a worker is believed to be there and well; while none is, nothing can be sent."""
+        """Whether a worker is believed to be alive; while none is, nothing can be sent."""
 
     @property
     def max_bytes(self) -> int:
@@ -77,50 +77,50 @@ class Offloader(Protocol):
         Parameters
         ----------
         id
-            Never used before.
+            Must not have been used before.
         stage
             First stage the worker has to run, counted from 0.
         expert
-            Whose side branch answers.
+            Name of the expert whose side branch answers.
         features
-            float32 or float16, (n, ...), as they are or encoded. May be sent after the call returns: must not be
-            written to any more.
+            float32 or float16, (n, ...), as they are or encoded. They may be sent after the call returns, so do not
+            write to them any more.
 
         Returns
         -------
         sent
-            False if there is no worker or too much is under way already; then no reply comes.
+            False if no worker is reachable or has room; then no reply comes.
         """
 
     def poll(self, timeout_ms: float = 0) -> list[Reply]:
-        """What came in and what is overdue; waits for the first of it, but not where nothing is awaited."""
+        """The replies that came in and the messages that failed; waits for the first of them, if any is awaited."""
 
     def report(self) -> dict[str, Any]:
-        """What happened so far, for a summary, as plain JSON values."""
+        """What happened so far, as plain JSON values for a summary."""
 
     def close(self) -> None:
-        """Give up what is awaited and let go of the network."""
+        """Give up what is awaited and release the network."""
 
 
 class InMemoryOffloader:
-    """A twin of the network without one: a function answers, and a test says when and in which order.
+    """A stand-in for network and worker: a function answers, and a test decides when and in which order.
 
-    Knows no clock, so that a test sees the same each time: a message in `lose` fails at the next `poll`.
+    There is no clock, so that a test sees the same each time: a message in `lose` fails at the next `poll`.
 
     Parameters
     ----------
     answer
-        Called on `submit`; an `OffloadError` it raises is the worker's refusal.
+        Called on `submit`; an `OffloadError` that it raises becomes the worker's refusal.
     window
         Most messages awaited at a time.
     reverse
-        `poll` gives the newest reply first.
+        Whether `poll` returns the newest reply first.
     held
-        Replies wait for `release`.
+        Whether replies wait for `release`.
     lose
-        Ids whose reply never comes.
+        Ids of messages whose reply never comes.
     round_trip_ms
-        What every reply is said to have taken.
+        Round trip that every reply reports.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class InMemoryOffloader:
 
     @property
     def reachable(self) -> bool:
-        """As `connected` says."""
+        """Whether `connected` is set."""
         return self.connected
 
     @property
@@ -177,13 +177,13 @@ class InMemoryOffloader:
         return True
 
     def release(self, count: int | None = None) -> None:
-        """Let the `count` oldest held replies, or all, be seen by the next `poll`."""
+        """Let the next `poll` return the `count` oldest held replies, or all."""
         count = len(self._held) if count is None else count
         self._ready += self._held[:count]
         del self._held[:count]
 
     def poll(self, timeout_ms: float = 0) -> list[Reply]:
-        """All replies that are not held; never waits."""
+        """All replies that are not held back; never waits."""
         replies = self._ready[::-1] if self.reverse else self._ready
         self._ready = []
         if replies:
@@ -233,4 +233,4 @@ class NoOffloader:
         return {}
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""

@@ -1,17 +1,65 @@
-"""What edge and worker say to each other: a small versioned header and raw tensor buffers.
+"""The protocol between edge and worker: a small versioned header, then raw tensor buffers.
 
-A message is a list of frames. The first is the header, msgpack of one of six types; the others are the arrays that it
-announces, little-endian and in C order:
+**Transport.** A worker binds a ZeroMQ ROUTER socket; an edge connects one DEALER socket to each worker it uses. Both
+sides authenticate and encrypt with CURVE, unless plain text was asked for (`eex.stream.wire.security`). A message
+arrives whole or not at all. Nothing else is assumed: replies may come in any order, late, twice or never.
 
-    Hello   ─►                          Request ─►  features
-            ◄─  Welcome                         ◄─  ReplyHeader, confidence, prediction
-    Ping    ─►
-            ◄─  Pong
+**Messages.** A message is a list of frames, which are the parts of a ZeroMQ multipart message. The first frame is the
+header: a msgpack map with the fields of one of the six structures below, tagged by `kind`. The other frames are the
+arrays that the header announces, little-endian, in C order, without padding. A message with unknown fields, more or
+fewer frames, or a frame of another length than announced is refused as a whole.
 
-A worker that cannot do what it is asked refuses: a `ReplyHeader` with the kind of refusal and a line that says why.
+    edge                          worker
+    Hello                  ─►
+                           ◄─     Welcome
+    Request, features      ─►
+                           ◄─     ReplyHeader, confidence, prediction
+    Ping                   ─►
+                           ◄─     Pong
 
-`pack` and `unpack` are inverses of each other and know no socket. What comes off the wire is checked against the limits
-below before an array is made of it, and arrays are views of the frames they came in.
+**Greeting.** Once connected, an edge sends a `Hello` with the fingerprint of its model's weights, and repeats it
+every half second until it is answered. The worker answers with the `Welcome` of that model, or refuses the hello by
+its id. An edge sends requests only after a welcome with its own fingerprint, and greets again after every
+reconnection.
+
+**Requests.** A `Request` asks what the final exit says to n images, computed from `stage` on with the side branches
+of `expert`. The edge chooses the `id`, and does not use it for another request while it awaits the reply. One array
+follows with the values, of type `dtype` and shape `shape`, whose first axis is n; or, where `codec` is "zstd", one
+uint8 array with the `packed` bytes they are compressed to. For int8 a second array follows, float32 of shape (n, 2):
+each frame's smallest value and step, by which a value q stands for (q + 128) · step + smallest. uint8 values are the
+pixels of the images themselves, which stand for q / 255. `deadline_ms` counts from the request's arrival; a worker
+that has not begun by then drops the request without a reply.
+
+**Replies.** A `ReplyHeader` carries the id of the request. Two arrays follow: confidence, float32 of shape (n,) in
+[0, 1], and prediction, int32 of shape (n,), an index into the welcome's `classes`.
+
+**Refusals.** A worker that cannot do what it is asked answers with a `ReplyHeader` without frames, with two empty
+arrays, the kind of refusal and a line that says why. A message whose id cannot be read is dropped. The kinds:
+
+- "message": the message is malformed or beyond a limit, or its features do not fit the stage;
+- "model", "stage", "expert": the worker has no such thing;
+- "failed": the model raised an error on these features;
+- "busy": too many requests or bytes are under way, of this client, of its key, or of all;
+- "clients": the worker serves as many connections as it can, or as it may with this key;
+- "draining": the worker is about to stop.
+
+After "busy", "model", "clients" and "draining" an edge may send the request to another worker; the others are final.
+
+**Heartbeats.** An edge pings a worker ten times a second. The worker answers at once, also while its model runs, and
+says how many requests it has under way, for how long its longest model call has been running, and whether it is about
+to stop. An edge does not use a worker whose answer is overdue, or whose model has been running for longer than the
+deadline, until that changes (`eex.stream.wire.peer`).
+
+**Limits.** A header has at most 64 KiB, an array at most 64 MiB or the welcome's `max_bytes`, and a message at most
+65,536 images. A client may have as many requests under way as the welcome's `window` says.
+
+**Versions.** Every header carries the `version` of the protocol. A receiver refuses any version but its own, with
+both numbers in the reason; a change to the structures is a new version.
+
+**Safety.** Nothing that is received is unpickled or evaluated. A header is checked against the limits before any
+array is made, and arrays are views of the frames they came in.
+
+`pack` and `unpack` are inverses of each other and know no socket.
 """
 
 import math
@@ -27,21 +75,20 @@ from eex.policies.core.errors import OffloadError
 from eex.stream.wire.encoding import STORED, Codec, DType, decode, layout
 
 VERSION = 2
-"""Of the protocol: an edge and a worker must agree on it."""
+"""Version of the protocol, on which edge and worker must agree."""
 
 MAX_HEADER_BYTES = 1 << 16
 MAX_BYTES = 1 << 26
-"""Largest array of a message; also the largest frame that a worker's socket lets in."""
+"""Bytes of the largest array in a message; with a header's, also the largest frame that a worker's socket accepts."""
 
 MAX_FRAMES = 1 << 16
 """Most images in one message."""
 
 MESSAGE_FRAMES = 64
-"""Images that a worker's largest message holds, of the largest features that its models pass on."""
+"""Images that fit into a worker's largest message, with the largest features that its models take."""
 
 Refusal = Literal["message", "model", "stage", "expert", "failed", "busy", "clients", "draining"]
-"""Why a worker refuses: it cannot read the message; it has no such model, stage, expert; the model failed on these
-features; too much of this client, or of all, is under way; it has too many clients; it is about to stop."""
+"""Why a worker refuses a message; the text at the top of this module explains each."""
 
 Buffer = bytes | memoryview
 _Id = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -49,9 +96,9 @@ _Name = Annotated[str, Meta(max_length=256)]
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="kind", tag="hello", forbid_unknown_fields=True):
-    """The edge asks for a model by its fingerprint; a worker that does not have it refuses with the id.
+    """The edge asks for a model by its fingerprint; a worker without it refuses the id.
 
-    An empty fingerprint asks for whichever the worker names first.
+    An empty fingerprint asks for the worker's first model.
     """
 
     id: _Id = 0
@@ -73,7 +120,7 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="kind", tag="welcome", forb
     max_bytes
         Largest array that the worker takes.
     window
-        Most requests of one client that it keeps at a time.
+        Most requests of one client that may be under way.
     models
         Fingerprints of all models that the worker has.
     """
@@ -89,7 +136,7 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="kind", tag="welcome", forb
 
 
 class Ping(msgspec.Struct, frozen=True, tag_field="kind", tag="ping", forbid_unknown_fields=True):
-    """The edge asks whether the worker is alive; it answers at once, also while its model runs."""
+    """The edge asks whether the worker is alive."""
 
     id: _Id
     version: int = VERSION
@@ -103,11 +150,11 @@ class Pong(msgspec.Struct, frozen=True, tag_field="kind", tag="pong", forbid_unk
     id
         The ping's.
     queue
-        Requests that wait in it, of all clients.
+        Requests under way, of all clients.
     busy_ms
-        For how long its longest call of a model has been running; one that hangs shows here.
+        For how long the longest call of a model has been running; a model that hangs shows here.
     draining
-        It is about to stop.
+        Whether the worker is about to stop.
     """
 
     id: _Id
@@ -118,24 +165,24 @@ class Pong(msgspec.Struct, frozen=True, tag_field="kind", tag="pong", forbid_unk
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="kind", tag="request", forbid_unknown_fields=True):
-    """The edge asks for the final exit's answer; the features follow, as `eex.stream.wire.encoding` lays them out.
+    """The edge asks for the final exit's answer; features follow, laid out by `eex.stream.wire.encoding`.
 
     Attributes
     ----------
     id
-        The reply will carry it.
+        Carried by the reply.
     model
         Fingerprint of the edge's weights.
     stage
         First stage the worker has to run, counted from 0.
     expert
-        Whose side branch answers.
+        Name of the expert whose side branch answers.
     dtype, shape
-        Of the features before they are compressed; the first axis is frames. uint8 are the images themselves.
+        Of the features before compression; the first axis is frames. uint8 values are the images themselves.
     codec, packed
-        What they are compressed by, and to how many bytes; 0 where they are not.
+        How the features are compressed, and to how many bytes; 0 if they are not.
     deadline_ms
-        After so long nobody waits for the answer any more; 0 = never.
+        After this time nobody waits for the answer any more; 0 for never.
     """
 
     id: _Id
@@ -158,11 +205,11 @@ class ReplyHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="reply", fo
     id
         The request's.
     frames
-        Images answered; 0 where the worker refused, with empty arrays.
+        Images answered; 0 in a refusal, with empty arrays.
     compute_ms
-        What the model took.
+        Milliseconds that the model took, for the whole batch that the request was part of.
     refusal, error
-        What kind of refusal it is, and why, in one line; both empty where there are frames.
+        The kind of refusal, and why, in one line; both empty where there are frames.
     """
 
     id: _Id
@@ -180,7 +227,7 @@ Header = Hello | Welcome | Ping | Pong | Request | ReplyHeader
 
 
 class _Envelope(msgspec.Struct):
-    """What every version's header has, whatever else is in it."""
+    """What the headers of all versions have in common."""
 
     version: int = 0
 
@@ -196,7 +243,7 @@ _IDENTITY = msgspec.msgpack.Decoder(_Identity)
 
 
 def pack(header: Header, *arrays: NDArray[Any]) -> list[Buffer]:
-    """The frames of a message; the arrays are not copied if they are in C order already.
+    """The frames of a message; arrays that are in C order already are not copied.
 
     Raises
     ------
@@ -221,7 +268,7 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Header, list[NDArray[Any]]]:
     Raises
     ------
     OffloadError
-        If the message is not exactly what its header says, or beyond the limits.
+        If the message is not exactly what its header announces, or beyond the limits.
     """
     if not frames:
         raise OffloadError("a message needs a header, got no frames")
@@ -239,18 +286,18 @@ def unpack(frames: Sequence[Buffer]) -> tuple[Header, list[NDArray[Any]]]:
 
 
 def features_of(request: Request, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """The features of a request, from its arrays as `unpack` gives them; images come in [0, 1].
+    """The features of a request, from its arrays as `unpack` returns them; images come in [0, 1].
 
     Raises
     ------
     OffloadError
-        If what was compressed is damaged, or not what was announced.
+        If compressed features are damaged, or not of the announced size.
     """
     return decode(request.dtype, request.shape, request.codec, tuple(arrays))
 
 
 def readable_id(frames: Sequence[Buffer]) -> int | None:
-    """The id in a message that `unpack` refused, if it has one."""
+    """The id of a message that `unpack` refused; None if it has none."""
     if not frames or not 0 < memoryview(frames[0]).nbytes <= MAX_HEADER_BYTES:
         return None
     try:
@@ -260,7 +307,7 @@ def readable_id(frames: Sequence[Buffer]) -> int | None:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """The text of a peer or an error, fit for a log: printable, on one line, not too long."""
+    """Text of a peer or an error, made fit for a log: printable, on one line, not too long."""
     words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return words if len(words) <= limit else words[: limit - 1] + "…"
 

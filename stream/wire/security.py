@@ -1,6 +1,6 @@
-"""Who may talk to whom: CURVE on the sockets, ZAP behind them, and what a handshake that failed means.
+"""Who may talk to whom: CURVE on the sockets, ZAP to decide, and what a failed handshake means.
 
-Plain text is for loopback, and only where it is asked for; beyond loopback it must be asked for more loudly.
+Plain text is for loopback, and only on request; beyond loopback it takes a second, more explicit request.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ from eex.stream.wire.keys import EdgeKeys, Known, WorkerKeys
 ZAP = "inproc://zeromq.zap.01"
 DOMAIN = "eex"
 HANDSHAKE_MS = 1000
-"""A peer that has not shown who it is by then is dropped."""
+"""A peer that has not finished the handshake by then is dropped."""
 
 _MECHANISM_MISMATCH = 0x11000002
 
@@ -48,13 +48,13 @@ def check_plain(endpoint: str, anywhere: bool) -> None:
     """
     if endpoint.startswith("tcp://") and not anywhere and not is_loopback(endpoint):
         raise OffloadError(
-            f"{endpoint}: --plain sends frames unprotected and takes whoever comes, so it stays on this machine; make "
-            f"keys with eex-keys, or say --plain-beyond-loopback as well"
+            f"{endpoint}: --plain sends frames unprotected and accepts anyone, so it is for this machine only; "
+            f"make keys with eex-keys, or add --plain-beyond-loopback"
         )
 
 
 def secure_worker(socket: zmq.Socket[bytes], keys: WorkerKeys) -> None:
-    """Let only known clients in; call it before `bind`, and `answer_zap` from then on."""
+    """Let only known clients in; call this before `bind`, and `answer_zap` from then on."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
     socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
@@ -62,7 +62,7 @@ def secure_worker(socket: zmq.Socket[bytes], keys: WorkerKeys) -> None:
 
 
 def secure_edge(socket: zmq.Socket[bytes], keys: EdgeKeys) -> None:
-    """Show who we are, and talk to the one worker only; call it before `connect`."""
+    """Authenticate with the edge's keys, and talk to the one worker only; call this before `connect`."""
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.worker)
@@ -77,9 +77,9 @@ def zap_socket(context: zmq.Context[Any]) -> zmq.Socket[bytes]:
 
 
 def answer_zap(socket: zmq.Socket[bytes], known: Known) -> str:
-    """Answer one question; the reason if the client was turned away, else empty (RFC 27)."""
+    """Answer one question of libzmq's (ZeroMQ RFC 27); the reason if the client was rejected, else empty."""
     frames = socket.recv_multipart()
-    cut = frames.index(b"") + 1  # behind the envelope
+    cut = frames.index(b"") + 1  # after the envelope
     version, request, _, address, _, mechanism, *credentials = frames[cut:]
     name = known(z85.encode(credentials[0])) if mechanism == b"CURVE" and credentials else ""
     status, text = (b"200", b"OK") if name else (b"400", b"unknown client")
@@ -87,22 +87,22 @@ def answer_zap(socket: zmq.Socket[bytes], known: Known) -> str:
     if name:
         return ""
     key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else "none"
-    return f"turned away a client from {address.decode(errors='replace')} whose key is not known: {key}"
+    return f"rejected a client from {address.decode(errors='replace')} whose key is not known: {key}"
 
 
 def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None) -> str:
-    """What the edge's socket monitor saw, in words; `keys` are the edge's."""
+    """What an event of the edge's socket monitor means for the user; `keys` are the edge's."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         own = "" if keys is None else f" {keys.own.public.decode()}"
-        return f"the worker does not know this edge's key{own}; put its .pub into the worker's folder of keys"
+        return f"the worker does not know this edge's key{own}; copy its .pub file into the worker's folder of keys"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MECHANISM_MISMATCH:
         if keys is None:
-            return "the worker takes clients with keys only; leave --plain out"
+            return "the worker accepts clients with keys only; leave --plain out"
         return "the worker speaks plain text; start it without --plain"
     if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == 11:  # EAGAIN: HANDSHAKE_MS went by
-        return "something listens there that does not speak ZeroMQ, or hangs"
+        return "what listens there does not speak ZeroMQ, or hangs"
     if keys is None:
-        return "it closed the connection in the handshake: it may take clients with keys only; then leave --plain out"
+        return "it closed the connection in the handshake: it may accept clients with keys only; then leave --plain out"
     return (
         "it closed the connection in the handshake: worker.pub may not be its key, it may speak plain text, or it may "
         "not know this edge's key"
@@ -110,7 +110,7 @@ def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None) -> str:
 
 
 def fatal(event: int) -> bool:
-    """Whether libzmq gives up after a failed handshake, so that the socket must be made anew."""
+    """Whether libzmq gives up after this failure, so that the socket must be made anew."""
     return event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 
 

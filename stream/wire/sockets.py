@@ -16,12 +16,12 @@ _EVENTS = int(zmq.EVENTS)
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
-    """Hand a message over without waiting; its large frames must not be written to any more.
+    """Hand over a message without waiting; its large frames must not be written to any more.
 
     Raises
     ------
     zmq.Again
-        If there is no room for it; nothing was sent then.
+        If there is no room for it; then nothing was sent.
     """
     last = len(frames) - 1
     for k, frame in enumerate(frames):
@@ -29,7 +29,7 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
 
 
 def receive(socket: zmq.Socket[bytes], most: int) -> list[zmq.Frame] | None:
-    """The next message, without waiting; None if there is none. Of more than `most` frames the rest is dropped."""
+    """The next message, without waiting; None if there is none. Frames after the first `most` are dropped."""
     if not int(socket.getsockopt(_EVENTS)) & _IN:  # cheaper than an exception
         return None
     frames: list[zmq.Frame] = []

@@ -40,7 +40,7 @@ def test_keys_lie_in_files_that_are_secret(tmp_path):
     (folder / "edge.key").chmod(0o600)
     with pytest.raises(EexError, match="not a key"):
         edge_keys(folder)
-    with pytest.raises(EexError, match="a name of keys"):
+    with pytest.raises(EexError, match="a key's name"):
         make_keys(folder, ("../worker",))
     assert new_pair().secret.decode() not in repr(new_pair())
 
