@@ -58,7 +58,7 @@ class Worker:
     device: str = "cpu"
     """Where models run: auto, cpu or cuda."""
     processes: int = 1
-    """Number of processes that run the models, all behind the one address."""
+    """Number of processes that run the models; edges see a single address."""
     ray: int = 0
     """Run the models in this many actors of a Ray cluster instead, with a GPU each where there are enough; needs
     eex[ray]."""

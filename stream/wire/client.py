@@ -1,7 +1,7 @@
 """The edge's end of the ZeroMQ path: one or more workers, chosen by who has least to do; broken ones rest.
 
-`ZmqOffloader` owns what the outside world is made of, the sockets and the clock. What it says and when is decided by
-`eex.stream.wire.requests.Requests`, which owns the window of requests, and `eex.stream.wire.peer.Peer`, one a worker.
+`ZmqOffloader` owns what the outside world is made of, the sockets and the clock. What is sent and when is decided by
+`eex.stream.wire.requests.Requests`, which owns the window of requests, and `eex.stream.wire.peer.Peer`, one per worker.
 """
 
 import math

@@ -43,7 +43,7 @@ class Peer:
     Attributes
     ----------
     welcome
-        What the worker says it is; None before the greeting and after the connection broke.
+        The worker's description of itself; None before the greeting and after the connection broke.
     problem, turned_away
         Why the worker cannot be used, where that is known; whether waiting will not help.
     outstanding

@@ -22,13 +22,13 @@ every half second until it is answered. The worker answers with the `Welcome` of
 its id. An edge sends requests only after a welcome with its own fingerprint, and greets again after every
 reconnection.
 
-**Requests.** A `Request` asks what the final exit says to n images, computed from `stage` on with the side branches
-of `expert`. The edge chooses the `id`, and does not use it for another request while it awaits the reply. One array
-follows with the values, of type `dtype` and shape `shape`, whose first axis is n; or, where `codec` is "zstd", one
-uint8 array with the `packed` bytes they are compressed to. For int8 a second array follows, float32 of shape (n, 2):
-each frame's smallest value and step, by which a value q stands for (q + 128) · step + smallest. uint8 values are the
-pixels of the images themselves, which stand for q / 255. `deadline_ms` counts from the request's arrival; a worker
-that has not begun by then drops the request without a reply.
+**Requests.** A `Request` asks for the final exit's answers to n images, computed from `stage` on with the side
+branches of `expert`. The edge chooses the `id`, and does not use it for another request while it awaits the reply.
+One array follows with the values, of type `dtype` and shape `shape`, whose first axis is n; or, where `codec` is
+"zstd", one uint8 array with the `packed` bytes they are compressed to. For int8 a second array follows, float32 of
+shape (n, 2): each frame's smallest value and step, by which a value q stands for (q + 128) · step + smallest. uint8
+values are the pixels of the images themselves, which stand for q / 255. `deadline_ms` counts from the request's
+arrival; a worker that has not begun by then drops the request without a reply.
 
 **Replies.** A `ReplyHeader` carries the id of the request. Two arrays follow: confidence, float32 of shape (n,) in
 [0, 1], and prediction, int32 of shape (n,), an index into the welcome's `classes`.

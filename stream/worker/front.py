@@ -1,7 +1,7 @@
 """The worker's front: one socket for all clients, in front of one or more replicas of the models.
 
 `Front` owns what the outside world is made of, the sockets and the clock, in the one thread that calls `serve`. What is
-said and when is decided by `eex.stream.worker.service.Service`; models run in the threads of a
+sent and when is decided by `eex.stream.worker.service.Service`; models run in the threads of a
 `eex.stream.worker.pool.ReplicaPool`.
 """
 
@@ -176,7 +176,7 @@ class Throttled:
         self._times: deque[float] = deque(maxlen=LINES_A_SECOND)
 
     def __call__(self, line: str) -> None:
-        """Log a line, unless a second has seen too many."""
+        """Log a line, unless there were too many within a second."""
         now = self._clock()
         if len(self._times) < LINES_A_SECOND or now - self._times[0] > 1:
             self._times.append(now)

@@ -33,7 +33,7 @@ IDLE_S = 0.05  # between two looks at the sockets while nothing is asked: pings 
 POLL_MS = 2  # how long new frames wait at most while replies for others are awaited
 
 Head = Callable[[int, str, NDArray[Any]], tuple[Floats, Ints, Bools, NDArray[Any]]]
-"""(stage, expert, features (n, ...)) to what `make_head` says."""
+"""(stage, expert, features (n, ...)) to the four arrays that `make_head` describes."""
 
 
 def make_head(net: "EarlyExitNet", partition: int, p_tar: float) -> Head:

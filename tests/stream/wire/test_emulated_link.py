@@ -172,7 +172,7 @@ def test_either_end_may_close(server):
             connection.sendall(bytes(16))
             connection.shutdown(socket.SHUT_WR)
             connection.settimeout(PATIENCE_S)
-            assert connection.recv(1) == b""  # the server has heard of it, and closed
+            assert connection.recv(1) == b""  # the server noticed, and closed
         with socket.create_server(("127.0.0.1", 0)) as door:
             free = door.getsockname()[1]
     with relayed("1", free) as (port,), connect(port) as connection:  # nobody listens there

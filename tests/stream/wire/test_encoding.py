@@ -21,7 +21,7 @@ from eex.stream.wire.protocol import Request, Welcome, features_of, pack, unpack
 from eex.stream.worker.serve import serve
 
 RNG = np.random.default_rng(0)
-FEATURES = np.maximum(RNG.normal(size=(5, 8, 4, 4)), 0).astype(np.float32)  # half of them 0, as behind a ReLU
+FEATURES = np.maximum(RNG.normal(size=(5, 8, 4, 4)), 0).astype(np.float32)  # half of them 0, as after a ReLU
 IMAGES = RNG.integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
 
 

@@ -23,7 +23,7 @@ class Played(Peer):
     """A peer whose messages a test can see; `room` says whether they can be sent."""
 
     def __init__(self, greeted=True):
-        self.said, self.room = [], True
+        self.sent, self.room = [], True
         super().__init__("tcp://worker:1", self._keep)
         if greeted:
             self.opened()
@@ -31,14 +31,14 @@ class Played(Peer):
 
     def _keep(self, message):
         if self.room:
-            self.said.append(unpack(message)[0])
+            self.sent.append(unpack(message)[0])
         return self.room
 
     def at(self, now, longest_s=1.0):
         return self.tend(now, "model-a", longest_s)
 
     def pong(self, now, id=None, **state):
-        id = self.said[-1].id if id is None else id
+        id = self.sent[-1].id if id is None else id
         self.answered_ping(Pong(id, **state), 1000.0, now)
         self.spoke()
 
@@ -46,15 +46,15 @@ class Played(Peer):
 def test_it_is_greeted_once_connected_and_again_until_it_answers():
     peer = Played(greeted=False)
     peer.at(0.0)
-    assert (peer.said, peer.due(), peer.state) == ([], math.inf, "not connected")
+    assert (peer.sent, peer.due(), peer.state) == ([], math.inf, "not connected")
     peer.opened()
     assert peer.due() <= 0.0
     peer.at(1.0)
     peer.at(1.0 + HELLO_EVERY_S / 2)
-    assert peer.said == [Hello(HELLO_ID, "model-a")]
+    assert peer.sent == [Hello(HELLO_ID, "model-a")]
     assert peer.due() == 1.0 + HELLO_EVERY_S
     peer.at(peer.due())
-    assert len(peer.said) == 2
+    assert len(peer.sent) == 2
     assert not peer.alive(1.5)
     peer.greeted(WELCOME)
     assert (peer.alive(1.6), peer.state) == (True, "up")
@@ -67,14 +67,14 @@ def test_a_hello_that_could_not_be_sent_is_sent_as_soon_as_it_can():
     peer.at(1.0)
     peer.room = True
     peer.at(1.001)
-    assert peer.said == [Hello(HELLO_ID, "model-a")]
+    assert peer.sent == [Hello(HELLO_ID, "model-a")]
 
 
 def test_it_is_pinged_and_silent_once_the_oldest_ping_is_too_old():
     peer = Played()
     assert not peer.at(1.0)
     peer.at(1.0 + PING_EVERY_S / 2)
-    assert peer.said == [Ping(1)]
+    assert peer.sent == [Ping(1)]
     assert peer.due() == 1.0 + PING_EVERY_S
     for k in range(1, 4):
         assert not peer.at(1.0 + k * PING_EVERY_S)
@@ -178,6 +178,6 @@ def test_a_worker_of_no_use_is_asked_again_every_now_and_then():
     assert (peer.alive(1.0), peer.state, peer.turned_away) == (False, "it has another model", True)
     peer.at(1.0)
     peer.at(1.0 + HELLO_EVERY_S)
-    assert peer.said == [Hello(HELLO_ID, "model-a")] * 2
+    assert peer.sent == [Hello(HELLO_ID, "model-a")] * 2
     peer.greeted(WELCOME)
     assert (peer.alive(2.0), peer.problem, peer.turned_away) == (True, "", False)

@@ -210,7 +210,7 @@ print(json.dumps(counts), flush=True)
 
 
 def round_trips(offloader, first, seconds):
-    """Requests one after another for so long: each one's round trip in ms, and how many were not answered."""
+    """Requests one after another for some seconds: their round trips in ms, and how many were not answered."""
     took, failed, end = [], 0, time.monotonic() + seconds
     while time.monotonic() < end or len(took) < 100:
         assert offloader.submit(first + len(took), 1, "pristine", np.zeros((1, 12), dtype=np.float32))
