@@ -6,6 +6,7 @@ from loopback import PATIENCE_S, Cloud, Gate, collect, features, submit, until
 
 from eex.policies.core.errors import OffloadError
 from eex.stream.worker.clients import Limits
+from eex.stream.worker.front import LINES_A_SECOND, Throttled
 from eex.stream.worker.pool import LocalReplica, ReplicaLostError
 
 pytestmark = pytest.mark.timeout(120)
@@ -99,3 +100,16 @@ def test_what_a_lost_replica_had_is_given_to_another():
             id += 1
         until(lambda: replicas[0].recovered and cloud.front.pool.ready == 2)
         assert len(cloud.front.service.clients) == 1
+
+
+def test_a_log_takes_so_many_lines_per_second_and_no_more():
+    lines, now = [], [0.0]
+    log = Throttled(lines.append, clock=lambda: now[0])
+    for k in range(10 * LINES_A_SECOND):
+        now[0] = k / 1000
+        log(str(k))
+    assert lines == [str(k) for k in range(LINES_A_SECOND)]
+    now[0] = 1.0015  # more than a second after the first two
+    for line in "abc":
+        log(line)
+    assert lines[LINES_A_SECOND:] == ["a", "b"]
