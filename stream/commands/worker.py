@@ -30,7 +30,7 @@ class Worker:
     models: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of models; by default the shipped model."""
     network: str = ""
-    """For a network of your own: module:function that cuts it."""
+    """For a network of your own: module:function that returns it, cut into stages."""
     bind: str = "tcp://127.0.0.1:5555"
     """Where to listen; port * picks a free one."""
     keys: Path | None = None
@@ -42,14 +42,14 @@ class Worker:
     upstream: str = ""
     """Worker to ask for what is not answered here: tcp://host:port, or several, comma-separated."""
     partition: int = 0
-    """With --upstream: number of stages, counted from the first of the network, after which the upstream worker goes
-    on."""
+    """With --upstream: number of stages, counted from the first of the network, after which the upstream worker takes
+    over."""
     p_tar: float = 0.8
-    """With --upstream: confidence at which an exit answers a frame here. All exits from the first stage that the edge
-    asks for up to --partition may answer."""
+    """With --upstream: confidence at which an exit answers a frame here. Every exit from the first stage that the edge
+    asks for up to --partition may answer; for frames that are sent as images, these are all from the first exit on."""
     upstream_keys: Path | None = None
     """With --upstream: folder with edge.key, by which the upstream worker knows this one, and the upstream worker's
-    worker.pub. Without it, and with --plain, the upstream worker is spoken to in plain text."""
+    worker.pub. Without it, the upstream worker is asked in plain text, which needs --plain."""
     deadline_ms: float = 500.0
     """With --upstream: milliseconds after which a frame is answered by its most confident exit here; choose less than
     the deadline of the edge."""
@@ -107,7 +107,9 @@ class Worker:
             if not endpoint.startswith("tcp://"):
                 raise EexError(f"--upstream {self.upstream}: expected tcp://host:port, or several, comma-separated")
         if self.partition < 1:
-            raise EexError("--upstream needs --partition, the number of stages after which the upstream worker goes on")
+            raise EexError(
+                "--upstream needs --partition, the number of stages after which the upstream worker takes over"
+            )
         if not 0 <= self.p_tar <= 1:
             raise EexError(f"--p-tar must lie in [0, 1], got {self.p_tar:g}")
         if not self.deadline_ms > 0:

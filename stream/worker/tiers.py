@@ -243,7 +243,7 @@ def serve_middle(
     endpoints, deadline_ms, keys, anywhere
         Of the upstream worker, as in `eex.stream.wire.client.ZmqOffloader`.
     partition
-        Number of stages after which the upstream worker goes on.
+        Number of stages after which the upstream worker takes over.
     p_tar
         Confidence at which an exit answers here.
 
