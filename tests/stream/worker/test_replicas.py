@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import zmq
 
+from eex.policies.core.errors import OffloadError
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.protocol import Welcome
 from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
 from eex.stream.worker.front import Front
-from eex.stream.worker.replicas import ProcessReplica, RayReplica
+from eex.stream.worker.replicas import ProcessReplica, RayReplica, serve_here, serve_in_processes
+from eex.stream.worker.tail import Models
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.process]
 
@@ -89,6 +91,33 @@ def test_a_worker_process_dies_and_comes_back(monkeypatch):
         assert replicas[0]._worker._process is not process
         answered(edge, first, 100)
     assert not any(replica._worker.running for replica in replicas)
+
+
+def test_models_are_served_in_as_many_processes_as_asked_for(monkeypatch):
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", SCRIPT))
+    served = serve_in_processes(Models(), 2)
+    assert (len(served.replicas), served.welcomes, served.shapes) == (2, WELCOMES, {})
+    confidence, prediction = served.replicas[1].run("model-b", 3, "blur", np.zeros((2, 5), dtype=np.float32))
+    assert (confidence.tolist(), prediction.tolist()) == ([0.5, 0.5], [3, 3])
+    for replica in served.replicas:
+        replica.close()
+
+
+def test_processes_that_cannot_start_are_an_error(monkeypatch):
+    script = "import sys; print('error: no such model', file=sys.stderr); sys.exit(2)"
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", script))
+    with pytest.raises(OffloadError, match="no such model"):
+        serve_in_processes(Models(), 2)
+
+
+def test_the_shipped_model_is_served_here():
+    served = serve_here(Models())
+    (welcome,) = served.welcomes
+    shapes = served.shapes[welcome.model]
+    assert (len(shapes), welcome.models, len(welcome.classes)) == (welcome.stages, (welcome.model,), 10)
+    images = np.zeros((2, *shapes[0]), dtype=np.float32)
+    confidence, _ = served.replicas[0].run(welcome.model, 0, welcome.experts[0], images)
+    assert ((confidence > 0.1) & (confidence <= 1)).all()
 
 
 def make_actor():
