@@ -13,9 +13,11 @@ from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
 from eex.models.training import Recipe, evaluate, fit
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.errors import EexError
-from eex.stream.engine import Engine, every_exit
+from eex.stream.driver import Driver
+from eex.stream.frames.batch import Batch
 from eex.stream.frames.distortions import distort, random_distortion
 from eex.stream.frames.sources import load_all, open_source
+from eex.stream.groups import every_exit
 from eex.stream.network import pick_device
 from eex.stream.planning.measure import candidates, stage_times
 from eex.stream.wire.encoding import ENCODINGS
@@ -46,12 +48,12 @@ def shipped(device: str, dtype: torch.dtype | None = None) -> EarlyExitNet:
 def play(net, sample, offloader=None, batch=32, **options):
     """Columns of the sample's frames, as the engine routes them at a fixed threshold."""
     images, labels, levels = sample
-    engine = Engine(net, Fixed(p_tar=0.8, exits=net.edge_exits), offloader, **options)
+    driver = Driver(net, Fixed(p_tar=0.8, exits=net.edge_exits), offloader, **options)
     for at in range(0, FRAMES, batch):
         here = slice(at, at + batch)
-        engine.feed(images[here].to(net.mean.device), ["frame"] * batch, labels[here], levels[here])
-    engine.drain()
-    rows = list(engine.take())
+        driver.feed(Batch(images[here].to(net.mean.device), ["frame"] * batch, labels[here], levels[here]))
+    driver.drain()
+    rows = list(driver.take())
     return {f.name: np.concatenate([getattr(r, f.name) for r in rows]) for f in dataclasses.fields(rows[0])}
 
 
