@@ -127,7 +127,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     folder
         Folder that `save` wrote to; by default the shipped model's.
     device
-        "cpu" or "cuda".
+        "cpu", "cuda" or "cuda:1".
     net
         For a custom backbone: the network as its own code cuts it; its weights are replaced.
 

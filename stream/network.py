@@ -1,5 +1,6 @@
 """The network of a run: the model, its device and partition point."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def make_network(name: str) -> "EarlyExitNet | None":
 
 
 def pick_device(name: str) -> str:
-    """The device that a user names: "cpu", "cuda", or "auto" for a GPU where there is one.
+    """The device that a user names: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
 
     Raises
     ------
@@ -65,11 +66,13 @@ def pick_device(name: str) -> str:
     """
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise EexError(f"--device {name}: expected auto, cpu or cuda")
-
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
+    if not match:
+        raise EexError(f"--device {name}: expected auto, cpu, cuda, or cuda:N for the GPU of that number")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EexError("--device cuda: this torch sees no GPU")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise EexError(f"--device {name}: this torch sees no GPU")
+    if match[1] and int(match[1]) >= (count := torch.cuda.device_count()):
+        raise EexError(f"--device {name}: this machine has {count}, counted from cuda:0")
     return name

@@ -195,7 +195,7 @@ def _trained(work: Work, recipe: Recipe, images: Images) -> "EarlyExitNet":
     for i, row in enumerate(temperatures.tolist()):
         net.temperature[i] = dict(zip(net.experts, row, strict=True))
     torch.manual_seed(work.seed)
-    classifier = DistortionClassifier(net.experts)
+    classifier = DistortionClassifier(net.experts).to(work.device)
 
     def learn() -> "Tensor":
         fit_classifier(
@@ -214,7 +214,7 @@ def _trained(work: Work, recipe: Recipe, images: Images) -> "EarlyExitNet":
         at += value.numel()
     classifier.load_state_dict(state)
     classifier.eval()
-    net.classifier = classifier.to(work.device)
+    net.classifier = classifier
     return net
 
 

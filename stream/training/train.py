@@ -147,7 +147,7 @@ class _Task:
 
         config = self.config
         torch.manual_seed(config.seed)
-        classifier = DistortionClassifier((PRISTINE, *self.distorts))
+        classifier = DistortionClassifier((PRISTINE, *self.distorts)).to(self.net.mean.device)
         fit_classifier(
             classifier,
             self.images,
@@ -156,7 +156,7 @@ class _Task:
             seed=config.seed,
             report=bars("classifier"),
         )
-        self.net.classifier = classifier.to(self.net.mean.device)
+        self.net.classifier = classifier
         return recall(classifier, self.validation[0], self.distorts)
 
 
