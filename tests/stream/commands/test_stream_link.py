@@ -66,9 +66,11 @@ def test_answers_hardly_depend_on_how_frames_are_sent(send, plain, tmp_path):
 
 def test_a_budget_is_kept(tmp_path):
     summary = play(tmp_path, overhead="budget=25%:32", batch=16)
-    sent = read_records(Path(summary["folder"]) / "records")["bytes"].to_numpy() > 0
+    records = read_records(Path(summary["folder"]) / "records")
+    sent, offloaded = records["bytes"].to_numpy() > 0, records["offloaded"].to_numpy(zero_copy_only=False)
     assert sent.sum() == 32 + 7 * 4
-    assert summary["withheld"] == summary["fallbacks"] == 128 - 60
+    assert offloaded.sum() >= 127  # on some processors one frame has a confidence of 1
+    assert summary["withheld"] == summary["fallbacks"] == offloaded.sum() - 60
 
 
 def test_everything_on_the_edge(tmp_path):
