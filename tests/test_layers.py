@@ -20,8 +20,8 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 # A module belongs to the room with the longest name that it begins with. It imports from its own room and from those
 # listed beside it, wherever in the module the import stands.
 SHARED = ("eex.policies.core", "eex.models")
-PARTS = ("eex.stream", "eex.stream.frames", "eex.stream.network", "eex.stream.run.connection", "eex.stream.wire")
-LIBRARY = (*PARTS, *(f"eex.stream.{room}" for room in ("config", "guard", "planning", "run", "training", "worker")))
+FRAMES = ("eex.stream.config", "eex.stream.frames", "eex.stream.network", "eex.stream.wire")
+LIBRARY = (*FRAMES, "eex.stream", "eex.stream.guard", "eex.stream.planning", "eex.stream.run", "eex.stream.worker")
 ROOMS = {
     "eex.policies.core": (),
     "eex.policies": ("eex.policies.core",),
@@ -29,24 +29,16 @@ ROOMS = {
     "eex.envs": ("eex.policies.core", "eex.policies"),
     "eex.stream.guard": ("eex.policies.core",),
     "eex.stream.wire": ("eex.policies.core", "eex.stream.guard"),
-    "eex.stream": (*SHARED, "eex.policies", "eex.stream.wire"),  # the engine and its driver
-    "eex.stream.frames": (*SHARED, "eex.stream"),
+    "eex.stream.frames": SHARED,
+    "eex.stream.config": ("eex.policies.core", "eex.policies", "eex.stream.frames", "eex.stream.wire"),
     "eex.stream.network": (*SHARED, "eex.stream.frames"),
     "eex.stream.training": (*SHARED, "eex.stream.frames", "eex.stream.network"),
+    "eex.stream": (*SHARED, "eex.policies", *FRAMES),  # the engine
     "eex.stream.worker": (*SHARED, "eex.stream.guard", "eex.stream.network", "eex.stream.wire"),
-    "eex.stream.run.connection": (*SHARED, "eex.stream.wire", "eex.stream.worker"),
-    "eex.stream.config": ("eex.policies.core", "eex.policies", "eex.stream.frames", "eex.stream.run.connection"),
-    "eex.stream.planning": (*SHARED, *PARTS),
-    "eex.stream.run": (
-        *SHARED,
-        *PARTS,
-        "eex.policies",
-        "eex.stream.config",
-        "eex.stream.planning",
-        "eex.stream.worker",
-    ),
-    "eex.stream.commands": (*SHARED, *LIBRARY, "eex.policies", "eex.envs"),
-    "eex.experiments": (*SHARED, *LIBRARY, "eex.policies", "eex.envs"),
+    "eex.stream.planning": (*SHARED, *FRAMES, "eex.stream"),
+    "eex.stream.run": (*SHARED, *FRAMES, "eex.policies", "eex.stream", "eex.stream.planning", "eex.stream.worker"),
+    "eex.stream.commands": (*SHARED, *LIBRARY, "eex.policies", "eex.envs", "eex.stream.training"),
+    "eex.experiments": (*SHARED, *LIBRARY, "eex.policies", "eex.envs", "eex.stream.training"),
 }
 FACES = {"eex.stream": LIBRARY}  # modules that show what the rooms inside hold
 
@@ -140,9 +132,9 @@ def test_rooms_stand_in_no_circle():
     [
         ("eex.models.card", "import eex.stream.engine"),
         ("eex.models.card", "def f():\n    from eex.envs.threshold import ThresholdEnv"),
-        ("eex.stream.run.run", "from eex.stream.commands.stream import Command"),
+        ("eex.stream.run.runner", "from eex.stream.commands.stream import Command"),
         ("eex.experiments.regret", "import eex.stream.commands.stream"),
-        ("eex.stream.engine", "from eex.stream.run.run import run"),
+        ("eex.stream.engine", "from eex.stream.run.runner import run"),
         ("eex.stream.wire.client", "from eex.stream import engine"),
         ("eex.stream.engine", "if TYPE_CHECKING:\n    from eex.experiments.regret import compare"),
     ],

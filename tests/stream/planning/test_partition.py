@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eex.stream.commands.partition import option
 from eex.stream.planning.partition import Send, Times, best, every_plan, graph, leaving, plan, shortest_path
+from eex.stream.planning.survey import option
 
 
 def by_hand():
