@@ -40,23 +40,23 @@ def unlabelled(tmp_path_factory):
     return stream(folder, "--worker", "none", "--source", folder / "images", "--frames", 40, "--distortion", "pristine")
 
 
-def test_it_tells_what_the_summary_tells(labelled, unlabelled):
-    told, other = reports(labelled["folder"], unlabelled["folder"], "--batch", 50, "--p-tar", "0,1", "--t-tar-ms", "0")
-    assert told["frames"] == labelled["frames"] == 300
-    assert told["dropped"] == labelled["dropped"] > 0
-    assert told["fallbacks"] > 0
-    assert told["accuracy"] == pytest.approx(labelled["accuracy"])
-    assert told["device_probability"] == 1  # nothing else is there to answer
-    assert told["batches"] == (300 - told["dropped"]) // 50
-    assert [row["outage"] for row in told["outage"]] == [0, 1]
-    assert [row["missed"] for row in told["missed"]] == [1, 1]
-    first = told["exits"][0]
-    assert first["seen"] == 300 - told["dropped"]
+def test_the_report_agrees_with_the_summary(labelled, unlabelled):
+    found, other = reports(labelled["folder"], unlabelled["folder"], "--batch", 50, "--p-tar", "0,1", "--t-tar-ms", "0")
+    assert found["frames"] == labelled["frames"] == 300
+    assert found["dropped"] == labelled["dropped"] > 0
+    assert found["fallbacks"] > 0
+    assert found["accuracy"] == pytest.approx(labelled["accuracy"])
+    assert found["device_probability"] == 1  # nothing else is there to answer
+    assert found["batches"] == (300 - found["dropped"]) // 50
+    assert [row["outage"] for row in found["outage"]] == [0, 1]
+    assert [row["missed"] for row in found["missed"]] == [1, 1]
+    first = found["exits"][0]
+    assert first["seen"] == 300 - found["dropped"]
     assert 0 < first["ece"] < 1
-    assert sum(row["share"] for row in told["exits"]) == pytest.approx(1)
-    assert sum(row["frames"] for row in told["bins"] if row["exit"] == 1) == first["seen"]
-    assert any("dropped" in note for note in told["notes"])
-    assert any("fell back" in note for note in told["notes"])
+    assert sum(row["share"] for row in found["exits"]) == pytest.approx(1)
+    assert sum(row["frames"] for row in found["bins"] if row["exit"] == 1) == first["seen"]
+    assert any("dropped" in note for note in found["notes"])
+    assert any("fell back" in note for note in found["notes"])
     assert other["accuracy"] is None
     assert (other["labelled"], other["batches"], other["outage"], other["bins"]) == (0, 0, [], [])
     assert other["exits"][0]["share"] > 0
