@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from commands import call, play, refused
 
-from eex.policies.core.reward import fixed_reward
+from eex.policies.core.references import fixed_reward
 from eex.policies.core.trace import read_trace
 from eex.stream.run.records import outcomes_of
 

@@ -15,7 +15,6 @@ from commands import ENVIRONMENT, PATIENCE_S, call, command, play, refused
 from PIL import Image
 
 from eex.models.card import SHIPPED, read_card
-from eex.policies.core.references import fixed_reward
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import read_trace
 from eex.policies.registry import make_policy
