@@ -5,24 +5,18 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import tyro
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import parse_link
-from eex.stream.config import FrameConfig
+from eex.stream.frames.frames import FrameConfig
 from eex.stream.guard import guarded, share_cores
-from eex.stream.planning.partition import Plan, Send, Times, best, every_plan, leaving
+from eex.stream.wire.connection import Connection, ConnectionConfig
 
-if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
-    from eex.policies.core.base import Floats
-    from eex.stream.planning.measure import LinkSpeed
-
-
-# ---- the command
+DEADLINE_MS = 5000.0
+"""For replies of the worker that is measured."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +72,18 @@ class Command:
         if self.link:
             parse_link(self.link)
 
+    def connection(self) -> Connection | None:
+        """To the worker that is to be measured; None without one."""
+        if not self.worker:
+            return None
+        options = ConnectionConfig(
+            worker=self.worker, keys=self.keys, key=self.key, plain=self.plain, deadline_ms=DEADLINE_MS
+        )
+        return options.connection()
 
-def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
-    """Measure all that decides about a cut.
+
+def found_by(command: Command) -> dict[str, Any]:
+    """What was measured and found, as plain JSON values.
 
     Raises
     ------
@@ -91,95 +94,22 @@ def measured(command: Command) -> "tuple[Times, LinkSpeed, EarlyExitNet]":
     from eex.policies.core.schedule import parse_schedule
     from eex.stream.frames.frames import Frames
     from eex.stream.network import load_network
-    from eex.stream.wire.connection import ConnectionConfig, connected
+    from eex.stream.planning.survey import recommendation, survey
 
     net = load_network(command.measure)
     net.partition = max(1, net.exits - 1)  # so that every side branch counts as the edge's
-    import torch
-
-    from eex.stream.planning import measure
-
-    frames = Frames(command.measure, parse_schedule(command.measure.distortion, command.measure.seed), net)
-    images = torch.cat([batch.images for batch in frames.batches(64, {})] or [torch.zeros(0)])
-    if not len(images):
-        raise EexError(f"{command.measure.source}: no frame could be used")
-    leave = leaving(_confidence(command, net, frames), command.threshold)
-    edge_ms, exit_ms = measure.stage_times(net, images, command.at_once)
-    cloud_ms, cloud_exit_ms = edge_ms / command.cloud_speed, float(exit_ms[-1]) / command.cloud_speed
-    link = measure.first_condition(parse_link(command.link)) if command.link else measure.LinkSpeed(0.0, math.inf)
-    if command.worker:
-        asked = ConnectionConfig(
-            worker=command.worker, keys=command.keys, key=command.key, plain=command.plain, deadline_ms=5000.0
-        )
-        with connected(asked.connection(), net.fingerprint, 0) as offloader:
-            whole = measure.worker_times(offloader, net, images, range(net.exits))
-            link = measure.measure_link(offloader, net, images, 1)
-        rest = np.array([whole[k] for k in range(net.exits)])  # from each stage to the answer
-        cloud_ms, cloud_exit_ms = np.maximum(0.0, rest - np.append(rest[1:], 0.0)), 0.0  # the exit is in the last
-    sends = []
-    for cut in range(net.exits):
-        found = measure.candidates(net, images, cut)
-        if command.send != "auto":
-            asked_for = [c for c in found if str(c.encoding) == command.send]
-            found = asked_for or found
-        elif any(c.agrees for c in found):
-            found = [c for c in found if c.agrees]
-        sends.append([Send(str(c.encoding), c.stage, measure.cost_ms(c, link, 0.0), c.bytes) for c in found])
-    return Times(edge_ms, exit_ms, cloud_ms, cloud_exit_ms, leave, sends), link, net
-
-
-def _confidence(command: Command, net: "EarlyExitNet", frames: Any) -> "Floats":
-    """Confidence of every exit in every frame, (frames, N)."""
-    if command.trace is not None:
-        from eex.policies.core.trace import read_trace
-
-        confidence = read_trace(command.trace, net.classes).confidence
-        if confidence.shape[1] != net.exits:
-            raise EexError(
-                f"{command.trace}: holds {confidence.shape[1]} exits, the model has {net.exits}; "
-                f"record it with eex-record --partition {max(1, net.exits - 1)}"
-            )
-        return confidence
-    from eex.stream.groups import every_exit
-
-    return np.concatenate([every_exit(net, batch.images)[0] for batch in frames.batches(frames.total, {})])
-
-
-def report(command: Command) -> dict[str, Any]:
-    """What was measured and found, as plain JSON values."""
-    times, link, net = measured(command)
-    plans, chosen = every_plan(times), best(times)
-    return {
-        "plans": [_row(p) for p in plans],
-        "recommended": _row(chosen),
-        "option": option(chosen, times.stages),
-        "threshold": command.threshold,
-        "leave": times.leave.tolist(),
-        "link": {"round_trip_ms": link.round_trip_ms, "mbit": None if math.isinf(link.mbit) else link.mbit},
-        "edge_ms": times.edge_ms.tolist(),
-        "exit_ms": times.exit_ms.tolist(),
-        "cloud_ms": times.cloud_ms.tolist(),
-        "cloud_exit_ms": times.cloud_exit_ms,
-        "model": net.fingerprint,
-    }
-
-
-def option(chosen: Plan, stages: int) -> str:
-    """The options to give to eex-stream."""
-    return f"--partition {chosen.cut}" + (f" --send {chosen.send}" if chosen.cut < stages else "")
-
-
-def _row(p: Plan) -> dict[str, Any]:
-    return {
-        "partition": p.cut,
-        "send": p.send or None,
-        "bytes": p.bytes,
-        "sent_share": p.reach,
-        "edge_ms": p.edge_ms,
-        "link_ms": p.link_ms,
-        "cloud_ms": p.cloud_ms,
-        "ms": p.ms,
-    }
+    times, speed = survey(
+        net,
+        Frames(command.measure, parse_schedule(command.measure.distortion, command.measure.seed), net),
+        command.trace,
+        command.threshold,
+        link=parse_link(command.link) if command.link else None,
+        connection=command.connection(),
+        cloud_speed=command.cloud_speed,
+        send=command.send,
+        at_once=command.at_once,
+    )
+    return recommendation(times, speed) | {"threshold": command.threshold, "model": net.fingerprint}
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -236,7 +166,7 @@ def main() -> None:
 def _main() -> None:
     command = tyro.cli(Command, prog="eex-partition", config=(tyro.conf.FlagCreatePairsOff,))
     share_cores()
-    found = report(command)
+    found = found_by(command)
     if command.json:
         print(json.dumps(found))
     else:

@@ -46,7 +46,9 @@ def closing_line(path: Path, trace: Trace, skipped: int) -> str:
         f"accuracy {accuracy}" if accuracy else f"{', '.join(names)}; no labels",
         decimal(path.stat().st_size),
     ]
-    return "; ".join(parts + [f"{skipped} images skipped"] * bool(skipped))
+    if skipped:
+        parts.append(f"{skipped} image{'s' if skipped > 1 else ''} skipped")
+    return "; ".join(parts)
 
 
 @contextmanager

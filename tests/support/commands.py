@@ -67,15 +67,16 @@ def _restored() -> Iterator[None]:
     environment, path, modules, argv = dict(os.environ), list(sys.path), set(sys.modules), sys.argv
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads = torch.get_num_threads()
-    here = str(Path.cwd())
+    here = Path.cwd()
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
         sys.path[:], sys.argv = path, argv
-        for name in set(sys.modules) - modules:  # a user's module from here may be another one next time
-            if str(getattr(sys.modules[name], "__file__", None)).startswith(here):
+        for name in set(sys.modules) - modules:  # a user's module in this folder may be another one next time
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == here:
                 del sys.modules[name]
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,6 +1,5 @@
-"""`eex-record` and `eex-evaluate` as a user types them, and replay of what `eex-stream` did live."""
+"""`eex-record` as a user types it, and replay of what `eex-stream` did live."""
 
-import json
 import os
 import pty
 import select
@@ -16,7 +15,6 @@ from commands import ENVIRONMENT, PATIENCE_S, call, command, play, refused
 from PIL import Image
 
 from eex.models.card import SHIPPED, read_card
-from eex.policies.core.references import fixed_reward
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import read_trace
 from eex.policies.registry import make_policy
@@ -81,10 +79,10 @@ def test_quiet_and_images_that_cannot_be_used(tmp_path):
         pixels = np.random.default_rng(k).integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.png")
     options = ("--source", folder, "--distortion", "pristine", "--frames", 3, "--no-shuffle", "--out", "t.arrow")
-    told = call("record", *options, "--frames", 4, cwd=tmp_path)
-    assert (told.returncode, told.stderr) == (0, "")
-    assert "4 frames; exit 1, exit 2, exit 3, cloud; no labels; " in told.stdout
-    assert told.stdout.endswith("; 1 images skipped\n")
+    done = call("record", *options, "--frames", 4, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 frames; exit 1, exit 2, exit 3, cloud; no labels; " in done.stdout
+    assert done.stdout.endswith("; 1 image skipped\n")
     quiet = call("record", *options, "--quiet", cwd=tmp_path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     assert len(read_trace(tmp_path / "t.arrow")) == 3  # the other is replaced
@@ -199,65 +197,3 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path, case)
     arguments, message = BAD[case]
     refused(call("record", *arguments, cwd=tmp_path), message)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-# ---- eex-evaluate
-
-
-@pytest.fixture(scope="module")
-def random_run(tmp_path_factory):
-    return stream(tmp_path_factory.mktemp("runs"), "--policy", "random", "--distortion", SCHEDULE, "--frames", 900)
-
-
-def test_estimates_from_a_live_log(random_run, tmp_path):
-    done = call("evaluate", random_run, "--thresholds", "0.5,0.75,1", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    assert told["run"] == pytest.approx(np.nanmean(outcomes_of(random_run / "records").reward))
-    assert [row["thresholds"] for row in told["rows"]] == [[0.5] * 3, [0.75] * 3, [1.0] * 3]
-    done = call("record", "--config", random_run / "config.json", "--out", tmp_path / "t.arrow", "--quiet")
-    assert done.returncode == 0
-    confidence = read_trace(tmp_path / "t.arrow").confidence
-    supported = [row for row in told["rows"] if not row["problem"]]
-    assert supported
-    for row in supported:
-        truth = fixed_reward(confidence, 0.1, row["thresholds"][0]).mean()
-        for name in ("dr", "snips", "ips"):
-            assert abs(row[name]["mean"] - truth) < 5 * row[name]["se"]
-
-
-@pytest.mark.process
-def test_the_table_of_estimates(random_run):
-    done = play("evaluate", random_run / "records", "--thresholds", "0.9, 0.9/0.8/0.7, 1", "--overhead", 0.2)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "0.9/0.8/0.7" in done.stdout
-    assert done.stdout.count("±") >= 3
-    assert all(len(line) <= 100 for line in done.stdout.splitlines()[:-2])
-
-
-def test_a_log_without_propensities_says_so(tmp_path):
-    run = stream(tmp_path, "--worker", "none", "--policy", "fixed:p_tar=0.6", "--frames", 60)
-    done = call("evaluate", run, "--thresholds", "0.05,0.9")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "0.9: no " in done.stdout
-    rows = json.loads(call("evaluate", run, "--thresholds", "0.05,0.9", "--json").stdout)["rows"]
-    assert rows[0]["dr"]["mean"] == 0.0
-    assert rows[0]["problem"] is None
-    assert rows[1]["dr"] is None
-    assert rows[1]["problem"].startswith("no ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("nowhere",), "no records here"),
-        ((".", "--thresholds", "0.5,half"), "'half' is no threshold"),
-    ],
-)
-def test_what_evaluate_refuses(tmp_path, arguments, told):
-    refused(call("evaluate", *arguments, cwd=tmp_path), told)
-
-
-def test_thresholds_that_do_not_fit_the_run(random_run):
-    refused(call("evaluate", random_run, "--thresholds", "0.5/0.6"), "one for each of 3 edge exits")
-    refused(call("evaluate", random_run, "--thresholds", "1.5"), "must lie in [0, 1]")

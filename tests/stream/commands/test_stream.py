@@ -459,7 +459,7 @@ def test_bad_images_are_skipped_and_named(tmp_path):
     assert (summary["frames"], summary["answered"], summary["skipped"]) == (20, 20, 3)
     assert summary["accuracy"] is None
     names = {"odd.png", "cut.png", "nans.npy"}
-    assert {told.partition(":")[0] for told in summary["skipped_images"]} == names
+    assert {line.partition(":")[0] for line in summary["skipped_images"]} == names
     text = " ".join(done.stdout.split())
     assert all(name in text for name in names)
     assert sorted(records_of(summary["folder"])["name"].to_pylist()) == [f"{k:03d}.png" for k in range(20)]

@@ -275,6 +275,6 @@ def test_confidence_by_entropy(trained, home):
     assert done.returncode == 0, done.stderr
     table = read_records(next((home / "by-entropy").iterdir()) / "records")
     for e in (1, 2):
-        told = np.array([c for c in table[f"confidence_{e}"].to_pylist() if c is not None])
-        assert len(told)
-        assert told.min() < 0.5  # of two classes the top probability is never less
+        confidence = np.array([c for c in table[f"confidence_{e}"].to_pylist() if c is not None])
+        assert len(confidence)
+        assert confidence.min() < 0.5  # of two classes the top probability is never less

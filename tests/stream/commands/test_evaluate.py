@@ -1,0 +1,82 @@
+"""`eex-evaluate` as a user types it, on runs that `eex-stream` made."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call, play, refused
+
+from eex.policies.core.references import fixed_reward
+from eex.policies.core.trace import read_trace
+from eex.stream.run.records import outcomes_of
+
+pytestmark = pytest.mark.timeout(200)
+
+SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20+gaussian_blur@0.5:100"
+
+
+def stream(out, *arguments):
+    """The folder that an `eex-stream` run left."""
+    done = call("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return max(Path(out).iterdir())
+
+
+@pytest.fixture(scope="module")
+def random_run(tmp_path_factory):
+    return stream(tmp_path_factory.mktemp("runs"), "--policy", "random", "--distortion", SCHEDULE, "--frames", 900)
+
+
+def test_estimates_from_a_live_log(random_run, tmp_path):
+    done = call("evaluate", random_run, "--thresholds", "0.5,0.75,1", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["run"] == pytest.approx(np.nanmean(outcomes_of(random_run / "records").reward))
+    assert [row["thresholds"] for row in found["rows"]] == [[0.5] * 3, [0.75] * 3, [1.0] * 3]
+    done = call("record", "--config", random_run / "config.json", "--out", tmp_path / "t.arrow", "--quiet")
+    assert done.returncode == 0
+    confidence = read_trace(tmp_path / "t.arrow").confidence
+    supported = [row for row in found["rows"] if not row["problem"]]
+    assert supported
+    for row in supported:
+        truth = fixed_reward(confidence, 0.1, row["thresholds"][0]).mean()
+        for name in ("dr", "snips", "ips"):
+            assert abs(row[name]["mean"] - truth) < 5 * row[name]["se"]
+
+
+@pytest.mark.process
+def test_the_table_of_estimates(random_run):
+    done = play("evaluate", random_run / "records", "--thresholds", "0.9, 0.9/0.8/0.7, 1", "--overhead", 0.2)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.9/0.8/0.7" in done.stdout
+    assert done.stdout.count("±") >= 3
+    assert all(len(line) <= 100 for line in done.stdout.splitlines()[:-2])
+
+
+def test_a_log_without_propensities_says_so(tmp_path):
+    run = stream(tmp_path, "--worker", "none", "--policy", "fixed:p_tar=0.6", "--frames", 60)
+    done = call("evaluate", run, "--thresholds", "0.05,0.9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.9: no " in done.stdout
+    rows = json.loads(call("evaluate", run, "--thresholds", "0.05,0.9", "--json").stdout)["rows"]
+    assert rows[0]["dr"]["mean"] == 0.0
+    assert rows[0]["problem"] is None
+    assert rows[1]["dr"] is None
+    assert rows[1]["problem"].startswith("no ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "no records here"),
+        ((".", "--thresholds", "0.5,half"), "'half' is no threshold"),
+    ],
+)
+def test_what_evaluate_refuses(tmp_path, arguments, message):
+    refused(call("evaluate", *arguments, cwd=tmp_path), message)
+
+
+def test_thresholds_that_do_not_fit_the_run(random_run):
+    refused(call("evaluate", random_run, "--thresholds", "0.5/0.6"), "one for each of 3 edge exits")
+    refused(call("evaluate", random_run, "--thresholds", "1.5"), "must lie in [0, 1]")

@@ -1,0 +1,69 @@
+"""The options of a training: what they stand for, and what is out of range."""
+
+from pathlib import Path
+
+import pytest
+
+from eex.policies.core.errors import EexError
+from eex.stream.training.options import TrainConfig
+
+
+def options(**changes):
+    return TrainConfig(data="images", out=Path("out"), **changes)
+
+
+def test_the_defaults_are_in_range():
+    options().check()
+    assert options().expert_levels() == {"gaussian_blur": (0.4, 2.5), "gaussian_noise": (4.0, 45.0)}
+    assert options(experts=" ").expert_levels() == {}
+    assert options(experts="gaussian_blur@1..1").expert_levels() == {"gaussian_blur": (1.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threads": -1}, "--threads must be at least 0, got -1"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"size": -1}, "--size must be at least 0"),
+        ({"classifier_epochs": 0}, "--classifier-epochs must be at least 1"),
+        ({"epochs": 0}, "--epochs 0 needs --start"),
+        ({"network": "mine:make", "weights": Path("w")}, "--weights is for mobilenet_v2"),
+        ({"experts": "fog@1..2"}, "expected a kind among gaussian_blur"),
+        ({"experts": "gaussian_blur"}, "is not kind@lowest..highest"),
+        ({"experts": "gaussian_blur@2..1"}, "a rising range of gaussian_blur"),
+        ({"experts": "gaussian_blur@1..1e9"}, "a rising range of gaussian_blur"),
+        ({"experts": "gaussian_blur@nan..2"}, "a rising range of gaussian_blur"),
+    ],
+)
+def test_what_is_out_of_range(changes, message):
+    with pytest.raises(EexError, match=message):
+        options(**changes).check()
+
+
+def test_epochs_may_be_0_with_a_model_to_start_from():
+    options(epochs=0, start=(Path("model"),)).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "exits", "expected"),
+    [
+        ((0.3,), 3, (0.3, 0.3, 0.3)),
+        ((1.0, 2.0), 2, (1.0, 2.0)),
+        (TrainConfig.loss_weights, 4, TrainConfig.loss_weights),
+        (TrainConfig.loss_weights, 3, (0.5, 0.5, 1.0)),
+    ],
+)
+def test_weights_of_the_exits_losses(given, exits, expected):
+    assert options(loss_weights=given).weights_of_losses(exits) == expected
+
+
+def test_weights_for_another_number_of_exits():
+    with pytest.raises(EexError, match="--loss-weights must name 2 exits"):
+        options(loss_weights=(1.0, 2.0, 3.0)).weights_of_losses(2)
+
+
+def test_the_card_keeps_names_instead_of_paths():
+    config = TrainConfig(data="/home/me/pets", out=Path("/tmp/x"), weights=Path("/data/published.safetensors"), seed=3)
+    kept = config.on_the_card()
+    assert (kept["data"], kept["weights"], kept["seed"]) == ("pets", "published.safetensors", 3)
+    assert not {"out", "threads", "quiet", "measure", "device", "start", "confidence"} & set(kept)
