@@ -166,7 +166,8 @@ class Episodes:
         if self.action == "grid":
             if action.min() < 0 or action.max() >= len(self.grid):
                 raise EexError(f"an action must be an arm from 0 to {len(self.grid) - 1}, got {action}")
-            return self.grid[action][None].repeat(self.exits, axis=0)
+            threshold: Floats = self.grid[action][None].repeat(self.exits, axis=0)
+            return threshold
         if not (action >= 0).all() or not (action <= 1).all():
             raise EexError(f"an action must be thresholds in [0, 1], got {action}")
         return np.ascontiguousarray(action.T, dtype=float)
@@ -194,7 +195,8 @@ class Episodes:
         unsure = stepped.replied & (cloud < final_exit_at)
         right = np.where(unsure, self.right_unsure[row], self.right[row, stepped.exit])
         further: Ints = stepped.visited - 1
-        return right - self.overhead * stepped.offloaded - self.exit_cost * further
+        earned: Floats = right - self.overhead * stepped.offloaded - self.exit_cost * further
+        return earned
 
     def _round_trip(self, link: SimulatedLink) -> tuple[Floats, Bools]:
         """How long offloading takes now, and whether it would be in vain, both (envs,)."""

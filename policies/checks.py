@@ -121,7 +121,7 @@ def _thresholds_are_legal(make: Make, exits: int) -> None:
     arms = len(getattr(policy, "grid", [0]))
     for first, frames in ((0, 1), (1, 7), (8, 64)):
         chosen = policy.choose(stream.context(first, frames))
-        shapes = {"exit_at": (2, frames, exits + 1), "skip_below": (2, frames, exits)}
+        shapes: dict[str, tuple[int, ...]] = {"exit_at": (2, frames, exits + 1), "skip_below": (2, frames, exits)}
         for name in ("arm", "probability", "audited"):
             shapes[name] = (2, frames)
         for name, shape in shapes.items():
@@ -187,8 +187,8 @@ def _a_saved_state_goes_on(make: Make, exits: int) -> None:
     again.load_state_dict(state)
     for array in state.values():
         array[...] = -1  # what was given out and taken in must be copies
-    for one in (policy, again):
-        one.learn(stream.outcomes(awaited, 100))
+    for learner in (policy, again):
+        learner.learn(stream.outcomes(awaited, 100))
     one, other = live(policy, stream, 120, 300), live(again, stream, 120, 300)
     _same(one, other, "a policy and one that goes on from its saved state differ")
     _same_state(policy, again, "what they learned then differs")
@@ -197,8 +197,8 @@ def _a_saved_state_goes_on(make: Make, exits: int) -> None:
 def _a_wrong_state_changes_nothing(make: Make, exits: int) -> None:
     stream, policy = MadeUpStream(exits, runs=2), make(exits=exits, runs=2)
     untouched = make(exits=exits, runs=2)
-    for one in (policy, untouched):
-        live(one, stream, 0, 100)
+    for learner in (policy, untouched):
+        live(learner, stream, 0, 100)
     other = {key: array + 1 for key, array in policy.state_dict().items()}
     wrong = {"an unknown array": other | {"unknown": np.zeros(1)}}
     for key, array in other.items():

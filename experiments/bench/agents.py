@@ -22,7 +22,7 @@ import pandas as pd
 import tyro
 
 from eex.envs.evaluate import play
-from eex.envs.rows import reordered
+from eex.envs.playlist import reordered
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import parse_link

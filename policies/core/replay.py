@@ -153,7 +153,7 @@ def replay(
     by_round = np.ascontiguousarray(drawn.T)
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
-    answers = np.zeros((rounds, runs), dtype=np.int16)
+    answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int16)
     for t in range(rounds):
         for outcomes in delivery.due(t):
             policy.learn(outcomes)

@@ -55,7 +55,7 @@ def walk(edge: Floats, exit_at: Floats, skip_below: Floats | None = None) -> tup
     return np.minimum(way, exits).T, np.where(way > exits, way - exits, visited).T
 
 
-def drop(confidence: Floats, audited: Bools, drop_below: float) -> Bools:
+def drop(confidence: Floats, audited: Bools | bool, drop_below: float) -> Bools:
     """Which frames that are meant for the cloud are dropped instead, unanswered, (rows,).
 
     Parameters
@@ -63,11 +63,11 @@ def drop(confidence: Floats, audited: Bools, drop_below: float) -> Bools:
     confidence
         At the last edge exit that each visited, (rows,).
     audited
-        Sent to learn from them, (rows,): never dropped.
+        Sent to learn from them, (rows,) or one truth value for all: never dropped.
     drop_below
         The user's threshold; 0 drops none.
     """
-    return (confidence < drop_below) & ~audited
+    return (confidence < drop_below) & np.logical_not(audited)
 
 
 def last_visited(edge: Floats, visited: Ints) -> Floats:

@@ -45,7 +45,7 @@ def step(
     exit_cost: float = 0.0,
     *,
     drop_below: float = 0.0,
-    audited: Bools | None = None,
+    audited: Bools | bool = False,
     sent: Bools | None = None,
     lost: Bools | None = None,
 ) -> Step:
@@ -91,7 +91,7 @@ def step(
         none = np.zeros(exit.shape, dtype=bool)
         reward = earned(gain, offloaded, visited - 1 if exit_cost else 0, overhead, exit_cost)
         return Step(exit, visited, offloaded, offloaded, offloaded, none, none, gain, reward)
-    dropped = offloaded & drop(last, np.False_ if audited is None else audited, drop_below)
+    dropped = offloaded & drop(last, audited, drop_below)
     really_sent = offloaded & ~dropped if sent is None else offloaded & ~dropped & sent
     replied = really_sent if lost is None else really_sent & ~lost
     fallback = offloaded & ~dropped & ~replied
