@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from eex.stream.wire.client import ZmqOffloader
 
 COMMAND = (sys.executable, "-m", "eex.experiments.papers.nodes")
+CLOUD_COMMAND = (sys.executable, "-m", "eex.experiments.papers.cnn")
 START_S, ANSWER_S = 120.0, 60.0
 """How long the edge node may take to be ready for a model, and to answer a batch."""
 DEADLINE_MS = 20_000.0  # of the cloud's answers: a slow one must not turn into a fallback
@@ -237,7 +238,9 @@ class Nodes:
 
     def __enter__(self) -> "Nodes":
         with contextlib.ExitStack() as stack:
-            cloud = stack.enter_context(EmbeddedWorker(self.models, threads=self.cloud_threads or cores()))
+            cloud = stack.enter_context(
+                EmbeddedWorker(self.models, threads=self.cloud_threads or cores(), command=CLOUD_COMMAND)
+            )
             context = stack.enter_context(zmq.Context())
             self._socket: zmq.Socket[bytes] = stack.enter_context(context.socket(zmq.DEALER))
             own = new_pair()
@@ -416,9 +419,9 @@ def _main() -> int:
             keys = EdgeKeys(Pair(public, secret), worker)
             EdgeNode(socket, [Path(m) for m in models], handed["cloud"], keys).serve(stop)
     except (MemoryError, RuntimeError) as error:
-        from eex.experiments.papers.main import MEMORY
+        from eex.experiments.papers.paper import out_of_memory
 
-        if isinstance(error, RuntimeError) and not any(m in str(error).lower() for m in MEMORY):
+        if not out_of_memory(error):
             raise
         raise EexError(f"the edge node's memory, {resources.memory_mb or 'all'} MB, ran out") from None
     return 0
@@ -486,6 +489,7 @@ class EdgeNode:
                 self._offloader.close()
 
     def _begin(self, begin: Begin) -> None:
+        from eex.experiments.papers.cnn import register
         from eex.models.card import load
         from eex.models.fast import optimised
         from eex.stream.driver import Driver
@@ -493,6 +497,7 @@ class EdgeNode:
 
         if self._offloader is not None:
             self._offloader.close()
+        register()
         net = load(self.models[begin.model])
         self._offloader = ZmqOffloader(self.cloud, net.fingerprint, DEADLINE_MS, keys=self.keys)
         self._offloader.connect(START_S / 2)

@@ -22,7 +22,7 @@ class QuickRun:
 
     @property
     def command(self) -> list[str]:
-        name = [sys.executable, "-m", "eex.experiments.papers.main", self.name]
+        name = [sys.executable, "-m", "eex.experiments.papers", self.name]
         return [*name, "--quick", "--threads", "1", "--out", str(self.out)]
 
     def again(self, *more: str) -> subprocess.CompletedProcess[str]:
