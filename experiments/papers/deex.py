@@ -31,7 +31,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "accuracy": (0.70, 0.91),
     },
 }  # fmt: skip
-"""By dataset: p_d at the crossing, percent answered early there, percent of the time saved there (in the text and in the
+"""By dataset: p_d at the crossing, percent answered early there, percent of the time saved there (in text and
 captions of Figs. 6 and 7) and with all at branch 2, seconds and accuracy with all at branch 2 and at exit 3."""
 NOTES = """
 - The paper starts from AlexNet with ImageNet's weights, at 224 pixels and a learning rate of 0.001. Here B-AlexNet for

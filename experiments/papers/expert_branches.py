@@ -157,12 +157,17 @@ def _network(work: Work, recipe: ExpertsRecipe, images: Images) -> "EarlyExitNet
     )
     if work.weights is not None:
         _load_weights(net, work.weights)
-    same = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "patience": recipe.patience}
+    same: dict[str, Any] = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "patience": recipe.patience}
     stage_lr = recipe.stage_lr if work.weights else 0.0
     work.train(
         "pristine", net, images, epochs=recipe.epochs, lr=recipe.lr, stage_lr=stage_lr, batch=recipe.batch, **same
     )
-    expert = {"epochs": recipe.expert_epochs, "lr": recipe.expert_lr, "batch": recipe.expert_batch, **same}
+    expert: dict[str, Any] = {
+        "epochs": recipe.expert_epochs,
+        "lr": recipe.expert_lr,
+        "batch": recipe.expert_batch,
+        **same,
+    }
     for kind, distort in distortions().items():
         net.add_expert(kind)
         work.train(kind, net, images, expert=kind, distort=distort, method="expert", **expert)
@@ -212,7 +217,7 @@ def _classifier(work: Work, recipe: ExpertsRecipe, experts: Sequence[str], image
         return torch.cat([v.double().flatten() for v in classifier.state_dict().values()])
 
     state = classifier.state_dict()
-    flat = work.kept("classifier", learn).split([value.numel() for value in state.values()])
+    flat = work.kept("classifier", learn).split([value.numel() for value in state.values()])  # type: ignore[no-untyped-call]
     parts = zip(state.items(), flat, strict=True)
     classifier.load_state_dict({name: part.reshape(old.shape).to(old.dtype) for (name, old), part in parts})
     return classifier.eval()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eex.experiments.papers import page
-from eex.experiments.papers.__main__ import Run, run
+from eex.experiments.papers.__main__ import Run, main, run
 from eex.experiments.papers.claims import Claim, Facts, Group, evaluate
 from eex.experiments.papers.paper import (
     PAPERS,
@@ -27,13 +27,17 @@ from eex.policies.core.errors import EexError
 ROOT = Path(__file__).parent.parent.parent.parent
 
 
-def eex_paper(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "eex.experiments.papers", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def refused(monkeypatch, capsys, *arguments: str) -> str:
+    """What the command writes when it refuses its arguments."""
+    monkeypatch.setattr(sys, "argv", ["eex.experiments.papers", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["deex"], "--data: name the images to train and measure on"),
         (["deex", "--recipe", "huge", "--data", "x"], "--recipe huge: expected one of quick, reduced, paper"),
@@ -42,17 +46,22 @@ def eex_paper(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["expert-branches", "--quick", "--weights", "OUT/none.safetensors", "--out", "OUT"], "none.safetensors"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, said, tmp_path):
-    done = eex_paper(*(a.replace("OUT", str(tmp_path / "out")) for a in arguments))
+def test_mistakes_are_refused_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    error = refused(monkeypatch, capsys, *(a.replace("OUT", str(tmp_path / "out")) for a in arguments))
+    assert message in error
+    assert error.strip().count("\n") == 0
+
+
+def test_unknown_paper(monkeypatch, capsys):
+    assert "expert-branches" in refused(monkeypatch, capsys, "resnet")
+
+
+def test_the_package_runs_as_a_command():
+    command = [sys.executable, "-m", "eex.experiments.papers", "deex"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert "--data: name the images" in done.stderr
     assert done.stderr.strip().count("\n") == 0
-
-
-def test_unknown_paper():
-    done = eex_paper("resnet")
-    assert done.returncode == 2
-    assert "expert-branches" in done.stderr + done.stdout
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path):
