@@ -158,16 +158,11 @@ def _network(work: Work, recipe: ExpertsRecipe, images: Images) -> "EarlyExitNet
     if work.weights is not None:
         _load_weights(net, work.weights)
     same: dict[str, Any] = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "patience": recipe.patience}
+    expert = same | {"epochs": recipe.expert_epochs, "lr": recipe.expert_lr, "batch": recipe.expert_batch}
     stage_lr = recipe.stage_lr if work.weights else 0.0
     work.train(
         "pristine", net, images, epochs=recipe.epochs, lr=recipe.lr, stage_lr=stage_lr, batch=recipe.batch, **same
     )
-    expert: dict[str, Any] = {
-        "epochs": recipe.expert_epochs,
-        "lr": recipe.expert_lr,
-        "batch": recipe.expert_batch,
-        **same,
-    }
     for kind, distort in distortions().items():
         net.add_expert(kind)
         work.train(kind, net, images, expert=kind, distort=distort, method="expert", **expert)

@@ -22,6 +22,7 @@ from eex.experiments.papers.paper import (
     script,
     seeds_interval,
 )
+from eex.experiments.plotting import draw_all
 from eex.policies.core.errors import EexError
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -173,12 +174,23 @@ def test_claims_are_judged_and_kept_as_they_are(tmp_path):
 def test_kept_tables_give_the_kept_claims_and_figures(name, tmp_path):
     kept = page.RESULTS / name
     settings, tables = read_kept(kept)
-    draw(script(name), tmp_path, tables)
     claims = judge(script(name), tmp_path, tables, script(name).RECIPES[page.recipe_name(name, settings)])
     assert len(claims) >= 13
     assert (tmp_path / "claims.csv").read_text() == (kept / "claims.csv").read_text()
-    assert {p.name for p in tmp_path.glob("*.png")} == {p.name for p in kept.glob("*.png")}
-    assert all(p.stat().st_size > 5000 for p in tmp_path.glob("*.png"))
+    figures = dict(draw_all(script(name).PLOTS, tables))
+    assert set(figures) == {p.stem for p in kept.glob("*.png")}
+    for figure in figures.values():
+        shown = [axis for axis in figure.axes if axis.get_visible()]
+        assert all(axis.lines or axis.images for axis in shown)
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", PAPERS)
+def test_figures_are_written_from_the_kept_tables(name, tmp_path):
+    _, tables = read_kept(page.RESULTS / name)
+    draw(script(name), tmp_path, tables)
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (page.RESULTS / name).glob("*.png")}
+    assert all(p.stat().st_size > 5000 for p in tmp_path.iterdir())
 
 
 def test_the_page_is_made_from_the_kept_results():
