@@ -76,7 +76,7 @@ def run(config: Run) -> pd.DataFrame:
     if not config.data and not config.quick:
         raise EexError("--data: name the images to train and measure on, or take --quick, which uses the shipped ones")
     from eex.stream.network import pick_device
-    from eex.stream.training import training_bars
+    from eex.stream.training.bars import training_bars
 
     if config.threads:
         import torch

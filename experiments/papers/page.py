@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from eex.experiments.papers.paper import PAPERS, judge, plain, read_kept, script, write
+from eex.experiments.papers.paper import PAPERS, judge, plain, read_kept, script
+from eex.policies.core.files import write_file
 
 RESULTS = Path(__file__).parent.parent / "results"
 PAGE = Path(__file__).parent.parent.parent / "docs" / "papers.md"
@@ -58,7 +59,7 @@ def main() -> None:
     for name in PAPERS:
         run, tables = read_kept(RESULTS / name)
         judge(script(name), RESULTS / name, tables, script(name).RECIPES[recipe_name(name, run)])
-    write(PAGE, page())
+    write_file(PAGE, page())
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ def model(tmp_path_factory):
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
 
 
+@pytest.mark.process
 def test_all_leave_or_go_on_or_are_dropped_and_a_dead_edge_node_is_told_of(model):
     with Nodes([model], Resources(threads=1, share=0.5), cloud_threads=1) as nodes:
         here = nodes.measure(0, 1.0, IMAGES)
@@ -113,6 +114,7 @@ def test_all_leave_or_go_on_or_are_dropped_and_a_dead_edge_node_is_told_of(model
         assert time.monotonic() - started < 10
 
 
+@pytest.mark.process
 def test_too_little_memory_is_told_in_one_line(model):
     nodes = Nodes([model], Resources(threads=1, memory_mb=40), cloud_threads=1)
     with pytest.raises(EexError, match=r"the edge node ended.* \(its memory is limited to 40 MB\)") as told, nodes:

@@ -57,6 +57,7 @@ def test_unknown_paper(monkeypatch, capsys):
     assert "expert-branches" in refused(monkeypatch, capsys, "resnet")
 
 
+@pytest.mark.process
 def test_the_package_runs_as_a_command():
     command = [sys.executable, "-m", "eex.experiments.papers", "deex"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
