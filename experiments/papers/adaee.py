@@ -30,7 +30,7 @@ NOTES = """
 - The streams are recordings of the shipped model on CIFAR-10's test images, with the expert branches that its
   classifier selects: one stream a distortion level, and one that goes through all of them (`changing`). Beside them,
   the authors' own traces of a one-branch AlexNet (`--published FOLDER` names the folder of their CSV files). Frames are
-  drawn anew from a stream in each round, and feedback is not late.
+  drawn with replacement from a stream, and feedback is not delayed.
 - Beside AdaEE (`ucb`, c = 1, the thresholds 0, 0.1 … 1) play `gain-curve`, the policy that we recommend, `random`, and
   every fixed threshold. Regret is against the best fixed threshold of hindsight, of each segment where the stream
   changes.
@@ -58,15 +58,15 @@ class AdaEERecipe:
     levels
         Distortions recorded: kind and level.
     frames
-        Of each.
+        Frames of each distortion.
     exits
-        Edge exits of the network that is cut behind so many.
+        Numbers of edge exits: the network is cut after this many.
     overheads
         Prices of offloading, in units of confidence.
     rounds, runs
-        Frames played, and how often.
+        Frames played, and repetitions.
     long
-        Frames that UCB alone plays of the first stream, to see whether it settles later.
+        Frames of the first stream that UCB plays alone, to see whether it settles later.
     """
 
     levels: tuple[tuple[str, float], ...]
@@ -159,7 +159,7 @@ def _authors(folder: Path) -> list[Stream]:
 
 
 def first_exits(trace: Trace, exits: int) -> Trace:
-    """The trace of the same network cut after so many exits: the cloud says what it said.
+    """The trace of the same network cut after this many exits; the answers of the cloud stay as they are.
 
     Raises
     ------
@@ -228,12 +228,12 @@ def _play(stream: Stream, recipe: AdaEERecipe, seed: int, policies: Sequence[str
             table["accuracy"], table["offloaded"] = right[mine].mean(), played.offloaded[mine].mean()
             tables.append(table.assign(policy=name, overhead=o))
     for a, threshold in enumerate(GRID):
-        exit, said, _ = routed(Fixed(threshold, exits=trace.edge_exits), trace.confidence, trace.prediction)
+        exit, answered, _ = routed(Fixed(threshold, exits=trace.edge_exits), trace.confidence, trace.prediction)
         for o in recipe.overheads:
             reward = earned[o][frame, a]
             table = at_marks(marks[-1:], against[o] - reward, np.full(reward.shape, threshold))
             table["regret_oracle"] = (oracle(trace.confidence, o)[frame] - reward).sum(axis=1).mean()
-            table["accuracy"] = (said == trace.label)[frame].mean()
+            table["accuracy"] = (answered == trace.label)[frame].mean()
             table["offloaded"] = (exit == trace.edge_exits)[frame].mean()
             tables.append(table.assign(policy="fixed", overhead=o))
     rows = pd.concat(tables, ignore_index=True)
@@ -411,7 +411,7 @@ CLAIMS_OF_SOURCE = (
           "regret of the second half of {rounds:,} rounds over that of the first: median {steady[median]:.2f} "
           "({steady[min]:.2f} to {steady[max]:.2f}); below {limit:g} in {below} of {steady[count]:g} streams and "
           "overheads, below 1 in {below_1}", lambda f: f.steady["median"] < SUBLINEAR,
-          "holds: median below {limit:g}; thresholds differ by hundredths of confidence a frame, and c = 1 is made "
+          "holds: median below {limit:g}; thresholds differ by hundredths of confidence per frame, and c = 1 is made "
           "for rewards that fill [0, 1]: UCB is still exploring"),
     Claim("{source}: UCB converges when it plays for long", NONE,
           "{long}: second half over first, and mean threshold at the end (best): {ends}",

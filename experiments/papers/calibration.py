@@ -37,7 +37,7 @@ NOTES = """
 - B-AlexNet is BranchyNet's for 32x32 images, trained from scratch: joint training with Adam at 0.001, cross-entropy,
   loss weights falling from 1 at the first exit to 0.3 at the last, no weight decay. The paper says no more than
   "BranchyNet methodology" of its training and names no augmentation, so there is none; the recipe "paper" trains a
-  third network with flips and shifts, to show what that choice is worth. Side branches stand right behind the first
+  third network with flips and shifts, to show what that choice is worth. Side branches stand right after the first
   and second ReLU, as in the paper, and are BranchyNet's: pooling, local normalisation, two convolutions of 32 maps,
   pooling, one linear layer.
 - The paper splits CIFAR-10 into 45,000, 3,000 and 7,000 images, so that validation and test share the original test
@@ -72,9 +72,9 @@ class CalibrationRecipe:
     Parameters
     ----------
     epochs, batch, lr
-        Passes over the training images, images a step, and the rate of Adam, which falls along a cosine.
+        Passes over the training images, images per step, and Adam's learning rate, which falls along a cosine.
     train, validation
-        Images to train on, at most, and held out.
+        Images to train on, at most, and images held out.
     shift
         Pixels by which the images of the augmented network are shifted, at most; half of them are flipped too.
     draws
@@ -132,9 +132,9 @@ def measure(work: Work, recipe: CalibrationRecipe) -> dict[str, pd.DataFrame]:
 
 
 def b_alexnet(classes: Sequence[str], branches: int) -> "EarlyExitNet":
-    """B-AlexNet with side branches right behind its first ReLUs: images (B, 3, 32, 32).
+    """B-AlexNet with side branches right after its first ReLUs: images (B, 3, 32, 32).
 
-    The partition point is behind the last side branch; features there: (32, 32, 32) with one branch, (64, 16, 16) with
+    The partition point is after the last side branch; features there: (32, 32, 32) with one branch, (64, 16, 16) with
     two.
     """
     from torch import nn
@@ -143,8 +143,8 @@ def b_alexnet(classes: Sequence[str], branches: int) -> "EarlyExitNet":
     from eex.models.network import CUSTOM, PRISTINE, Architecture, EarlyExitNet
 
     layers = [layer for block in alexnet() for layer in block.children()]
-    behind = [k + 1 for k, layer in enumerate(layers) if isinstance(layer, nn.ReLU)][:branches]
-    stages = [nn.Sequential(*layers[a:b]) for a, b in pairwise([0, *behind, len(layers)])]
+    after = [k + 1 for k, layer in enumerate(layers) if isinstance(layer, nn.ReLU)][:branches]
+    stages = [nn.Sequential(*layers[a:b]) for a, b in pairwise([0, *after, len(layers)])]
     exits = [_branch(32, 32, len(classes)), _branch(64, 16, len(classes))][:branches]
     exits.append(nn.Linear(128, len(classes)))
     architecture = Architecture(CUSTOM, tuple(classes), tuple(range(branches)), (CUSTOM,) * (branches + 1))
@@ -290,7 +290,7 @@ def _reliability(name: str, out: Outputs) -> Iterator[dict[str, Any]]:
 
 
 def batch_order(images: int, draws: int, seed: int, batch: int = BATCH) -> Ints:
-    """So many drawn splits of images into full batches, one after the other, as indices.
+    """Drawn splits of images into full batches, one after the other, as indices.
 
     Examples
     --------
@@ -335,7 +335,7 @@ def exit_ms(times: pd.DataFrame) -> Floats:
     """
     communication = 8 * times["bytes"].to_numpy() / (RATE_MBIT * 1e3)
     spent = np.cumsum(times["stage_ms"].to_numpy() + times["exit_ms"].to_numpy() + communication)
-    left: Floats = spent - communication  # behind the partition point only those pay it that go on
+    left: Floats = spent - communication  # only frames that continue after the partition point pay for it
     return left
 
 
@@ -389,7 +389,7 @@ PLOTS = (
     ),
     Plot(
         "fig3a-accuracy-confidence", _thinned, "device_confidence", "device_accuracy", "calibration", "network",
-        title="Fig. 3(a): accuracy on the device against mean confidence, one point a p_tar",
+        title="Fig. 3(a): accuracy on the device against mean confidence, one point per p_tar",
         xlabel="mean confidence", ylabel="accuracy", identity=True,
     ),
     Plot(
@@ -619,7 +619,7 @@ CLAIMS = (
     Group(_of_deadlines, (
         Claim("Fig. 5(a): at p_tar 0.75 the conventional network meets tighter deadlines, and late ones are missed "
               "alike", "conventional better for small t_tar, equal for large",
-              "mean ms a frame {ms}; late deadlines missed {late}",
+              "mean ms per frame {ms}; late deadlines missed {late}",
               lambda f: f.ms.conventional < f.ms.calibrated and abs(f.late.conventional - f.late.calibrated) < 0.05,
               "{short}"),
     )),

@@ -40,7 +40,7 @@ NOTES = """
 - The paper counts the time of Colab's GPU. Here it is the project's own engine in micro-batches of 32, policy, routing
   and records included, on the processor, side branch 2 evaluated only for the frames that go there.
 - The paper gives the time saved at the crossing twice, 10 % and 14 % (binary), 20 % and 29 % (full): both are shown.
-- The future work is here too: the same network cut after its second exit with a real worker behind an emulated link;
+- The future work is here too: the same network cut after its second exit with a real worker over an emulated link;
   four side branches; `extended` (what does not reach p_tar at the last branch goes to the cloud); three tiers; and
   p_d learned online (the policy `deex-ucb`).
 """
@@ -53,19 +53,19 @@ class DEExRecipe:
     Parameters
     ----------
     epochs, pair_epochs, more_epochs
-        Of the network with two side branches on all classes, on cats and dogs, and of the one with four.
+        Epochs of the network with two side branches on all classes, on cats and dogs, and of the one with four.
     lr, batch
-        Peak learning rate and images a step (SGD, one cycle).
+        Peak learning rate and images per step (SGD, one cycle).
     validation
         Images held out.
     step
-        Between values of p_d.
+        Step between values of p_d.
     repeats, timed
-        Timed passes, over so many test images; 0 = all.
+        Timed passes, and the test images of each; 0 = all.
     sent
         Test images that are streamed to a real worker.
     links
-        In front of it; "" for the loopback itself.
+        Links to the worker; "" for the loopback itself.
     rounds
         Frames over which p_d is learned.
     """
@@ -385,13 +385,13 @@ PLOTS = (
     Plot(
         "more-branches", lambda t: t["more_branches"].assign(macs=t["more_branches"]["macs"] / 1e6),
         "macs", "accuracy", "policy",
-        title="Four side branches: accuracy against cost", xlabel="million multiply-adds a frame",
+        title="Four side branches: accuracy against cost", xlabel="million multiply-adds per frame",
     ),
     Plot(
         "partitioned",
         lambda t: t["partitioned"].groupby(["link", "p_d"], sort=False, as_index=False)["ms_a_frame"].mean(),
         "p_d", "ms_a_frame", "link",
-        title="Cut after branch 2, the rest in a worker process: time a frame, many under way", ylabel="ms a frame",
+        title="Cut after branch 2, the rest in a worker process: time per frame, many under way", ylabel="ms per frame",
     ),
     Plot(
         "learned", lambda t: t["learned"].groupby(["overhead", "round"], as_index=False)["p_d"].mean(),
@@ -499,8 +499,8 @@ CLAIMS = (
               "multiply-adds; fixed {rival.threshold:g}: {rival.accuracy:.3f} for {rival.million:.1f} M",
               lambda f: f.best["macs"] < f.rival["macs"],
               "a skipped frame saves a few cheap branches, and loses what they would have answered"),
-        Claim("future work: cut behind branch 2, a higher p_d costs communication too", NOT_PUBLISHED,
-              "{near}: {near_ms[0]:.2f} to {near_ms[1]:.2f} ms a frame; {far}: {far_ms[0]:.2f} to {far_ms[1]:.2f}",
+        Claim("future work: cut after branch 2, a higher p_d costs communication too", NOT_PUBLISHED,
+              "{near}: {near_ms[0]:.2f} to {near_ms[1]:.2f} ms per frame; {far}: {far_ms[0]:.2f} to {far_ms[1]:.2f}",
               lambda f: f.far_ms[1] > f.far_ms[0]),
         Claim("future work: an edge between device and cloud, with side branches of its own, answers sooner",
               NOT_PUBLISHED,

@@ -45,7 +45,7 @@ NOTES = """
   but the shape of the curves. `--data …/256_ObjectCategories --recipe paper --weights mobilenet_v2.safetensors` is the
   paper's own setting.
 - Decoupled weight decay (AdamW), and none on norms and biases.
-- Latencies are measured frame by frame through the engine and a real worker process behind an emulated link; the
+- Latencies are measured frame by frame through the engine and a real worker process over an emulated link; the
   paper's edge had a GPU and its cloud was Amazon's, so only the order of the curves can be compared. The standard model
   runs without the distortion classifier.
 - Mixtures (blur, then noise) are the paper's future work: an expert and a class of the classifier of their own.
@@ -61,9 +61,9 @@ class ExpertsRecipe:
     epochs, expert_epochs, classifier_epochs
         Passes over the images for the pristine network, for each expert's branches, for the distortion classifier.
     optimizer, lr, stage_lr, schedule, batch, patience
-        Of the pristine network; `stage_lr` for what comes pre-trained.
+        Training of the pristine network; `stage_lr` for what comes pre-trained.
     expert_lr, expert_batch
-        Of the experts.
+        Training of the experts.
     size
         Side that images are scaled to, unless --size says otherwise.
     validation
@@ -71,9 +71,9 @@ class ExpertsRecipe:
     timed
         Images whose latency is measured for each link, level and model.
     links
-        Between edge and cloud.
+        Links between edge and cloud.
     timed_levels
-        Of each distortion, by their number.
+        Levels of each distortion that are timed, by their number.
     """
 
     epochs: int
@@ -222,7 +222,7 @@ def _classifier(work: Work, recipe: ExpertsRecipe, experts: Sequence[str], image
 
 
 def conditions() -> list[tuple[str, int, tuple[float, float]]]:
-    """What test images suffer: kind, number of the level, (blur, noise)."""
+    """Distortions of the test images: kind, number of the level, (blur, noise)."""
     found: list[tuple[str, int, tuple[float, float]]] = []
     for k, level in enumerate(LEVELS[BLUR]):
         found.append((BLUR, k, (level, 0.0)))
@@ -296,7 +296,7 @@ def at_threshold(confidence: Floats, prediction: Ints, label: Ints, p_tar: float
     Parameters
     ----------
     confidence, prediction
-        Of every exit, (N, exits).
+        Outputs of every exit, (N, exits).
 
     Returns
     -------
@@ -314,7 +314,7 @@ def at_threshold(confidence: Floats, prediction: Ints, label: Ints, p_tar: float
 
 
 def _recalls(net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
-    """Which kind the classifier takes each condition for: shares."""
+    """Shares of the kinds that the classifier recognises under each condition."""
     import torch
 
     assert net.classifier is not None

@@ -67,16 +67,16 @@ NAMES = {
 NOTES = """
 - The table with the paper's widths and training parameters is not in the text. The network here has the usual widths
   (64, 64, 128, 128, 256, 256, 512, 512, 512, halving the map where they double), SGD with momentum 0.9 and a one-cycle
-  rate. It has nine blocks: an exit behind each of the first eight, and behind exit 8 "just one more convolutional
+  rate. It has nine blocks: an exit after each of the first eight, and after exit 8 "just one more convolutional
   block", as the text says, before the cloud's exit. The reduced recipe is a quarter as wide, starts with a
   convolution of stride 2, and trains for few epochs; one seed.
 - 5,000 training images (2,000 in the reduced recipe) are held out; accuracy over epochs (Fig. 9) is on them. All else
-  is on the 8,000 test images that we have, so shares stand where the paper counts frames of 10,000.
+  is on the 8,000 test images that we have, so shares are given where the paper counts frames of 10,000.
 - Test, edge and cloud node are three processes on one machine, joined by ZeroMQ on the loopback, encrypted. The edge
-  node is the project's engine, the cloud node its worker, which answers the edge node, which tells the test node: the
-  paper's cloud tells the test node itself. A batch is sent once the last one is answered. Edge and cloud latency run
-  from the sending of a frame's batch until its class is back; overall latency is the time from the first sending to
-  the last class, a frame.
+  node is the project's engine, the cloud node its worker, which replies to the edge node, which replies to the test
+  node; in the paper the cloud replies to the test node itself. A batch is sent once the last one is answered. Edge and
+  cloud latency run from the sending of a frame's batch until its class is back; overall latency is the time from the
+  first sending to the last class, per frame.
 - The paper does not say on what machine its containers ran: compare shapes, not milliseconds. Edge and cloud node run
   on processors, also where training ran on a GPU.
 - Future work, done here: weights of the losses that rise or fall with depth (their mean is 1); an edge node on one
@@ -92,21 +92,21 @@ class LocalExitRecipe:
     Parameters
     ----------
     width, stride
-        Of the network (`eex.experiments.papers.cnn`).
+        Options of the network (`eex.experiments.papers.cnn`).
     epochs, lr, batch
-        Of each of the trainings (SGD, one cycle).
+        Each of the trainings (SGD, one cycle).
     validation
         Images held out.
     weightings
-        Of the multi-exit model's losses, names in `WEIGHTINGS`; the first is the paper's.
+        Weights of the multi-exit model's losses, names in `WEIGHTINGS`; the first is the paper's.
     thresholds
-        Of the entropy, that latencies are measured at.
+        Thresholds of the entropy at which latencies are measured.
     images, rounds
         Test images that the test node sends each time, and how many times, in turn.
     drop_above
-        Of the entropy, for latencies with dropping.
+        Threshold of the entropy above which frames are dropped, for latencies with dropping.
     edges
-        What the edge node may use; the first is the paper's, for the others latencies are measured at T = 0.3 alone.
+        Resources of the edge node; the first are the paper's, for the others latencies are measured at T = 0.3 alone.
     """
 
     width: int
@@ -163,16 +163,16 @@ WEIGHTINGS: dict[str, Callable[[int], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model with the one local exit that is in use, and what it says of every test image.
+    """A model with the one local exit that is in use, and its outputs for every test image.
 
     Attributes
     ----------
     model, weighting, exit
-        "SEM" or "MEM", a name in `WEIGHTINGS`, and the block behind which the exit stands, from 1.
+        "SEM" or "MEM", a name in `WEIGHTINGS`, and the block that the exit follows, from 1.
     trained
         Name of the trained network.
     entropy
-        At the local exit, (N,).
+        Normalised entropy at the local exit, (N,).
     local, cloud
         Classes by local and cloud exit, (N,).
     """
@@ -224,7 +224,7 @@ def plan(recipe: LocalExitRecipe) -> list[tuple[str, str, str, tuple[int, ...]]]
 
 
 def network(classes: Sequence[str], exits: Sequence[int], width: int = 64, stride: int = 1) -> "EarlyExitNet":
-    """The nine-block network with local exits behind some of its first eight blocks, and the cloud's behind the last.
+    """The nine-block network with local exits after some of its first eight blocks, and the cloud's after the last.
 
     Each exit averages its map and has one linear layer; confidence is 1 less the normalised entropy.
     """
@@ -486,7 +486,7 @@ def _drops(tables: Tables) -> pd.DataFrame:
     return shown.assign(line=[f"SEM-{e}" for e in shown["exit"]])
 
 
-AFTER, SHARES = "exit behind block", "share of frames, accuracy"
+AFTER, SHARES = "exit after block", "share of frames, accuracy"
 PLOTS = (
     Plot(
         "fig5-6-accuracy", _accuracies, "exit", "value", "quantity", "model", xlabel=AFTER, ylabel=SHARES,
@@ -499,8 +499,8 @@ PLOTS = (
     Plot(
         "fig5-6-overall-latency",
         lambda t: intervals(_plain(t, threshold=T), ["edge", "model", "exit"], "overall_ms"),
-        "exit", "overall_ms", "model", "edge", xlabel=AFTER, ylabel="ms a frame",
-        title=f"Overall latency a frame at T = {T:g}, by what the edge node may use",
+        "exit", "overall_ms", "model", "edge", xlabel=AFTER, ylabel="ms per frame",
+        title=f"Overall latency per frame at T = {T:g}, by the resources of the edge node",
     ),
     Plot(
         "fig{number}-thresholds-{file}", _by_threshold, "exit", "value", "line", "quantity", each="model",
@@ -511,7 +511,7 @@ PLOTS = (
         lambda t: _named_thresholds(
             intervals(_plain(t, edge=_free(t)), ["model", "threshold", "exit"], "overall_ms")
         ),
-        "exit", "overall_ms", "line", "model", xlabel=AFTER, ylabel="ms a frame",
+        "exit", "overall_ms", "line", "model", xlabel=AFTER, ylabel="ms per frame",
         title="Figs. 7 and 8, C: overall latency at other thresholds",
     ),
     Plot(
@@ -573,7 +573,7 @@ def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     sem = {name: column(accuracy, name, threshold=T) for name in NAMES}
     mem = {name: column(accuracy, name, "MEM", threshold=T) for name in NAMES}
     single, several = column(final, "edge"), column(final, "edge", "MEM")
-    behind, half = sem["accuracy"] - mem["accuracy"], np.flatnonzero(sem["local"] > 0.5)
+    less, half = sem["accuracy"] - mem["accuracy"], np.flatnonzero(sem["local"] > 0.5)
     by_t = {t: pd.DataFrame({name: column(accuracy, name, threshold=t) for name in NAMES}) for t in (0.1, 0.3, 0.5)}
     means = pd.DataFrame({t: found.mean() for t, found in by_t.items()}).drop("local")
     gap = 100 * (by_t[0.1] - by_t[0.5])["edge_accuracy"]
@@ -594,9 +594,9 @@ def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
         mem_range=100 * np.ptp(mem["accuracy"]),
         fewer=(mem["local"] < sem["local"]).sum(),
         worse=(mem["accuracy"] < sem["accuracy"]).sum(),
-        behind=100 * behind.mean(),
-        closest=100 * behind.min(),
-        closest_at=_first(behind, "exit "),
+        behind=100 * less.mean(),
+        closest=100 * less.min(),
+        closest_at=_first(less, "exit "),
         means=means,
         by_threshold=listed("{n} {v:%}", [{"n": NAMES[n], "v": row.to_numpy()} for n, row in means.iterrows()], "; "),
         gap=gap,
@@ -704,7 +704,7 @@ CLAIMS = (
               otherwise="less trained, an exit is less sure: {trained}"),
         Claim("Later exits have the higher edge accuracy", "SEM-1 87.20 %, SEM-8 95.24 %",
               "{edge_accuracy:%}", lambda f: trend(f.edge_accuracy) >= TREND, otherwise="{little}"),
-        Claim("Behind later exits cloud accuracy is lower: what is left is hard",
+        Claim("After later exits cloud accuracy is lower: what is left is hard",
               "SEM-1 88.51 %, SEM-2 86.13 %, SEM-8 58.07 %",
               "{cloud_accuracy:%}", lambda f: trend(f.cloud_accuracy) <= -TREND, otherwise="{trained}"),
         Claim("Later exits tend to the higher overall accuracy, SEM-8 is best", "SEM-8 92.04 %",
@@ -777,7 +777,7 @@ CLAIMS = (
               "above {above:g}; here: it would have answered less than half of them rightly)", "asked for",
               "{row.dropped:%} dropped, {row.cloud_saved:%} of what went to the cloud; accuracy over answered frames "
               "{row.accuracy_answered:%} instead of {all_in:%}; the cloud would have answered {row.lost:%} of the "
-              "dropped rightly; {ms:.3f} ms a frame instead of {all_ms:.3f} ms", lambda f: f.row["lost"] < 0.5,
+              "dropped rightly; {ms:.3f} ms per frame instead of {all_ms:.3f} ms", lambda f: f.row["lost"] < 0.5,
               otherwise="the cloud is still right about most of what this exit is unsure of"),
     )),
     Group(_of_agreement, (

@@ -36,9 +36,9 @@ LOST = 0.005
 NOTES = """
 - The survey measures nothing: its sentences are put to the test here, on one compact residual network for CIFAR-10
   (width 16, 5.8 million multiply-adds) that is trained for a few epochs, as many in every phase of a method:
-  one of two phases passes the images twice.
-- Each ± is half the 95 % interval of a difference on the same test images, averaged over the seeds; it knows the test
-  images' chance, not what other seeds would change.
+  a method of two phases sees the images twice as often.
+- Each ± is half the 95 % interval of a difference on the same test images, averaged over the seeds; it covers
+  the chance of the test images, not what other seeds would change.
 - Structures are compared on one frozen backbone, that of the two-stage training, so that only the branch differs.
 - Learned gating: a network with a side branch at every place is trained jointly; then gates (a linear layer on the
   averaged features each) are trained on validation images to stop where cross-entropy + price x cost is least, and the
@@ -56,19 +56,19 @@ class StrategiesRecipe:
     Parameters
     ----------
     width
-        Of the residual network.
+        Width of the residual network.
     epochs
-        Of every phase of every training.
+        Epochs of every phase of every training.
     seeds
         Trainings of each method.
     lr, batch
-        Peak learning rate and images a step (SGD, one cycle).
+        Peak learning rate and images per step (SGD, one cycle).
     validation
         Images held out: for thresholds, temperatures, gates and controllers.
     structure
-        Of the side branches, where structures are not what is compared.
+        Structure of the side branches, where structures are not compared.
     price
-        What the whole network's work is worth to a gate, in units of cross-entropy.
+        Price of the whole network's work to a gate, in units of cross-entropy.
     conditions
         Distortions of the images on which exit rules are compared: kind and level.
     timed, repeats
@@ -160,11 +160,11 @@ def trade(score: Floats, right: Bools, macs: Sequence[float], points: int = 60) 
     Parameters
     ----------
     score
-        Of the side branches, (N, exits - 1).
+        Score at each side branch, (N, exits - 1).
     right
-        Of every exit, (N, exits).
+        Whether each exit is right, (N, exits).
     macs
-        Of an image that leaves there, (exits,).
+        Multiply-adds of an image that leaves at each exit, (exits,).
     points
         Thresholds: quantiles of the scores, and one above all.
 
@@ -208,7 +208,7 @@ def cost_at(curve: pd.DataFrame, accuracy: float) -> float:
 
 
 def accuracy_at(curve: pd.DataFrame, macs: float) -> float:
-    """Accuracy of a curve of `trade` for so many multiply-adds a frame, straight between its points."""
+    """Accuracy of a curve of `trade` for so many multiply-adds per frame, straight between its points."""
     rows = curve.sort_values("macs")
     return float(np.interp(macs, rows["macs"], rows["accuracy"]))
 
@@ -690,16 +690,16 @@ PLOTS = (
     Plot(
         "placements", lambda t: _million(t["placements"]), "million", "accuracy", "placement",
         title="Three side branches, placed by three rules: accuracy against work",
-        xlabel="million multiply-adds a frame",
+        xlabel="million multiply-adds per frame",
     ),
     Plot(
         "rules", lambda t: _million(t["rules"]), "million", "accuracy", "rule", "condition",
-        title="Exit rules: calibrated confidence and learned controllers", xlabel="million multiply-adds a frame",
+        title="Exit rules: calibrated confidence and learned controllers", xlabel="million multiply-adds per frame",
     ),
     Plot(
         "rules-gain", _gains, "million", "gain", "rule", "condition", level=0,
         title="Accuracy that a learned controller wins over calibrated confidence for the same work",
-        xlabel="million multiply-adds a frame", ylabel="points",
+        xlabel="million multiply-adds per frame", ylabel="points",
     ),
 )  # fmt: skip
 
@@ -833,7 +833,7 @@ def _of_energy(tables: Tables, recipe: StrategiesRecipe) -> Iterator[Facts]:
     whole, early = mid.iloc[0], mid.iloc[1]
     work, clock = whole["macs"] / early["macs"], whole["us_a_frame"] / early["us_a_frame"]
     measured = bool(energy["uj_a_frame"].notna().all())
-    counted = f"{whole['uj_a_frame']:.0f} and {early['uj_a_frame']:.0f} µJ a frame ({energy['meter'].iloc[0]})"
+    counted = f"{whole['uj_a_frame']:.0f} and {early['uj_a_frame']:.0f} µJ per frame ({energy['meter'].iloc[0]})"
     instead = (
         f"{energy['meter'].iloc[0]}; instead, a frame: {whole['macs'] / 1e6:.2f} and {early['macs'] / 1e6:.2f} M "
         f"multiply-adds, {whole['feature_bytes'] / 1e3:.0f} and {early['feature_bytes'] / 1e3:.0f} kB of features; "
@@ -885,7 +885,7 @@ CLAIMS = (
               "holds: the side exits gain more than chance; they are also trained for twice the epochs"),
     )),
     Group(_of_structures, (
-        Claim("several fc layers add capacity to one (both behind pooling)", NONE,
+        Claim("several fc layers add capacity to one (both after pooling)", NONE,
               "exit 1: {multi_fc}, {pool_fc}: {gains[multi_fc]:points}",
               lambda f: f.gains["multi_fc"][0] > f.gains["multi_fc"][1]),
         Claim("a convolution before the fc layer extracts more features", NONE,
@@ -911,10 +911,10 @@ CLAIMS = (
     )),
     Group(_of_placements, (
         Claim("placement by cost targets the greatest computational saving", NONE,
-              "multiply-adds a frame for {target:%}: {costs}", lambda f: f.cost["by cost"] < f.cost["uniform"],
+              "multiply-adds per frame for {target:%}: {costs}", lambda f: f.cost["by cost"] < f.cost["uniform"],
               "one training each, and the networks' final exits differ, which shifts what a given accuracy costs"),
         Claim("gating learns good places", NONE,
-              "multiply-adds a frame for {target:%}: {costs}; the places kept stop {stopped:%} of the validation "
+              "multiply-adds per frame for {target:%}: {costs}; the places kept stop {stopped:%} of the validation "
               "images", lambda f: f.cost["gates"] <= min(f.cost["uniform"], f.cost["by cost"]),
               "one training each; gates look at images one by one and at no other place, so that places close to each "
               "other are kept"),
@@ -951,7 +951,7 @@ CLAIMS = (
               "{whole.accuracy:%} and {early.accuracy:%}); all side branches cost {extra:%} of the network without "
               "them", lambda f: f.clock >= 2,
               "the network is tiny: its side branches weigh much, and so does what a frame costs besides "
-              "convolutions; BranchyNet accelerates networks with far more work behind the first exit"),
+              "convolutions; BranchyNet accelerates networks with far more work after the first exit"),
         Claim("leaving early saves energy", NONE,
               "{found}", lambda f: f.saves, "{why}"),
     )),
