@@ -1,8 +1,9 @@
-"""Figures of experiments, drawn from saved rows alone; vector graphics for print, and PNG to look at."""
+"""Figures of experiments, drawn from saved rows alone: regret curves as PDF and PNG, and a paper's figures."""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)
 MARKERS = ["", "o", "^", "s"]
 TITLES = {
     "regret_best_arm": "regret against the best fixed threshold in hindsight",
-    "regret_best_per_exit": "regret against the best fixed thresholds in hindsight, one an exit",
+    "regret_best_per_exit": "regret against the best fixed thresholds in hindsight, one per exit",
     "regret_dynamic": "regret against the best fixed threshold of each segment",
     "regret_oracle": "regret against the per-frame oracle",
 }
@@ -41,7 +42,7 @@ def read_curves(folder: Path) -> pd.DataFrame:
         with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
             curves: pd.DataFrame = reader.read_all().to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
-        raise EexError(f"{path}: cannot be read: {error}; a comparison that is finished has one") from None
+        raise EexError(f"{path}: cannot be read: {error}; expected the folder of a finished comparison") from None
     return curves
 
 
@@ -73,7 +74,7 @@ def draw_regret(folder: Path) -> list[Path]:
 
 
 def regret_curves(rows: pd.DataFrame, quantity: str, by: str = "overhead", title: str = "") -> Figure:
-    """Mean curves over the runs with bands of their 95 % intervals, one panel a value of `by`, one line a policy.
+    """Mean curves over the runs with bands of their 95 % intervals, one panel per value of `by`, one line per policy.
 
     The axis of regret is linear up to 1 and logarithmic beyond, so that policies far apart share a panel.
 
@@ -138,38 +139,64 @@ def _style(k: int) -> dict[str, Any]:
     }
 
 
-def paper_figure(
-    rows: pd.DataFrame,
-    x: str,
-    y: str,
-    line: str,
-    panel: str = "",
-    *,
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
-    level: float | None = None,
-    identity: bool = False,
-) -> Figure:
-    """Lines over `x`, one a value of `line`, one panel a value of `panel`; published ones are dashed.
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a paper as data: which rows it shows, and how.
 
-    Parameters
+    Attributes
     ----------
+    name
+        Of its file. Name, title and xlabel may hold columns of the rows in braces, filled in from the first row.
     rows
-        Tidy rows; in the column `source`, if there is one, "published" marks a paper's own figures. In a column
-        `half`, if there is one, the half-width of each value's interval.
+        Query over the kept tables, by name; or the name of one of them.
     x, y, line, panel
-        Columns.
+        Columns: one line per value of `line`, one panel per value of `panel`. Where the rows have a column `source`,
+        what is "published" is dashed; where they have `half`, it is the half-width of each value's interval.
+    each
+        Column: one figure per value.
     level
         Where to draw a grey horizontal line.
     identity
         Whether to draw a grey line where y = x.
+    matrix
+        Draw confusion matrices instead, one per panel: true classes in `y`, answers in `x`, counts in `line`.
     """
-    values = list(dict.fromkeys(rows[panel])) if panel else [""]
+
+    name: str
+    rows: Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame] | str
+    x: str
+    y: str
+    line: str
+    panel: str = ""
+    title: str = ""
+    xlabel: str = ""
+    ylabel: str = ""
+    each: str = ""
+    level: float | None = None
+    identity: bool = False
+    matrix: bool = False
+
+
+def draw_all(plots: Sequence[Plot], tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+    """File names and figures of specifications, drawn from kept tables alone."""
+    for plot in plots:
+        rows = tables[plot.rows] if isinstance(plot.rows, str) else plot.rows(tables)
+        for _, part in rows.groupby(plot.each, sort=False) if plot.each else [("", rows)]:
+            if len(part):
+                first = part.iloc[0].to_dict()
+                texts = {f: getattr(plot, f).format_map(first) for f in ("name", "title", "xlabel")}
+                filled = replace(plot, **texts)
+                yield filled.name, (confusion_figure if plot.matrix else lines_figure)(part, filled)
+
+
+def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
+    """Lines over `plot.x`, one per value of `plot.line`, one panel per value of `plot.panel`."""
+    values = list(dict.fromkeys(rows[plot.panel])) if plot.panel else [""]
     across = min(3, len(values))
     down = math.ceil(len(values) / across)
-    names = list(dict.fromkeys(rows[line]))
-    sources = list(dict.fromkeys(rows["source"])) if "source" in rows else ["ours"]
+    names = list(dict.fromkeys(rows[plot.line]))
+    rows = rows if "source" in rows else rows.assign(source="ours")
+    sources = list(dict.fromkeys(rows["source"]))
     height = 2.9 * down + 0.5 + 0.2 * math.ceil((len(names) + len(sources)) / 4)
     figure = Figure(figsize=(max(3.6 * across, 6.5), height), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
@@ -177,58 +204,56 @@ def paper_figure(
         if value is None:
             axis.set_visible(False)
             continue
-        shown = rows[rows[panel] == value] if panel else rows
-        for k, name in enumerate(names):
-            for source in sources:
-                part = shown[shown[line] == name]
-                part = (part[part["source"] == source] if "source" in rows else part).dropna(subset=[y]).sort_values(x)
-                colour, dash = COLOURS[k % len(COLOURS)], "--" if source == "published" else "-"
-                axis.plot(part[x], part[y], color=colour, ls=dash, lw=1.4, marker=_PLAIN_MARKS[k % 7], ms=3.5)
-                if "half" in part:
-                    low, high = part[y] - part["half"], part[y] + part["half"]
-                    axis.fill_between(part[x], low, high, color=colour, alpha=0.15, lw=0)
-        if level is not None:
-            axis.axhline(level, color="0.6", lw=0.8, zorder=0)
-        if identity:
-            ends = [rows[x].min(), rows[x].max()]
+        shown = rows[rows[plot.panel] == value] if plot.panel else rows
+        for (k, name), source in itertools.product(enumerate(names), sources):
+            part = shown[(shown[plot.line] == name) & (shown["source"] == source)]
+            _line(axis, part.dropna(subset=[plot.y]).sort_values(plot.x), plot, k, source)
+        if plot.level is not None:
+            axis.axhline(plot.level, color="0.6", lw=0.8, zorder=0)
+        if plot.identity:
+            ends = [rows[plot.x].min(), rows[plot.x].max()]
             axis.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
         axis.set_title(f"{value}", fontsize=9, loc="left")
         axis.grid(color="0.9", lw=0.5)
-        axis.set_xlabel(xlabel or x)
+        axis.set_xlabel(plot.xlabel or plot.x)
     for axis in axes[len(values) - across : len(values)]:
         axis.tick_params(labelbottom=True)  # also where the panel below is left out
     for axis in axes[::across]:
-        axis.set_ylabel(ylabel or y)
-    figure.suptitle(title, fontsize=10)
-    handles = [
-        Line2D([], [], color=COLOURS[k % len(COLOURS)], marker=_PLAIN_MARKS[k % 7], ms=3.5, lw=1.4, label=str(name))
-        for k, name in enumerate(names)
-    ]
+        axis.set_ylabel(plot.ylabel or plot.y)
+    figure.suptitle(plot.title, fontsize=10)
+    _legend(figure, names, sources)
+    return figure
+
+
+def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, source: str) -> None:
+    style: dict[str, Any] = _plain_style(k) | {"ls": "--" if source == "published" else "-"}
+    axis.plot(part[plot.x], part[plot.y], **style)
+    if "half" in part:
+        low, high = part[plot.y] - part["half"], part[plot.y] + part["half"]
+        axis.fill_between(part[plot.x], low, high, color=style["color"], alpha=0.15, lw=0)
+
+
+def _legend(figure: Figure, names: Sequence[object], sources: Sequence[str]) -> None:
+    handles = [Line2D([], [], **_plain_style(k), label=str(name)) for k, name in enumerate(names)]
     if len(sources) > 1:
         handles += [Line2D([], [], color="0.4", ls="--" if s == "published" else "-", label=s) for s in sources]
     longest = max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(4, int(figure.get_figwidth() * 13 / (longest + 8))))
     figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False)
-    return figure
 
 
-_PLAIN_MARKS = ["o", "^", "s", "v", "D", "<", ">"]
+def _plain_style(k: int) -> dict[str, Any]:
+    return {"color": COLOURS[k % len(COLOURS)], "marker": "o^svD<>"[k % 7], "ms": 3.5, "lw": 1.4}
 
 
-def confusion_figure(matrices: dict[str, Any], classes: Sequence[str]) -> Figure:
-    """Confusion matrices side by side, by title: rows are the true classes (shares of each row), columns answers.
-
-    Parameters
-    ----------
-    matrices
-        Counts or shares, (classes, classes) each.
-    """
-    figure = Figure(figsize=(max(3.4, 0.42 * len(classes) + 1.6) * len(matrices), 0.42 * len(classes) + 2.2))
-    figure.set_layout_engine("constrained")
-    for axis, (title, counts) in zip(
-        figure.subplots(1, len(matrices), squeeze=False).ravel(), matrices.items(), strict=True
-    ):
-        counts = np.asarray(counts, dtype=float)
+def confusion_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
+    """Confusion matrices side by side: rows are the true classes (shares of each row), columns the answers."""
+    classes = list(dict.fromkeys(rows[plot.y]))
+    side = 0.42 * len(classes)
+    panels = list(rows.groupby(plot.panel, sort=False))
+    figure = Figure(figsize=(max(3.4, side + 1.6) * len(panels), side + 2.2), layout="constrained")
+    for axis, (title, part) in zip(figure.subplots(1, len(panels), squeeze=False).ravel(), panels, strict=True):
+        counts = part.pivot(index=plot.y, columns=plot.x, values=plot.line).loc[classes, classes].to_numpy(dtype=float)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
         axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
         for i, j in np.ndindex(*shares.shape):

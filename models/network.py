@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from eex.models.alexnet import alexnet
 from eex.models.branches import make_branch, place_by_share, place_uniformly
-from eex.models.cnn import cnn
 from eex.models.mobilenet import mobilenet_v2
 from eex.models.resnet import resnet
 
@@ -19,7 +18,6 @@ BACKBONES: dict[str, Callable[..., list[nn.Module]]] = {
     "resnet": resnet,
     "mobilenet_v2": mobilenet_v2,
     "alexnet": alexnet,
-    "cnn": cnn,
 }
 """Backbones by name: functions of their own options that return the blocks, to be cut anywhere between them."""
 
@@ -310,7 +308,7 @@ def make(
     Parameters
     ----------
     backbone
-        "resnet", "mobilenet_v2", "alexnet" or "cnn".
+        "resnet", "mobilenet_v2" or "alexnet".
     classes
         Class names.
     after, shares, uniform
@@ -319,8 +317,7 @@ def make(
     structure, final_structure
         Branch structure of the side branches and of the final exit (by default the same).
     options
-        Arguments of the backbone: `width` for "resnet", `small_images` for "mobilenet_v2", `width` and `stride` for
-        "cnn".
+        Arguments of the backbone: `width` for "resnet", `small_images` for "mobilenet_v2".
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Literal, cast
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.deex import routed
-from eex.experiments.papers.paper import Claim, Work
-from eex.experiments.plotting import paper_figure
+from eex.experiments.papers.claims import NONE, Claim, Facts, Group, Tables, listed
+from eex.experiments.papers.paper import Work, routed
+from eex.experiments.plotting import Plot
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Floats, Ints
@@ -30,7 +30,7 @@ NOTES = """
 - The streams are recordings of the shipped model on CIFAR-10's test images, with the expert branches that its
   classifier selects: one stream a distortion level, and one that goes through all of them (`changing`). Beside them,
   the authors' own traces of a one-branch AlexNet (`--published FOLDER` names the folder of their CSV files). Frames are
-  drawn anew from a stream in each round, and feedback is not late.
+  drawn with replacement from a stream, and feedback is not delayed.
 - Beside AdaEE (`ucb`, c = 1, the thresholds 0, 0.1 … 1) play `gain-curve`, the policy that we recommend, `random`, and
   every fixed threshold. Regret is against the best fixed threshold of hindsight, of each segment where the stream
   changes.
@@ -46,11 +46,11 @@ SUBLINEAR = 0.5
 STATIC = 0.8
 """The fixed threshold that stands for a static policy."""
 CHANGING = "changing"
-OURS, AUTHORS = "our recordings", "its authors' traces"
+SOURCES = {"ours": "our recordings", "authors": "its authors' traces"}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AdaEERecipe:
     """How much is recorded and played.
 
     Parameters
@@ -58,15 +58,15 @@ class Recipe:
     levels
         Distortions recorded: kind and level.
     frames
-        Of each.
+        Frames of each distortion.
     exits
-        Edge exits of the network that is cut behind so many.
+        Numbers of edge exits: the network is cut after this many.
     overheads
         Prices of offloading, in units of confidence.
     rounds, runs
-        Frames played, and how often.
+        Frames played, and repetitions.
     long
-        Frames that UCB alone plays of the first stream, to see whether it settles later.
+        Frames of the first stream that UCB plays alone, to see whether it settles later.
     """
 
     levels: tuple[tuple[str, float], ...]
@@ -84,31 +84,26 @@ LEVELS = (
     *(("gaussian_noise", s) for s in (10.0, 20.0, 30.0, 40.0)),
 )
 RECIPES = {
-    "quick": Recipe(
+    "quick": AdaEERecipe(
         (LEVELS[0], LEVELS[2], LEVELS[6]), frames=500, rounds=1000, runs=3, long=4000, overheads=(0.05, 0.3)
     ),
-    "reduced": Recipe(LEVELS, frames=8000, rounds=10_000, runs=10, long=200_000),
-    "paper": Recipe(LEVELS, frames=8000, rounds=100_000, runs=50, long=1_000_000),
+    "reduced": AdaEERecipe(LEVELS, frames=8000, rounds=10_000, runs=10, long=200_000),
+    "paper": AdaEERecipe(LEVELS, frames=8000, rounds=100_000, runs=50, long=1_000_000),
 }
 
 
-def run(work: Work, recipe: Recipe) -> list[Claim]:
+def measure(work: Work, recipe: AdaEERecipe) -> dict[str, pd.DataFrame]:
     """Record the streams, play every policy on each, and measure what it loses."""
-    sources: dict[str, Callable[[], list[Stream]]] = {OURS: partial(_ours, work, recipe)}
+    sources: dict[str, Callable[[], list[Stream]]] = {"ours": partial(_ours, work, recipe)}
     if work.published is not None:
-        sources[AUTHORS] = partial(_authors, work.published)
+        sources["authors"] = partial(_authors, work.published)
     elif not work.quiet:
         print("adaee: without --published FOLDER of its authors' CSV files, on our recordings alone", file=sys.stderr)
-    tables, claims = [], []
-    for source, streams in sources.items():
-        name = "ours" if source == OURS else "authors"
-        rows = work.rows(name, partial(_play_all, streams, recipe, work.seed))
-        long = work.rows(f"{name}_long", partial(_play_long, streams, recipe, work.seed))
-        tables.append(rows)
-        claims += _claims(source, rows, long)
-    curves = pd.concat(tables, ignore_index=True)
-    _draw(work, curves, curves[curves["round"] == curves["round"].max()])
-    return claims
+    tables = {}
+    for name, streams in sources.items():
+        tables[name] = work.table(name, partial(_play_all, streams, recipe, work.seed))
+        tables[f"{name}_long"] = work.table(f"{name}_long", partial(_play_long, streams, recipe, work.seed))
+    return tables
 
 
 # ---- streams
@@ -123,7 +118,7 @@ class Stream:
     order: Order = "resampled"
 
 
-def _ours(work: Work, recipe: Recipe) -> list[Stream]:
+def _ours(work: Work, recipe: AdaEERecipe) -> list[Stream]:
     """The shipped model cut after each number of exits, at every level, and through all levels in turn."""
     path = work.out / "work" / "trace.arrow"
     if not path.exists():
@@ -164,7 +159,7 @@ def _authors(folder: Path) -> list[Stream]:
 
 
 def first_exits(trace: Trace, exits: int) -> Trace:
-    """The trace of the same network cut after so many exits: the cloud says what it said.
+    """The trace of the same network cut after this many exits; the answers of the cloud stay as they are.
 
     Raises
     ------
@@ -187,18 +182,18 @@ def _named(kind: str, level: float) -> str:
 # ---- what is played
 
 
-def _play_all(streams: Callable[[], list[Stream]], recipe: Recipe, seed: int) -> pd.DataFrame:
+def _play_all(streams: Callable[[], list[Stream]], recipe: AdaEERecipe, seed: int) -> pd.DataFrame:
     return pd.concat([_play(stream, recipe, seed) for stream in streams()], ignore_index=True)
 
 
-def _play_long(streams: Callable[[], list[Stream]], recipe: Recipe, seed: int) -> pd.DataFrame:
+def _play_long(streams: Callable[[], list[Stream]], recipe: AdaEERecipe, seed: int) -> pd.DataFrame:
     """UCB alone on the first stream, for long: few runs at three overheads."""
     few = recipe.overheads[:: max(1, len(recipe.overheads) // 3)]
     longer = dataclasses.replace(recipe, rounds=recipe.long, runs=min(4, recipe.runs), overheads=few)
     return _play(streams()[0], longer, seed, ("ucb",))
 
 
-def _play(stream: Stream, recipe: Recipe, seed: int, policies: Sequence[str] = POLICIES) -> pd.DataFrame:
+def _play(stream: Stream, recipe: AdaEERecipe, seed: int, policies: Sequence[str] = POLICIES) -> pd.DataFrame:
     """Every policy and every fixed threshold on the same frames of a stream; means over the runs at each mark."""
     from eex.policies.registry import make_policy
 
@@ -233,12 +228,12 @@ def _play(stream: Stream, recipe: Recipe, seed: int, policies: Sequence[str] = P
             table["accuracy"], table["offloaded"] = right[mine].mean(), played.offloaded[mine].mean()
             tables.append(table.assign(policy=name, overhead=o))
     for a, threshold in enumerate(GRID):
-        exit, said = routed(Fixed(threshold, exits=trace.edge_exits), trace.confidence, trace.prediction)
+        exit, answered, _ = routed(Fixed(threshold, exits=trace.edge_exits), trace.confidence, trace.prediction)
         for o in recipe.overheads:
             reward = earned[o][frame, a]
             table = at_marks(marks[-1:], against[o] - reward, np.full(reward.shape, threshold))
             table["regret_oracle"] = (oracle(trace.confidence, o)[frame] - reward).sum(axis=1).mean()
-            table["accuracy"] = (said == trace.label)[frame].mean()
+            table["accuracy"] = (answered == trace.label)[frame].mean()
             table["offloaded"] = (exit == trace.edge_exits)[frame].mean()
             tables.append(table.assign(policy="fixed", overhead=o))
     rows = pd.concat(tables, ignore_index=True)
@@ -289,235 +284,217 @@ def slowing(curves: pd.DataFrame, policy: str = "ucb") -> pd.Series:
     return (whole - half) / half
 
 
-# ---- what is shown
+# ---- figures
 
 
-def _draw(work: Work, curves: pd.DataFrame, ends: pd.DataFrame) -> None:
-    middle = sorted(curves["overhead"].unique())[len(curves["overhead"].unique()) // 3]
+def _curves(tables: Tables) -> pd.DataFrame:
+    """All sources' rows; of many levels every second one, so that a figure stays readable."""
+    curves = pd.concat([tables[name] for name in SOURCES if name in tables], ignore_index=True)
     names = list(dict.fromkeys(curves["stream"]))
-    levels = names[: names.index(CHANGING)]  # every second of many, so that a figure stays readable
+    levels = names[: names.index(CHANGING)]
     shown = [*(levels[::2] if len(levels) > 4 else levels), *names[names.index(CHANGING) :]]
-    curves, ends = (rows[rows["stream"].isin(shown)] for rows in (curves, ends))
-    played = curves[curves["policy"].isin(POLICIES)]
-    for exits, part in played.groupby("exits"):
-        case = f"{exits} edge exit{'s' if exits > 1 else ''}"
-        at = part[part["overhead"] == middle]
-        work.draw(
-            f"regret-{exits}",
-            paper_figure(
-                at,
-                "round",
-                "regret",
-                "policy",
-                "stream",
-                title=f"Cumulative regret against the best fixed threshold, {case}, overhead {middle:g}",
-            ),
-        )
-        mine = part[part["policy"] == "ucb"].drop(columns="half")
-        work.draw(
-            f"thresholds-{exits}",
-            paper_figure(
-                mine.assign(overhead="overhead " + mine["overhead"].map("{:g}".format)),
-                "round",
-                "threshold",
-                "overhead",
-                "stream",
-                title=f"Threshold that AdaEE plays, mean of each stretch of rounds, {case}",
-            ),
-        )
-        late = part[part["round"] == part["round"].max()].drop(columns="half")
-        best = late[late["policy"] == "ucb"].assign(threshold=late["best_threshold"], policy="best of hindsight")
-        work.draw(
-            f"chosen-{exits}",
-            paper_figure(
-                pd.concat([late[late["policy"] != "random"], best]),
-                "overhead",
-                "threshold",
-                "policy",
-                "stream",
-                title=f"Threshold played at the end against the overhead, {case}",
-            ),
-        )
-        trade = ends[ends["exits"] == exits].drop(columns="half")
-        trade = trade[(trade["policy"] != "fixed") | (trade["overhead"] == trade["overhead"].min())]
-        work.draw(
-            f"accuracy-{exits}",
-            paper_figure(
-                trade,
-                "offloaded",
-                "accuracy",
-                "policy",
-                "stream",
-                title=f"Accuracy against the share offloaded, {case}: policies by overhead, fixed by threshold",
-                xlabel="share offloaded",
-            ),
-        )
+    curves = curves[curves["stream"].isin(shown)]
+    return curves.assign(case=[f"{e} edge exit{'s' * (e > 1)}" for e in curves["exits"]])
 
 
-NONE = "—"
+def _regret(tables: Tables) -> pd.DataFrame:
+    rows = _curves(tables)
+    overheads = sorted(rows["overhead"].unique())
+    return rows[rows["policy"].isin(POLICIES) & (rows["overhead"] == overheads[len(overheads) // 3])]
 
 
-def _claims(source: str, mine: pd.DataFrame, long: pd.DataFrame) -> list[Claim]:
-    last = mine[mine["round"] == mine["round"].max()]
-    cells = ["stream", "exits", "overhead"]
-    by = {p: last[last["policy"] == p].set_index(cells) for p in (*POLICIES, "fixed")}
-    ucb, fixed = by["ucb"], by["fixed"]
-    count, slower = len(ucb), slowing(mine)
+def _thresholds(tables: Tables) -> pd.DataFrame:
+    rows = _curves(tables)
+    rows = rows[rows["policy"] == "ucb"].drop(columns="half")
+    return rows.assign(overhead="overhead " + rows["overhead"].map("{:g}".format))
+
+
+def _ends(tables: Tables) -> pd.DataFrame:
+    rows = _curves(tables)
+    return rows[rows["round"] == rows["round"].max()].drop(columns="half")
+
+
+def _chosen(tables: Tables) -> pd.DataFrame:
+    late = _ends(tables)
+    late = late[late["policy"].isin(POLICIES)]
+    best = late[late["policy"] == "ucb"].assign(policy="best of hindsight")
+    best["threshold"] = best["best_threshold"]
+    return pd.concat([late[late["policy"] != "random"], best])
+
+
+def _trade(tables: Tables) -> pd.DataFrame:
+    rows = _ends(tables)
+    return rows[(rows["policy"] != "fixed") | (rows["overhead"] == rows["overhead"].min())]
+
+
+PLOTS = (
+    Plot(
+        "regret-{exits}", _regret, "round", "regret", "policy", "stream", each="exits",
+        title="Cumulative regret against the best fixed threshold, {case}, overhead {overhead:g}",
+    ),
+    Plot(
+        "thresholds-{exits}", _thresholds, "round", "threshold", "overhead", "stream", each="exits",
+        title="Threshold that AdaEE plays, mean of each stretch of rounds, {case}",
+    ),
+    Plot(
+        "chosen-{exits}", _chosen, "overhead", "threshold", "policy", "stream", each="exits",
+        title="Threshold played at the end against the overhead, {case}",
+    ),
+    Plot(
+        "accuracy-{exits}", _trade, "offloaded", "accuracy", "policy", "stream", each="exits",
+        title="Accuracy against the share offloaded, {case}: policies by overhead, fixed by threshold",
+        xlabel="share offloaded",
+    ),
+)  # fmt: skip
+
+
+# ---- claims
+
+CELL = ["stream", "exits", "overhead"]
+
+
+def _played(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The last round of each policy, by stream, exits and overhead."""
+    last = rows[rows["round"] == rows["round"].max()]
+    return {str(policy): part.set_index(CELL) for policy, part in last.groupby("policy")}
+
+
+def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
+    """What holds for the streams of one source, where they were played."""
+    if name not in tables:
+        return
+    rows, long = tables[name], tables[f"{name}_long"]
+    by = _played(rows)
+    ucb, curve, random = by["ucb"], by["gain-curve"], by["random"]
+    slower = slowing(rows)
     steady = slower[slower.index.get_level_values("stream") != CHANGING]
     # every fixed threshold beside UCB in the same stream, at the same overhead
-    pairs = fixed.join(ucb["regret"].rename("ucb"))
+    pairs = by["fixed"].join(ucb["regret"].rename("ucb"))
     far = pairs[(pairs["threshold"] - pairs["best_threshold"]).abs() >= FAR - 1e-9]
-    beaten = (far["ucb"] < far["regret"]).mean()
-    costly = far[far["regret"] > 0.5 * by["random"]["regret"].reindex(far.index)]
-    under = (ucb["regret"] < by["random"]["regret"]).sum()
-    low, high = (ucb.xs(o, level="overhead")["threshold"] for o in (min_of(last), max_of(last)))
-    best = [ucb.xs(o, level="overhead")["best_threshold"] for o in (min_of(last), max_of(last))]
-    share = by["gain-curve"]["regret"].sum() / ucb["regret"].sum()
-    settled = slowing(long).droplevel(["stream", "exits"])
-    final = long[(long["policy"] == "ucb") & (long["round"] == long["round"].max())].set_index("overhead")
-    claims = [
-        Claim(
-            f"{source}: UCB converges, its regret grows ever more slowly",
-            NONE,
-            f"regret of the second half of {last['round'].max():,} rounds over that of the first: median "
-            f"{steady.median():.2f} ({steady.min():.2f} to {steady.max():.2f}); "
-            f"below {SUBLINEAR:g} in {(steady < SUBLINEAR).sum()} of {len(steady)} streams and overheads, "
-            f"below 1 in {(steady < 1).sum()}",
-            bool(steady.median() < SUBLINEAR),
-            f"holds: median below {SUBLINEAR:g}; thresholds differ by hundredths of confidence a frame, and c = 1 is "
-            "made for rewards that fill [0, 1]: UCB is still exploring",
-        ),
-        Claim(
-            f"{source}: UCB converges when it plays for long",
-            NONE,
-            f"{long['stream'].iloc[0]}, {long['round'].max():,} rounds: second half over first, and mean threshold at "
-            "the end (best): "
-            + ", ".join(
-                f"overhead {o:g} {ratio:.2f}, {final.loc[o, 'threshold']:.2f} ({final.loc[o, 'best_threshold']:g})"
-                for o, ratio in settled.items()
-            ),
-            bool(settled.median() < SUBLINEAR),
-            f"holds: median below {SUBLINEAR:g}",
-        ),
-        Claim(
-            f"{source}: UCB ends below random thresholds",
-            NONE,
-            f"in {under} of {count} streams and overheads; its regret is "
-            f"{_percent(ucb['regret'].sum() / by['random']['regret'].sum())} of random's",
-            bool(under == count),
-        ),
-        Claim(
-            f"{source}: UCB ends below every fixed threshold far from the best ({FAR:g} or more)",
-            NONE,
-            f"below {_percent(beaten)} of {len(far)} such thresholds; below "
-            f"{_percent((costly['ucb'] < costly['regret']).mean())} of the {len(costly)} that lose more than half of "
-            "what random loses",
-            bool(beaten == 1),
-            "a threshold may be far and lose little: below the lowest confidence of an exit all are alike",
-        ),
-        Claim(
-            f"{source}: the threshold follows the overhead, dearer offloading lowers it",
-            NONE,
-            f"mean threshold at the end {low.mean():.2f} at overhead {min_of(last):g}, {high.mean():.2f} at "
-            f"{max_of(last):g} (best of hindsight {best[0].mean():.2f}, {best[1].mean():.2f}); lower in "
-            f"{(high < low).sum()} of {len(low)} streams",
-            bool((high < low).all()),
-        ),
-        Claim(
-            f"{source}: the threshold played approaches the best one",
-            NONE,
-            f"rank correlation over streams and overheads {_rank(ucb):.2f} (gain-curve {_rank(by['gain-curve']):.2f}); "
-            f"mean distance {_apart(ucb):.2f} (gain-curve {_apart(by['gain-curve']):.2f}, "
-            f"random {_apart(by['random']):.2f})",
-            bool(_rank(ucb) > 0.7 and _apart(ucb) < 0.5 * _apart(by["random"])),
-            "holds: correlation above 0.7, and less than half of random's distance; of equally good thresholds "
-            "hindsight names the lowest",
-        ),
-        Claim(
-            f"{source}: beside it, gain-curve (ours)",
-            NONE,
-            f"its regret is {_percent(share)} of UCB's, against the per-frame oracle "
-            f"{_percent(by['gain-curve']['regret_oracle'].sum() / ucb['regret_oracle'].sum())}",
-            bool(share < 1),
-            "holds: less regret than UCB in all; it shares what one threshold teaches with all others, and has 51 of "
-            "them where hindsight has 11, so that its regret may be below 0",
-        ),
-    ]
-    if source == OURS:
-        claims += _of_distortion(last, ucb, fixed)
-    return claims
+    costly = far[far["regret"] > 0.5 * random["regret"].reindex(far.index)]
+    settled = _played(long)["ucb"].join(slowing(long).rename("ratio")).reset_index()
+    low, high = float(rows["overhead"].min()), float(rows["overhead"].max())
+    cheap, dear = (ucb.xs(o, level="overhead")[["threshold", "best_threshold"]] for o in (low, high))
+    yield Facts(
+        source=SOURCES[name],
+        limit=SUBLINEAR,
+        rounds=rows["round"].max(),
+        steady=steady.agg(["median", "min", "max", "count"]),
+        below=(steady < SUBLINEAR).sum(),
+        below_1=(steady < 1).sum(),
+        long=f"{long['stream'].iloc[0]}, {long['round'].max():,} rounds",
+        settled=settled["ratio"].median(),
+        ends=listed("overhead {overhead:g} {ratio:.2f}, {threshold:.2f} ({best_threshold:g})", settled),
+        cells=len(ucb),
+        under=(ucb["regret"] < random["regret"]).sum(),
+        of_random=ucb["regret"].sum() / random["regret"].sum(),
+        apart_by=FAR,
+        far=len(far),
+        beaten=(far["ucb"] < far["regret"]).mean(),
+        costly=len(costly),
+        beaten_costly=(costly["ucb"] < costly["regret"]).mean(),
+        low=low,
+        high=high,
+        cheap=cheap.mean(),
+        dear=dear.mean(),
+        lower=(dear["threshold"] < cheap["threshold"]).sum(),
+        streams=len(dear),
+        rank={p: by[p]["threshold"].corr(by[p]["best_threshold"], method="spearman") for p in ("ucb", "gain-curve")},
+        apart={p: (by[p]["threshold"] - by[p]["best_threshold"]).abs().mean() for p in POLICIES},
+        share=curve["regret"].sum() / ucb["regret"].sum(),
+        share_of_oracle=curve["regret_oracle"].sum() / ucb["regret_oracle"].sum(),
+    )
 
 
-def _of_distortion(last: pd.DataFrame, ucb: pd.DataFrame, fixed: pd.DataFrame) -> list[Claim]:
-    """What only streams of several levels can tell."""
-    names = [s for s in dict.fromkeys(last["stream"]) if s != CHANGING]
+CLAIMS_OF_SOURCE = (
+    Claim("{source}: UCB converges, its regret grows ever more slowly", NONE,
+          "regret of the second half of {rounds:,} rounds over that of the first: median {steady[median]:.2f} "
+          "({steady[min]:.2f} to {steady[max]:.2f}); below {limit:g} in {below} of {steady[count]:g} streams and "
+          "overheads, below 1 in {below_1}", lambda f: f.steady["median"] < SUBLINEAR,
+          "holds: median below {limit:g}; thresholds differ by hundredths of confidence per frame, and c = 1 is made "
+          "for rewards that fill [0, 1]: UCB is still exploring"),
+    Claim("{source}: UCB converges when it plays for long", NONE,
+          "{long}: second half over first, and mean threshold at the end (best): {ends}",
+          lambda f: f.settled < SUBLINEAR, "holds: median below {limit:g}"),
+    Claim("{source}: UCB ends below random thresholds", NONE,
+          "in {under} of {cells} streams and overheads; its regret is {of_random:%} of random's",
+          lambda f: f.under == f.cells),
+    Claim("{source}: UCB ends below every fixed threshold far from the best ({apart_by:g} or more)", NONE,
+          "below {beaten:%} of {far} such thresholds; below {beaten_costly:%} of the {costly} that lose more than "
+          "half of what random loses", lambda f: f.beaten == 1,
+          "a threshold may be far and lose little: below the lowest confidence of an exit all are alike"),
+    Claim("{source}: the threshold follows the overhead, dearer offloading lowers it", NONE,
+          "mean threshold at the end {cheap.threshold:.2f} at overhead {low:g}, {dear.threshold:.2f} at {high:g} "
+          "(best of hindsight {cheap.best_threshold:.2f}, {dear.best_threshold:.2f}); lower in {lower} of {streams} "
+          "streams", lambda f: f.lower == f.streams),
+    Claim("{source}: the threshold played approaches the best one", NONE,
+          "rank correlation over streams and overheads {rank[ucb]:.2f} (gain-curve {rank[gain-curve]:.2f}); mean "
+          "distance {apart[ucb]:.2f} (gain-curve {apart[gain-curve]:.2f}, random {apart[random]:.2f})",
+          lambda f: f.rank["ucb"] > 0.7 and f.apart["ucb"] < 0.5 * f.apart["random"],
+          "holds: correlation above 0.7, and less than half of random's distance; of equally good thresholds "
+          "hindsight names the lowest"),
+    Claim("{source}: beside it, gain-curve (ours)", NONE,
+          "its regret is {share:%} of UCB's, against the per-frame oracle {share_of_oracle:%}", lambda f: f.share < 1,
+          "holds: less regret than UCB in all; it shares what one threshold teaches with all others, and has 51 of "
+          "them where hindsight has 11, so that its regret may be below 0"),
+)  # fmt: skip
+
+
+def _distorted(tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
+    """What only streams of several levels show."""
+    rows = tables["ours"]
+    by = _played(rows)
+    ucb, fixed = by["ucb"], by["fixed"]
+    names = [s for s in dict.fromkeys(rows["stream"]) if s != CHANGING]
     hardest = [kind[-1] for kind in ([s for s in names if s.startswith(k)] for k in ("blur", "noise")) if kind]
-    low, lowest = min_of(last), int(last["exits"].min())
-    static = fixed[np.isclose(fixed["threshold"], STATIC)].xs(low, level="overhead")["offloaded"].unstack("stream")
-    at = [o for o in sorted(last["overhead"].unique()) if o <= 0.2]
-    spread = ucb.loc[[i for i in ucb.index if i[0] in names and i[2] in at]]
+    at = fixed[np.isclose(fixed["threshold"], STATIC)].xs(rows["overhead"].min(), level="overhead")["offloaded"]
+    static = at.unstack("stream")[[PRISTINE, *hardest]]
+    spread = ucb.reset_index()
+    spread = spread[spread["stream"].isin(names) & (spread["overhead"] <= 0.2)]
     moved = spread.groupby(["exits", "overhead"])[["threshold", "best_threshold"]].agg(lambda t: t.max() - t.min())
-    rows = []
-    for (stream, exits, overhead), row in ucb.iterrows():
-        if stream == PRISTINE:
-            continue
-        pristine = ucb.loc[(PRISTINE, exits, overhead), "best_threshold"]
-        same = fixed.loc[[(stream, exits, overhead)]]
-        rigid = same.loc[np.isclose(same["threshold"], pristine), "regret"].iloc[0]
-        rows.append({"stream": stream, "ucb": row["regret"], "rigid": rigid})
-    both = pd.DataFrame(rows)
-    sums = both.groupby("stream", sort=False)[["ucb", "rigid"]].sum()
-    return [
-        Claim(
-            "the best threshold moves with the distortion, and UCB's with it",
-            NONE,
-            "highest less lowest over the levels: "
-            + "; ".join(
-                f"{e} exit{'s' * (e > 1)}, overhead {o:g}: played {r['threshold']:.2f}, best {r['best_threshold']:.2f}"
-                for (e, o), r in moved.iterrows()
-            ),
-            bool((moved["threshold"] >= 0.5 * moved["best_threshold"]).all() and moved["best_threshold"].max() > 0),
-            "holds: everywhere at least half of the way that the best threshold moves",
+    # the threshold that is best on pristine images, held on to in every other stream
+    pristine = ucb.reset_index()
+    pristine = pristine[pristine["stream"] == PRISTINE].rename(columns={"best_threshold": "pristine"})
+    rigid = fixed.reset_index().merge(pristine[["exits", "overhead", "pristine"]])
+    rigid = rigid[np.isclose(rigid["threshold"], rigid["pristine"]) & (rigid["stream"] != PRISTINE)]
+    both = rigid.set_index(CELL)["regret"].rename("rigid").to_frame().join(ucb["regret"])
+    sums = both.groupby("stream")[["regret", "rigid"]].sum().loc[[*names[1:], CHANGING]]
+    yield Facts(
+        limit=STATIC,
+        rounds=rows["round"].max(),
+        moved=moved,
+        moves=listed(
+            "{exits} exit{s}, overhead {overhead:g}: played {threshold:.2f}, best {best_threshold:.2f}",
+            moved.reset_index().assign(s=lambda m: np.where(m["exits"] > 1, "s", "")),
+            "; ",
         ),
-        Claim(
-            f"distortion lowers confidence, so a static threshold ({STATIC:g}) offloads more",
-            NONE,
-            "; ".join(
-                f"{e} exit{'s' * (e > 1)}: "
-                + ", ".join(f"{s} {_percent(static.loc[e, s])}" for s in (PRISTINE, *hardest))
-                for e in static.index
-            ),
-            bool(all(static.loc[lowest, s] > static.loc[lowest, PRISTINE] for s in hardest)),
+        static=static.loc[rows["exits"].min()],
+        offloads="; ".join(
+            f"{e} exit{'s' * (e > 1)}: "
+            + listed("{stream} {share:%}", [{"stream": s, "share": v} for s, v in row.items()])
+            for e, row in static.iterrows()
         ),
-        Claim(
-            "a static threshold is rigid: the one that is best on pristine images loses to UCB on distorted ones",
-            NONE,
-            "regret over all overheads, of UCB and of pristine's best threshold: "
-            + ", ".join(f"{s} {r['ucb']:.0f} and {r['rigid']:.0f}" for s, r in sums.iterrows()),
-            bool((sums["ucb"] < sums["rigid"]).all()),
-            f"in {last['round'].max():,} rounds exploring costs more than a threshold that is somewhat off; adapting "
-            "pays only where the distortion is heavy",
-        ),
-    ]
+        sums=sums,
+        regrets=listed("{stream} {regret:.0f} and {rigid:.0f}", sums.reset_index()),
+    )
 
 
-def min_of(rows: pd.DataFrame) -> float:
-    """The lowest overhead."""
-    return float(rows["overhead"].min())
-
-
-def max_of(rows: pd.DataFrame) -> float:
-    """The highest overhead."""
-    return float(rows["overhead"].max())
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _rank(rows: pd.DataFrame) -> float:
-    return float(rows["threshold"].corr(rows["best_threshold"], method="spearman"))
-
-
-def _apart(rows: pd.DataFrame) -> float:
-    return float((rows["threshold"] - rows["best_threshold"]).abs().mean())
+CLAIMS = (
+    Group(partial(_facts, "ours"), CLAIMS_OF_SOURCE),
+    Group(_distorted, (
+        Claim("the best threshold moves with the distortion, and UCB's with it", NONE,
+              "highest less lowest over the levels: {moves}",
+              lambda f: ( (f.moved["threshold"] >= 0.5 * f.moved["best_threshold"]).all()
+                  and f.moved["best_threshold"].max() > 0 ),
+              "holds: everywhere at least half of the way that the best threshold moves"),
+        Claim("distortion lowers confidence, so a static threshold ({limit:g}) offloads more", NONE,
+              "{offloads}", lambda f: (f.static.drop(PRISTINE) > f.static[PRISTINE]).all()),
+        Claim("a static threshold is rigid: the one that is best on pristine images loses to UCB on distorted ones",
+              NONE,
+              "regret over all overheads, of UCB and of pristine's best threshold: {regrets}",
+              lambda f: (f.sums["regret"] < f.sums["rigid"]).all(),
+              "in {rounds:,} rounds exploring costs more than a threshold that is somewhat off; adapting pays only "
+              "where the distortion is heavy"),
+    )),
+    Group(partial(_facts, "authors"), CLAIMS_OF_SOURCE),
+)  # fmt: skip

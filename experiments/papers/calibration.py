@@ -1,17 +1,19 @@
 """Calibration: what temperature scaling of side branches does to outages and missed deadlines (Pacheco et al.)."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.paper import Claim, Images, Work, confidences
-from eex.experiments.plotting import paper_figure
+from eex.experiments.papers.claims import Claim, Facts, Group, Tables
+from eex.experiments.papers.paper import Images, Work, confidences, mean_of, routed
+from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
-from eex.policies.core.base import Bools, Context, Floats, Ints
+from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.errors import EexError
 from eex.policies.core.metrics import (
     BATCH,
@@ -21,7 +23,6 @@ from eex.policies.core.metrics import (
     missed_deadline,
     reliability,
 )
-from eex.policies.core.routing import route
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ NOTES = """
 - B-AlexNet is BranchyNet's for 32x32 images, trained from scratch: joint training with Adam at 0.001, cross-entropy,
   loss weights falling from 1 at the first exit to 0.3 at the last, no weight decay. The paper says no more than
   "BranchyNet methodology" of its training and names no augmentation, so there is none; the recipe "paper" trains a
-  third network with flips and shifts, to show what that choice is worth. Side branches stand right behind the first
+  third network with flips and shifts, to show what that choice is worth. Side branches stand right after the first
   and second ReLU, as in the paper, and are BranchyNet's: pooling, local normalisation, two convolutions of 32 maps,
   pooling, one linear layer.
 - The paper splits CIFAR-10 into 45,000, 3,000 and 7,000 images, so that validation and test share the original test
@@ -65,15 +66,15 @@ NETWORKS = {"one branch": (1, False), "two branches": (2, False), "one branch, a
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CalibrationRecipe:
     """How much is trained and measured.
 
     Parameters
     ----------
     epochs, batch, lr
-        Passes over the training images, images a step, and the rate of Adam, which falls along a cosine.
+        Passes over the training images, images per step, and Adam's learning rate, which falls along a cosine.
     train, validation
-        Images to train on, at most, and held out.
+        Images to train on, at most, and images held out.
     shift
         Pixels by which the images of the augmented network are shifted, at most; half of them are flipped too.
     draws
@@ -93,13 +94,13 @@ class Recipe:
 
 
 RECIPES = {
-    "quick": Recipe(2, batch=64, validation=200, draws=5, networks=("one branch", "two branches")),
-    "reduced": Recipe(10, networks=("one branch", "two branches")),
-    "paper": Recipe(100, batch=512),
+    "quick": CalibrationRecipe(2, batch=64, validation=200, draws=5, networks=("one branch", "two branches")),
+    "reduced": CalibrationRecipe(10, networks=("one branch", "two branches")),
+    "paper": CalibrationRecipe(100, batch=512),
 }
 
 
-def run(work: Work, recipe: Recipe) -> list[Claim]:
+def measure(work: Work, recipe: CalibrationRecipe) -> dict[str, pd.DataFrame]:
     """Train B-AlexNets, calibrate their side branches, and measure what that changes."""
     images = work.images(recipe.validation)
     if tuple(images.test[0].shape[1:]) != (3, 32, 32):
@@ -107,30 +108,33 @@ def run(work: Work, recipe: Recipe) -> list[Claim]:
     if len(images.test[0]) < BATCH:
         raise EexError(f"{work.data}: one batch takes {BATCH} test images, there are {len(images.test[0])}")
     nets = {name: _network(work, recipe, name, images) for name in recipe.networks}
-    said = {name: Answers.of(work, name, net, images) for name, net in nets.items()}
-    times = work.rows("times", lambda: pd.concat([_times(name, net, images) for name, net in nets.items()]))
-    exits = work.rows("exits", lambda: pd.concat([_exits(name, s) for name, s in said.items()]))
-    diagrams = work.rows("reliability", lambda: pd.concat([_reliability(name, s) for name, s in said.items()]))
+    outputs = {name: _outputs(work, name, net, images) for name, net in nets.items()}
     order = batch_order(len(images.test[0]), recipe.draws, work.seed)
-    targets = work.rows("targets", lambda: pd.concat([_targets(name, s, order) for name, s in said.items()]))
-    reachable = _reachable(exits)
-    deadlines = work.rows(
-        "deadlines",
-        lambda: pd.concat(
-            [_deadlines(name, s, order, times[times["network"] == name], reachable) for name, s in said.items()]
+    times = work.table("times", lambda: [row for name, net in nets.items() for row in _times(name, net, images)])
+    exits = work.table("exits", lambda: [row for name, out in outputs.items() for row in _exits(name, out)])
+    target = reachable(exits)
+    return {
+        "times": times,
+        "exits": exits,
+        "reliability": work.table(
+            "reliability", lambda: [row for name, out in outputs.items() for row in _reliability(name, out)]
         ),
-    )
-    _draw(work, diagrams, targets, deadlines)
-    return _claims(_Found(exits, targets, deadlines), reachable)
+        "targets": work.table(
+            "targets", lambda: [row for name, out in outputs.items() for row in _targets(name, out, order)]
+        ),
+        "deadlines": work.table(
+            "deadlines", lambda: pd.concat([_deadlines(n, out, order, times, target) for n, out in outputs.items()])
+        ),
+    }
 
 
 # ---- networks
 
 
 def b_alexnet(classes: Sequence[str], branches: int) -> "EarlyExitNet":
-    """B-AlexNet with side branches right behind its first ReLUs: images (B, 3, 32, 32).
+    """B-AlexNet with side branches right after its first ReLUs: images (B, 3, 32, 32).
 
-    The partition point is behind the last side branch; features there: (32, 32, 32) with one branch, (64, 16, 16) with
+    The partition point is after the last side branch; features there: (32, 32, 32) with one branch, (64, 16, 16) with
     two.
     """
     from torch import nn
@@ -139,16 +143,12 @@ def b_alexnet(classes: Sequence[str], branches: int) -> "EarlyExitNet":
     from eex.models.network import CUSTOM, PRISTINE, Architecture, EarlyExitNet
 
     layers = [layer for block in alexnet() for layer in block.children()]
-    behind = [k + 1 for k, layer in enumerate(layers) if isinstance(layer, nn.ReLU)][:branches]
-    stages = [nn.Sequential(*layers[a:b]) for a, b in pairwise([0, *behind, len(layers)])]
+    after = [k + 1 for k, layer in enumerate(layers) if isinstance(layer, nn.ReLU)][:branches]
+    stages = [nn.Sequential(*layers[a:b]) for a, b in pairwise([0, *after, len(layers)])]
     exits = [_branch(32, 32, len(classes)), _branch(64, 16, len(classes))][:branches]
     exits.append(nn.Linear(128, len(classes)))
     architecture = Architecture(CUSTOM, tuple(classes), tuple(range(branches)), (CUSTOM,) * (branches + 1))
     return EarlyExitNet(stages, [{PRISTINE: exit} for exit in exits], architecture)
-
-
-def _file(network: str) -> str:
-    return network.replace(",", "").replace(" ", "-")
 
 
 def _branch(channels: int, side: int, classes: int) -> "nn.Module":
@@ -170,15 +170,21 @@ def _branch(channels: int, side: int, classes: int) -> "nn.Module":
     )
 
 
-def _network(work: Work, recipe: Recipe, name: str, images: Images) -> "EarlyExitNet":
-    import torch
+def _file(network: str) -> str:
+    return network.replace(",", "").replace(" ", "-")
 
-    from eex.models.training import Recipe as Training
+
+def _network(work: Work, recipe: CalibrationRecipe, name: str, images: Images) -> "EarlyExitNet":
+    import torch
 
     branches, augmented = NETWORKS[name]
     torch.manual_seed(work.seed)
     net = b_alexnet(images.classes, branches)
-    training = Training(
+    pixels, labels = images.train
+    work.train(
+        _file(name),
+        net,
+        dataclasses.replace(images, train=(pixels[: recipe.train], labels[: recipe.train])),
         epochs=recipe.epochs,
         loss_weights=tuple(np.linspace(1, 0.3, branches + 1).round(4).tolist()),
         optimizer="adam",
@@ -188,11 +194,6 @@ def _network(work: Work, recipe: Recipe, name: str, images: Images) -> "EarlyExi
         batch=recipe.batch,
         shift=recipe.shift if augmented else 0,
         flip=augmented,
-        seed=work.seed,
-    )
-    pixels, labels = images.train
-    work.trained(
-        _file(name), net, (pixels[: recipe.train], labels[: recipe.train]), training, validation=images.validation
     )
     return net
 
@@ -215,12 +216,12 @@ def _times(name: str, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# ---- what the exits say
+# ---- the outputs of every exit
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What every exit of a network says of the test images.
+class Outputs:
+    """The outputs of every exit of a network for the test images.
 
     `confidence` and `prediction` are (N, exits), the former by calibration; `label` is (N,).
     """
@@ -231,27 +232,6 @@ class Answers:
     label: Ints
     validation_accuracy: tuple[float, ...]
 
-    @staticmethod
-    def of(work: Work, name: str, net: "EarlyExitNet", images: Images) -> "Answers":
-        """From the network, whose side branches are calibrated on the validation images."""
-        from eex.models.calibration import fit_temperature
-        from eex.models.training import all_logits
-
-        file = _file(name)
-        held = work.kept(f"{file}-validation-logits", lambda: all_logits(net, images.validation[0]))
-        logits = work.kept(f"{file}-logits", lambda: all_logits(net, images.test[0]))
-        truth = images.validation[1]
-        found = tuple(fit_temperature(out, truth) for out in held[:-1])
-        conventional, prediction = confidences(logits)
-        calibrated, _ = confidences(logits, (*found, 1.0))
-        return Answers(
-            (*found, 1.0),
-            dict(zip(CALIBRATIONS, (conventional, calibrated), strict=True)),
-            prediction,
-            images.test[1].numpy(),
-            tuple(float((out.argmax(1) == truth).float().mean()) for out in held),
-        )
-
     @property
     def right(self) -> Bools:
         """Whether each exit is right, (N, exits)."""
@@ -261,42 +241,56 @@ class Answers:
     def leave(self, calibration: str, p_tar: float) -> tuple[Ints, Bools]:
         """Where each image leaves, its last exit being the cloud's, and whether that answer is right; both (N,)."""
         confidence = self.confidence[calibration]
-        policy = Fixed(p_tar, exits=confidence.shape[1] - 1)
-        exit, _, _ = route(confidence, policy.choose(Context(frames=len(confidence))))
+        exit, _, _ = routed(Fixed(p_tar, exits=confidence.shape[1] - 1), confidence, self.prediction)
         return exit, self.right[np.arange(len(exit)), exit]
 
 
-def _exits(name: str, said: Answers) -> pd.DataFrame:
-    """Rows of network, exit, temperature, accuracy, validation accuracy, and confidence and ECE, before and after."""
-    rows = []
-    for e, right in enumerate(said.right.T):
-        row = {"network": name, "exit": e + 1, "temperature": said.temperature[e], "accuracy": right.mean()}
-        row["validation_accuracy"] = said.validation_accuracy[e]
-        for calibration, confidence in said.confidence.items():
+def _outputs(work: Work, name: str, net: "EarlyExitNet", images: Images) -> Outputs:
+    """From a network, whose side branches are calibrated on the validation images."""
+    from eex.models.calibration import fit_temperature
+
+    held = work.logits(f"{_file(name)}-validation-logits", net, images.validation[0])
+    logits = work.logits(f"{_file(name)}-logits", net, images.test[0])
+    truth = images.validation[1]
+    temperature = (*(fit_temperature(out, truth) for out in held[:-1]), 1.0)
+    conventional, prediction = confidences(logits)
+    calibrated, _ = confidences(logits, temperature)
+    return Outputs(
+        temperature,
+        {"conventional": conventional, "calibrated": calibrated},
+        prediction,
+        images.test[1].numpy(),
+        tuple(float((out.argmax(1) == truth).float().mean()) for out in held),
+    )
+
+
+def _exits(name: str, out: Outputs) -> Iterator[dict[str, Any]]:
+    """Accuracy and temperature of each exit, and its confidence and ECE before and after."""
+    for e, right in enumerate(out.right.T):
+        row = {"network": name, "exit": e + 1, "temperature": out.temperature[e], "accuracy": right.mean()}
+        row["validation_accuracy"] = out.validation_accuracy[e]
+        for calibration, confidence in out.confidence.items():
             row[f"confidence_{calibration}"] = confidence[:, e].mean()
             row[f"ece_{calibration}"] = expected_calibration_error(confidence[:, e], right)
-        rows.append(row)
-    return pd.DataFrame(rows)
+        yield row
 
 
-def _reliability(name: str, said: Answers) -> pd.DataFrame:
+def _reliability(name: str, out: Outputs) -> Iterator[dict[str, Any]]:
     """Reliability diagrams of the side branches: rows of network, exit, calibration, and each filled bin."""
-    rows = []
-    for e in range(said.prediction.shape[1] - 1):
-        for calibration, confidence in said.confidence.items():
-            found = reliability(confidence[:, e], said.right[:, e])
+    for e in range(out.prediction.shape[1] - 1):
+        for calibration, confidence in out.confidence.items():
+            found = reliability(confidence[:, e], out.right[:, e])
             for k in np.flatnonzero(found.counts):
                 row = {"network": name, "exit": e + 1, "calibration": calibration, "upto": found.edges[k + 1]}
-                row |= {"images": found.counts[k], "confidence": found.confidence[k], "accuracy": found.accuracy[k]}
-                rows.append(row)
-    return pd.DataFrame(rows)
+                bins = {"images": found.counts[k], "confidence": found.confidence[k], "accuracy": found.accuracy[k]}
+                yield row | bins
 
 
 # ---- what a target does
 
 
 def batch_order(images: int, draws: int, seed: int, batch: int = BATCH) -> Ints:
-    """So many drawn splits of images into full batches, one after the other, as indices.
+    """Drawn splits of images into full batches, one after the other, as indices.
 
     Examples
     --------
@@ -308,25 +302,26 @@ def batch_order(images: int, draws: int, seed: int, batch: int = BATCH) -> Ints:
     return np.concatenate([rng.permutation(images)[: images // batch * batch] for _ in range(draws)])
 
 
-def _targets(name: str, said: Answers, order: Ints) -> pd.DataFrame:
-    """One row a calibration and p_tar: what is answered on the device, how well, and how often a batch falls short."""
-    rows = []
+def _targets(name: str, out: Outputs, order: Ints) -> Iterator[dict[str, Any]]:
+    """Per calibration and p_tar: what is answered on the device, how well, and how often a batch falls short."""
     for calibration in CALIBRATIONS:
         for p_tar in np.arange(100, 200) / 200:
-            exit, right = said.leave(calibration, p_tar)
-            here = exit < said.prediction.shape[1] - 1
-            row = {"network": name, "calibration": calibration, "p_tar": p_tar}
-            row["device_probability"] = device_probability(here)
-            row["device_accuracy"] = right[here].mean() if here.any() else np.nan
-            said_there = said.confidence[calibration][np.arange(len(exit)), exit]
-            row["device_confidence"] = said_there[here].mean() if here.any() else np.nan
-            row["accuracy"] = right.mean()
-            row["outage"] = float(inference_outage(here[order], right[order], p_tar))
-            rows.append(row | {"batches": len(order) // BATCH})
-    return pd.DataFrame(rows)
+            exit, right = out.leave(calibration, p_tar)
+            here = exit < out.prediction.shape[1] - 1
+            yield {
+                "network": name,
+                "calibration": calibration,
+                "p_tar": p_tar,
+                "device_probability": device_probability(here),
+                "device_accuracy": mean_of(right[here]),
+                "device_confidence": mean_of(out.confidence[calibration][np.arange(len(exit)), exit][here]),
+                "accuracy": right.mean(),
+                "outage": float(inference_outage(here[order], right[order], p_tar)),
+                "batches": len(order) // BATCH,
+            }
 
 
-def _reachable(exits: pd.DataFrame) -> float:
+def reachable(exits: pd.DataFrame) -> float:
     """The extra target: two points below the one-branch network's final exit on the validation images."""
     one = exits[exits["network"] == "one branch"]
     return float(np.round(one["validation_accuracy"].iloc[-1] - 0.02, 3))
@@ -340,333 +335,309 @@ def exit_ms(times: pd.DataFrame) -> Floats:
     """
     communication = 8 * times["bytes"].to_numpy() / (RATE_MBIT * 1e3)
     spent = np.cumsum(times["stage_ms"].to_numpy() + times["exit_ms"].to_numpy() + communication)
-    left: Floats = spent - communication  # behind the partition point only those pay it that go on
+    left: Floats = spent - communication  # only frames that continue after the partition point pay for it
     return left
 
 
-def _deadlines(name: str, said: Answers, order: Ints, times: pd.DataFrame, reachable: float) -> pd.DataFrame:
-    """One row a calibration, p_tar and t_tar: the share of batches that miss the deadline."""
-    by_exit = exit_ms(times)
+def _deadlines(name: str, out: Outputs, order: Ints, times: pd.DataFrame, target: float) -> pd.DataFrame:
+    """Per calibration, p_tar and t_tar: the share of batches that miss the deadline."""
+    by_exit = exit_ms(times[times["network"] == name])
     t_tar = np.linspace(0, 1.05 * by_exit[-1], 64)
     rows = []
     for calibration in CALIBRATIONS:
-        for p_tar in (*P_TAR, reachable):
-            exit, right = said.leave(calibration, p_tar)
+        for p_tar in (*P_TAR, target):
+            exit, right = out.leave(calibration, p_tar)
             missed = missed_deadline(by_exit[exit][order], right[order], p_tar, t_tar)
-            found = pd.DataFrame({"t_tar_ms": t_tar, "missed": missed})
-            found["mean_ms"] = by_exit[exit].mean()
-            rows.append(found.assign(network=name, calibration=calibration, p_tar=p_tar))
-    return pd.concat(rows)[["network", "calibration", "p_tar", "t_tar_ms", "missed", "mean_ms"]]
+            keys = {"network": name, "calibration": calibration, "p_tar": p_tar}
+            rows.append(pd.DataFrame({**keys, "t_tar_ms": t_tar, "missed": missed, "mean_ms": by_exit[exit].mean()}))
+    return pd.concat(rows)
 
 
 # ---- figures
 
 
-def _draw(work: Work, diagrams: pd.DataFrame, targets: pd.DataFrame, deadlines: pd.DataFrame) -> None:
-    panel = diagrams["network"] + ", exit " + diagrams["exit"].astype(str)
-    work.draw(
+def _thinned(tables: Tables) -> pd.DataFrame:
+    """Every fifth of the targets."""
+    rows = tables["targets"]
+    return rows[np.isclose(rows["p_tar"] * 80, (rows["p_tar"] * 80).round())]
+
+
+def _outage(tables: Tables) -> pd.DataFrame:
+    rows = _thinned(tables).assign(source="ours")
+    published = {"p_tar": NEARLY, "outage": [0.4, 0.0], "calibration": CALIBRATIONS, "network": "one branch"}
+    return pd.concat([rows, pd.DataFrame(published).assign(source="published")])
+
+
+def _missed(tables: Tables) -> pd.DataFrame:
+    rows = tables["deadlines"]
+    kinds = rows["network"].map(NETWORKS)
+    number = np.where([branches == 1 for branches, _ in kinds], 5, 6)
+    file = [f"{n}-augmented" if augmented else f"{n}" for n, (_, augmented) in zip(number, kinds, strict=True)]
+    return rows.assign(panel=[f"p_tar = {p:g}" for p in rows["p_tar"]], number=number, file=file)
+
+
+PLOTS = (
+    Plot(
         "reliability",
-        paper_figure(
-            diagrams.assign(panel=panel),
-            "confidence",
-            "accuracy",
-            "calibration",
-            "panel",
-            title="Reliability of the side branches, test images",
-            identity=True,
-        ),
-    )
-    thinned = targets[np.isclose(targets["p_tar"] * 80, (targets["p_tar"] * 80).round())]  # every 0.025 half, and 0.05
-    work.draw(
-        "fig2-device-probability",
-        paper_figure(
-            thinned,
-            "p_tar",
-            "device_probability",
-            "calibration",
-            "network",
-            title="Fig. 2: probability of classifying on the device",
-            ylabel="probability",
-        ),
-    )
-    work.draw(
-        "fig3a-accuracy-confidence",
-        paper_figure(
-            thinned,
-            "device_confidence",
-            "device_accuracy",
-            "calibration",
-            "network",
-            title="Fig. 3(a): accuracy on the device against mean confidence, one point a p_tar",
-            xlabel="mean confidence",
-            ylabel="accuracy",
-            identity=True,
-        ),
-    )
-    for figure, column, title in (
-        ("fig3b-device-accuracy", "device_accuracy", "Fig. 3(b): accuracy on the device; grey: the target"),
-        ("fig3c-accuracy", "accuracy", "Fig. 3(c): accuracy over all images"),
-    ):
-        work.draw(
-            figure,
-            paper_figure(
-                thinned,
-                "p_tar",
-                column,
-                "calibration",
-                "network",
-                title=title,
-                ylabel="accuracy",
-                identity=column == "device_accuracy",
-            ),
-        )
-    published = pd.DataFrame(
-        {
-            "p_tar": [NEARLY, NEARLY],
-            "outage": [0.4, 0.0],
-            "calibration": CALIBRATIONS,
-            "network": "one branch",
-            "source": "published",
-        }
-    )
-    work.draw(
-        "fig4-7-outage",
-        paper_figure(
-            pd.concat([thinned.assign(source="ours"), published]),
-            "p_tar",
-            "outage",
-            "calibration",
-            "network",
-            title=f"Figs. 4 and 7: inference outage, {targets['batches'].iloc[0]:,} batches of {BATCH}",
-            ylabel="share of batches",
-        ),
-    )
-    for network, rows in deadlines.groupby("network", sort=False):
-        branches, augmented = NETWORKS[str(network)]
-        name = ("fig5" if branches == 1 else "fig6") + ("-augmented" if augmented else "")
-        work.draw(
-            f"{name}-missed-deadline",
-            paper_figure(
-                rows.assign(panel=[f"p_tar = {p:g}" for p in rows["p_tar"]]),
-                "t_tar_ms",
-                "missed",
-                "calibration",
-                "panel",
-                title=f"Fig. {5 if branches == 1 else 6}: missed deadlines, {network}",
-                xlabel="t_tar, ms",
-                ylabel="share of batches",
-            ),
-        )
+        lambda t: t["reliability"].assign(panel=lambda r: r["network"] + ", exit " + r["exit"].astype(str)),
+        "confidence", "accuracy", "calibration", "panel", identity=True,
+        title="Reliability of the side branches, test images",
+    ),
+    Plot(
+        "fig2-device-probability", _thinned, "p_tar", "device_probability", "calibration", "network",
+        title="Fig. 2: probability of classifying on the device", ylabel="probability",
+    ),
+    Plot(
+        "fig3a-accuracy-confidence", _thinned, "device_confidence", "device_accuracy", "calibration", "network",
+        title="Fig. 3(a): accuracy on the device against mean confidence, one point per p_tar",
+        xlabel="mean confidence", ylabel="accuracy", identity=True,
+    ),
+    Plot(
+        "fig3b-device-accuracy", _thinned, "p_tar", "device_accuracy", "calibration", "network",
+        title="Fig. 3(b): accuracy on the device; grey: the target", ylabel="accuracy", identity=True,
+    ),
+    Plot(
+        "fig3c-accuracy", _thinned, "p_tar", "accuracy", "calibration", "network",
+        title="Fig. 3(c): accuracy over all images", ylabel="accuracy",
+    ),
+    Plot(
+        "fig4-7-outage", _outage, "p_tar", "outage", "calibration", "network",
+        title=f"Figs. 4 and 7: inference outage, {{batches:,.0f}} batches of {BATCH}", ylabel="share of batches",
+    ),
+    Plot(
+        "fig{file}-missed-deadline", _missed, "t_tar_ms", "missed", "calibration", "panel", each="network",
+        title="Fig. {number}: missed deadlines, {network}", xlabel="t_tar, ms", ylabel="share of batches",
+    ),
+)  # fmt: skip
 
 
 # ---- claims
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The rows, and what claims ask of them."""
+class Both(NamedTuple):
+    """A figure of the conventional and of the calibrated network."""
 
-    exits: pd.DataFrame
-    targets: pd.DataFrame
-    deadlines: pd.DataFrame
+    conventional: float
+    calibrated: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.calibrated:.3g} calibrated, {self.conventional:.3g} conventional"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Columns of the tables over p_tar and t_tar."""
+
+    tables: Tables
 
     @property
     def p_tar(self) -> Floats:
-        """The grid of targets, rising."""
-        return np.sort(self.targets["p_tar"].unique())
+        """The targets, rising."""
+        return np.sort(self.tables["targets"]["p_tar"].unique())
 
-    def curve(self, column: str, calibration: str, network: str = "one branch") -> Floats:
-        """A column of the targets over p_tar."""
-        rows = self.targets[(self.targets["network"] == network) & (self.targets["calibration"] == calibration)]
-        found: Floats = rows.sort_values("p_tar")[column].to_numpy()
-        return found
+    def over(self, column: str, network: str = "one branch") -> tuple[Floats, Floats]:
+        """A column over p_tar: conventional, calibrated."""
+        rows = self.tables["targets"]
+        table = rows[rows["network"] == network].pivot(index="p_tar", columns="calibration", values=column)
+        return table["conventional"].to_numpy(), table["calibrated"].to_numpy()
 
-    def at(self, p_tar: float, column: str, network: str = "one branch") -> tuple[float, float]:
-        """A column at one p_tar: conventional, calibrated."""
+    def at(self, p_tar: float, column: str, network: str = "one branch") -> Both:
+        """A column at one p_tar."""
         k = np.abs(self.p_tar - p_tar).argmin()
-        conventional, calibrated = (float(self.curve(column, c, network)[k]) for c in CALIBRATIONS)
-        return conventional, calibrated
+        conventional, calibrated = (float(curve[k]) for curve in self.over(column, network))
+        return Both(conventional, calibrated)
 
-    def deadline(self, p_tar: float, network: str = "one branch") -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Missed deadlines over t_tar: conventional, calibrated."""
-        rows = self.deadlines[(self.deadlines["network"] == network) & np.isclose(self.deadlines["p_tar"], p_tar)]
-        conventional, calibrated = (rows[rows["calibration"] == c] for c in CALIBRATIONS)
-        return conventional, calibrated
+    def mean(self, column: str, network: str = "one branch") -> Both:
+        """Mean of a column over p_tar."""
+        conventional, calibrated = (float(curve.mean()) for curve in self.over(column, network))
+        return Both(conventional, calibrated)
 
-    def floor(self, p_tar: float, network: str = "one branch") -> tuple[float, float]:
-        """Deadlines missed however late they are, for want of accuracy: conventional, calibrated."""
-        conventional, calibrated = (float(rows["missed"].min()) for rows in self.deadline(p_tar, network))
-        return conventional, calibrated
+    def deadlines(self, p_tar: float, column: str = "missed", network: str = "one branch") -> Both:
+        """Least of a column over t_tar: of the missed deadlines those that are missed however late they are."""
+        rows = self.tables["deadlines"]
+        rows = rows[(rows["network"] == network) & np.isclose(rows["p_tar"], p_tar)]
+        least = rows.groupby("calibration")[column].min()
+        return Both(float(least["conventional"]), float(least["calibrated"]))
 
     def final(self, network: str = "one branch") -> float:
         """Accuracy of the final exit alone."""
-        return float(self.exits[self.exits["network"] == network]["accuracy"].iloc[-1])
+        exits = self.tables["exits"]
+        return float(exits.loc[exits["network"] == network, "accuracy"].iloc[-1])
 
-    def beside(self, column: str, p_tar: float) -> str:
-        """The same of the networks that decide no claim."""
-        others = [n for n in self.targets["network"].unique() if n not in ("one branch", "two branches")]
-        return "".join(f"; {n}: {_both(self.at(p_tar, column, n))}" for n in others)
-
-
-def _both(values: tuple[float, float]) -> str:
-    conventional, calibrated = values
-    return f"{calibrated:.3g} calibrated, {conventional:.3g} conventional"
+    def augmented(self, column: str, p_tar: float) -> str:
+        """The same of the network that decides no claim."""
+        name = "one branch, augmented"
+        return f"; {name}: {self.at(p_tar, column, name)}" if name in set(self.tables["targets"]["network"]) else ""
 
 
-def _claims(found: _Found, reachable: float) -> list[Claim]:
-    """The paper's sentences. The networks without augmentation decide; the augmented one is told beside them."""
-    claims = _target_claims(found) + _deadline_claims(found, reachable)
-    if "two branches" in set(found.targets["network"]):
-        claims += _two_branch_claims(found, reachable)
-    return claims
+def _where(curves: Curves, holds: Bools) -> dict[str, Any]:
+    """At how many targets something holds, and where it does not."""
+    failing = curves.p_tar[~holds]
+    where = ", ".join(f"{p:g}" for p in failing[:4]) + (" and more" if len(failing) > 4 else "")
+    return {
+        "all": holds.all(),
+        "count": f"at {holds.sum()} of {len(holds)} targets",
+        "not": f"not at p_tar {where}" if len(failing) else "",
+    }
 
 
-def _target_claims(found: _Found) -> list[Claim]:
+def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
     """Figs. 2, 3 and 4: the network with one side branch against p_tar."""
-    device, right, sure, overall, outage = (
-        [found.curve(column, c) for c in CALIBRATIONS]
-        for column in ("device_probability", "device_accuracy", "device_confidence", "accuracy", "outage")
+    found, p_tar = (curves := Curves(tables)), curves.p_tar
+    right, sure = curves.over("device_accuracy"), curves.over("device_confidence")
+    branch = tables["exits"][tables["exits"]["network"] == "one branch"].iloc[0]
+    device, overall, outage = (curves.over(c) for c in ("device_probability", "accuracy", "outage"))
+    yield Facts(
+        device=found.at(0.8, "device_probability"),
+        device_augmented=found.augmented("device_probability", 0.8),
+        lower=_where(curves, device[1] <= device[0]),
+        distance=Both(*(float(np.nanmean(np.abs(a - b))) for a, b in zip(right, sure, strict=True))),
+        ece=Both(branch["ece_conventional"], branch["ece_calibrated"]),
+        least=Both(*(float(np.nanmin(r - p_tar)) for r in right)),
+        more_right=_where(curves, ~(right[1] < right[0])),  # where nothing is answered on the device, nothing is wrong
+        overall=found.at(0.8, "accuracy"),
+        overall_augmented=found.augmented("accuracy", 0.8),
+        better=_where(curves, overall[1] >= overall[0]),
+        branch=branch,
+        final=found.final(),
+        mean_outage=found.mean("outage"),
+        fewer=_where(curves, outage[1] <= outage[0]),
+        nearly=NEARLY,
+        outage=found.at(NEARLY, "outage"),
+        outage_augmented=found.augmented("outage", NEARLY),
+        at_most=float(outage[1][p_tar < 0.8749].max()),
     )
-    far = tuple(float(np.nanmean(np.abs(a - b))) for a, b in zip(right, sure, strict=True))
-    least = tuple(float(np.nanmin(r - found.p_tar)) for r in right)
-    branch = found.exits[found.exits["network"] == "one branch"].iloc[0]
-    ece = (float(branch["ece_conventional"]), float(branch["ece_calibrated"]))
-    at_most = float(outage[1][found.p_tar < 0.8749].max())
-    lower, more_right, better, fewer = (
-        device[1] <= device[0],
-        ~(right[1] < right[0]),  # nothing is answered on the device, and nothing wrong, where there is no accuracy
-        overall[1] >= overall[0],
-        outage[1] <= outage[0],
+
+
+MILD = (
+    "ours is hardly overconfident (temperature {branch.temperature:.2f}, ECE {branch.ece_conventional:.1%}): even "
+    "uncalibrated, what the device answers is right more often than p_tar up to high targets"
+)
+
+
+def _of_deadlines(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
+    """Fig. 5: the network with one side branch against t_tar, at a low target."""
+    curves = Curves(tables)
+    late = curves.deadlines(0.75)
+    yield Facts(
+        ms=curves.deadlines(0.75, "mean_ms"),
+        late=late,
+        short=f"the final exit alone is right on {curves.final():.1%} of the test images, so that 0.75 is no low "
+        "target here"
+        if max(late) > 0.05
+        else "",
     )
-    mild = (
-        f"ours is hardly overconfident (temperature {branch['temperature']:.2f}, ECE {ece[0]:.1%}): even uncalibrated, "
-        "what the device answers is right more often than p_tar up to high targets"
-    )
-    no_better = (
-        f"the final exit alone is right on {found.final():.1%}, the branch alone on {branch['accuracy']:.1%}: what "
-        "calibration sends on is hardly answered better there"
-    )
-    return [
-        Claim(
-            "Fig. 2: calibration lowers the probability of classifying on the device",
-            "lower for all p_tar",
-            f"at p_tar 0.8 {_both(found.at(0.8, 'device_probability'))}{found.beside('device_probability', 0.8)}; "
-            f"{_counted(lower)}",
-            bool(lower.all()),
-        ),
-        Claim(
-            "Fig. 3(a): calibrated, confidence on the device is nearer to accuracy",
-            "near the identity; conventional below it",
-            f"mean distance {_both((far[0], far[1]))}; ECE of the branch {_both(ece)}",
-            far[1] < far[0],
-        ),
-        Claim(
-            "Fig. 3(b): for all p_tar the calibrated network is more accurate on the device, and above p_tar or close",
-            "above or close to p_tar; conventional below",
-            f"accuracy less p_tar, at worst: {_both((least[0], least[1]))}; more accurate {_counted(more_right)}",
-            bool(more_right.all() and least[1] > -0.02),
-            f"{_where_not(found.p_tar, more_right)}; {mild}" if least[0] > -0.02 else "",
-        ),
-        Claim(
-            "Fig. 3(c): the calibrated network is more accurate over all images, for any p_tar",
-            "higher for any p_tar",
-            f"at p_tar 0.8 {_both(found.at(0.8, 'accuracy'))}{found.beside('accuracy', 0.8)}; {_counted(better)}",
-            bool(better.all()),
-            "" if better.all() else no_better,
-        ),
-        Claim(
-            "Fig. 4: for all p_tar, calibration lowers the outage",
-            "lower for all p_tar",
-            f"mean over p_tar {_both((float(outage[0].mean()), float(outage[1].mean())))}; lower or the same "
-            f"{_counted(fewer)}",
-            bool(fewer.all()),
-            _where_not(found.p_tar, fewer),
-        ),
-        Claim(
-            "Fig. 4: no outage of the calibrated branch below p_tar 0.875, and close to 0.4 of the conventional one",
-            "0 calibrated, 0.4 conventional",
-            f"at p_tar {NEARLY} {_both(found.at(NEARLY, 'outage'))}{found.beside('outage', NEARLY)}; calibrated, at "
-            f"most {at_most:.3g} below 0.875",
-            at_most < 0.01 and found.at(NEARLY, "outage")[0] > 0.2,
-            mild if found.at(NEARLY, "outage")[0] < 0.2 else "",
-        ),
-    ]
 
 
-def _counted(holds: Bools) -> str:
-    return f"at {holds.sum()} of {len(holds)} targets"
-
-
-def _where_not(p_tar: Floats, holds: Bools) -> str:
-    where = ", ".join(f"{p:g}" for p in p_tar[~holds][:4])
-    return f"not at p_tar {where}{' and more' if (~holds).sum() > 4 else ''}" if where else ""
-
-
-def _deadline_claims(found: _Found, reachable: float) -> list[Claim]:
-    """Fig. 5: the network with one side branch against t_tar."""
-    conventional, calibrated = (float(rows["mean_ms"].iloc[0]) for rows in found.deadline(0.75))
-    least = found.floor(0.75)
-    short = f"the final exit alone is right on {found.final():.1%} of the test images"
-    claims = [
-        Claim(
-            "Fig. 5(a): at p_tar 0.75 the conventional network meets tighter deadlines, and late ones are missed alike",
-            "conventional better for small t_tar, equal for large",
-            f"mean ms a frame {_both((conventional, calibrated))}; late deadlines missed {_both(least)}",
-            conventional < calibrated and abs(least[0] - least[1]) < 0.05,
-            f"{short}, so that 0.75 is no low target here" if max(least) > 0.05 else "",
-        )
-    ]
-    for value, figure, published in (
+def _of_late_deadlines(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
+    """Fig. 5, at the other targets."""
+    curves = Curves(tables)
+    target = reachable(tables["exits"])
+    for p_tar, figure, published in (
         (0.825, "Fig. 5(b): ", "calibrated below 0.2, conventional significantly worse"),
         (0.85, "Fig. 5(c): ", "down to 0.1 calibrated, 0.7 or more conventional"),
-        (reachable, "Not in the paper, at a target that this network can meet: ", "–"),
+        (target, "Not in the paper, at a target that this network can meet: ", "–"),
     ):
-        least = found.floor(value)
-        claims.append(
-            Claim(
-                f"{figure}at p_tar {value:g} calibration misses fewer of the late deadlines",
-                published,
-                _both(least),
-                least[1] < 0.2 and least[1] < least[0] - 0.05,
-                f"{short}: hardly a batch reaches {value:g}, calibrated or not"
-                if found.final() < value
-                else f"both are as accurate over all images: {_both(found.at(value, 'accuracy'))}",
-            )
+        final = curves.final()
+        yield Facts(
+            figure=figure,
+            p_tar=p_tar,
+            published=published,
+            late=curves.deadlines(p_tar),
+            why=f"the final exit alone is right on {final:.1%} of the test images: hardly a batch reaches {p_tar:g}, "
+            "calibrated or not"
+            if final < p_tar
+            else f"both are as accurate over all images: {curves.at(p_tar, 'accuracy')}",
         )
-    return claims
 
 
-def _two_branch_claims(found: _Found, reachable: float) -> list[Claim]:
-    """Figs. 6 and 7: what a second side branch does."""
-    claims = []
-    for value in (*P_TAR[1:], reachable):
-        one, two = found.floor(value), found.floor(value, "two branches")
-        claims.append(
-            Claim(
-                f"{'Fig. 6' if value in P_TAR else 'Not in the paper'}: at p_tar {value:g} a second branch makes the "
-                "conventional network miss more of the late deadlines, but not the calibrated one",
-                "conventional higher than with one branch, calibrated not" if value in P_TAR else "–",
-                f"one branch {_both(one)}; two branches {_both(two)}",
-                two[0] > one[0] and two[1] <= one[1],
-                f"both final exits ({found.final():.1%}, {found.final('two branches'):.1%}) are below {value:g}"
-                if max(found.final(), found.final("two branches")) < value
-                else f"with two branches both are as accurate: {_both(found.at(value, 'accuracy', 'two branches'))}",
-            )
+def _of_two_branches(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
+    """Fig. 6: what a second side branch does to deadlines."""
+    if "two branches" not in set(tables["targets"]["network"]):
+        return
+    curves = Curves(tables)
+    finals = curves.final(), curves.final("two branches")
+    for p_tar in (*P_TAR[1:], reachable(tables["exits"])):
+        yield Facts(
+            p_tar=p_tar,
+            figure="Fig. 6" if p_tar in P_TAR else "Not in the paper",
+            published="conventional higher than with one branch, calibrated not" if p_tar in P_TAR else "–",
+            one=curves.deadlines(p_tar),
+            two=curves.deadlines(p_tar, network="two branches"),
+            why=f"both final exits ({finals[0]:.1%}, {finals[1]:.1%}) are below {p_tar:g}"
+            if max(finals) < p_tar
+            else f"with two branches both are as accurate: {curves.at(p_tar, 'accuracy', 'two branches')}",
         )
-    outage = [[found.curve("outage", c, n).mean() for c in CALIBRATIONS] for n in ("one branch", "two branches")]
-    right, sure = (found.at(NEARLY, column, "two branches")[1] for column in ("device_accuracy", "device_confidence"))
-    near = found.at(NEARLY, "outage"), found.at(NEARLY, "outage", "two branches")
-    claims.append(
-        Claim(
-            "Fig. 7: with two branches the conventional network has more outages, the calibrated one fewer",
-            "conventional higher, calibrated very low",
-            f"at p_tar {NEARLY}: one branch {_both(near[0])}, two {_both(near[1])}; mean over p_tar: one branch "
-            f"{_both((outage[0][0], outage[0][1]))}, two {_both((outage[1][0], outage[1][1]))}",
-            bool(outage[1][0] > outage[0][0] and outage[1][1] <= outage[0][1]),
-            f"the second branch's temperature is from all validation images, not from those that reach it: at p_tar "
+
+
+def _of_outages(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
+    """Fig. 7: what a second side branch does to outages."""
+    if "two branches" in set(tables["targets"]["network"]):
+        curves = Curves(tables)
+        one, two = curves.mean("outage"), curves.mean("outage", "two branches")
+        right, sure = (curves.at(NEARLY, c, "two branches")[1] for c in ("device_accuracy", "device_confidence"))
+        yield Facts(
+            nearly=NEARLY,
+            one=one,
+            two=two,
+            one_there=curves.at(NEARLY, "outage"),
+            two_there=curves.at(NEARLY, "outage", "two branches"),
+            why="the second branch's temperature is from all validation images, not from those that reach it: at p_tar "
             f"{NEARLY} the calibrated device is sure by {sure:.3g} and right by {right:.3g}"
-            if outage[1][1] > outage[0][1]
+            if two.calibrated > one.calibrated
             else "",
         )
-    )
-    return claims
+
+
+CLAIMS = (
+    Group(_of_targets, (
+        Claim("Fig. 2: calibration lowers the probability of classifying on the device", "lower for all p_tar",
+              "at p_tar 0.8 {device}{device_augmented}; {lower[count]}", lambda f: f.lower["all"]),
+        Claim("Fig. 3(a): calibrated, confidence on the device is nearer to accuracy",
+              "near the identity; conventional below it",
+              "mean distance {distance}; ECE of the branch {ece}",
+              lambda f: f.distance.calibrated < f.distance.conventional),
+        Claim("Fig. 3(b): for all p_tar the calibrated network is more accurate on the device, and above p_tar or "
+              "close", "above or close to p_tar; conventional below",
+              "accuracy less p_tar, at worst: {least}; more accurate {more_right[count]}",
+              lambda f: f.more_right["all"] and f.least.calibrated > -0.02,
+              lambda f: "{more_right[not]}; " + MILD if f.least.conventional > -0.02 else ""),
+        Claim("Fig. 3(c): the calibrated network is more accurate over all images, for any p_tar",
+              "higher for any p_tar",
+              "at p_tar 0.8 {overall}{overall_augmented}; {better[count]}", lambda f: f.better["all"],
+              otherwise="the final exit alone is right on {final:.1%}, the branch alone on {branch.accuracy:.1%}: "
+              "what calibration sends on is hardly answered better there"),
+        Claim("Fig. 4: for all p_tar, calibration lowers the outage", "lower for all p_tar",
+              "mean over p_tar {mean_outage}; lower or the same {fewer[count]}", lambda f: f.fewer["all"],
+              "{fewer[not]}"),
+        Claim("Fig. 4: no outage of the calibrated branch below p_tar 0.875, and close to 0.4 of the conventional one",
+              "0 calibrated, 0.4 conventional",
+              "at p_tar {nearly} {outage}{outage_augmented}; calibrated, at most {at_most:.3g} below 0.875",
+              lambda f: f.at_most < 0.01 and f.outage.conventional > 0.2,
+              lambda f: MILD if f.outage.conventional < 0.2 else ""),
+    )),
+    Group(_of_deadlines, (
+        Claim("Fig. 5(a): at p_tar 0.75 the conventional network meets tighter deadlines, and late ones are missed "
+              "alike", "conventional better for small t_tar, equal for large",
+              "mean ms per frame {ms}; late deadlines missed {late}",
+              lambda f: f.ms.conventional < f.ms.calibrated and abs(f.late.conventional - f.late.calibrated) < 0.05,
+              "{short}"),
+    )),
+    Group(_of_late_deadlines, (
+        Claim("{figure}at p_tar {p_tar:g} calibration misses fewer of the late deadlines", "{published}",
+              "{late}", lambda f: f.late.calibrated < min(0.2, f.late.conventional - 0.05), "{why}"),
+    )),
+    Group(_of_two_branches, (
+        Claim("{figure}: at p_tar {p_tar:g} a second branch makes the conventional network miss more of the late "
+              "deadlines, but not the calibrated one", "{published}",
+              "one branch {one}; two branches {two}",
+              lambda f: f.two.conventional > f.one.conventional and f.two.calibrated <= f.one.calibrated, "{why}"),
+    )),
+    Group(_of_outages, (
+        Claim("Fig. 7: with two branches the conventional network has more outages, the calibrated one fewer",
+              "conventional higher, calibrated very low",
+              "at p_tar {nearly}: one branch {one_there}, two {two_there}; mean over p_tar: one branch {one}, two "
+              "{two}", lambda f: f.two.conventional > f.one.conventional and f.two.calibrated <= f.one.calibrated,
+              "{why}"),
+    )),
+)  # fmt: skip

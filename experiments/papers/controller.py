@@ -1,4 +1,4 @@
-"""A learned exit controller: from what an exit knows of an image, the probability that its answer is right."""
+"""A learned exit controller: the probability that an exit's answer is right, from the exit's logits."""
 
 import math
 
@@ -9,14 +9,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from eex.policies.core.errors import EexError
 
 MOST = 10
-"""Softmax probabilities that are looked at, from the highest on."""
+"""How many of the highest softmax probabilities are features."""
 
 
 def exit_features(logits: Tensor) -> Tensor:
-    """What each exit knows of each image, (exits, N, F), from logits (exits, N, K).
+    """Features of each exit and image, (exits, N, F), from logits (exits, N, K).
 
-    The highest softmax probabilities, falling (at most `MOST`); the entropy of all, from 0 to 1; the margin of the
-    first over the second; and which exit it is, one column each.
+    The highest softmax probabilities in falling order (at most `MOST`), the normalised entropy of all, the margin of
+    the first over the second, and a column for each exit that is 1 at that exit.
     """
     exits, count, classes = logits.shape
     p = torch.softmax(logits.float(), dim=2)
@@ -33,9 +33,9 @@ class ExitController(nn.Module):
     Parameters
     ----------
     features
-        Of each exit and image.
+        Number of features.
     hidden
-        Units between; 0 is logistic regression.
+        Hidden units; 0 is logistic regression.
     """
 
     mean: Tensor
@@ -54,7 +54,7 @@ class ExitController(nn.Module):
         return sum(m.in_features * m.out_features for m in self.layers if isinstance(m, nn.Linear))
 
     def odds(self, features: Tensor) -> Tensor:
-        """Logarithms of the odds, (...), of features (..., F)."""
+        """Log-odds (...) of features (..., F)."""
         out: Tensor = self.layers((features - self.mean) / self.std)
         return out[..., 0]
 
@@ -72,9 +72,9 @@ def fit_controller(
     Parameters
     ----------
     logits, labels
-        Of the side branches, (exits, N, K), and classes (N,), of images that the network was not trained on.
+        Logits of the side branches (exits, N, K) and classes (N,) of images that the network was not trained on.
     hidden
-        Units between; 0 is logistic regression.
+        Hidden units; 0 is logistic regression.
     steps, decay
         Steps of Adam over all images at once, and the weight decay.
 
@@ -85,7 +85,7 @@ def fit_controller(
 
     Examples
     --------
-    Its only exit is right when it is sure:
+    The only exit is right when it is confident:
 
     >>> logits = torch.tensor([[[4.0, 0.0], [0.1, 0.0]]]).repeat(1, 50, 1)
     >>> right = fit_controller(logits, torch.tensor([0, 1]).repeat(50), hidden=0)(logits)[0]

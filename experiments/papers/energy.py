@@ -1,4 +1,4 @@
-"""Joules that a pass took, where the machine counts them: Linux's powercap (RAPL) counters of its processors."""
+"""Joules of a pass, where the machine counts them: Linux's powercap (RAPL) counters of its processors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass(frozen=True)
 class Meter:
-    """Counters of microjoules, one a processor package, that begin anew at their `largest`; empty where there are none.
+    """Counters of microjoules, one per processor package, which wrap around at their `largest`; empty without any.
 
     Examples
     --------
@@ -25,7 +25,7 @@ class Meter:
         return [int(path.read_text()) for path in self.counters]
 
     def joules(self, before: Sequence[int], after: Sequence[int]) -> float:
-        """Between two readings less than one turn of a counter apart; NaN without counters."""
+        """Joules between two readings, in which no counter wraps around twice; NaN without counters."""
         if not self.counters:
             return float("nan")
         turned = zip(before, after, self.largest, strict=True)
@@ -35,8 +35,8 @@ class Meter:
 def find_meter(folder: Path = POWERCAP) -> tuple[Meter, str]:
     """The machine's meter, and in words what it reads or why there is nothing to read.
 
-    Only whole packages are read: their parts (cores, memory beside them) are named "intel-rapl:0:0" and are counted in
-    them, or not on all machines. AMD's processors go by the same name.
+    Only whole packages are read: their parts (cores, memory), named like "intel-rapl:0:0", are included in them or do
+    not exist on all machines. AMD's processors have the same names.
     """
     packages = sorted(p for p in folder.glob("intel-rapl:*") if p.name.count(":") == 1)
     if not packages:
@@ -46,5 +46,5 @@ def find_meter(folder: Path = POWERCAP) -> tuple[Meter, str]:
         largest = tuple(int((p / "max_energy_range_uj").read_text()) for p in packages)
         found.read()
     except (OSError, ValueError) as error:
-        return Meter(), f"energy counters cannot be read: {error} (they are root's on most systems)"
+        return Meter(), f"energy counters cannot be read: {error} (on most systems only root may)"
     return Meter(found.counters, largest), f"RAPL, {len(packages)} package{'s' * (len(packages) > 1)}"

@@ -1,7 +1,8 @@
 """Expert branches: side branches fine-tuned for a kind of distortion, chosen by a classifier (Pacheco et al.)."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.paper import Claim, Images, Work, confidences, seeds_interval
-from eex.experiments.plotting import paper_figure
+from eex.experiments.papers.claims import NOT_PUBLISHED, Claim, Facts, Group, Tables, listed
+from eex.experiments.papers.paper import Images, Work, confidences, long, mean_of, routed, seeds_interval
+from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
-from eex.policies.core.base import Context, Floats, Ints
+from eex.policies.core.base import Floats, Ints
 from eex.policies.core.errors import EexError
-from eex.policies.core.routing import answer, route
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ NOTES = """
   but the shape of the curves. `--data …/256_ObjectCategories --recipe paper --weights mobilenet_v2.safetensors` is the
   paper's own setting.
 - Decoupled weight decay (AdamW), and none on norms and biases.
-- Latencies are measured frame by frame through the engine and a real worker process behind an emulated link; the
+- Latencies are measured frame by frame through the engine and a real worker process over an emulated link; the
   paper's edge had a GPU and its cloud was Amazon's, so only the order of the curves can be compared. The standard model
   runs without the distortion classifier.
 - Mixtures (blur, then noise) are the paper's future work: an expert and a class of the classifier of their own.
@@ -52,7 +53,7 @@ NOTES = """
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExpertsRecipe:
     """How much is trained and measured.
 
     Parameters
@@ -60,9 +61,9 @@ class Recipe:
     epochs, expert_epochs, classifier_epochs
         Passes over the images for the pristine network, for each expert's branches, for the distortion classifier.
     optimizer, lr, stage_lr, schedule, batch, patience
-        Of the pristine network; `stage_lr` for what comes pre-trained.
+        Training of the pristine network; `stage_lr` for what comes pre-trained.
     expert_lr, expert_batch
-        Of the experts.
+        Training of the experts.
     size
         Side that images are scaled to, unless --size says otherwise.
     validation
@@ -70,9 +71,9 @@ class Recipe:
     timed
         Images whose latency is measured for each link, level and model.
     links
-        Between edge and cloud.
+        Links between edge and cloud.
     timed_levels
-        Of each distortion, by their number.
+        Levels of each distortion that are timed, by their number.
     """
 
     epochs: int
@@ -94,28 +95,27 @@ class Recipe:
 
 
 RECIPES = {
-    "quick": Recipe(1, 1, 1, size=32, batch=64, expert_batch=64, timed=4, links=("sao-paulo",), timed_levels=(2,)),
-    "reduced": Recipe(6, 1, 2, size=48, timed=40),
-    "paper": Recipe(
+    "quick": ExpertsRecipe(
+        1, 1, 1, size=32, batch=64, expert_batch=64, timed=4, links=("sao-paulo",), timed_levels=(2,)
+    ),
+    "reduced": ExpertsRecipe(6, 1, 2, size=48, timed=40),
+    "paper": ExpertsRecipe(
         100, 100, 20, "adam", 0.01, 0.0015, "cosine", 32, 10, 0.01, 32, 224, 3000, 400, timed_levels=(0, 1, 2, 3, 4, 5)
     ),
 }
 
 
-def run(work: Work, recipe: Recipe) -> list[Claim]:
+def measure(work: Work, recipe: ExpertsRecipe) -> dict[str, pd.DataFrame]:
     """Train MobileNetV2, its experts and the classifier; measure accuracy, device probability and latency."""
-    import dataclasses
-
     work = dataclasses.replace(work, size=work.size or recipe.size)
     images = work.images(recipe.validation)
-    net = _trained(work, recipe, images)
-    exits = work.rows("exits", lambda: _exits(work, net, images))
-    recalls = work.rows("classifier", lambda: _recalls(net, images))
-    selected = exits[exits["expert"] == "selected"]
-    latency = work.rows("latency", lambda: _latency(work, recipe, net, images))
-    published = read_published(work.published)
-    _draw(work, exits, latency, published)
-    return _claims(exits, selected, recalls, latency, published)
+    net = _network(work, recipe, images)
+    tables = {
+        "exits": work.table("exits", lambda: _exits(work, net, images)),
+        "classifier": work.table("classifier", lambda: _recalls(net, images)),
+        "latency": work.table("latency", lambda: _latency(work, recipe, net, images)),
+    }
+    return tables | ({} if work.published is None else {"published": read_published(work.published)})
 
 
 # ---- training
@@ -137,19 +137,15 @@ def distortions() -> "dict[str, Distort]":
     return found | {MIXTURE: mixture}
 
 
-def _trained(work: Work, recipe: Recipe, images: Images) -> "EarlyExitNet":
+def _network(work: Work, recipe: ExpertsRecipe, images: Images) -> "EarlyExitNet":
     """The pristine network, its experts on the frozen backbone, calibrated, with the distortion classifier."""
     import torch
 
-    from eex.models.calibration import calibrate
-    from eex.models.network import PRISTINE, load_torchvision_mobilenet, make
-    from eex.models.spectrum import DistortionClassifier, fit_classifier
-    from eex.models.training import Recipe as Training
+    from eex.models.network import make
 
     torch.manual_seed(work.seed)
-    published = work.weights is not None
     # published weights are for images normalised so
-    pixels: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} if published else {}
+    pixels: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} if work.weights else {}
     net = make(
         "mobilenet_v2",
         images.classes,
@@ -160,79 +156,73 @@ def _trained(work: Work, recipe: Recipe, images: Images) -> "EarlyExitNet":
         **pixels,
     )
     if work.weights is not None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            load_torchvision_mobilenet(net, load_file(work.weights))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise EexError(f"{work.weights}: expected torchvision's mobilenet_v2 as safetensors: {error}") from None
-    training = Training(
-        epochs=recipe.epochs,
-        optimizer=recipe.optimizer,  # type: ignore[arg-type]
-        lr=recipe.lr,
-        stage_lr=recipe.stage_lr if published else 0.0,
-        schedule=recipe.schedule,  # type: ignore[arg-type]
-        batch=recipe.batch,
-        patience=recipe.patience,
-        seed=work.seed,
-    )
-    work.trained("pristine", net, images.train, training, validation=images.validation)
-    expert = Training(
-        method="expert",
-        epochs=recipe.expert_epochs,
-        optimizer=training.optimizer,
-        lr=recipe.expert_lr,
-        schedule=training.schedule,
-        batch=recipe.expert_batch,
-        patience=recipe.patience,
-        seed=work.seed,
+        _load_weights(net, work.weights)
+    same: dict[str, Any] = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "patience": recipe.patience}
+    expert = same | {"epochs": recipe.expert_epochs, "lr": recipe.expert_lr, "batch": recipe.expert_batch}
+    stage_lr = recipe.stage_lr if work.weights else 0.0
+    work.train(
+        "pristine", net, images, epochs=recipe.epochs, lr=recipe.lr, stage_lr=stage_lr, batch=recipe.batch, **same
     )
     for kind, distort in distortions().items():
         net.add_expert(kind)
-        work.trained(kind, net, images.train, expert, validation=images.validation, expert=kind, distort=distort)
-    temperatures = work.kept("temperatures", lambda: _temperatures(net, images, calibrate, PRISTINE))
-    for i, row in enumerate(temperatures.tolist()):
+        work.train(kind, net, images, expert=kind, distort=distort, method="expert", **expert)
+    for i, row in enumerate(work.kept("temperatures", lambda: _temperatures(net, images)).tolist()):
         net.temperature[i] = dict(zip(net.experts, row, strict=True))
-    torch.manual_seed(work.seed)
-    classifier = DistortionClassifier(net.experts).to(work.device)
-
-    def learn() -> "Tensor":
-        fit_classifier(
-            classifier,
-            images.train[0],
-            distortions(),
-            epochs=recipe.classifier_epochs,
-            seed=work.seed,
-            report=work.bars("classifier"),
-        )
-        return torch.cat([v.double().flatten() for v in classifier.state_dict().values()])
-
-    flat, state, at = work.kept("classifier", learn), classifier.state_dict(), 0
-    for name, value in state.items():
-        state[name] = flat[at : at + value.numel()].reshape(value.shape).to(value.dtype)
-        at += value.numel()
-    classifier.load_state_dict(state)
-    classifier.eval()
-    net.classifier = classifier
+    net.classifier = _classifier(work, recipe, net.experts, images)
     return net
 
 
-def _temperatures(net: "EarlyExitNet", images: Images, calibrate: Callable[..., object], pristine: str) -> "Tensor":
+def _load_weights(net: "EarlyExitNet", weights: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from eex.models.network import load_torchvision_mobilenet
+
+    try:
+        load_torchvision_mobilenet(net, load_file(weights))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise EexError(f"{weights}: expected torchvision's mobilenet_v2 as safetensors: {error}") from None
+
+
+def _temperatures(net: "EarlyExitNet", images: Images) -> "Tensor":
     """Each expert calibrated on validation images with its own distortion: (exits, experts)."""
     import torch
 
-    calibrate(net, *images.validation, pristine)
+    from eex.models.calibration import calibrate
+    from eex.models.network import PRISTINE
+
+    calibrate(net, *images.validation, PRISTINE)
     for kind, distort in distortions().items():
         calibrate(net, *images.validation, kind, distort)
     return torch.tensor([[net.temperature[i][e] for e in net.experts] for i in range(net.exits)])
 
 
-# ---- what every exit says
+def _classifier(work: Work, recipe: ExpertsRecipe, experts: Sequence[str], images: Images) -> "torch.nn.Module":
+    """The trained distortion classifier; its weights are kept as one row of numbers."""
+    import torch
+
+    from eex.models.spectrum import DistortionClassifier, fit_classifier
+
+    torch.manual_seed(work.seed)
+    classifier = DistortionClassifier(tuple(experts)).to(work.device)
+    epochs, report = recipe.classifier_epochs, work.bars("classifier")
+
+    def learn() -> "Tensor":
+        fit_classifier(classifier, images.train[0], distortions(), epochs=epochs, seed=work.seed, report=report)
+        return torch.cat([v.double().flatten() for v in classifier.state_dict().values()])
+
+    state = classifier.state_dict()
+    flat = work.kept("classifier", learn).split([value.numel() for value in state.values()])  # type: ignore[no-untyped-call]
+    parts = zip(state.items(), flat, strict=True)
+    classifier.load_state_dict({name: part.reshape(old.shape).to(old.dtype) for (name, old), part in parts})
+    return classifier.eval()
+
+
+# ---- the outputs of every exit
 
 
 def conditions() -> list[tuple[str, int, tuple[float, float]]]:
-    """What test images suffer: kind, number of the level, (blur, noise)."""
+    """Distortions of the test images: kind, number of the level, (blur, noise)."""
     found: list[tuple[str, int, tuple[float, float]]] = []
     for k, level in enumerate(LEVELS[BLUR]):
         found.append((BLUR, k, (level, 0.0)))
@@ -251,17 +241,22 @@ def distorted(images: "Tensor", levels: tuple[float, float], first: int = 0) -> 
     return distort(images.float() / 255, both, torch.arange(first, first + len(images)), 0)
 
 
-def _exits(work: Work, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
+def _exits(work: Work, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
     """For each condition, expert and p_tar: accuracy overall and at each exit, and where images leave.
 
     The expert "selected" is the distortion classifier's choice, image by image.
     """
-    parts = []
+    label = images.test[1].numpy()
     for kind, k, levels in conditions():
-        name = f"said-{kind}-{k}"
-        said = work.kept(name, lambda levels=levels: _logits(net, images.test[0], levels))  # type: ignore[misc]
-        parts.append(_routes(kind, k, levels, said, images.test[1].numpy(), net.experts))
-    return pd.concat(parts, ignore_index=True)
+        logits = work.kept(f"said-{kind}-{k}", lambda levels=levels: _logits(net, images.test[0], levels))  # type: ignore[misc]
+        by_exit = logits[:-1].reshape(net.exits, len(net.experts), *logits.shape[1:])
+        outputs = [confidences(by_exit[:, e]) for e in range(len(net.experts))]
+        chosen, image = logits[-1].argmax(dim=1).numpy(), np.arange(len(label))
+        selected = (np.stack(parts)[chosen, image] for parts in zip(*outputs, strict=True))
+        for expert, (confidence, prediction) in zip((*net.experts, "selected"), (*outputs, selected), strict=True):
+            for p_tar in TARGETS:
+                row = {"distortion": kind, "number": k, "blur": levels[0], "noise": levels[1], "expert": expert}
+                yield row | at_threshold(confidence, prediction, label, p_tar)
 
 
 def _logits(net: "EarlyExitNet", images: "Tensor", levels: tuple[float, float]) -> "Tensor":
@@ -294,29 +289,6 @@ def _logits(net: "EarlyExitNet", images: "Tensor", levels: tuple[float, float]) 
     return torch.stack([torch.cat(row) for row in rows])
 
 
-def _routes(
-    kind: str, k: int, levels: tuple[float, float], said: "Tensor", label: Ints, experts: Sequence[str]
-) -> pd.DataFrame:
-    exits = (len(said) - 1) // len(experts)
-    by_expert = {}
-    for e, expert in enumerate(experts):  # rows are exit by exit, expert by expert
-        by_expert[expert] = confidences(said[:-1].reshape(exits, len(experts), *said.shape[1:])[:, e])
-    chosen = said[-1].argmax(dim=1).numpy()
-    picked = [np.empty_like(part) for part in by_expert[experts[0]]]
-    for e, expert in enumerate(experts):
-        for whole, part in zip(picked, by_expert[expert], strict=True):
-            whole[chosen == e] = part[chosen == e]
-    by_expert["selected"] = (picked[0], picked[1])
-    rows = []
-    for expert, (confidence, prediction) in by_expert.items():
-        for p_tar in TARGETS:
-            rows.append(
-                {"distortion": kind, "number": k, "blur": levels[0], "noise": levels[1], "expert": expert}
-                | at_threshold(confidence, prediction, label, p_tar)
-            )
-    return pd.DataFrame(rows)
-
-
 def at_threshold(confidence: Floats, prediction: Ints, label: Ints, p_tar: float) -> dict[str, float]:
     """Accuracy and shares when images leave at the first exit that reaches p_tar, the last below it answered by the
     most confident exit (section III).
@@ -324,7 +296,7 @@ def at_threshold(confidence: Floats, prediction: Ints, label: Ints, p_tar: float
     Parameters
     ----------
     confidence, prediction
-        Of every exit, (N, exits).
+        Outputs of every exit, (N, exits).
 
     Returns
     -------
@@ -333,86 +305,67 @@ def at_threshold(confidence: Floats, prediction: Ints, label: Ints, p_tar: float
         leaves there (NaN where nothing does).
     """
     exits = confidence.shape[1]
-    chosen = Fixed(p_tar, exits=exits - 1).choose(Context(frames=len(confidence)))
-    exit, offloaded, visited = route(confidence, chosen)
-    seen = np.arange(exits) < visited[:, None]
-    seen[:, -1] = offloaded
-    said = answer(np.where(seen, confidence, np.nan), prediction, exit, chosen.exit_at[0, :, -1])
-    right = said == label
-    found = {"p_tar": p_tar, "accuracy": float(right.mean()), "device": float(1 - offloaded.mean())}
+    exit, answered, _ = routed(Fixed(p_tar, exits=exits - 1), confidence, prediction)
+    right = answered == label
+    found = {"p_tar": p_tar, "accuracy": mean_of(right), "device": mean_of(exit < exits - 1)}
     for e in range(exits):
-        here = exit == e
-        found[f"share_{e + 1}"] = float(here.mean())
-        found[f"accuracy_{e + 1}"] = float(right[here].mean()) if here.any() else math.nan
+        found |= {f"share_{e + 1}": mean_of(exit == e), f"accuracy_{e + 1}": mean_of(right[exit == e])}
     return found
 
 
-def _recalls(net: "EarlyExitNet", images: Images) -> pd.DataFrame:
-    """Which kind the classifier takes each condition for: shares."""
+def _recalls(net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
+    """Shares of the kinds that the classifier recognises under each condition."""
     import torch
 
     assert net.classifier is not None
-    rows = []
     for kind, k, levels in conditions():
         with torch.inference_mode():
-            told = torch.cat(
-                [
-                    net.classifier(distorted(images.test[0][at : at + 500], levels, at).to(net.mean.device)).argmax(1)
-                    for at in range(0, len(images.test[0]), 500)
-                ]
-            ).cpu()
-        shares = {f"as_{e}": float((told == n).double().mean()) for n, e in enumerate(net.experts)}
-        rows.append({"distortion": kind, "number": k, "blur": levels[0], "noise": levels[1]} | shares)
-    return pd.DataFrame(rows)
+            batches = (
+                distorted(images.test[0][at : at + 500], levels, at) for at in range(0, len(images.test[0]), 500)
+            )
+            kinds = torch.cat([net.classifier(x.to(net.mean.device)).argmax(1) for x in batches]).cpu()
+        shares = {f"as_{e}": float((kinds == n).double().mean()) for n, e in enumerate(net.experts)}
+        yield {"distortion": kind, "number": k, "blur": levels[0], "noise": levels[1]} | shares
 
 
 # ---- latency
 
 
-def _latency(work: Work, recipe: Recipe, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
-    """Milliseconds from image to answer, one image after the other, through a worker process behind each link."""
+def _latency(work: Work, recipe: ExpertsRecipe, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
+    """Milliseconds from image to answer, one image after the other, with a worker process over each link."""
     from eex.experiments.papers.live import cloud, play
-    from eex.models.card import load, save
+    from eex.models.card import load
     from eex.models.fast import optimised
 
-    model = work.out / "work" / "model"
-    save(net, model, name="expert-branches")
-    saved = load(model)
-    ours = optimised(saved)
+    model, ours = work.exported("model", net)
     standard = optimised(load(model))
     standard.classifier = None  # every image goes to the first expert, pristine
-    rng = np.random.default_rng(work.seed)
-    picked = rng.permutation(len(images.test[0]))[: recipe.timed]
+    picked = np.random.default_rng(work.seed).permutation(len(images.test[0]))[: recipe.timed]
     pixels, labels = images.test[0][picked], images.test[1][picked]
-    rows = []
+    timed = [c for c in conditions() if c[0] != MIXTURE and c[1] in recipe.timed_levels]
     for link in recipe.links:
-        with cloud(model, saved.fingerprint, link) as offloader:
+        with cloud(model, ours.fingerprint, link) as offloader:
             for name, fast in (("expert", ours), ("standard", standard)):
-                policy = Fixed(P_TAR, exits=fast.edge_exits)
-                play(fast, Fixed(1.0, exits=fast.edge_exits), pixels[:2].float() / 255, labels[:2], offloader=offloader)
-                for kind, k, levels in conditions():
-                    if kind == MIXTURE or k not in recipe.timed_levels:
-                        continue
-                    seen = distorted(pixels, levels)
-                    found, _ = play(fast, policy, seen, labels, offloader=offloader, batch=1, one_by_one=True)
+                policy, all_go = Fixed(P_TAR, exits=fast.edge_exits), Fixed(1.0, exits=fast.edge_exits)
+                play(fast, all_go, pixels[:2].float() / 255, labels[:2], offloader=offloader)
+                for kind, k, levels in timed:
+                    x = distorted(pixels, levels)
+                    found, _ = play(fast, policy, x, labels, offloader=offloader, batch=1, one_by_one=True)
                     mean, half = seeds_interval(found.latency_ms.tolist())
-                    rows.append(
-                        {
-                            "link": link,
-                            "model": name,
-                            "distortion": kind,
-                            "level": LEVELS[kind][k],
-                            "latency_ms": mean,
-                            "half": half,
-                            "edge_ms": float(found.edge_ms.mean()),
-                            "offloaded": float(found.offloaded.mean()),
-                            "accuracy": float((found.answer == found.label).mean()),
-                        }
-                    )
-    return pd.DataFrame(rows)
+                    yield {
+                        "link": link,
+                        "model": name,
+                        "distortion": kind,
+                        "level": LEVELS[kind][k],
+                        "latency_ms": mean,
+                        "half": half,
+                        "edge_ms": float(found.edge_ms.mean()),
+                        "offloaded": float(found.offloaded.mean()),
+                        "accuracy": float((found.answer == found.label).mean()),
+                    }
 
 
-# ---- what is shown
+# ---- figures
 
 
 def read_published(folder: Path | None) -> pd.DataFrame:
@@ -444,179 +397,147 @@ def read_published(folder: Path | None) -> pd.DataFrame:
     return pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
 
 
-def _draw(work: Work, exits: pd.DataFrame, latency: pd.DataFrame, published: pd.DataFrame) -> None:
-    ours = exits[exits["p_tar"] == P_TAR].assign(source="ours")
+def _single(tables: Tables) -> pd.DataFrame:
+    """Blur and noise alone at the paper's p_tar, ours and the published."""
+    ours = tables["exits"].assign(source="ours")
     ours["level"] = np.where(ours["distortion"] == BLUR, ours["blur"], ours["noise"])
-    theirs = published[published["p_tar"] == P_TAR].assign(source="published")
-    both = pd.concat([ours, theirs]) if len(theirs) else ours
-    single = both[both["distortion"] != MIXTURE]
-    for number, quantity, title, level in (
-        (3, "accuracy", "overall accuracy", None),
-        (4, "accuracy_3", "accuracy of what leaves at the third branch", P_TAR),
-        (5, "device", "share answered on the device", None),
-    ):
-        for kind in LEVELS:
-            rows = single[single["distortion"] == kind]
-            figure = paper_figure(
-                rows,
-                "level",
-                quantity,
-                "expert",
-                title=f"Fig. {number}: {title}, p_tar = {P_TAR:g}",
-                xlabel=f"{kind.replace('_', ' ')}, σ",
-                ylabel=title,
-                level=level,
-            )
-            work.draw(f"fig{number}-{quantity.replace('_', '-')}-{kind.split('_')[1]}", figure)
-    mixed = ours[ours["distortion"] == MIXTURE].melt(["number", "expert"], ["accuracy", "device"], "quantity", "value")
-    work.draw(
-        "mixtures",
-        paper_figure(
-            mixed,
-            "number",
-            "value",
-            "expert",
-            "quantity",
-            title="Mixtures: blur σ = k and noise σ = 5, 10, 20, 30, 40",
-            xlabel="level",
-            ylabel="share of images",
-        ),
-    )
-    for kind in LEVELS:
-        rows = latency[latency["distortion"] == kind]
-        if len(rows):
-            figure = paper_figure(
-                rows,
-                "level",
-                "latency_ms",
-                "model",
-                "link",
-                title="Fig. 6: end-to-end latency",
-                xlabel=f"{kind.replace('_', ' ')}, σ",
-                ylabel="ms",
-            )
-            work.draw(f"fig6-latency-{kind.split('_')[1]}", figure)
+    both = pd.concat([ours, tables["published"].assign(source="published")]) if "published" in tables else ours
+    return _labelled(both[(both["p_tar"] == P_TAR) & (both["distortion"] != MIXTURE)])
 
 
-def _claims(
-    exits: pd.DataFrame,
-    selected: pd.DataFrame,
-    recalls: pd.DataFrame,
-    latency: pd.DataFrame,
-    published: pd.DataFrame,
-) -> list[Claim]:
-    at = exits[exits["p_tar"] == P_TAR].set_index(["distortion", "number", "expert"])
-    claims = []
-    data = "other images, other classes: only the order is comparable"
-    for kind, number, before, after in ((BLUR, 2, 38.2, 68.8), (NOISE, 3, 8.5, 53.9)):
-        plain, expert = at["accuracy"][kind, number, "pristine"], at["accuracy"][kind, number, kind]
-        claims.append(
-            Claim(
-                f"{kind.split('_')[1]} σ = {LEVELS[kind][number]:g}: the expert's overall accuracy is far above the "
-                "pristine network's",
-                f"{before:g} % becomes {after:g} %",
-                f"{100 * plain:.1f} % becomes {100 * expert:.1f} %",
-                bool(expert > plain + 0.05),
-                data,
-            )
-        )
-    for kind in LEVELS:
-        name = kind.split("_")[1]
-        rows = [(at["accuracy"][kind, k, kind], at["accuracy"][kind, k, "pristine"]) for k in range(1, 6)]
-        above = sum(e > p for e, p in rows)
-        other = NOISE if kind == BLUR else BLUR
-        claims.append(
-            Claim(
-                f"the {name} expert beats the pristine network at every level of {name}",
-                "all five levels",
-                f"{above} of 5",
-                above == 5,
-            )
-        )
-        wins = sum(at["accuracy"][other, k, kind] < at["accuracy"][other, k, other] for k in range(1, 6))
-        claims.append(
-            Claim(
-                f"and does worse than the other expert on the other distortion ({other.split('_')[1]})",
-                "all five levels",
-                f"{wins} of 5",
-                wins == 5,
-            )
-        )
-        third = pd.Series([at["accuracy_3"][kind, k, kind] for k in range(6)])  # NaN where nothing leaves there
-        leaves = [f"{100 * at['share_3'][kind, k, kind]:.1f}" for k in range(6)]
-        claims.append(
-            Claim(
-                f"the {name} expert's accuracy at the third branch stays above p_tar = 0.8 at every level",
-                "above 0.8",
-                f"{third.min():.3f} to {third.max():.3f}",
-                bool(third.min() >= P_TAR),
-                f"only {', '.join(leaves)} % of the images leave there, level by level: branch 2 has had the easy ones",
-            )
-        )
-        devices = [(at["device"][kind, k, kind], at["device"][kind, k, "pristine"]) for k in range(1, 6)]
-        more = sum(e > p for e, p in devices)
-        expected = "all but blur 5" if kind == BLUR else "all levels"
-        claims.append(
-            Claim(
-                f"the {name} expert answers more {name} images on the device than the pristine network",
-                expected,
-                f"{more} of 5 levels ({', '.join(f'{100 * e:.0f}/{100 * p:.0f} %' for e, p in devices)})",
-                more >= (4 if kind == BLUR else 5),
-                "a network that is sure and wrong answers much on the device, too: see its accuracy",
-            )
-        )
-    pristine = {e: at["accuracy"][BLUR, 0, e] for e in ("pristine", BLUR, NOISE)}
-    claims.append(
-        Claim(
-            "on pristine images the pristine network is the most accurate",
-            "highest of the three",
-            ", ".join(f"{e.split('_')[-1]} {100 * a:.1f} %" for e, a in pristine.items()),
-            max(pristine, key=lambda e: pristine[e]) == "pristine",
-        )
-    )
-    claims.append(_claim_of_latency(latency))
-    shares = recalls[recalls["number"] > 0]
-    right = [r[f"as_{r['distortion']}"] for r in shares.to_dict("records")]
-    picked = selected[(selected["p_tar"] == P_TAR) & (selected["number"] > 0)]["accuracy"].mean()
-    plain = exits[(exits["p_tar"] == P_TAR) & (exits["number"] > 0) & (exits["expert"] == "pristine")]["accuracy"]
-    claims.append(
-        Claim(
-            "the distortion classifier selects the experts (all levels of blur, noise and mixtures)",
-            "not published",
-            f"{100 * np.mean(right):.1f} % of the images get their own; overall accuracy {100 * picked:.1f} %, "
-            f"{100 * plain.mean():.1f} % without experts",
-            bool(picked > plain.mean()),
-        )
-    )
-    mixed = [(at["accuracy"][MIXTURE, k, MIXTURE], at["accuracy"][MIXTURE, k, "pristine"]) for k in range(1, 6)]
-    best_single = [max(at["accuracy"][MIXTURE, k, BLUR], at["accuracy"][MIXTURE, k, NOISE]) for k in range(1, 6)]
-    claims.append(
-        Claim(
-            "future work: branches trained on mixtures are more accurate on mixtures than either expert",
-            "not published",
-            "; ".join(
-                f"{100 * m:.0f} % ({100 * s:.0f}, pristine {100 * p:.0f})"
-                for (m, p), s in zip(mixed, best_single, strict=True)
-            ),
-            all(m > s for (m, _), s in zip(mixed, best_single, strict=True)),
-        )
-    )
-    return claims
+def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(kind=rows["distortion"].str.removeprefix("gaussian_"))
 
 
-def _claim_of_latency(latency: pd.DataFrame) -> Claim:
-    """Is our latency below the standard model's at the intermediate levels, over each link?"""
+def _mixed(tables: Tables) -> pd.DataFrame:
+    exits = tables["exits"]
+    rows = exits[(exits["p_tar"] == P_TAR) & (exits["distortion"] == MIXTURE)]
+    return long(rows, ["number", "expert"], ["accuracy", "device"])
+
+
+PLOTS = (
+    *(
+        Plot(
+            f"fig{number}-{quantity.replace('_', '-')}-{{kind}}", _single, "level", quantity, "expert", each="kind",
+            title=f"Fig. {number}: {title}, p_tar = {P_TAR:g}", xlabel="gaussian {kind}, σ", ylabel=title, level=level,
+        )
+        for number, quantity, title, level in (
+            (3, "accuracy", "overall accuracy", None),
+            (4, "accuracy_3", "accuracy of what leaves at the third branch", P_TAR),
+            (5, "device", "share answered on the device", None),
+        )
+    ),
+    Plot(
+        "mixtures", _mixed, "number", "value", "expert", "quantity",
+        title="Mixtures: blur σ = k and noise σ = 5, 10, 20, 30, 40", xlabel="level", ylabel="share of images",
+    ),
+    Plot(
+        "fig6-latency-{kind}", lambda t: _labelled(t["latency"]), "level", "latency_ms", "model", "link", each="kind",
+        title="Fig. 6: end-to-end latency", xlabel="gaussian {kind}, σ", ylabel="ms",
+    ),
+)  # fmt: skip
+
+
+# ---- claims
+
+
+def _at(tables: Tables) -> pd.DataFrame:
+    exits = tables["exits"]
+    return exits[exits["p_tar"] == P_TAR].set_index(["distortion", "number", "expert"]).sort_index()
+
+
+def _of_gain(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
+    """The expert beside the pristine network at the level that the paper names."""
+    accuracy = _at(tables)["accuracy"]
+    for kind, number, published in ((BLUR, 2, (38.2, 68.8)), (NOISE, 3, (8.5, 53.9))):
+        yield Facts(
+            kind=kind.removeprefix("gaussian_"),
+            level=LEVELS[kind][number],
+            published=published,
+            plain=accuracy[kind, number, "pristine"],
+            expert=accuracy[kind, number, kind],
+        )
+
+
+def _of_expert(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
+    """An expert at every level of its own distortion, and of the other."""
+    at = _at(tables)
+    for kind, other, most, least in ((BLUR, NOISE, "all but blur 5", 4), (NOISE, BLUR, "all levels", 5)):
+        own, pristine = at.xs((kind, kind), level=(0, 2)), at.xs((kind, "pristine"), level=(0, 2))
+        there, at_home = at.xs((other, kind), level=(0, 2)), at.xs((other, other), level=(0, 2))
+        devices = pd.DataFrame({"e": 100 * own["device"], "p": 100 * pristine["device"]})[1:]
+        yield Facts(
+            kind=kind.removeprefix("gaussian_"),
+            other=other.removeprefix("gaussian_"),
+            above=(own["accuracy"] > pristine["accuracy"])[1:].sum(),
+            worse=(there["accuracy"] < at_home["accuracy"])[1:].sum(),
+            third=own["accuracy_3"].agg(["min", "max"]),  # NaN, where nothing leaves there, is left out
+            leaves=listed("{x:.1f}", [{"x": 100 * share} for share in own["share_3"]]),
+            expected=most,
+            enough=least,
+            more=(devices["e"] > devices["p"]).sum(),
+            devices=listed("{e:.0f}/{p:.0f} %", devices),
+        )
+
+
+def _of_all(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
+    at, latency, exits = _at(tables)["accuracy"], tables["latency"], tables["exits"]
     middle = latency[
         ((latency["distortion"] == BLUR) & latency["level"].isin([2, 3]))
         | ((latency["distortion"] == NOISE) & latency["level"].isin([10, 20]))
     ]
-    table = middle.pivot_table(index="link", columns="model", values="latency_ms", sort=False)
-    accuracy = middle.groupby("model")["accuracy"].mean()
-    return Claim(
-        "end-to-end latency is lower with experts at every link, above all at intermediate levels",
-        "lower over all three links",
-        "; ".join(f"{link} {row['expert']:.0f} against {row['standard']:.0f} ms" for link, row in table.iterrows()),
-        bool((table["expert"] < table["standard"]).all()),
-        "what is answered on the device decides: the standard network answers more there, and much of it wrongly "
-        f"(accuracy over these images {accuracy['standard']:.2f}, with experts {accuracy['expert']:.2f})",
+    by_link = middle.pivot_table(index="link", columns="model", values="latency_ms", sort=False)
+    recalls = tables["classifier"][tables["classifier"]["number"] > 0]
+    hard = exits[(exits["p_tar"] == P_TAR) & (exits["number"] > 0)].groupby("expert")["accuracy"].mean()
+    mixed = at[MIXTURE].unstack("expert")[1:]
+    mixed["single"] = mixed[[BLUR, NOISE]].max(axis=1)
+    yield Facts(
+        pristine=at[BLUR, 0]["pristine"],
+        blur=at[BLUR, 0][BLUR],
+        noise=at[BLUR, 0][NOISE],
+        by_link=by_link,
+        latency=listed("{link} {expert:.0f} against {standard:.0f} ms", by_link.reset_index(), "; "),
+        accuracy=middle.groupby("model")["accuracy"].mean(),
+        own=np.mean([row[f"as_{row['distortion']}"] for row in recalls.to_dict("records")]),
+        selected=hard["selected"],
+        without=hard["pristine"],
+        mixed=mixed,
+        mixtures=listed("{mixture:.0f} % ({single:.0f}, pristine {pristine:.0f})", 100 * mixed, "; "),
     )
+
+
+CLAIMS = (
+    Group(_of_gain, (
+        Claim("{kind} σ = {level:g}: the expert's overall accuracy is far above the pristine network's",
+              "{published[0]:g} % becomes {published[1]:g} %",
+              "{plain:%} becomes {expert:%}", lambda f: f.expert > f.plain + 0.05,
+              "other images, other classes: only the order is comparable"),
+    )),
+    Group(_of_expert, (
+        Claim("the {kind} expert beats the pristine network at every level of {kind}", "all five levels",
+              "{above} of 5", lambda f: f.above == 5),
+        Claim("and does worse than the other expert on the other distortion ({other})", "all five levels",
+              "{worse} of 5", lambda f: f.worse == 5),
+        Claim("the {kind} expert's accuracy at the third branch stays above p_tar = 0.8 at every level", "above 0.8",
+              "{third[min]:.3f} to {third[max]:.3f}", lambda f: f.third["min"] >= P_TAR,
+              "only {leaves} % of the images leave there, level by level: branch 2 has had the easy ones"),
+        Claim("the {kind} expert answers more {kind} images on the device than the pristine network", "{expected}",
+              "{more} of 5 levels ({devices})", lambda f: f.more >= f.enough,
+              "a network that is sure and wrong answers much on the device, too: see its accuracy"),
+    )),
+    Group(_of_all, (
+        Claim("on pristine images the pristine network is the most accurate", "highest of the three",
+              "pristine {pristine:%}, blur {blur:%}, noise {noise:%}", lambda f: f.pristine >= max(f.blur, f.noise)),
+        Claim("end-to-end latency is lower with experts at every link, above all at intermediate levels",
+              "lower over all three links",
+              "{latency}", lambda f: (f.by_link["expert"] < f.by_link["standard"]).all(),
+              "what is answered on the device decides: the standard network answers more there, and much of it "
+              "wrongly (accuracy over these images {accuracy.standard:.2f}, with experts {accuracy.expert:.2f})"),
+        Claim("the distortion classifier selects the experts (all levels of blur, noise and mixtures)", NOT_PUBLISHED,
+              "{own:%} of the images get their own; overall accuracy {selected:%}, {without:%} without experts",
+              lambda f: f.selected > f.without),
+        Claim("future work: branches trained on mixtures are more accurate on mixtures than either expert",
+              NOT_PUBLISHED,
+              "{mixtures}", lambda f: (f.mixed[MIXTURE] > f.mixed["single"]).all()),
+    )),
+)  # fmt: skip

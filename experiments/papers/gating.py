@@ -14,7 +14,7 @@ class Gates(nn.Module):
     Parameters
     ----------
     channels
-        Of the features at each place.
+        Channels of the features at each place.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ class Gates(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """How far each gate is open, (N, places) in (0, 1), from features (N, C_i) at each place."""
+        """Probability to stop at each gate, (N, places), from features (N, C_i) at each place."""
         return torch.sigmoid(torch.cat([g(x) for g, x in zip(self.layers, pooled, strict=True)], dim=1))
 
 
@@ -59,7 +59,7 @@ def pooled_features(net: EarlyExitNet, images: Tensor, batch: int = 250) -> list
 def fit_gates(pooled: Sequence[Tensor], losses: Tensor, costs: Tensor, price: float, steps: int = 300) -> Gates:
     r"""Train the gates of a network that has a side branch at every candidate place, on images it was not trained on.
 
-    With :math:`p_{ni}` the probability that image n stops at place i (`stop_shares`), they lower
+    With :math:`p_{ni}` the probability that image n stops at place i (`stop_shares`), they minimise
 
     .. math:: \frac{1}{N} \sum_n \sum_i p_{ni} \, (\ell_{ni} + \lambda\, c_i)
 
@@ -70,14 +70,14 @@ def fit_gates(pooled: Sequence[Tensor], losses: Tensor, costs: Tensor, price: fl
     losses
         Cross-entropy :math:`\ell` of each exit, the final one last, (N, places + 1).
     costs
-        :math:`c`, what stopping there costs as a share of the whole network, (places + 1,).
+        :math:`c`, the cost of stopping there as a share of the whole network, (places + 1,).
     price
-        :math:`\lambda`, in units of cross-entropy: what the whole network's work is worth.
+        :math:`\lambda`, the price of the whole network's work in units of cross-entropy.
     steps
-        Of Adam, over all images at once.
+        Steps of Adam, each over all images.
     """
     middle, spread = [x.mean(0) for x in pooled], [x.std(0).clamp(min=1e-3) for x in pooled]
-    # clones, because what inference mode made cannot be learned from
+    # clones, because tensors from inference mode cannot be trained on
     scaled = [((x - m) / s).clone() for x, m, s in zip(pooled, middle, spread, strict=True)]
     gates = Gates([x.shape[1] for x in scaled])
     optimizer = torch.optim.AdamW(gates.parameters(), lr=0.05, weight_decay=1e-3)

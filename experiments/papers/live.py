@@ -1,4 +1,4 @@
-"""Images through the real engine, alone or with a worker process behind an emulated link."""
+"""Images through the real engine, alone or with a worker process over an emulated link."""
 
 import contextlib
 import subprocess
@@ -29,7 +29,7 @@ PATIENCE_MS = 20_000.0
 
 @contextlib.contextmanager
 def cloud(model: Path, fingerprint: str, link: str = "", threads: int = 1) -> "Iterator[Offloader]":
-    """A worker process with a saved model, behind a link (`eex.policies.core.link`); yields what takes frames to it."""
+    """A worker process with a saved model, over a link (`eex.policies.core.link`); yields an offloader to it."""
     from eex.stream.wire.client import ZmqOffloader
     from eex.stream.wire.emulated_link import emulated
     from eex.stream.worker.embedded import EmbeddedWorker
@@ -49,10 +49,10 @@ def cloud(model: Path, fingerprint: str, link: str = "", threads: int = 1) -> "I
 def tiers(
     model: Path, fingerprint: str, partition: int, p_tar: float, near: str = "", far: str = ""
 ) -> "Iterator[tuple[Offloader, Callable[[], dict[str, int]]]]":
-    """A worker between edge and cloud: eex-worker --upstream, in front of another, each behind a link of its own.
+    """A worker between edge and cloud: eex-worker --upstream and the worker upstream, each over a link of its own.
 
-    Yields what takes frames to the nearer worker, and what it counts: frames answered `here`, `forwarded` and, of
-    those, `fallback`.
+    Yields an offloader to the nearer worker, and a function that reads its counts: frames answered `here`,
+    `forwarded` and, of those, `fallback`.
     """
     from eex.stream.wire.client import ZmqOffloader
     from eex.stream.wire.emulated_link import emulated
@@ -92,7 +92,7 @@ def tiers(
 
 @contextlib.contextmanager
 def _worker(model: Path, *arguments: str) -> Iterator[tuple[str, str]]:
-    """`eex-worker` in a process of its own; yields where it listens and the address of its metrics."""
+    """`eex-worker` in a process of its own; yields its endpoint and the address of its metrics."""
     from eex.stream.worker.embedded import COMMAND, READY
 
     command = [*COMMAND, str(model), "--bind", "tcp://127.0.0.1:*", "--threads", "1", *arguments]
@@ -107,7 +107,7 @@ def _worker(model: Path, *arguments: str) -> Iterator[tuple[str, str]]:
                 if "/metrics" in line:
                     metrics = line.split()[1]
             else:
-                raise OffloadError("the worker could not start; it says why above")
+                raise OffloadError("the worker could not start; its message is above")
         finally:
             process.terminate()
             try:
@@ -136,7 +136,7 @@ def play(
     images, labels
         Floats (N, C, H, W) in [0, 1], already distorted, and classes (N,).
     offloader
-        Takes what does not leave on the edge; None runs the rest here.
+        Offloads what does not leave on the edge; None runs the rest of the network here.
     one_by_one
         Wait for the answers of a batch before feeding the next.
     """

@@ -1,17 +1,18 @@
 """Local exits over edge and cloud: eight models with one exit each against one model with eight (Lee et al.)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from eex.experiments.papers.claims import Claim, Facts, Group, Tables, listed
 from eex.experiments.papers.nodes import DROPPED, EDGE, FALLBACK, Nodes, Resources
-from eex.experiments.papers.paper import Claim, Images, Work, seeds_interval
-from eex.experiments.plotting import paper_figure
+from eex.experiments.papers.paper import Images, Work, intervals, long, mean_of
+from eex.experiments.plotting import Plot
 from eex.policies.core.base import Bools, Floats, Ints
 
 if TYPE_CHECKING:
@@ -66,16 +67,16 @@ NAMES = {
 NOTES = """
 - The table with the paper's widths and training parameters is not in the text. The network here has the usual widths
   (64, 64, 128, 128, 256, 256, 512, 512, 512, halving the map where they double), SGD with momentum 0.9 and a one-cycle
-  rate. It has nine blocks: an exit behind each of the first eight, and behind exit 8 "just one more convolutional
+  rate. It has nine blocks: an exit after each of the first eight, and after exit 8 "just one more convolutional
   block", as the text says, before the cloud's exit. The reduced recipe is a quarter as wide, starts with a
   convolution of stride 2, and trains for few epochs; one seed.
 - 5,000 training images (2,000 in the reduced recipe) are held out; accuracy over epochs (Fig. 9) is on them. All else
-  is on the 8,000 test images that we have, so shares stand where the paper counts frames of 10,000.
+  is on the 8,000 test images that we have, so shares are given where the paper counts frames of 10,000.
 - Test, edge and cloud node are three processes on one machine, joined by ZeroMQ on the loopback, encrypted. The edge
-  node is the project's engine, the cloud node its worker, which answers the edge node, which tells the test node: the
-  paper's cloud tells the test node itself. A batch is sent once the last one is answered. Edge and cloud latency run
-  from the sending of a frame's batch until its class is back; overall latency is the time from the first sending to
-  the last class, a frame.
+  node is the project's engine, the cloud node its worker, which replies to the edge node, which replies to the test
+  node; in the paper the cloud replies to the test node itself. A batch is sent once the last one is answered. Edge and
+  cloud latency run from the sending of a frame's batch until its class is back; overall latency is the time from the
+  first sending to the last class, per frame.
 - The paper does not say on what machine its containers ran: compare shapes, not milliseconds. Edge and cloud node run
   on processors, also where training ran on a GPU.
 - Future work, done here: weights of the losses that rise or fall with depth (their mean is 1); an edge node on one
@@ -85,27 +86,27 @@ NOTES = """
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LocalExitRecipe:
     """How much is trained and measured.
 
     Parameters
     ----------
     width, stride
-        Of the network (`eex.models.cnn`).
+        Options of the network (`eex.experiments.papers.cnn`).
     epochs, lr, batch
-        Of each of the trainings (SGD, one cycle).
+        Each of the trainings (SGD, one cycle).
     validation
         Images held out.
     weightings
-        Of the multi-exit model's losses, names in `WEIGHTINGS`; the first is the paper's.
+        Weights of the multi-exit model's losses, names in `WEIGHTINGS`; the first is the paper's.
     thresholds
-        Of the entropy, that latencies are measured at.
+        Thresholds of the entropy at which latencies are measured.
     images, rounds
         Test images that the test node sends each time, and how many times, in turn.
     drop_above
-        Of the entropy, for latencies with dropping.
+        Threshold of the entropy above which frames are dropped, for latencies with dropping.
     edges
-        What the edge node may use; the first is the paper's, for the others latencies are measured at T = 0.3 alone.
+        Resources of the edge node; the first are the paper's, for the others latencies are measured at T = 0.3 alone.
     """
 
     width: int
@@ -127,7 +128,7 @@ class Recipe:
 
 
 RECIPES = {
-    "quick": Recipe(
+    "quick": LocalExitRecipe(
         8,
         2,
         2,
@@ -139,8 +140,8 @@ RECIPES = {
         rounds=1,
         edges=(Resources("all cores"), Resources("one core, 384 MB", threads=1, memory_mb=384)),
     ),
-    "reduced": Recipe(16, 2, 5, validation=2000),
-    "paper": Recipe(
+    "reduced": LocalExitRecipe(16, 2, 5, validation=2000),
+    "paper": LocalExitRecipe(
         64,
         1,
         100,
@@ -162,16 +163,16 @@ WEIGHTINGS: dict[str, Callable[[int], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model with the one local exit that is in use, and what it says of every test image.
+    """A model with the one local exit that is in use, and its outputs for every test image.
 
     Attributes
     ----------
     model, weighting, exit
-        "SEM" or "MEM", a name in `WEIGHTINGS`, and the block behind which the exit stands, from 1.
+        "SEM" or "MEM", a name in `WEIGHTINGS`, and the block that the exit follows, from 1.
     trained
         Name of the trained network.
     entropy
-        At the local exit, (N,).
+        Normalised entropy at the local exit, (N,).
     local, cloud
         Classes by local and cloud exit, (N,).
     """
@@ -190,7 +191,7 @@ class Case:
         return {"model": self.model, "weighting": self.weighting, "exit": self.exit}
 
 
-def run(work: Work, recipe: Recipe) -> list[Claim]:
+def measure(work: Work, recipe: LocalExitRecipe) -> dict[str, pd.DataFrame]:
     """Train eight models with one exit and one with eight, and see what they do at each exit and threshold."""
     images = work.images(recipe.validation)
     nets: dict[str, EarlyExitNet] = {}
@@ -198,21 +199,24 @@ def run(work: Work, recipe: Recipe) -> list[Claim]:
     cases: list[Case] = []
     for name, model, weighting, exits in plan(recipe):
         nets[name], histories[name] = _train(work, recipe, name, images, weighting, exits)
-        cases += _cases(work, name, model, weighting, exits, nets[name], images)
+        entropy, prediction = entropies(work.logits(f"{name}-logits", nets[name], images.test[0]))
+        cases += [
+            Case(model, weighting, e, name, entropy[k], prediction[k], prediction[-1]) for k, e in enumerate(exits)
+        ]
     label = images.test[1].numpy()
-    epochs = work.rows("epochs", lambda: _epochs(recipe, histories))
-    accuracy = work.rows("accuracy", lambda: _accuracy(cases, label))
-    final = work.rows("final", lambda: _final(cases, label))
-    dropped = work.rows("dropped", lambda: _dropped(cases, label))
-    latency = work.rows("latency", lambda: _latency(work, recipe, nets, cases, images))
-    _draw(work, epochs, accuracy, final, dropped, latency)
-    return _claims(recipe, accuracy, final, dropped, latency)
+    return {
+        "epochs": work.table("epochs", lambda: _epochs(recipe, histories)),
+        "accuracy": work.table("accuracy", lambda: _accuracy(cases, label)),
+        "final": work.table("final", lambda: _final(cases, label)),
+        "dropped": work.table("dropped", lambda: _dropped(cases, label)),
+        "latency": work.table("latency", lambda: _latency(work, recipe, nets, cases, images)),
+    }
 
 
 # ---- networks
 
 
-def plan(recipe: Recipe) -> list[tuple[str, str, str, tuple[int, ...]]]:
+def plan(recipe: LocalExitRecipe) -> list[tuple[str, str, str, tuple[int, ...]]]:
     """What is trained: name, model, weighting of its losses, and its local exits."""
     single = [(f"sem-{k}", "SEM", "equal", (k,)) for k in range(1, EXITS + 1)]
     multi = [(f"mem-{w}", "MEM", w, tuple(range(1, EXITS + 1))) for w in recipe.weightings]
@@ -220,12 +224,14 @@ def plan(recipe: Recipe) -> list[tuple[str, str, str, tuple[int, ...]]]:
 
 
 def network(classes: Sequence[str], exits: Sequence[int], width: int = 64, stride: int = 1) -> "EarlyExitNet":
-    """The nine-block network with local exits behind some of its first eight blocks, and the cloud's behind the last.
+    """The nine-block network with local exits after some of its first eight blocks, and the cloud's after the last.
 
     Each exit averages its map and has one linear layer; confidence is 1 less the normalised entropy.
     """
+    from eex.experiments.papers.cnn import register
     from eex.models.network import make
 
+    register()
     net = make("cnn", classes, after=[k - 1 for k in exits], structure="pool_fc", width=width, stride=stride)
     net.architecture = dataclasses.replace(net.architecture, confidence="entropy")
     return net
@@ -248,30 +254,17 @@ def one_exit(net: "EarlyExitNet", exit: int) -> "EarlyExitNet":
 
 
 def _train(
-    work: Work, recipe: Recipe, name: str, images: Images, weighting: str, exits: Sequence[int]
+    work: Work, recipe: LocalExitRecipe, name: str, images: Images, weighting: str, exits: Sequence[int]
 ) -> "tuple[EarlyExitNet, pd.DataFrame]":
     import torch
-
-    from eex.models.training import Recipe as Training
 
     torch.manual_seed(work.seed)
     net = network(images.classes, exits, recipe.width, recipe.stride)
     weights = WEIGHTINGS[weighting](net.exits)
-    training = Training(
-        epochs=recipe.epochs, lr=recipe.lr, batch=recipe.batch, loss_weights=weights, shift=4, seed=work.seed
+    epochs = work.train(
+        name, net, images, epochs=recipe.epochs, lr=recipe.lr, batch=recipe.batch, loss_weights=weights, shift=4
     )
-    return net, work.trained(name, net, images.train, training, validation=images.validation)
-
-
-def _cases(
-    work: Work, name: str, model: str, weighting: str, exits: Sequence[int], net: "EarlyExitNet", images: Images
-) -> list[Case]:
-    from eex.models.training import all_logits
-
-    entropy, prediction = entropies(work.kept(f"{name}-logits", lambda: all_logits(net, images.test[0])))
-    return [
-        Case(model, weighting, exit, name, entropy[k], prediction[k], prediction[-1]) for k, exit in enumerate(exits)
-    ]
+    return net, epochs
 
 
 def entropies(logits: "Tensor") -> tuple[Floats, Ints]:
@@ -315,8 +308,8 @@ def at_threshold(entropy: Floats, local: Bools, cloud: Bools, threshold: float) 
     leaves = entropy < threshold
     return {
         "local": float(leaves.mean()),
-        "edge_accuracy": _share(local[leaves]),
-        "cloud_accuracy": _share(cloud[~leaves]),
+        "edge_accuracy": mean_of(local[leaves]),
+        "cloud_accuracy": mean_of(cloud[~leaves]),
         "accuracy": float(np.where(leaves, local, cloud).mean()),
     }
 
@@ -336,65 +329,47 @@ def with_dropping(entropy: Floats, local: Bools, cloud: Bools, threshold: float,
     right = np.where(sent, cloud, local)
     return {
         "dropped": float(drops.mean()),
-        "cloud_saved": _share(drops[sent]),
-        "accuracy_answered": _share(right[~drops]),
+        "cloud_saved": mean_of(drops[sent]),
+        "accuracy_answered": mean_of(right[~drops]),
         "accuracy_all": float((right & ~drops).mean()),
-        "lost": _share(cloud[drops]),
+        "lost": mean_of(cloud[drops]),
     }
 
 
-def _share(of: Bools) -> float:
-    return float(of.mean()) if len(of) else float("nan")
+def _accuracy(cases: Sequence[Case], label: Ints) -> Iterator[dict[str, Any]]:
+    for c in cases:
+        for t in THRESHOLDS:
+            yield c.key | {"threshold": t} | at_threshold(c.entropy, c.local == label, c.cloud == label, t)
 
 
-def _accuracy(cases: Sequence[Case], label: Ints) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            case.key | {"threshold": t} | at_threshold(case.entropy, case.local == label, case.cloud == label, t)
-            for case in cases
-            for t in THRESHOLDS
-        ]
-    )
-
-
-def _final(cases: Sequence[Case], label: Ints) -> pd.DataFrame:
+def _final(cases: Sequence[Case], label: Ints) -> Iterator[dict[str, Any]]:
     """Accuracy of local and cloud exit over all test images."""
-    return pd.DataFrame(
-        [c.key | {"edge": (c.local == label).mean(), "cloud": (c.cloud == label).mean()} for c in cases]
-    )
+    return (c.key | {"edge": (c.local == label).mean(), "cloud": (c.cloud == label).mean()} for c in cases)
 
 
-def _dropped(cases: Sequence[Case], label: Ints) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            c.key
-            | {"threshold": T, "drop_above": d}
-            | with_dropping(c.entropy, c.local == label, c.cloud == label, T, d)
-            for c in cases
-            if c.weighting == "equal"
-            for d in DROP_ABOVE
-        ]
-    )
+def _dropped(cases: Sequence[Case], label: Ints) -> Iterator[dict[str, Any]]:
+    for c in cases:
+        for d in DROP_ABOVE if c.weighting == "equal" else ():
+            found = with_dropping(c.entropy, c.local == label, c.cloud == label, T, d)
+            yield c.key | {"threshold": T, "drop_above": d} | found
 
 
-def _epochs(recipe: Recipe, histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def _epochs(recipe: LocalExitRecipe, histories: dict[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     """Validation accuracy of each exit after each epoch; the cloud's has exit 9."""
-    rows = []
     for name, model, weighting, exits in plan(recipe):
         for row in histories[name].to_dict("records"):
             for k, exit in enumerate((*exits, EXITS + 1)):
-                told = {"epoch": row["epoch"] + 1, "accuracy": row[f"accuracy_{k + 1}"]}
-                rows.append({"trained": name, "model": model, "weighting": weighting, "exit": exit} | told)
-    return pd.DataFrame(rows)
+                keys = {"trained": name, "model": model, "weighting": weighting, "exit": exit}
+                yield keys | {"epoch": row["epoch"] + 1, "accuracy": row[f"accuracy_{k + 1}"]}
 
 
 # ---- three processes
 
 
 def _latency(
-    work: Work, recipe: Recipe, nets: "dict[str, EarlyExitNet]", cases: Sequence[Case], images: Images
-) -> pd.DataFrame:
-    """Latencies and answers of three processes, one row a case, threshold, edge node and round."""
+    work: Work, recipe: LocalExitRecipe, nets: "dict[str, EarlyExitNet]", cases: Sequence[Case], images: Images
+) -> Iterator[dict[str, Any]]:
+    """Latencies and answers of three processes, one row per case, threshold, edge node and round."""
     from eex.models.card import save
 
     played = [c for c in cases if c.weighting == "equal"]
@@ -405,7 +380,6 @@ def _latency(
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(images.test[1]))[: recipe.images]  # they lie class by class
     pixels, label = images.test[0].numpy()[chosen], images.test[1].numpy()[chosen]
-    rows = []
     for number, edge in enumerate(recipe.edges):
         settings = [(T, 1.0)]
         if number == 0:
@@ -414,211 +388,149 @@ def _latency(
             for round in range(recipe.rounds):
                 for k in rng.permutation(len(played)):
                     for threshold, drop_above in settings:
-                        told = nodes.measure(int(k), threshold, pixels, drop_above=drop_above)
-                        entropy = played[k].entropy[chosen]
-                        local, cloud = played[k].local[chosen], played[k].cloud[chosen]
-                        expected = np.where(entropy < threshold, local, np.where(entropy > drop_above, -1, cloud))
-                        here, there = told.where == EDGE, told.where > EDGE
-                        there &= told.where != DROPPED
-                        answered = told.where != DROPPED
-                        rows.append(
-                            played[k].key
-                            | {
-                                "edge": edge.name,
-                                "threshold": threshold,
-                                "drop_above": drop_above,
-                                "round": round,
-                                "local": here.mean(),
-                                "dropped": 1 - answered.mean(),
-                                "fallback": (told.where == FALLBACK).mean(),
-                                "edge_ms": _mean(told.latency_ms[here]),
-                                "cloud_ms": _mean(told.latency_ms[there]),
-                                "mean_ms": _mean(told.latency_ms[answered]),
-                                "overall_ms": 1000 * told.seconds / len(label),
-                                "accuracy": _share((told.prediction == label)[answered]),
-                                "agrees": (told.prediction == expected).mean(),
-                                "peak_mb": told.peak_mb,
-                            }
+                        found = nodes.measure(int(k), threshold, pixels, drop_above=drop_above)
+                        entropy, local, cloud = (
+                            column[chosen] for column in (played[k].entropy, played[k].local, played[k].cloud)
                         )
-    return pd.DataFrame(rows)
+                        expected = np.where(entropy < threshold, local, np.where(entropy > drop_above, -1, cloud))
+                        here, answered = found.where == EDGE, found.where != DROPPED
+                        yield played[k].key | {
+                            "edge": edge.name,
+                            "threshold": threshold,
+                            "drop_above": drop_above,
+                            "round": round,
+                            "local": here.mean(),
+                            "dropped": 1 - answered.mean(),
+                            "fallback": (found.where == FALLBACK).mean(),
+                            "edge_ms": mean_of(found.latency_ms[here]),
+                            "cloud_ms": mean_of(found.latency_ms[answered & ~here]),
+                            "mean_ms": mean_of(found.latency_ms[answered]),
+                            "overall_ms": 1000 * found.seconds / len(label),
+                            "accuracy": mean_of((found.prediction == label)[answered]),
+                            "agrees": (found.prediction == expected).mean(),
+                            "peak_mb": found.peak_mb,
+                        }
 
 
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+# ---- figures
+
+KEYS = ["model", "exit"]
 
 
-# ---- what is shown
+def _equal(rows: pd.DataFrame, **where: object) -> pd.DataFrame:
+    """Rows with equal weights of the losses, and what else is asked of them."""
+    for name, value in ({"weighting": "equal"} | where).items():
+        rows = rows[rows[name] == value]
+    return rows
 
 
-def _draw(
-    work: Work,
-    epochs: pd.DataFrame,
-    accuracy: pd.DataFrame,
-    final: pd.DataFrame,
-    dropped: pd.DataFrame,
-    latency: pd.DataFrame,
-) -> None:
-    equal = accuracy[accuracy["weighting"] == "equal"]
-    at = _long(equal[equal["threshold"] == T], list(NAMES)).assign(source="ours")
-    both = pd.concat([at, PUBLISHED.assign(source="published")]).replace({"quantity": NAMES})
-    work.draw(
-        "fig5-6-accuracy",
-        paper_figure(
-            both,
-            "exit",
-            "value",
-            "quantity",
-            "model",
-            title=f"Figs. 5 and 6, A and B: what leaves locally, and accuracy, at T = {T:g} (published: points)",
-            xlabel="exit behind block",
-            ylabel="share of frames, accuracy",
-        ),
-    )
-    free = latency["edge"].iloc[0]
-    plain = latency[latency["drop_above"] == 1.0]
-    mine = plain[(plain["edge"] == free) & (plain["threshold"] == T)]
+def _plain(tables: Tables, **where: object) -> pd.DataFrame:
+    """Latencies without dropping."""
+    return _equal(tables["latency"], drop_above=1.0, **where)
+
+
+def _free(tables: Tables) -> str:
+    """The edge node that may use all cores."""
+    return str(tables["latency"]["edge"].iloc[0])
+
+
+def _accuracies(tables: Tables) -> pd.DataFrame:
+    ours = long(_equal(tables["accuracy"], threshold=T), KEYS, NAMES).assign(source="ours")
+    return pd.concat([ours, PUBLISHED.assign(source="published").replace({"quantity": NAMES})])
+
+
+def _latencies(tables: Tables) -> pd.DataFrame:
     parts = {"edge_ms": "left locally", "cloud_ms": "answered by the cloud", "mean_ms": "all frames"}
-    times = _over_rounds(_long(mine, list(parts), ["round"]), ["model", "exit", "quantity"])
-    work.draw(
-        "fig5-6-latency",
-        paper_figure(
-            times.replace({"quantity": parts}),
-            "exit",
-            "value",
-            "quantity",
-            "model",
-            title=f"Figs. 5 and 6, C: from the sending of a frame's batch to its class, at T = {T:g}",
-            xlabel="exit behind block",
-            ylabel="latency, ms",
-        ),
+    rows = long(_plain(tables, edge=_free(tables), threshold=T), [*KEYS, "round"], parts)
+    return intervals(rows, ["model", "exit", "quantity"], "value")
+
+
+def _by_threshold(tables: Tables) -> pd.DataFrame:
+    rows = long(_equal(tables["accuracy"]), [*KEYS, "threshold"], NAMES)
+    return _named_thresholds(rows).assign(
+        number=rows["model"].map({"SEM": 7, "MEM": 8}), file=rows["model"].str.lower()
     )
-    edges = _over_rounds(
-        _long(plain[plain["threshold"] == T], ["overall_ms"], ["edge", "round"]), ["edge", "model", "exit"]
-    )
-    work.draw(
-        "fig5-6-overall-latency",
-        paper_figure(
-            edges,
-            "exit",
-            "value",
-            "model",
-            "edge",
-            title=f"Overall latency a frame at T = {T:g}, by what the edge node may use",
-            xlabel="exit behind block",
-            ylabel="ms a frame",
-        ),
-    )
-    for number, model in ((7, "SEM"), (8, "MEM")):
-        shown = _long(equal[equal["model"] == model], list(NAMES), ["threshold"]).replace({"quantity": NAMES})
-        work.draw(
-            f"fig{number}-thresholds-{model.lower()}",
-            paper_figure(
-                shown.assign(line=[f"T = {t:g}" for t in shown["threshold"]]),
-                "exit",
-                "value",
-                "line",
-                "quantity",
-                title=f"Fig. {number}, A and B: the {model} at other thresholds",
-                xlabel="exit behind block",
-                ylabel="share of frames, accuracy",
-            ),
-        )
-    other = _over_rounds(
-        _long(plain[plain["edge"] == free], ["overall_ms"], ["threshold", "round"]), ["model", "threshold", "exit"]
-    )
-    work.draw(
-        "fig7-8-latency",
-        paper_figure(
-            other.assign(line=[f"T = {t:g}" for t in other["threshold"]]),
-            "exit",
-            "value",
-            "line",
-            "model",
-            title="Figs. 7 and 8, C: overall latency at other thresholds",
-            xlabel="exit behind block",
-            ylabel="ms a frame",
-        ),
-    )
-    trained = epochs[(epochs["weighting"] == "equal") & (epochs["exit"] <= EXITS)]
-    work.draw(
-        "fig9-epochs",
-        paper_figure(
-            trained.assign(panel=[f"exit {e}" for e in trained["exit"]]).sort_values(["exit", "model"]),
-            "epoch",
-            "accuracy",
-            "model",
-            "panel",
-            title="Fig. 9: accuracy of each local exit on held-out images, over training",
-        ),
-    )
-    ends = _long(final[final["weighting"] == "equal"], ["edge", "cloud"]).assign(source="ours")
-    ends = pd.concat([ends, PUBLISHED_FINAL.assign(source="published")])
-    work.draw(
-        "fig10-final",
-        paper_figure(
-            ends.assign(line=ends["model"] + ", " + ends["quantity"] + " exit"),
-            "exit",
-            "value",
-            "line",
-            title="Fig. 10: accuracy of each exit over all test images (published: points)",
-            xlabel="exit behind block",
-            ylabel="accuracy",
-        ),
-    )
-    multi = accuracy[(accuracy["model"] == "MEM") & (accuracy["threshold"] == T)]
-    ends = final[final["model"] == "MEM"].rename(columns={"edge": "local exit, all frames", "cloud": "cloud exit, all"})
-    kinds = ["local exit, all frames", "cloud exit, all"]
-    weights = pd.concat(
-        [
-            _long(ends, kinds, ["weighting"]),
-            _long(multi, ["accuracy"], ["weighting"]).replace({"quantity": {"accuracy": f"overall, T = {T:g}"}}),
-        ]
-    )
-    work.draw(
-        "weights",
-        paper_figure(
-            weights,
-            "exit",
-            "value",
-            "weighting",
-            "quantity",
-            title="The MEM with other weights of its losses",
-            xlabel="exit behind block",
-            ylabel="accuracy",
-        ),
-    )
+
+
+def _named_thresholds(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(line=[f"T = {t:g}" for t in rows["threshold"]])
+
+
+def _trained(tables: Tables) -> pd.DataFrame:
+    rows = _equal(tables["epochs"])
+    rows = rows[rows["exit"] <= EXITS].sort_values(["exit", "model"])
+    return rows.assign(panel=[f"exit {e}" for e in rows["exit"]])
+
+
+def _finals(tables: Tables) -> pd.DataFrame:
+    ours = long(_equal(tables["final"]), KEYS, ["edge", "cloud"]).assign(source="ours")
+    both = pd.concat([ours, PUBLISHED_FINAL.assign(source="published")])
+    return both.assign(line=both["model"] + ", " + both["quantity"] + " exit")
+
+
+def _weightings(tables: Tables) -> pd.DataFrame:
+    multi, ends = (tables[name][tables[name]["model"] == "MEM"] for name in ("accuracy", "final"))
+    exits = {"edge": "local exit, all frames", "cloud": "cloud exit, all"}
+    overall = long(multi[multi["threshold"] == T], [*KEYS, "weighting"], {"accuracy": f"overall, T = {T:g}"})
+    return pd.concat([long(ends, [*KEYS, "weighting"], exits), overall])
+
+
+def _drops(tables: Tables) -> pd.DataFrame:
     titles = {
         "dropped": "dropped, of all frames",
         "cloud_saved": "dropped, of frames for the cloud",
         "accuracy_answered": "accuracy over answered frames",
     }
-    few = dropped[(dropped["model"] == "SEM") & dropped["exit"].isin((1, 2, 4, 6, 8))]
-    shown = _long(few, list(titles), ["drop_above"]).replace({"quantity": titles})
-    work.draw(
-        "dropped",
-        paper_figure(
-            shown.assign(line=[f"SEM-{e}" for e in shown["exit"]]),
-            "drop_above",
-            "value",
-            "line",
-            "quantity",
-            title=f"Dropping frames whose entropy is above a threshold, at T = {T:g}",
-            xlabel="drop above",
-            ylabel="share of frames, accuracy",
+    rows = _equal(tables["dropped"], model="SEM")
+    shown = long(rows[rows["exit"].isin((1, 2, 4, 6, 8))], [*KEYS, "drop_above"], titles)
+    return shown.assign(line=[f"SEM-{e}" for e in shown["exit"]])
+
+
+AFTER, SHARES = "exit after block", "share of frames, accuracy"
+PLOTS = (
+    Plot(
+        "fig5-6-accuracy", _accuracies, "exit", "value", "quantity", "model", xlabel=AFTER, ylabel=SHARES,
+        title=f"Figs. 5 and 6, A and B: what leaves locally, and accuracy, at T = {T:g} (published: points)",
+    ),
+    Plot(
+        "fig5-6-latency", _latencies, "exit", "value", "quantity", "model", xlabel=AFTER, ylabel="latency, ms",
+        title=f"Figs. 5 and 6, C: from the sending of a frame's batch to its class, at T = {T:g}",
+    ),
+    Plot(
+        "fig5-6-overall-latency",
+        lambda t: intervals(_plain(t, threshold=T), ["edge", "model", "exit"], "overall_ms"),
+        "exit", "overall_ms", "model", "edge", xlabel=AFTER, ylabel="ms per frame",
+        title=f"Overall latency per frame at T = {T:g}, by the resources of the edge node",
+    ),
+    Plot(
+        "fig{number}-thresholds-{file}", _by_threshold, "exit", "value", "line", "quantity", each="model",
+        title="Fig. {number}, A and B: the {model} at other thresholds", xlabel=AFTER, ylabel=SHARES,
+    ),
+    Plot(
+        "fig7-8-latency",
+        lambda t: _named_thresholds(
+            intervals(_plain(t, edge=_free(t)), ["model", "threshold", "exit"], "overall_ms")
         ),
-    )
-
-
-def _long(rows: pd.DataFrame, quantities: Sequence[str], more: Sequence[str] = ()) -> pd.DataFrame:
-    """One row a quantity and value."""
-    return rows.melt(["model", "exit", *more], list(quantities), "quantity", "value")
-
-
-def _over_rounds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Means over rounds, with half-widths of their 95 % intervals (0 for one round)."""
-    found = rows.groupby(by, sort=False)["value"].agg(lambda v: seeds_interval(list(v))).reset_index()
-    found["half"] = [0.0 if np.isnan(half) else half for _, half in found["value"]]
-    return found.assign(value=[mean for mean, _ in found["value"]])
+        "exit", "overall_ms", "line", "model", xlabel=AFTER, ylabel="ms per frame",
+        title="Figs. 7 and 8, C: overall latency at other thresholds",
+    ),
+    Plot(
+        "fig9-epochs", _trained, "epoch", "accuracy", "model", "panel",
+        title="Fig. 9: accuracy of each local exit on held-out images, over training",
+    ),
+    Plot(
+        "fig10-final", _finals, "exit", "value", "line", xlabel=AFTER, ylabel="accuracy",
+        title="Fig. 10: accuracy of each exit over all test images (published: points)",
+    ),
+    Plot(
+        "weights", _weightings, "exit", "value", "weighting", "quantity", xlabel=AFTER, ylabel="accuracy",
+        title="The MEM with other weights of its losses",
+    ),
+    Plot(
+        "dropped", _drops, "drop_above", "value", "line", "quantity", xlabel="drop above", ylabel=SHARES,
+        title=f"Dropping frames whose entropy is above a threshold, at T = {T:g}",
+    ),
+)  # fmt: skip
 
 
 # ---- claims
@@ -643,261 +555,234 @@ TREND = 0.8
 """Rank correlation from which on a tendency holds."""
 
 
-def _percent(values: Sequence[float] | Floats | float) -> str:
-    values = [values] if isinstance(values, float) else values
-    return " / ".join("–" if np.isnan(v) else f"{100 * v:.1f}" for v in values) + " %"
+def column(rows: pd.DataFrame, quantity: str, model: str = "SEM", **where: object) -> Floats:
+    """A quantity at exits 1…8, mean over rounds."""
+    found = _equal(rows, model=model, **where).groupby("exit")[quantity].mean()
+    values: Floats = found.reindex(range(1, EXITS + 1)).to_numpy(dtype=float)
+    return values
 
 
-def _claims(
-    recipe: Recipe, accuracy: pd.DataFrame, final: pd.DataFrame, dropped: pd.DataFrame, latency: pd.DataFrame
-) -> list[Claim]:
-    exits = range(1, EXITS + 1)
+def _first(values: Floats, name: str = "SEM-") -> str:
+    """The exit with the least value, in words."""
+    return "none" if np.isnan(values).all() else f"{name}{int(np.nanargmin(values)) + 1}"
 
-    def column(
-        rows: pd.DataFrame, quantity: str, model: str = "SEM", weighting: str = "equal", **where: object
-    ) -> Floats:
-        """A quantity at exits 1…8, mean over rounds."""
-        for name, value in ({"model": model, "weighting": weighting} | where).items():
-            rows = rows[rows[name] == value]
-        found: Floats = rows.groupby("exit")[quantity].mean().reindex(exits).to_numpy(dtype=float)
-        return found
 
-    trained = f"{recipe.epochs} epochs at width {recipe.width}, one seed"
-
-    def claim(text: str, published: str, ours: str, holds: bool | np.bool_, why: str = "") -> Claim:
-        return Claim(text, published, ours, bool(holds), "" if holds else why or trained)
-
-    found = {name: column(accuracy, name, threshold=T) for name in NAMES}
-    multi = {name: column(accuracy, name, "MEM", threshold=T) for name in NAMES}
-    edges = list(dict.fromkeys(latency["edge"]))
-    plain = {"drop_above": 1.0, "threshold": T, "edge": edges[0]}
-    rounds = latency[(latency["edge"] == edges[0]) & (latency["drop_above"] == 1.0) & (latency["threshold"] == T)]
-    noise = rounds.groupby(["model", "exit"])["overall_ms"].std().median()
-    shared = (
-        "edge and cloud node share this machine's processors, and their link is its loopback; the same measurement "
-        f"differs by {noise:.3f} ms (standard deviation over rounds)"
+def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
+    """What every exit answers at the paper's threshold and at others, and over all images."""
+    accuracy, final = tables["accuracy"], tables["final"]
+    sem = {name: column(accuracy, name, threshold=T) for name in NAMES}
+    mem = {name: column(accuracy, name, "MEM", threshold=T) for name in NAMES}
+    single, several = column(final, "edge"), column(final, "edge", "MEM")
+    less, half = sem["accuracy"] - mem["accuracy"], np.flatnonzero(sem["local"] > 0.5)
+    by_t = {t: pd.DataFrame({name: column(accuracy, name, threshold=t) for name in NAMES}) for t in (0.1, 0.3, 0.5)}
+    means = pd.DataFrame({t: found.mean() for t, found in by_t.items()}).drop("local")
+    gap = 100 * (by_t[0.1] - by_t[0.5])["edge_accuracy"]
+    yield Facts(
+        **sem,
+        mem=mem,
+        trained=trained_for(recipe),
+        little=f"after {trained_for(recipe)}, later blocks add little: exits 3 to 8 alone are right about "
+        f"{100 * single[2:].min():.1f} to {100 * single[2:].max():.1f} % of all images",
+        half=f"SEM-{half[0] + 1}" if len(half) else "none",
+        worst=_first(sem["accuracy"]),
+        best=_first(-sem["accuracy"]),
+        least=sem["accuracy"].min(),
+        mem_worst=_first(mem["accuracy"], "exit "),
+        mem_best=_first(-mem["accuracy"], "exit "),
+        mem_least=mem["accuracy"].min(),
+        mem_most=mem["accuracy"].max(),
+        mem_range=100 * np.ptp(mem["accuracy"]),
+        fewer=(mem["local"] < sem["local"]).sum(),
+        worse=(mem["accuracy"] < sem["accuracy"]).sum(),
+        behind=100 * less.mean(),
+        closest=100 * less.min(),
+        closest_at=_first(less, "exit "),
+        means=means,
+        by_threshold=listed("{n} {v:%}", [{"n": NAMES[n], "v": row.to_numpy()} for n, row in means.iterrows()], "; "),
+        gap=gap,
+        gaps=listed("{g:.1f}", [{"g": g} for g in gap]),
+        single=single,
+        several=several,
+        beats=(single > several).sum(),
+        cloud=column(final, "cloud"),
+        mem_cloud=column(final, "cloud", "MEM"),
     )
-    overall, overall_multi = (column(latency, "overall_ms", m, **plain) for m in ("SEM", "MEM"))
-    edge_ms, cloud_ms = (column(latency, name, **plain) for name in ("edge_ms", "cloud_ms"))
-    ends = {(m, e): column(final, e, m) for m in ("SEM", "MEM") for e in ("edge", "cloud")}
-    single, several = ends["SEM", "edge"], ends["MEM", "edge"]
-    half_way = found["local"] > 0.5
-    little = (
-        f"after {trained}, later blocks add little: exits 3 to 8 alone are right about {100 * single[2:].min():.1f} to "
-        f"{100 * single[2:].max():.1f} % of all images"
+
+
+def trained_for(recipe: LocalExitRecipe) -> str:
+    """How much was trained, in words."""
+    return f"{recipe.epochs} epochs at width {recipe.width}, one seed"
+
+
+def _of_latency(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
+    """How fast three processes are."""
+    plain = _plain(tables, edge=_free(tables))
+    at_t = plain[plain["threshold"] == T]
+    edge, cloud = column(at_t, "edge_ms"), pd.Series(column(at_t, "cloud_ms"))
+    overall, mem = column(at_t, "overall_ms"), column(at_t, "overall_ms", "MEM")
+    by_t = [(t, column(plain, "overall_ms", threshold=t).mean()) for t in sorted(plain["threshold"].unique())]
+    noise = at_t.groupby(KEYS)["overall_ms"].std().median()
+    yield Facts(
+        shortest=_first(edge),
+        longest=_first(-overall),
+        cloud=cloud,
+        overall=overall,
+        fastest=_first(overall),
+        mem=mem,
+        mem_fastest=_first(mem, "exit "),
+        slower=(mem > overall).sum(),
+        by_t=[ms for _, ms in by_t],
+        by_threshold=listed("T = {t:g}: {ms:.3f} ms", [{"t": t, "ms": ms} for t, ms in by_t]),
+        shared="edge and cloud node share this machine's processors, and their link is its loopback; the same "
+        f"measurement differs by {noise:.3f} ms (standard deviation over rounds)",
     )
-    behind = found["accuracy"] - multi["accuracy"]
-    claims = [
-        claim(
-            "Later exits let more frames leave locally (SEM-1 … SEM-8, T = 0.3)",
-            "SEM-3 53.8 %, SEM-8 91.4 %",
-            _percent(found["local"]),
-            trend(found["local"]) >= TREND,
-            little,
-        ),
-        claim(
-            "In SEM-3 more frames leave locally than go to the cloud",
-            "5,383 of 10,000",
-            f"{_percent(float(found['local'][2]))}; first in "
-            + (f"SEM-{half_way.argmax() + 1}" if half_way.any() else "none"),
-            bool(half_way[2]),
-            f"less trained, an exit is less sure: {trained}",
-        ),
-        claim(
-            "Later exits have the higher edge accuracy",
-            "SEM-1 87.20 %, SEM-8 95.24 %",
-            _percent(found["edge_accuracy"]),
-            trend(found["edge_accuracy"]) >= TREND,
-            little,
-        ),
-        claim(
-            "Behind later exits cloud accuracy is lower: what is left is hard",
-            "SEM-1 88.51 %, SEM-2 86.13 %, SEM-8 58.07 %",
-            _percent(found["cloud_accuracy"]),
-            trend(found["cloud_accuracy"]) <= -TREND,
-        ),
-        claim(
-            "Later exits tend to the higher overall accuracy, SEM-8 is best",
-            "SEM-8 92.04 %",
-            _percent(found["accuracy"]),
-            trend(found["accuracy"]) >= TREND and found["accuracy"].argmax() == 7,
-            little,
-        ),
-        claim(
-            "SEM-3 has the worst overall accuracy",
-            "86.04 %",
-            f"SEM-{found['accuracy'].argmin() + 1}, {_percent(float(found['accuracy'].min()))}",
-            found["accuracy"].argmin() == 2,
-        ),
-        claim(
-            "The MEM is worst at exit 2 and best at exit 8 (overall accuracy)",
-            "84.31 %, 86.10 %",
-            f"exit {multi['accuracy'].argmin() + 1} {_percent(float(multi['accuracy'].min()))}, exit "
-            f"{multi['accuracy'].argmax() + 1} {_percent(float(multi['accuracy'].max()))}",
-            multi["accuracy"].argmin() == 1 and multi["accuracy"].argmax() == 7,
-            f"all eight lie within {100 * np.ptp(multi['accuracy']):.1f} points; {trained}",
-        ),
-        claim(
-            "At every exit fewer frames leave the MEM locally than the SEM",
-            "8 of 8 exits (Fig. 6A)",
-            f"{(multi['local'] < found['local']).sum()} of 8; MEM {_percent(multi['local'])}",
-            bool((multi["local"] < found["local"]).all()),
-        ),
-        claim(
-            "At every exit the MEM is less accurate overall than the SEM",
-            "8 of 8 exits; at exit 8 86.10 % against 92.04 %",
-            f"{(multi['accuracy'] < found['accuracy']).sum()} of 8; at exit 8 {_percent(float(multi['accuracy'][7]))} "
-            f"against {_percent(float(found['accuracy'][7]))}",
-            bool((multi["accuracy"] < found["accuracy"]).all()),
-            f"by {100 * behind.mean():.1f} points in the mean, at worst {100 * behind.min():+.1f} at exit "
-            f"{behind.argmin() + 1}; {trained}",
-        ),
-        claim(
-            "SEM-1 has the shortest edge latency and the longest overall latency",
-            "SEM-1, SEM-1",
-            f"{_shortest(edge_ms)}, SEM-{overall.argmax() + 1}",
-            _shortest(edge_ms) == "SEM-1" and overall.argmax() == 0,
-            shared,
-        ),
-        claim(
-            "Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest)",
-            "similar",
-            _ms(cloud_ms) + " from the batch's sending",
-            _spread(cloud_ms) <= 1.5,
-            shared,
-        ),
-        claim(
-            "An exit in the middle is the fastest (overall latency): SEM-5, and exit 3 of the MEM",
-            "SEM-5 3.795 ms; MEM 4.82 ms at exit 3, 4.886 ms at exit 5",
-            f"SEM-{overall.argmin() + 1} of {_ms(overall)}; MEM exit {overall_multi.argmin() + 1} of "
-            f"{_ms(overall_multi)}",
-            overall.argmin() in range(1, 7) and overall_multi.argmin() in range(1, 7),
-            shared,
-        ),
-        claim(
-            "At every exit the MEM is slower than the SEM",
-            "at exit 5 4.886 ms against 3.795 ms",
-            f"{(overall_multi > overall).sum()} of 8; at exit 5 {overall_multi[4]:.3f} ms against {overall[4]:.3f} ms",
-            bool((overall_multi > overall).all()),
-            shared,
-        ),
-    ]
-    by_t = {
-        name: [float(np.nanmean(column(accuracy, name, threshold=t))) for t in (0.1, 0.3, 0.5)]
-        for name in ("edge_accuracy", "cloud_accuracy", "accuracy")
-        if not np.isnan(column(accuracy, name, threshold=0.1)).all()
-    }
-    gap = column(accuracy, "edge_accuracy", threshold=0.1) - column(accuracy, "edge_accuracy", threshold=0.5)
-    timed = sorted(t for t in set(latency["threshold"]))
-    slower = [float(column(latency, "overall_ms", **(plain | {"threshold": t})).mean()) for t in timed]
-    claims += [
-        claim(
-            "Edge, cloud and overall accuracy rise as the threshold falls (mean of the SEMs at T = 0.1 / 0.3 / 0.5)",
-            "Fig. 7B",
-            "; ".join(f"{NAMES[name]} {_percent(values)}" for name, values in by_t.items()),
-            len(by_t) == 3 and all(np.all(np.diff(values) < 0) for values in by_t.values()),
-        ),
-        claim(
-            "The threshold matters most to the edge accuracy of SEM-1 (from T = 0.5 to 0.1)",
-            "SEM-1",
-            f"{100 * gap[0]:.1f} points in SEM-1; of all {', '.join(f'{100 * g:.1f}' for g in gap)}",
-            bool(gap[0] == np.nanmax(gap)) if not np.isnan(gap).all() else False,
-        ),
-        claim(
-            "Overall latency rises as the threshold falls (mean of the SEMs)",
-            "Fig. 7C",
-            ", ".join(f"T = {t:g}: {ms:.3f} ms" for t, ms in zip(timed, slower, strict=True)),
-            bool(np.all(np.diff(slower) < 0)),
-            shared,
-        ),
-        claim(
-            "At the end of training each SEM's exit beats the MEM's over all images",
-            "8 of 8 exits; SEM-2 72.65 %, MEM 64.59 %",
-            f"{(single > several).sum()} of 8; SEM {_percent(single)}, MEM {_percent(several)}",
-            bool((single > several).all()),
-        ),
-        claim(
-            "SEM-3 beats the MEM's exit 4",
-            "77.76 % against 76.06 %",
-            f"{_percent(float(single[2]))} against {_percent(float(several[3]))}",
-            bool(single[2] > several[3]),
-        ),
-        claim(
-            "SEM-6's local exit beats the MEM's cloud exit",
-            "88.92 % against 88.58 %",
-            f"{_percent(float(single[5]))} against {_percent(float(ends['MEM', 'cloud'][5]))}",
-            single[5] > ends["MEM", "cloud"][5],
-        ),
-        claim(
-            "From SEM-7 on the cloud adds little over all images (here: less than 2 points)",
-            "SEM-7 90.98 % and 92.10 %",
-            f"SEM-7 {_percent(float(single[6]))} and {_percent(float(ends['SEM', 'cloud'][6]))}",
-            ends["SEM", "cloud"][6] - single[6] < 0.02,
-        ),
-    ]
-    for name in recipe.weightings[1:]:
-        edge, cloud = column(final, "edge", "MEM", name), column(final, "cloud", "MEM", name)
-        towards = "later" if name == "rising" else "earlier"
-        gained = edge - several
-        part = gained[4:] if name == "rising" else gained[:4]
-        claims.append(
-            claim(
-                f"Future work: weights that are larger at {towards} exits make the MEM's {towards} exits better",
-                "not measured",
-                f"mean over exits {'5 to 8' if name == 'rising' else '1 to 4'} {100 * part.mean():+.1f} points, over "
-                f"all eight {100 * gained.mean():+.1f}; cloud {100 * (cloud[0] - ends['MEM', 'cloud'][0]):+.1f}",
-                part.mean() > 0,
+
+
+def _of_weights(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
+    """What weights that rise or fall with depth do to the multi-exit model's exits."""
+    for name, towards, exits in (("rising", "later", "5 to 8"), ("falling", "earlier", "1 to 4")):
+        if name in recipe.weightings:
+            gained, cloud = (
+                100 * (column(tables["final"], end, "MEM", weighting=name) - column(tables["final"], end, "MEM"))
+                for end in ("edge", "cloud")
             )
-        )
-    slow = column(latency, "overall_ms", **(plain | {"edge": edges[-1]}))
-    peak = latency[latency["edge"] == edges[-1]]["peak_mb"].max()
-    claims.append(
-        claim(
-            f"Future work: with restricted edge nodes ({edges[-1]}) an earlier exit is the fastest",
-            "not measured",
-            f"SEM-{slow.argmin() + 1} of {_ms(slow)}, where with {edges[0]} it is SEM-{overall.argmin() + 1}; at most "
-            f"{peak:.0f} MB in use",
-            slow.argmin() < overall.argmin(),
-            shared,
-        )
+            part = gained[4:] if towards == "later" else gained[:4]
+            yield Facts(
+                towards=towards,
+                exits=exits,
+                part=part.mean(),
+                all=gained.mean(),
+                cloud=cloud[0],
+                trained=trained_for(recipe),
+            )
+
+
+def _of_restriction(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
+    """The most restricted edge node beside the free one."""
+    free, last = _free(tables), tables["latency"]["edge"].iloc[-1]
+    slow = column(_plain(tables, edge=last, threshold=T), "overall_ms")
+    overall = column(_plain(tables, edge=free, threshold=T), "overall_ms")
+    yield Facts(
+        **vars(next(iter(_of_latency(tables, recipe)))),
+        free=free,
+        edge=last,
+        slow=slow,
+        slow_fastest=_first(slow),
+        earlier=slow.argmin() < overall.argmin(),
+        peak=tables["latency"].loc[tables["latency"]["edge"] == last, "peak_mb"].max(),
     )
-    hopeless = dropped[(dropped["model"] == "SEM") & (dropped["drop_above"] == recipe.drop_above)].set_index("exit")
-    kept = column(latency, "overall_ms", **(plain | {"drop_above": recipe.drop_above}))
+
+
+def _of_dropping(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
+    """What a second threshold of the entropy saves, at an early and at the last exit."""
+    rows = _equal(tables["dropped"], model="SEM", drop_above=recipe.drop_above).set_index("exit")
+    latency = _equal(tables["latency"], edge=_free(tables), threshold=T)
+    all_in = column(tables["accuracy"], "accuracy", threshold=T)
+    ms, all_ms = (column(latency, "overall_ms", drop_above=d) for d in (recipe.drop_above, 1.0))
     for exit in (2, 8):
-        row, all_in = hopeless.loc[exit], float(found["accuracy"][exit - 1])
-        claims.append(
-            claim(
-                f"A drop threshold saves the cloud's work on frames that it would not get right (SEM-{exit}, dropped "
-                f"above {recipe.drop_above:g}; here: it would have answered less than half of them rightly)",
-                "asked for",
-                f"{_percent(float(row['dropped']))} dropped, {_percent(float(row['cloud_saved']))} of what went to "
-                f"the cloud; accuracy over answered frames {_percent(float(row['accuracy_answered']))} instead of "
-                f"{_percent(all_in)}; the cloud would have answered {_percent(float(row['lost']))} of the dropped "
-                f"rightly; {kept[exit - 1]:.3f} ms a frame instead of {overall[exit - 1]:.3f} ms",
-                bool(row["lost"] < 0.5),
-                "the cloud is still right about most of what this exit is unsure of",
-            )
+        yield Facts(
+            exit=exit,
+            above=recipe.drop_above,
+            row=rows.loc[exit],
+            all_in=all_in[exit - 1],
+            ms=ms[exit - 1],
+            all_ms=all_ms[exit - 1],
         )
-    agrees = latency["agrees"].min()
-    claims.append(
-        claim(
-            "The three processes answer as the exits' logits say (our own check)",
-            "",
-            f"at least {_percent(float(agrees))} of the frames in each measurement; "
-            f"{_percent(float(latency['fallback'].max()))} fallbacks at most",
-            bool(agrees >= 0.99),
-        )
-    )
-    return claims
 
 
-def _shortest(values: Floats) -> str:
-    return "none" if np.isnan(values).all() else f"SEM-{np.nanargmin(values) + 1}"
+def _of_agreement(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
+    latency = tables["latency"]
+    yield Facts(agrees=latency["agrees"].min(), fallback=latency["fallback"].max())
 
 
-def _spread(values: Floats) -> float:
-    return float(np.nanmax(values) / np.nanmin(values)) if not np.isnan(values).all() else float("nan")
-
-
-def _ms(values: Floats) -> str:
-    return " / ".join("–" if np.isnan(v) else f"{v:.3g}" for v in values) + " ms"
+CLAIMS = (
+    Group(_of_exits, (
+        Claim("Later exits let more frames leave locally (SEM-1 … SEM-8, T = 0.3)", "SEM-3 53.8 %, SEM-8 91.4 %",
+              "{local:%}", lambda f: trend(f.local) >= TREND, otherwise="{little}"),
+        Claim("In SEM-3 more frames leave locally than go to the cloud", "5,383 of 10,000",
+              "{local[2]:%}; first in {half}", lambda f: f.local[2] > 0.5,
+              otherwise="less trained, an exit is less sure: {trained}"),
+        Claim("Later exits have the higher edge accuracy", "SEM-1 87.20 %, SEM-8 95.24 %",
+              "{edge_accuracy:%}", lambda f: trend(f.edge_accuracy) >= TREND, otherwise="{little}"),
+        Claim("After later exits cloud accuracy is lower: what is left is hard",
+              "SEM-1 88.51 %, SEM-2 86.13 %, SEM-8 58.07 %",
+              "{cloud_accuracy:%}", lambda f: trend(f.cloud_accuracy) <= -TREND, otherwise="{trained}"),
+        Claim("Later exits tend to the higher overall accuracy, SEM-8 is best", "SEM-8 92.04 %",
+              "{accuracy:%}", lambda f: trend(f.accuracy) >= TREND and f.best == "SEM-8", otherwise="{little}"),
+        Claim("SEM-3 has the worst overall accuracy", "86.04 %",
+              "{worst}, {least:%}", lambda f: f.worst == "SEM-3", otherwise="{trained}"),
+        Claim("The MEM is worst at exit 2 and best at exit 8 (overall accuracy)", "84.31 %, 86.10 %",
+              "{mem_worst} {mem_least:%}, {mem_best} {mem_most:%}",
+              lambda f: f.mem_worst == "exit 2" and f.mem_best == "exit 8",
+              otherwise="all eight lie within {mem_range:.1f} points; {trained}"),
+        Claim("At every exit fewer frames leave the MEM locally than the SEM", "8 of 8 exits (Fig. 6A)",
+              "{fewer} of 8; MEM {mem[local]:%}", lambda f: f.fewer == EXITS, otherwise="{trained}"),
+        Claim("At every exit the MEM is less accurate overall than the SEM",
+              "8 of 8 exits; at exit 8 86.10 % against 92.04 %",
+              "{worse} of 8; at exit 8 {mem[accuracy][7]:%} against {accuracy[7]:%}", lambda f: f.worse == EXITS,
+              otherwise="by {behind:.1f} points in the mean, at worst {closest:+.1f} at {closest_at}; {trained}"),
+    )),
+    Group(_of_latency, (
+        Claim("SEM-1 has the shortest edge latency and the longest overall latency", "SEM-1, SEM-1",
+              "{shortest}, {longest}", lambda f: f.shortest == f.longest == "SEM-1", otherwise="{shared}"),
+        Claim("Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest)", "similar",
+              "{cloud:.3g} ms from the batch's sending", lambda f: f.cloud.max() <= 1.5 * f.cloud.min(),
+              otherwise="{shared}"),
+        Claim("An exit in the middle is the fastest (overall latency): SEM-5, and exit 3 of the MEM",
+              "SEM-5 3.795 ms; MEM 4.82 ms at exit 3, 4.886 ms at exit 5",
+              "{fastest} of {overall:.3g} ms; MEM {mem_fastest} of {mem:.3g} ms",
+              lambda f: f.overall.argmin() in range(1, 7) and f.mem.argmin() in range(1, 7), otherwise="{shared}"),
+        Claim("At every exit the MEM is slower than the SEM", "at exit 5 4.886 ms against 3.795 ms",
+              "{slower} of 8; at exit 5 {mem[4]:.3f} ms against {overall[4]:.3f} ms", lambda f: f.slower == EXITS,
+              otherwise="{shared}"),
+    )),
+    Group(_of_exits, (
+        Claim("Edge, cloud and overall accuracy rise as the threshold falls (mean of the SEMs at T = 0.1 / 0.3 / 0.5)",
+              "Fig. 7B",
+              "{by_threshold}", lambda f: (f.means.diff(axis=1).iloc[:, 1:] < 0).all(axis=None),
+              otherwise="{trained}"),
+        Claim("The threshold matters most to the edge accuracy of SEM-1 (from T = 0.5 to 0.1)", "SEM-1",
+              "{gap[0]:.1f} points in SEM-1; of all {gaps}", lambda f: f.gap[0] == f.gap.max(), otherwise="{trained}"),
+    )),
+    Group(_of_latency, (
+        Claim("Overall latency rises as the threshold falls (mean of the SEMs)", "Fig. 7C",
+              "{by_threshold}", lambda f: (np.diff(f.by_t) < 0).all(), otherwise="{shared}"),
+    )),
+    Group(_of_exits, (
+        Claim("At the end of training each SEM's exit beats the MEM's over all images",
+              "8 of 8 exits; SEM-2 72.65 %, MEM 64.59 %",
+              "{beats} of 8; SEM {single:%}, MEM {several:%}", lambda f: f.beats == EXITS, otherwise="{trained}"),
+        Claim("SEM-3 beats the MEM's exit 4", "77.76 % against 76.06 %",
+              "{single[2]:%} against {several[3]:%}", lambda f: f.single[2] > f.several[3], otherwise="{trained}"),
+        Claim("SEM-6's local exit beats the MEM's cloud exit", "88.92 % against 88.58 %",
+              "{single[5]:%} against {mem_cloud[5]:%}", lambda f: f.single[5] > f.mem_cloud[5], otherwise="{trained}"),
+        Claim("From SEM-7 on the cloud adds little over all images (here: less than 2 points)",
+              "SEM-7 90.98 % and 92.10 %",
+              "SEM-7 {single[6]:%} and {cloud[6]:%}", lambda f: f.cloud[6] - f.single[6] < 0.02,
+              otherwise="{trained}"),
+    )),
+    Group(_of_weights, (
+        Claim("Future work: weights that are larger at {towards} exits make the MEM's {towards} exits better",
+              "not measured",
+              "mean over exits {exits} {part:+.1f} points, over all eight {all:+.1f}; cloud {cloud:+.1f}",
+              lambda f: f.part > 0, otherwise="{trained}"),
+    )),
+    Group(_of_restriction, (
+        Claim("Future work: with restricted edge nodes ({edge}) an earlier exit is the fastest", "not measured",
+              "{slow_fastest} of {slow:.3g} ms, where with {free} it is {fastest}; at most {peak:.0f} MB in use",
+              lambda f: f.earlier, otherwise="{shared}"),
+    )),
+    Group(_of_dropping, (
+        Claim("A drop threshold saves the cloud's work on frames that it would not get right (SEM-{exit}, dropped "
+              "above {above:g}; here: it would have answered less than half of them rightly)", "asked for",
+              "{row.dropped:%} dropped, {row.cloud_saved:%} of what went to the cloud; accuracy over answered frames "
+              "{row.accuracy_answered:%} instead of {all_in:%}; the cloud would have answered {row.lost:%} of the "
+              "dropped rightly; {ms:.3f} ms per frame instead of {all_ms:.3f} ms", lambda f: f.row["lost"] < 0.5,
+              otherwise="the cloud is still right about most of what this exit is unsure of"),
+    )),
+    Group(_of_agreement, (
+        Claim("The three processes answer as the exits' logits say (our own check)", "",
+              "at least {agrees:%} of the frames in each measurement; {fallback:%} fallbacks at most",
+              lambda f: f.agrees >= 0.99),
+    )),
+)  # fmt: skip

@@ -4,9 +4,9 @@
     `Nodes`, in this process ─►  a process: the engine with one local exit  ─►  `eex-worker`, a process
                              ◄─  classes, as soon as they are known         ◄─
 
-Test and edge node speak over a ZeroMQ socket on the loopback, under keys that are drawn anew and handed over a pipe. A
-message is a header (msgpack) and one raw array; nothing is pickled. A batch is sent when all frames of the last one are
-answered.
+Test and edge node exchange messages over a ZeroMQ socket on the loopback, encrypted with fresh keys that are passed
+through a pipe. A message is a header (msgpack) and one raw array; nothing is pickled. A batch is sent when all frames
+of the previous one are answered.
 """
 
 import contextlib
@@ -41,12 +41,13 @@ if TYPE_CHECKING:
     from eex.stream.wire.client import ZmqOffloader
 
 COMMAND = (sys.executable, "-m", "eex.experiments.papers.nodes")
+CLOUD_COMMAND = (sys.executable, "-m", "eex.experiments.papers.cnn")
 START_S, ANSWER_S = 120.0, 60.0
-"""How long the edge node may take to be ready for a model, and to answer a batch."""
-DEADLINE_MS = 20_000.0  # of the cloud's answers: a slow one must not turn into a fallback
+"""Time limits for the edge node to be ready for a model, and to answer a batch."""
+DEADLINE_MS = 20_000.0  # for the cloud's answers: a slow one must not turn into a fallback
 WARM_BATCHES = 2
 PERIOD_S = 0.02
-"""Of an edge node that gets only a share of its processor."""
+"""Period in which an edge node that gets only a share of its processor runs and is stopped."""
 
 EDGE, CLOUD, FALLBACK, DROPPED = range(4)
 """Who answered a frame: the local exit; the cloud; the local exit because the cloud did not; nobody."""
@@ -54,18 +55,18 @@ EDGE, CLOUD, FALLBACK, DROPPED = range(4)
 
 @dataclass(frozen=True)
 class Resources:
-    """What an edge node may use.
+    """Limits of an edge node.
 
     Parameters
     ----------
     name
-        For tables and figures.
+        Name in tables and figures.
     threads
-        Of its model, on as many processors; 0 = all.
+        Threads of its model, each on a processor of its own; 0 = all.
     memory_mb
         Limit of its private memory (RLIMIT_DATA); 0 = none.
     share
-        Of each 20 ms, what it may run: it is stopped for the rest, as under a container's processor quota.
+        Share of each 20 ms that it may run: it is stopped for the rest, as under a container's processor quota.
     """
 
     name: str = "all cores"
@@ -75,8 +76,8 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What came back for each image, in order, (N,) each.
+class Measured:
+    """The answer to each image, in order, (N,) each.
 
     Attributes
     ----------
@@ -85,11 +86,11 @@ class Answered:
     where
         `EDGE`, `CLOUD`, `FALLBACK` or `DROPPED`.
     latency_ms
-        From the sending of a frame's batch until its class was here.
+        From the sending of a frame's batch to the arrival of its class.
     seconds
-        From the sending of the first batch until the last class was here.
+        From the sending of the first batch to the arrival of the last class.
     peak_mb
-        Most memory that the edge node has had so far.
+        Peak memory of the edge node so far.
     """
 
     prediction: Ints
@@ -102,14 +103,14 @@ class Answered:
 class LocalExit(Policy):
     r"""Leave at a local exit where the normalised entropy :math:`\varepsilon` is below a threshold :math:`T`.
 
-    For networks whose confidence is :math:`1 - \varepsilon`. The cloud answers all that is sent there.
+    For networks whose confidence is :math:`1 - \varepsilon`. The cloud answers every frame that is sent there.
 
     Parameters
     ----------
     threshold
         T, in [0, 1].
-    told
-        Called with the frames that have finished.
+    finished
+        Called with the outcomes of frames that have finished.
 
     Examples
     --------
@@ -124,13 +125,13 @@ class LocalExit(Policy):
     def __init__(
         self,
         threshold: float,
-        told: Callable[[Outcomes], None] = lambda outcomes: None,
+        finished: Callable[[Outcomes], None] = lambda outcomes: None,
         exits: int = 1,
         runs: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(exits, runs, seed)
-        self.threshold, self.told = check_threshold("threshold", threshold), told
+        self.threshold, self.finished = check_threshold("threshold", threshold), finished
 
     def choose(self, context: Context) -> Thresholds:
         """The same thresholds for every frame."""
@@ -141,15 +142,15 @@ class LocalExit(Policy):
         return chosen
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Pass on what has finished."""
-        self.told(outcomes)
+        """Pass the outcomes on."""
+        self.finished(outcomes)
 
 
-# ---- what they say
+# ---- messages
 
 
 class Begin(msgspec.Struct, frozen=True, tag_field="kind", tag="begin", forbid_unknown_fields=True):
-    """The next batches are for this model (a number in the edge node's list), with these thresholds of the entropy."""
+    """The next batches are for this model (an index into the edge node's list) and these entropy thresholds."""
 
     model: int
     threshold: float
@@ -166,14 +167,14 @@ class Batch(msgspec.Struct, frozen=True, tag_field="kind", tag="batch", forbid_u
     shape: tuple[int, int, int, int]
 
 
-class Answers(msgspec.Struct, frozen=True, tag_field="kind", tag="answers", forbid_unknown_fields=True):
-    """Some frames of the batch: int32 (frames, 3) follow, each with its row in the batch, its class, who answered."""
+class Classes(msgspec.Struct, frozen=True, tag_field="kind", tag="classes", forbid_unknown_fields=True):
+    """Some frames of the batch: int32 (frames, 3) follow, each a row in the batch, a class, and who answered."""
 
     frames: int
     peak_mb: float
 
 
-Message = Begin | Ready | Batch | Answers
+Message = Begin | Ready | Batch | Classes
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Message)
 MAX_ELEMENTS = 1 << 26
 
@@ -208,7 +209,7 @@ def unpack(frames: Sequence[bytes]) -> tuple[Message, NDArray[Any]]:
 def _layout(header: Message) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
     if isinstance(header, Batch):
         return np.dtype("u1"), header.shape
-    return (np.dtype("<i4"), (header.frames, 3)) if isinstance(header, Answers) else None
+    return (np.dtype("<i4"), (header.frames, 3)) if isinstance(header, Classes) else None
 
 
 # ---- the test node
@@ -220,11 +221,11 @@ class Nodes:
     Parameters
     ----------
     models
-        Folders of models with one local exit, on whose far side the cloud node goes on.
+        Folders of models with one local exit, which end on the cloud node.
     resources
-        What the edge node may use.
+        Limits of the edge node.
     cloud_threads
-        Of the cloud node's model; 0 = all.
+        Threads of the cloud node's model; 0 = all.
 
     Raises
     ------
@@ -237,12 +238,14 @@ class Nodes:
 
     def __enter__(self) -> "Nodes":
         with contextlib.ExitStack() as stack:
-            cloud = stack.enter_context(EmbeddedWorker(self.models, threads=self.cloud_threads or cores()))
+            cloud = stack.enter_context(
+                EmbeddedWorker(self.models, threads=self.cloud_threads or cores(), command=CLOUD_COMMAND)
+            )
             context = stack.enter_context(zmq.Context())
             self._socket: zmq.Socket[bytes] = stack.enter_context(context.socket(zmq.DEALER))
             own = new_pair()
             self._socket.linger = 0
-            self._socket.setsockopt(zmq.CURVE_SERVER, 1)  # only who was handed our public half can speak to us
+            self._socket.setsockopt(zmq.CURVE_SERVER, 1)  # only the holder of our public key can connect
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
             self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
             port = self._socket.bind_to_random_port("tcp://127.0.0.1")
@@ -274,7 +277,7 @@ class Nodes:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
-            start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
+            start_new_session=True,  # a Ctrl-C in the terminal is for this process to handle
         )
 
         def end() -> None:
@@ -293,16 +296,16 @@ class Nodes:
 
     def measure(
         self, model: int, threshold: float, images: NDArray[np.uint8], *, batch: int = 32, drop_above: float = 1.0
-    ) -> Answered:
-        """Send all images, batch after batch, and wait for their classes; a few batches before that warm up.
+    ) -> Measured:
+        """Send all images, batch after batch, and wait for their classes; a few batches are sent before to warm up.
 
         Parameters
         ----------
         model
-            A number in the list of models.
+            An index into the list of models.
         threshold, drop_above
-            A frame leaves at the local exit where its normalised entropy is below the one, and is dropped where it is
-            above the other.
+            A frame leaves at the local exit if its normalised entropy is below the first, and is dropped if it is above
+            the second.
         images
             (N, C, H, W).
         """
@@ -312,7 +315,7 @@ class Nodes:
             self._play(images[k * batch : (k + 1) * batch] if len(images) > k * batch else images[:batch], batch)
         return self._play(images, batch)
 
-    def _play(self, images: NDArray[np.uint8], batch: int) -> Answered:
+    def _play(self, images: NDArray[np.uint8], batch: int) -> Measured:
         prediction, where = np.full(len(images), -1), np.full(len(images), -1)
         latency_ms, peak_mb = np.full(len(images), np.nan), 0.0
         started = time.perf_counter()
@@ -323,16 +326,16 @@ class Nodes:
             self._send(Batch((count, channels, height, width)), pixels)
             awaited = count
             while awaited:
-                header, told = self._receive(ANSWER_S)
+                header, found = self._receive(ANSWER_S)
                 now = time.perf_counter()
-                if not isinstance(header, Answers) or header.frames > awaited:
-                    raise EexError(f"the edge node was to answer a batch, it said {one_line(str(header))}")
-                rows = first + told[:, 0]
-                prediction[rows], where[rows] = told[:, 1], told[:, 2]
+                if not isinstance(header, Classes) or header.frames > awaited:
+                    raise EexError(f"expected the edge node's answers to a batch, got {one_line(str(header))}")
+                rows = first + found[:, 0]
+                prediction[rows], where[rows] = found[:, 1], found[:, 2]
                 latency_ms[rows] = 1000 * (now - sent)
                 peak_mb = header.peak_mb
                 awaited -= header.frames
-        return Answered(prediction, where, latency_ms, time.perf_counter() - started, peak_mb)
+        return Measured(prediction, where, latency_ms, time.perf_counter() - started, peak_mb)
 
     def _send(self, header: Message, array: NDArray[Any] | None = None) -> None:
         self._socket.send_multipart(pack(header, array))
@@ -340,15 +343,15 @@ class Nodes:
     def _expect_ready(self) -> None:
         header, _ = self._receive(START_S)
         if not isinstance(header, Ready):
-            raise EexError(f"the edge node was to be ready, it said {one_line(str(header))}")
+            raise EexError(f"expected the edge node to be ready, got {one_line(str(header))}")
 
     def _receive(self, within_s: float) -> tuple[Message, NDArray[Any]]:
         end = time.monotonic() + within_s
         while not self._socket.poll(100):
             if self._process.poll() is not None:
                 self._stderr.seek(0)
-                said = [line for line in self._stderr.read().splitlines() if line.strip()]
-                reason = one_line(said[-1].removeprefix("error: ")) if said else "it said nothing"
+                written = [line for line in self._stderr.read().splitlines() if line.strip()]
+                reason = one_line(written[-1].removeprefix("error: ")) if written else "no message"
                 if self.resources.memory_mb:
                     reason += f" (its memory is limited to {self.resources.memory_mb} MB)"
                 raise EexError(f"the edge node ended (exit status {self._process.returncode}): {reason}")
@@ -359,7 +362,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def _stop_and_go(process: "subprocess.Popen[bytes]", share: float) -> Any:
-    """Let a process run for a share of the time, by signals."""
+    """Let a process run for a share of the time, by stopping and continuing it with signals."""
     stop = threading.Event()
 
     def drive() -> None:
@@ -399,7 +402,7 @@ def _main() -> int:
 
         torch.set_num_threads(resources.threads or cores())  # whatever the environment says
         line = b""
-        while not line.endswith(b"\n") and (byte := os.read(0, 1)):  # leaves the rest to `stop_with_parent`
+        while not line.endswith(b"\n") and (byte := os.read(0, 1)):  # `stop_with_parent` reads the rest
             line += byte
         if not line:  # the parent has ended
             return 0
@@ -416,9 +419,9 @@ def _main() -> int:
             keys = EdgeKeys(Pair(public, secret), worker)
             EdgeNode(socket, [Path(m) for m in models], handed["cloud"], keys).serve(stop)
     except (MemoryError, RuntimeError) as error:
-        from eex.experiments.papers.main import MEMORY
+        from eex.experiments.papers.paper import out_of_memory
 
-        if isinstance(error, RuntimeError) and not any(m in str(error).lower() for m in MEMORY):
+        if not out_of_memory(error):
             raise
         raise EexError(f"the edge node's memory, {resources.memory_mb or 'all'} MB, ran out") from None
     return 0
@@ -430,26 +433,26 @@ def cores() -> int:
 
 
 def _restrict(resources: Resources) -> None:
-    """Take away what this process must not have; to be called before torch is loaded."""
+    """Apply the limits to this process; to be called before torch is loaded."""
     if resources.memory_mb:
         try:
             import resource
 
             resource.setrlimit(resource.RLIMIT_DATA, (resources.memory_mb << 20,) * 2)
         except (ImportError, ValueError, OSError) as error:
-            raise EexError(f"memory cannot be limited here: {error}") from None
+            raise EexError(f"this system cannot limit memory: {error}") from None
     if resources.threads and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-resources.threads :])
-    if resources.share < 1 and sys.platform == "linux":  # a stopped process does not notice that its parent is gone
+    if resources.share < 1 and sys.platform == "linux":  # a stopped process does not notice the end of its parent
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _peak_mb() -> float:
-    """Most memory that this process has had resident; NaN where the system does not tell.
+    """Peak resident memory of this process; NaN where the system does not report it.
 
-    Not getrusage's: that one remembers the process that this one was started from.
+    Not getrusage's figure, which is inherited from the process that started this one.
     """
     try:
         with open("/proc/self/status") as lines:
@@ -459,7 +462,7 @@ def _peak_mb() -> float:
 
 
 class EdgeNode:
-    """Answers batches with one model at a time: at its local exit, or by the cloud node."""
+    """Answers batches with one model at a time, at its local exit or by the cloud node."""
 
     def __init__(self, socket: zmq.Socket[bytes], models: Sequence[Path], cloud: str, keys: EdgeKeys) -> None:
         self.socket, self.models, self.cloud, self.keys = socket, models, cloud, keys
@@ -469,7 +472,7 @@ class EdgeNode:
         self._peak_mb = math.nan
 
     def serve(self, stop: threading.Event) -> None:
-        """Say that we are ready, then do as the test node says until `stop` is set."""
+        """Report ready, then serve the test node until `stop` is set."""
         self.socket.send_multipart(pack(Ready()))
         try:
             while not stop.is_set():
@@ -486,6 +489,7 @@ class EdgeNode:
                 self._offloader.close()
 
     def _begin(self, begin: Begin) -> None:
+        from eex.experiments.papers.cnn import register
         from eex.models.card import load
         from eex.models.fast import optimised
         from eex.stream.driver import Driver
@@ -493,37 +497,38 @@ class EdgeNode:
 
         if self._offloader is not None:
             self._offloader.close()
+        register()
         net = load(self.models[begin.model])
         self._offloader = ZmqOffloader(self.cloud, net.fingerprint, DEADLINE_MS, keys=self.keys)
         self._offloader.connect(START_S / 2)
-        policy = LocalExit(begin.threshold, self._tell, exits=net.edge_exits)
+        policy = LocalExit(begin.threshold, self._send, exits=net.edge_exits)
         self._engine = Driver(optimised(net), policy, self._offloader, drop_below=1 - begin.drop_above)
 
     def _answer(self, pixels: NDArray[Any]) -> None:
-        """Take in a batch; what has finished is told on the way, by the policy."""
+        """Run a batch; the policy passes on what finishes meanwhile."""
         import torch
 
         from eex.stream.frames.batch import Batch as MicroBatch
 
         engine = self._engine
         if engine is None:
-            raise EexError("the edge node got a batch before it was told of a model")
+            raise EexError("the edge node got a batch before a model")
         self._first = engine.engine.ring.next
         images = torch.from_numpy(pixels.copy()).float() / 255
         engine.feed(MicroBatch(images, [""] * len(images), np.full(len(images), -1), np.zeros((len(images), 2))))
         engine.drain()
         for _ in engine.take():
             pass
-        self._peak_mb = _peak_mb()  # told with the next batch, so that nobody waits for it
+        self._peak_mb = _peak_mb()  # sent with the next batch, so that nobody waits for it
 
-    def _tell(self, outcomes: Outcomes) -> None:
-        """Send finished frames' classes to the test node: those of the local exit while the cloud works on the rest."""
+    def _send(self, outcomes: Outcomes) -> None:
+        """Send the classes of finished frames to the test node: the local exit's while the cloud works on the rest."""
         rows, exit = outcomes.frame - self._first, outcomes.exit
         where = np.where(outcomes.fallback, FALLBACK, np.where(exit == outcomes.confidence.shape[1] - 1, CLOUD, EDGE))
         where = np.where(exit < 0, DROPPED, where)
         classes = np.where(exit < 0, -1, outcomes.prediction[np.arange(len(rows)), exit])
-        told = np.column_stack([rows, classes, where]).astype("<i4")
-        self.socket.send_multipart(pack(Answers(len(told), self._peak_mb), told))
+        found = np.column_stack([rows, classes, where]).astype("<i4")
+        self.socket.send_multipart(pack(Classes(len(found), self._peak_mb), found))
 
 
 if __name__ == "__main__":

@@ -1,39 +1,38 @@
-"""`python -m eex.experiments.papers.page`: docs/papers.md, from the kept results of the full runs."""
+"""`python -m eex.experiments.papers.page`: claims and docs/papers.md, made anew from the kept tables."""
 
-import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-from eex.experiments.papers.main import PAPERS, script
+from eex.experiments.papers.paper import PAPERS, judge, plain, read_kept, script
+from eex.policies.core.files import write_file
 
 RESULTS = Path(__file__).parent.parent / "results"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "papers.md"
 HEAD = """# The papers, reproduced
 
-Each paper that eex implements has a script, `eex-paper NAME`. This page shows what its full run gave: what the paper
-claims, its figure, ours, and whether ours bears the claim out. Nothing was tuned until it agreed. Tables, figures and
-`run.json`, which holds the recipe, lie in `experiments/results/`; this page is made from them by
-`python -m eex.experiments.papers.page`.
+Each paper that eex implements has a script, which runs in a checkout: `python -m eex.experiments.papers NAME`. This
+page shows what the full runs gave: what each paper claims, its figure, ours, and whether ours bears the claim out.
+Nothing was tuned until it agreed. Tables, figures and `run.json`, which holds the recipe, are in
+`experiments/results/`; this page is made from them by `python -m eex.experiments.papers.page`.
 
 ```sh
-eex-paper deex --quick                                     # minutes, on shipped images: claims nothing
-eex-paper deex --data cifar10-images.zip                   # the reduced recipe: two cores, under two hours
-eex-paper deex --data cifar10-images.zip --recipe paper    # what the paper did; --device cuda
+.venv/bin/python -m eex.experiments.papers deex --quick                     # minutes, shipped images: claims nothing
+.venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip   # reduced recipe: two cores, under two hours
+.venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip --recipe paper --device cuda  # as the paper
 ```
 """
 
 
 def page() -> str:
-    """The text of docs/papers.md: of each paper whose results are kept, claims, notes and figures."""
+    """The text of docs/papers.md: claims, notes and figures of each paper whose results are kept."""
     parts = [HEAD]
     for name in PAPERS:
         folder = RESULTS / name
         if not (folder / "claims.csv").exists():
             continue
-        paper, run = script(name), json.loads((folder / "run.json").read_text())
-        recipe = next((r for r, given in paper.RECIPES.items() if _plain(given) == run["recipe"]), "of its own")
-        parts.append(f"## {name}\n\n{paper.TITLE}. Recipe: {recipe}, on {run['data']}.\n")
+        paper, (run, _) = script(name), read_kept(folder)
+        parts.append(f"## {name}\n\n{paper.TITLE}. Recipe: {recipe_name(name, run)}, on {run['data']}.\n")
         parts.append(_table(folder / "claims.csv"))
         parts.append(paper.NOTES.strip() + "\n")
         for figure in sorted(folder.glob("*.png")):
@@ -41,10 +40,9 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _plain(recipe: object) -> object:
-    import dataclasses
-
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))  # type: ignore[call-overload]
+def recipe_name(name: str, run: dict[str, object]) -> str:
+    """The name of the recipe that a finished run followed."""
+    return next(r for r, given in script(name).RECIPES.items() if plain(given) == run["recipe"])
 
 
 def _table(path: Path) -> str:
@@ -58,7 +56,10 @@ def _table(path: Path) -> str:
 
 def main() -> None:
     """Entry point."""
-    sys.stdout.write(page())
+    for name in PAPERS:
+        run, tables = read_kept(RESULTS / name)
+        judge(script(name), RESULTS / name, tables, script(name).RECIPES[recipe_name(name, run)])
+    write_file(PAGE, page())
 
 
 if __name__ == "__main__":

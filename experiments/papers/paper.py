@@ -1,52 +1,38 @@
-"""What every paper's script stands on: a folder that remembers, images, claims, and the table of them."""
+"""What the papers' scripts share: images, a folder that keeps what is finished, and the runner.
+
+A script trains and makes tables; its figures and claims are data (`eex.experiments.plotting.Plot`,
+`eex.experiments.papers.claims`), drawn and judged from the tables alone.
+"""
 
 import dataclasses
+import importlib
 import io
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
 
+from eex.experiments.papers.claims import Group, Tables, evaluate
+from eex.policies.core.base import Context, Floats, Ints, Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing, write_file
+from eex.policies.core.routing import answer, route
 
 if TYPE_CHECKING:
-    import torch
-    from matplotlib.figure import Figure
     from torch import Tensor
 
+    from eex.experiments.plotting import Plot
     from eex.models.network import EarlyExitNet
-    from eex.models.training import Distort, Recipe
+    from eex.models.training import Distort
 
 SAMPLE = Path(__file__).parent.parent / "shipped" / "cifar10-train-sample.zip"
-"""2,000 training images of CIFAR-10, 200 a class."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of a paper, its figure and ours.
-
-    Attributes
-    ----------
-    text
-        What the paper says.
-    published, ours
-        The figures, in words.
-    holds
-        Whether ours bears the sentence out.
-    why
-        Where it does not, or where the figures differ: why.
-    """
-
-    text: str
-    published: str
-    ours: str
-    holds: bool
-    why: str = ""
+"""2,000 training images of CIFAR-10, 200 per class."""
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+PAPERS = ("expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies")
 
 
 class Paper(Protocol):
@@ -57,18 +43,73 @@ class Paper(Protocol):
     TITLE
         Authors, title, place and year.
     RECIPES
-        How much is trained and measured, by name, as a frozen dataclass each: "quick" shows that the machinery works,
+        How much is trained and measured, by name, each a frozen dataclass: "quick" shows that the machinery works,
         "reduced" takes two cores under two hours, "paper" is what the paper did.
+    PLOTS, CLAIMS
+        Figures and claims, over the tables that `measure` makes.
     NOTES
         What differs from the paper, in Markdown, for its section of docs/papers.md.
     """
 
     TITLE: str
     RECIPES: dict[str, Any]
+    PLOTS: Sequence["Plot"]
+    CLAIMS: Sequence[Group]
     NOTES: str
 
-    def run(self, work: "Work", recipe: Any) -> list[Claim]:
-        """Train, measure and draw what is not done yet; tables through `Work.rows`, figures through `Work.draw`."""
+    def measure(self, work: "Work", recipe: Any) -> dict[str, pd.DataFrame]:
+        """Train and measure what is not done yet; the tables by name, made through `Work.table`."""
+
+
+def script(name: str) -> Paper:
+    """The module of a paper."""
+    return cast(Paper, importlib.import_module(f"eex.experiments.papers.{name.replace('-', '_')}"))
+
+
+def reproduce(paper: Paper, work: "Work", recipe: Any) -> pd.DataFrame:
+    """Make a paper's tables, draw its figures and judge its claims, which are kept as `claims.csv` and returned."""
+    tables = paper.measure(work, recipe)
+    draw(paper, work.out, tables)
+    return judge(paper, work.out, tables, recipe)
+
+
+def draw(paper: Paper, out: Path, tables: Tables) -> None:
+    """Write the figures of finished tables to a folder."""
+    from PIL import Image
+
+    from eex.experiments.plotting import draw_all
+
+    for name, figure in draw_all(paper.PLOTS, tables):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=110, format="png")
+        small = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)  # a third of the bytes
+        with replacing(out / f"{name}.png") as part:
+            small.save(part, "PNG", optimize=True)
+
+
+def judge(paper: Paper, out: Path, tables: Tables, recipe: Any) -> pd.DataFrame:
+    """Write the claims to a folder, judged from finished tables; returns them."""
+    claims = evaluate(paper.CLAIMS, tables, recipe)
+    write_file(out / "claims.csv", claims.to_csv(index=False))
+    return claims
+
+
+def _save_small(drawn: io.BytesIO, path: Path) -> None:
+    """A PNG in 128 colours, which take a third of the bytes."""
+    from PIL import Image
+
+    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+
+
+def read_kept(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """A finished run: its `run.json`, and its tables by name."""
+    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
+    return json.loads((folder / "run.json").read_text()), tables
+
+
+def plain(recipe: Any) -> Any:
+    """A recipe as JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
 @dataclass(frozen=True)
@@ -97,12 +138,18 @@ class Images:
 
         return Images(classes, part(*self.train), part(*self.validation), part(*self.test))
 
+    def frames(self, most: int = 0) -> "tuple[Tensor, Tensor]":
+        """The first test images as floats in [0, 1], and their classes; 0 = all."""
+        images, labels = self.test
+        most = most or len(images)
+        return images[:most].float() / 255, labels[:most]
+
 
 @dataclass(frozen=True)
 class Work:
     """Where a script works: what is finished is kept in its folder and not done again.
 
-    Tables (CSV), figures (PNG) and `run.json` lie in the folder itself, weights, checkpoints and logits in `work/`.
+    Tables (CSV), figures (PNG) and `run.json` lie in the folder itself; weights, checkpoints and logits in `work/`.
 
     Parameters
     ----------
@@ -116,7 +163,7 @@ class Work:
     device, threads
         Where to train and measure.
     seed
-        Of everything that is drawn.
+        Seed of everything that is drawn.
     quiet
         No progress bars.
     weights
@@ -137,16 +184,16 @@ class Work:
     bars: Callable[[str], Any] = field(default=lambda name: lambda progress: None)
 
     def begin(self, name: str, recipe: Any) -> None:
-        """Make the folder, or go on in it.
+        """Make the folder, or continue in it.
 
         Raises
         ------
         EexError
             If it holds another run, or cannot be written to.
         """
-        told = {
+        run = {
             "paper": name,
-            "recipe": dataclasses.asdict(recipe),
+            "recipe": plain(recipe),
             "data": Path(self.data).name,
             "size": self.size,
             "seed": self.seed,
@@ -155,17 +202,16 @@ class Work:
         path = self.out / "run.json"
         try:
             if path.exists():
-                if json.loads(path.read_text()) != json.loads(json.dumps(told)):
+                if json.loads(path.read_text()) != run:
                     raise EexError(f"{self.out}: holds a run with other settings; choose another folder with --out")
                 return
             (self.out / "work").mkdir(parents=True, exist_ok=True)
-            write(path, json.dumps(told, indent=1) + "\n")
+            write_file(path, json.dumps(run, indent=1) + "\n")
         except (OSError, json.JSONDecodeError) as error:
             raise EexError(f"{path}: cannot be used: {error}; choose another folder with --out") from None
 
     def images(self, validation: int) -> Images:
-        """The images, with so many of the training split held out, or a tenth where there are fewer than ten times as
-        many.
+        """The images, with this many of the training split held out, or a tenth of it if that is fewer.
 
         Raises
         ------
@@ -181,7 +227,7 @@ class Work:
         train = open_source(str(SAMPLE) if sample else self.data, split="train", **fitted)
         test = open_source("sample" if sample else self.data, split="test", **fitted)
         if not train.classes or train.classes != test.classes:
-            raise EexError(f"{self.data}: expected labelled images, in a folder for each class, in train/ and test/")
+            raise EexError(f"{self.data}: expected labelled images, in one folder per class, in train/ and test/")
         pixels, labels, _ = load_all(train)
         held_out = min(validation, len(pixels) // 10)
         order = np.random.default_rng(0).permutation(len(pixels))
@@ -194,45 +240,33 @@ class Work:
             (torch.from_numpy(seen), torch.from_numpy(truth)),
         )
 
-    def rows(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> pd.DataFrame:
         """The table of this name, made if it is not there yet."""
         path = self.out / f"{name}.csv"
         if not path.exists():
-            write(path, make().to_csv(index=False, float_format="%.6g"))
+            write_file(path, pd.DataFrame(make()).to_csv(index=False, float_format="%.6g"))
         return pd.read_csv(path)
 
-    def draw(self, name: str, figure: "Figure") -> None:
-        """Save a figure as PNG, in 128 colours: a third of the bytes."""
-        from PIL import Image
-
-        part, drawn = self.out / f"{name}.part", io.BytesIO()
-        figure.savefig(drawn, dpi=110, format="png")
-        try:
-            Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(part, "PNG", optimize=True)
-            os.replace(part, self.out / f"{name}.png")
-        except OSError as error:
-            raise EexError(f"{self.out / name}.png: cannot be written: {error.strerror}") from None
-
-    def trained(
+    def train(
         self,
         name: str,
         net: "EarlyExitNet",
-        images: "tuple[Tensor, Tensor]",
-        recipe: "Recipe",
+        images: Images,
         *,
-        validation: "tuple[Tensor, Tensor] | None" = None,
         expert: str = "",
         distort: "Distort | None" = None,
+        seed: int = 0,
+        **recipe: Any,
     ) -> pd.DataFrame:
-        """Train a network in place, or load what was trained; returns one row an epoch.
+        """Train a network in place, or load what was trained; returns one row per epoch.
 
         The rows have phase, epoch, loss, validation_loss, seconds and the validation accuracy of each exit
-        (`accuracy_1` …).
+        (`accuracy_1` …). `recipe` are arguments of `eex.models.training.Recipe`; `seed` is added to the run's.
         """
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file
 
         from eex.models.network import PRISTINE
-        from eex.models.training import fit
+        from eex.models.training import Recipe, fit
 
         net.to(self.device)
         weights, epochs = self.out / "work" / f"{name}.safetensors", self.out / "work" / f"{name}.csv"
@@ -243,11 +277,11 @@ class Work:
         checkpoint = self.out / "work" / f"{name}.checkpoint"
         history = fit(
             net,
-            *images,
-            recipe,
+            *images.train,
+            Recipe(**recipe, seed=self.seed + seed),
             expert=expert or PRISTINE,
             distort=distort,
-            validation=validation,
+            validation=images.validation,
             checkpoint=checkpoint,
             source=name,
             report=self.bars(name),
@@ -256,54 +290,79 @@ class Work:
         for row in history:
             accuracy = row.pop("accuracy", ())
             rows.append(row | {f"accuracy_{e + 1}": a for e, a in enumerate(accuracy)})
-        table = pd.DataFrame(rows)
-        try:
-            save_file({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, weights.with_suffix(".part"))
-            os.replace(weights.with_suffix(".part"), weights)
-        except OSError as error:
-            raise EexError(f"{weights}: cannot be written: {error}") from None
-        write(epochs, table.to_csv(index=False))
+        save_tensors(weights, {k: v.cpu().contiguous() for k, v in net.state_dict().items()})
+        write_file(epochs, pd.DataFrame(rows).to_csv(index=False))
         checkpoint.unlink(missing_ok=True)
-        return table
+        return pd.DataFrame(rows)
 
-    def kept(self, name: str, make: "Callable[[], Tensor]") -> "torch.Tensor":
-        """The tensor of this name, such as logits, made if it is not there yet."""
-        from safetensors.torch import load_file, save_file
+    def kept(self, name: str, make: "Callable[[], Tensor]") -> "Tensor":
+        """The tensor of this name, made if it is not there yet."""
+        from safetensors.torch import load_file
 
         path = self.out / "work" / f"{name}.safetensors"
         if not path.exists():
-            part = path.with_suffix(".part")
-            try:
-                save_file({"kept": make().contiguous()}, part)
-                os.replace(part, path)
-            except OSError as error:
-                raise EexError(f"{path}: cannot be written: {error}") from None
+            save_tensors(path, {"kept": make().contiguous()})
         return load_file(path)["kept"]
 
+    def logits(self, name: str, net: "EarlyExitNet", images: "Tensor", distort: "Distort | None" = None) -> "Tensor":
+        """A network's logits for uint8 images, (exits, N, K), kept under this name."""
+        from eex.models.training import all_logits
 
-def write(path: Path, text: str) -> None:
-    """Replace a file whole.
+        return self.kept(name, lambda: all_logits(net, images, distort=distort))
 
-    Raises
-    ------
-    EexError
-        If it cannot be written.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    except OSError as error:
-        raise EexError(f"{path}: cannot be written: {error.strerror}") from None
+    def exported(self, name: str, net: "EarlyExitNet", partition: int = 0) -> "tuple[Path, EarlyExitNet]":
+        """The folder of a saved model for worker processes, and the network as loaded from it, made fast."""
+        from eex.models.card import load, save
+        from eex.models.fast import optimised
+
+        folder = self.out / "work" / name
+        save(net, folder, name=name)
+        saved = load(folder)
+        saved.partition = partition or saved.partition
+        return folder, optimised(saved)
 
 
-def confidences(logits: "Tensor", temperatures: Sequence[float] = ()) -> tuple[np.ndarray, np.ndarray]:
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is how Python or torch reports that memory ran out."""
+    return isinstance(error, MemoryError) or any(m in str(error).lower() for m in MEMORY)
+
+
+def save_tensors(path: Path, tensors: "dict[str, Tensor]") -> None:
+    """Replace a file of tensors whole."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as part:
+        save_file(tensors, part)
+
+
+def confidences(logits: "Tensor", temperatures: Sequence[float] = ()) -> tuple[Floats, Ints]:
     """Confidence and prediction of every exit, each (N, exits), from logits (exits, N, K)."""
     import torch
 
     divisors = torch.tensor(temperatures or [1.0] * len(logits), dtype=torch.float64)[:, None, None]
     top = torch.softmax(logits.double() / divisors, dim=2).max(dim=2)
     return top.values.T.numpy(), top.indices.T.numpy()
+
+
+def routed(policy: Policy, confidence: Floats, prediction: Ints) -> tuple[Ints, Ints, Ints]:
+    """Where each frame leaves, its answer, and the edge exits that it visited, all (N,), with a policy that is fixed.
+
+    Parameters
+    ----------
+    confidence, prediction
+        Of every exit, (N, exits).
+    """
+    chosen = policy.choose(Context(frames=len(confidence)))
+    exit, offloaded, visited = route(confidence, chosen)
+    seen = np.arange(confidence.shape[1]) < visited[:, None]
+    seen[:, -1] = offloaded
+    known = np.where(seen, confidence, np.nan)
+    return exit, answer(known, np.where(seen, prediction, -1), exit, chosen.exit_at[0, :, -1]), visited
+
+
+def mean_of(values: Any) -> float:
+    """Mean of numbers or booleans; NaN where there are none."""
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -316,14 +375,14 @@ def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.std(ddof=1) / len(found) ** 0.5)
 
 
-def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Claims as rows: claim, published, ours, holds, why."""
-    return pd.DataFrame(
-        {
-            "claim": [c.text for c in claims],
-            "published": [c.published for c in claims],
-            "ours": [c.ours for c in claims],
-            "holds": [c.holds for c in claims],
-            "why": [c.why for c in claims],
-        }
-    )
+def intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Means of a column by others, with `half`, the half-widths of their 95 % intervals (0 for one value)."""
+    found = rows.groupby(list(by), sort=False)[value].agg(lambda v: seeds_interval(list(v))).reset_index()
+    halves = [0.0 if np.isnan(half) else half for _, half in found[value]]
+    return found.assign(**{value: [mean for mean, _ in found[value]], "half": halves})
+
+
+def long(rows: pd.DataFrame, keep: Sequence[str], columns: Sequence[str] | dict[str, str]) -> pd.DataFrame:
+    """One row per value of some columns: what is kept, `quantity` (the column, or its name in the figure), `value`."""
+    melted = rows.melt(list(keep), list(columns), "quantity", "value")
+    return melted.replace({"quantity": columns}) if isinstance(columns, dict) else melted

@@ -29,6 +29,8 @@ class EmbeddedWorker:
     ----------
     models, network, threads, device, processes, batch_frames
         As in `eex.stream.commands.worker.Worker`.
+    command
+        Starts the process; by default `eex-worker`, else a program that is called like it.
 
     Attributes
     ----------
@@ -52,7 +54,9 @@ class EmbeddedWorker:
         device: str = "cpu",
         processes: int = 1,
         batch_frames: int = 64,
+        command: Sequence[str] = (),
     ) -> None:
+        self._command = command
         self._arguments: Sequence[str] = (
             *map(str, models),
             *(("--network", network) if network else ()),
@@ -83,7 +87,7 @@ class EmbeddedWorker:
             raise RuntimeError("the embedded worker is started already")
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
         self._process = subprocess.Popen(
-            [*COMMAND, *self._arguments],
+            [*(self._command or COMMAND), *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -1,4 +1,4 @@
-"""A paper's quick run, as a user types it: once for all tests of a module."""
+"""A paper's quick run, as a user types it: once for all tests of a module, which are marked `paper`."""
 
 import signal
 import subprocess
@@ -22,7 +22,7 @@ class QuickRun:
 
     @property
     def command(self) -> list[str]:
-        name = [sys.executable, "-m", "eex.experiments.papers.main", self.name]
+        name = [sys.executable, "-m", "eex.experiments.papers", self.name]
         return [*name, "--quick", "--threads", "1", "--out", str(self.out)]
 
     def again(self, *more: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +43,12 @@ class QuickRun:
             stuck.cancel()
         assert "interrupted" in rest
         return status
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "paper" in getattr(item, "fixturenames", ()):
+            item.add_marker("paper")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""eex-paper adaee: the quick command as a user types it, and what its figures are computed by."""
+"""Paper adaee: the quick command as a user types it, and what its figures are computed by."""
 
 import json
 from pathlib import Path

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eex.experiments.papers.calibration import BATCH, CALIBRATIONS, Answers, b_alexnet, batch_order, exit_ms
+from eex.experiments.papers.calibration import BATCH, CALIBRATIONS, Outputs, b_alexnet, batch_order, exit_ms
 from eex.models.network import feature_shapes
 
 # ---- by hand
@@ -34,7 +34,7 @@ def test_what_a_frame_takes():
     assert exit_ms(times).tolist() == pytest.approx([1.1, 3.3, 3.3 + 8 + 4.4])
 
 
-ANSWERS = Answers(
+OUTPUTS = Outputs(
     temperature=(2.0, 1.0),
     confidence={
         "conventional": np.array([[0.9, 0.5], [0.8, 0.5], [0.6, 0.5]]),
@@ -55,7 +55,7 @@ ANSWERS = Answers(
     ],
 )
 def test_where_images_leave(calibration, p_tar, exits, right):
-    exit, correct = ANSWERS.leave(calibration, p_tar)
+    exit, correct = OUTPUTS.leave(calibration, p_tar)
     assert exit.tolist() == exits
     assert correct.tolist() == right
 

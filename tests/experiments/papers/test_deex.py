@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eex.experiments.papers.deex import cross, routed
+from eex.experiments.papers.deex import cross
+from eex.experiments.papers.paper import routed
 from eex.policies.algorithms.deex import DEEx
 
 CONFIDENCE = np.array([[0.9, 0.6, 0.99], [0.4, 0.95, 0.8], [0.7, 0.7, 0.7], [0.2, 0.3, 0.4]])
@@ -16,13 +17,13 @@ PREDICTION = np.array([[0, 1, 2]] * 4)
     [(0.0, [1, 1, 1, 1]), (0.5, [1, 2, 1, 2]), (0.8, [1, 2, 2, 2]), (1.0, [2, 2, 2, 2])],
 )
 def test_p_d_decides_at_the_first_exit(p_d, exits):
-    exit, said = routed(DEEx(p_d=p_d, exits=2), CONFIDENCE, PREDICTION)
+    exit, said, _ = routed(DEEx(p_d=p_d, exits=2), CONFIDENCE, PREDICTION)
     assert exit.tolist() == exits
     assert said.tolist() == exits  # each exit answers with its own number
 
 
 def test_extended_sends_on_what_branch_two_is_unsure_of():
-    exit, said = routed(DEEx(p_d=0.3, p_tar=0.65, extended=True, exits=2), CONFIDENCE, PREDICTION)
+    exit, said, _ = routed(DEEx(p_d=0.3, p_tar=0.65, extended=True, exits=2), CONFIDENCE, PREDICTION)
     assert exit.tolist() == [2, 1, 1, 2]
     assert said.tolist() == [2, 1, 1, 2]
 

@@ -1,4 +1,4 @@
-"""eex-paper local-exit: the quick run as a user starts it, and what its figures are made of, by hand."""
+"""Paper local-exit: the quick run as a user starts it, and what its figures are made of, by hand."""
 
 import json
 

@@ -11,9 +11,9 @@ from eex.experiments.papers.nodes import (
     CLOUD,
     DROPPED,
     EDGE,
-    Answers,
     Batch,
     Begin,
+    Classes,
     LocalExit,
     Nodes,
     Ready,
@@ -33,7 +33,7 @@ from eex.policies.core.routing import drop, leave
         (Begin(3, 0.3, 0.6), None),
         (Ready(), None),
         (Batch((2, 3, 4, 5)), np.arange(120, dtype=np.uint8).reshape(2, 3, 4, 5)),
-        (Answers(2, 81.5), np.array([[0, 7, EDGE], [1, -1, DROPPED]], dtype="<i4")),
+        (Classes(2, 81.5), np.array([[0, 7, EDGE], [1, -1, DROPPED]], dtype="<i4")),
     ],
 )
 def test_messages_come_back_as_they_were(header, array):
@@ -93,7 +93,8 @@ def model(tmp_path_factory):
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
 
 
-def test_all_leave_or_go_on_or_are_dropped_and_a_dead_edge_node_is_told_of(model):
+@pytest.mark.process
+def test_all_leave_or_go_on_or_are_dropped_and_a_dead_edge_node_is_reported(model):
     with Nodes([model], Resources(threads=1, share=0.5), cloud_threads=1) as nodes:
         here = nodes.measure(0, 1.0, IMAGES)
         assert (here.where == EDGE).all()
@@ -113,7 +114,8 @@ def test_all_leave_or_go_on_or_are_dropped_and_a_dead_edge_node_is_told_of(model
         assert time.monotonic() - started < 10
 
 
-def test_too_little_memory_is_told_in_one_line(model):
+@pytest.mark.process
+def test_too_little_memory_is_reported_in_one_line(model):
     nodes = Nodes([model], Resources(threads=1, memory_mb=40), cloud_threads=1)
     with pytest.raises(EexError, match=r"the edge node ended.* \(its memory is limited to 40 MB\)") as told, nodes:
         pass

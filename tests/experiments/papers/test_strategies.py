@@ -1,4 +1,4 @@
-"""eex-paper strategies: the quick command as a user types it, and what its figures are computed by."""
+"""Paper strategies: the quick command as a user types it, and what its figures are computed by."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""What goes wrong with `eex-paper` ends in one line; claims, images and the page of results."""
+"""Whatever goes wrong ends in one line; claims, images and the page of results."""
 
 import subprocess
 import sys
@@ -9,20 +9,36 @@ import pytest
 import torch
 
 from eex.experiments.papers import page
-from eex.experiments.papers.main import PAPERS, Run, reproduce, script
-from eex.experiments.papers.paper import Claim, Images, Work, claims_table, confidences, seeds_interval
+from eex.experiments.papers.__main__ import Run, main, run
+from eex.experiments.papers.claims import Claim, Facts, Group, evaluate
+from eex.experiments.papers.paper import (
+    PAPERS,
+    Images,
+    Work,
+    confidences,
+    draw,
+    judge,
+    read_kept,
+    script,
+    seeds_interval,
+)
+from eex.experiments.plotting import draw_all
 from eex.policies.core.errors import EexError
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
 
-def eex_paper(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "eex.experiments.papers.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def refused(monkeypatch, capsys, *arguments: str) -> str:
+    """What the command writes when it refuses its arguments."""
+    monkeypatch.setattr(sys, "argv", ["eex.experiments.papers", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["deex"], "--data: name the images to train and measure on"),
         (["deex", "--recipe", "huge", "--data", "x"], "--recipe huge: expected one of quick, reduced, paper"),
@@ -31,17 +47,23 @@ def eex_paper(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["expert-branches", "--quick", "--weights", "OUT/none.safetensors", "--out", "OUT"], "none.safetensors"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, said, tmp_path):
-    done = eex_paper(*(a.replace("OUT", str(tmp_path / "out")) for a in arguments))
+def test_mistakes_are_refused_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    error = refused(monkeypatch, capsys, *(a.replace("OUT", str(tmp_path / "out")) for a in arguments))
+    assert message in error
+    assert error.strip().count("\n") == 0
+
+
+def test_unknown_paper(monkeypatch, capsys):
+    assert "expert-branches" in refused(monkeypatch, capsys, "resnet")
+
+
+@pytest.mark.process
+def test_the_package_runs_as_a_command():
+    command = [sys.executable, "-m", "eex.experiments.papers", "deex"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert "--data: name the images" in done.stderr
     assert done.stderr.strip().count("\n") == 0
-
-
-def test_unknown_paper():
-    done = eex_paper("resnet")
-    assert done.returncode == 2
-    assert "expert-branches" in done.stderr + done.stdout
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path):
@@ -57,23 +79,23 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 GB")])
 def test_too_little_memory_is_told_and_work_is_kept(error, tmp_path, monkeypatch):
-    def run(work, recipe):
-        work.rows("done", lambda: pd.DataFrame({"a": [1]}))
+    def measure(work, recipe):
+        work.table("done", lambda: pd.DataFrame({"a": [1]}))
         raise error
 
-    monkeypatch.setattr(script("deex"), "run", run)
+    monkeypatch.setattr(script("deex"), "measure", measure)
     with pytest.raises(EexError, match="memory ran out; what is finished is kept"):
-        reproduce(Run("deex", quick=True, out=tmp_path / "run", quiet=True))
+        run(Run("deex", quick=True, out=tmp_path / "run", quiet=True))
     assert (tmp_path / "run" / "done.csv").exists()
 
 
 def test_other_errors_are_not_taken_for_it(tmp_path, monkeypatch):
-    def run(work, recipe):
+    def measure(work, recipe):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(script("deex"), "run", run)
+    monkeypatch.setattr(script("deex"), "measure", measure)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        reproduce(Run("deex", quick=True, out=tmp_path / "run", quiet=True))
+        run(Run("deex", quick=True, out=tmp_path / "run", quiet=True))
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -84,7 +106,7 @@ def test_every_paper_has_its_recipes_and_says_what_differs(name):
     assert paper.TITLE
 
 
-def test_rows_are_made_once(tmp_path):
+def test_tables_are_made_once(tmp_path):
     work = Work(tmp_path)
     made = []
 
@@ -92,7 +114,7 @@ def test_rows_are_made_once(tmp_path):
         made.append(1)
         return pd.DataFrame({"x": [0.1, 0.2], "name": ["a", "b"]})
 
-    first, second = work.rows("table", make), work.rows("table", make)
+    first, second = work.table("table", make), work.table("table", make)
     assert made == [1]
     pd.testing.assert_frame_equal(first, second)
 
@@ -126,14 +148,50 @@ def test_intervals():
     assert seeds_interval([5.0])[0] == 5.0
 
 
-def test_claims_are_kept_as_they_are(tmp_path):
-    rows = claims_table([Claim("a > b", "41 %", "40 %", True), Claim("c", "—", "2", False, "because | of")])
+def test_claims_are_judged_and_kept_as_they_are(tmp_path):
+    def facts(tables, recipe):
+        yield Facts(a=0.4, b=tables["t"]["x"].max())
+
+    groups = [
+        Group(
+            facts,
+            (
+                Claim("a > {b:g}", "41 %", "{a:%}", lambda f: f.a > f.b, otherwise="never shown"),
+                Claim("c", "—", "{b:g}", lambda f: f.b > 1, "because | of", otherwise=" {a:g}"),
+            ),
+        )
+    ]
+    rows = evaluate(groups, {"t": pd.DataFrame({"x": [0.1, 0.2]})}, recipe=None)
     assert rows["holds"].tolist() == [True, False]
+    assert rows["why"].tolist() == ["", "because | of 0.4"]
     path = tmp_path / "claims.csv"
     path.write_text(rows.to_csv(index=False))
     table = page._table(path)
-    assert "| a > b | 41 % | 40 % | yes |" in table
-    assert r"| **no** | because \| of |" in table
+    assert "| a > 0.2 | 41 % | 40.0 % | yes |" in table
+    assert r"| **no** | because \| of 0.4 |" in table
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_kept_tables_give_the_kept_claims_and_figures(name, tmp_path):
+    kept = page.RESULTS / name
+    settings, tables = read_kept(kept)
+    claims = judge(script(name), tmp_path, tables, script(name).RECIPES[page.recipe_name(name, settings)])
+    assert len(claims) >= 13
+    assert (tmp_path / "claims.csv").read_text() == (kept / "claims.csv").read_text()
+    figures = dict(draw_all(script(name).PLOTS, tables))
+    assert set(figures) == {p.stem for p in kept.glob("*.png")}
+    for figure in figures.values():
+        shown = [axis for axis in figure.axes if axis.get_visible()]
+        assert all(axis.lines or axis.images for axis in shown)
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", PAPERS)
+def test_figures_are_written_from_the_kept_tables(name, tmp_path):
+    _, tables = read_kept(page.RESULTS / name)
+    draw(script(name), tmp_path, tables)
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (page.RESULTS / name).glob("*.png")}
+    assert all(p.stat().st_size > 5000 for p in tmp_path.iterdir())
 
 
 def test_the_page_is_made_from_the_kept_results():

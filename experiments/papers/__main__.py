@@ -1,0 +1,141 @@
+"""`python -m eex.experiments.papers NAME`: reproduce a paper, print its claims beside ours, keep tables and figures."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import tyro
+
+from eex.experiments.papers.paper import Work, out_of_memory, reproduce, script
+from eex.policies.core.errors import EexError
+from eex.stream.guard import guarded
+
+
+@dataclass(frozen=True)
+class Run:
+    """Reproduce one of the papers that eex implements: train, measure, draw, and print which of its claims hold.
+
+    An interrupted run continues where it stopped when the same command is given again.
+    """
+
+    name: tyro.conf.Positional[Literal["expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies"]]
+    """Paper to reproduce; strategies is the survey of deployment strategies."""
+    quick: bool = False
+    """Run for a few minutes on the shipped images, to see that everything works; such figures claim nothing."""
+    recipe: str = "reduced"
+    """How much to train and measure: reduced (two cores, under two hours) or paper (what the paper did)."""
+    data: str = ""
+    """Images with a train and a test split: a folder or zip of train/class/image, or the original folder of CIFAR-10 or
+    Caltech-256."""
+    size: int = 0
+    """Scale and crop images to squares of this side, in pixels; 0 keeps them as they are."""
+    out: Path | None = None
+    """Folder for tables and figures; by default runs/papers/NAME-RECIPE."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device to train and measure on."""
+    threads: int = 0
+    """Processor threads; 0 uses all cores."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    weights: Path | None = None
+    """For expert-branches: torchvision's published mobilenet_v2 (safetensors) to start from."""
+    published: Path | None = None
+    """Folder of the paper's own results, which are drawn beside ours: the authors' CSV files for expert-branches and
+    adaee."""
+    quiet: bool = False
+    """Print nothing and show no progress bars."""
+
+    @property
+    def effort(self) -> str:
+        """Name of the recipe."""
+        return "quick" if self.quick else self.recipe
+
+    @property
+    def folder(self) -> Path:
+        """Where tables and figures are kept."""
+        return self.out or Path("runs") / "papers" / f"{self.name}-{self.effort}"
+
+
+def run(config: Run) -> pd.DataFrame:
+    """Reproduce a paper as configured; returns its claims.
+
+    Raises
+    ------
+    EexError
+        If images, recipe or folder cannot be used, or memory runs out.
+    """
+    for name in ("threads", "seed", "size"):
+        if getattr(config, name) < 0:
+            raise EexError(f"--{name} must be at least 0, got {getattr(config, name)}")
+    paper = script(config.name)
+    if config.effort not in paper.RECIPES:
+        raise EexError(f"--recipe {config.effort}: expected one of {', '.join(paper.RECIPES)}")
+    if not config.data and not config.quick:
+        raise EexError("--data: name the images to train and measure on, or take --quick, which uses the shipped ones")
+    from eex.stream.network import pick_device
+    from eex.stream.training.bars import training_bars
+
+    if config.threads:
+        import torch
+
+        torch.set_num_threads(config.threads)
+    recipe = paper.RECIPES[config.effort]
+    with training_bars(config.quiet) as bars:
+        work = Work(
+            config.folder,
+            config.data or "sample",
+            config.size,
+            pick_device(config.device),
+            config.threads,
+            config.seed,
+            config.quiet,
+            config.weights,
+            config.published,
+            bars,
+        )
+        work.begin(config.name, recipe)
+        try:
+            return reproduce(paper, work, recipe)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise EexError(
+                f"memory ran out; what is finished is kept in {config.folder}: close other programs, or choose a "
+                "smaller --size or recipe, and start again"
+            ) from None
+
+
+def print_claims(config: Run, claims: pd.DataFrame) -> None:
+    """The claims as a table; of a quick run without the verdicts."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=script(config.name).TITLE, title_justify="left", show_lines=True)
+    columns = [name for name in claims.columns if not config.quick or name not in ("holds", "why")]
+    for name in columns:
+        table.add_column(name)
+    for row in claims.assign(holds=claims["holds"].map({True: "yes", False: "no"})).to_dict("records"):
+        table.add_row(*(row[name] for name in columns))
+    Console().print(table)
+    if config.quick:
+        print("quick: a few images and epochs; these figures claim nothing")
+    print(f"tables and figures: {config.folder}{os.sep}")
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(guarded(_main))
+
+
+def _main() -> None:
+    config = tyro.cli(Run, prog="python -m eex.experiments.papers", config=(tyro.conf.FlagCreatePairsOff,))
+    claims = run(config)
+    if not config.quiet:
+        print_claims(config, claims)
+
+
+if __name__ == "__main__":
+    main()
