@@ -9,6 +9,7 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -44,7 +45,7 @@ napoleon_google_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]  # a list; their names are not described a second time
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
-toc_object_entries = False
+toc_object_entries_show_parents = "hide"
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -82,6 +83,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", _shorten)
     app.connect("doctree-read", _plain_words)
     app.connect("build-finished", _copy_mathjax)
+    app.connect("build-finished", _check_that_nothing_is_loaded_from_elsewhere)
 
 
 def _keep_drawings(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -104,7 +106,9 @@ def _shorten(
     """Write arrays in signatures as the code does."""
 
     def short(text: str | None) -> str | None:
-        array = r"(?:numpy\.)?ndarray\[tuple\[Any, \.\.\.\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]"
+        array = (
+            r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], ~?(?:numpy\.)?dtype\[~?(?:numpy\.)?(\w+)\]\]"
+        )
         return text and re.sub(array, lambda m: ARRAYS.get(m[1], f"NDArray[{m[1]}]"), text)
 
     return short(signature), short(returns)
@@ -124,3 +128,13 @@ def _copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
         script = files("mathjax") / "static/mathjax/es5/tex-svg.js"
         shutil.copyfile(str(script), Path(app.outdir) / "_static" / mathjax_path)
+
+
+def _check_that_nothing_is_loaded_from_elsewhere(app: Sphinx, exception: Exception | None) -> None:
+    loads = re.compile(
+        r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(?:https?:)?//[^\"]*|url\(['\"]?(?:https?:)?//[^)]*"
+    )
+    for path in sorted(Path(app.outdir).rglob("*")) if exception is None else ():
+        if path.suffix in (".html", ".css"):
+            for found in loads.findall(path.read_text(encoding="utf-8")):
+                logging.getLogger("eex").warning("%s loads %s", path.name, found)
