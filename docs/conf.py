@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: pages in Markdown, the reference from the code (`generate.py`), nothing from elsewhere."""
+"""How Sphinx builds the site: pages in Markdown, the reference from the code (`generate.py`), all of it local."""
 
 import importlib.metadata
 import re
@@ -29,6 +29,8 @@ extensions = [
 ]
 exclude_patterns = ["_static"]
 default_role = "py:obj"  # `UCB` in a docstring: a link where the name is documented nearby, code elsewhere
+nitpicky = True
+nitpick_ignore_regex = [("py:(?!obj|mod).*", ".*"), ("py:.*", r"(?!eex\.).*")]  # in texts, full names lead somewhere
 smartquotes = False  # would make dashes of --options
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -88,6 +90,8 @@ def setup(app: Sphinx) -> None:
 
 def _keep_drawings(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Make literal blocks of the drawings, grammars and aligned columns in the docstrings of modules."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")  # or napoleon takes what stands before a colon for a type
     if what != "module":
         return
     paragraphs = "\n".join(lines).strip("\n").split("\n\n")
