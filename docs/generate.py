@@ -35,7 +35,8 @@ UNLISTED = ("eex.stream.commands", "eex.models.shipped", "eex.policies.shipped",
 def write(folder: Path) -> None:
     """Replace a folder by the generated pages."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name, text in (*command_pages(), *policy_pages(), *api_pages(), *project_pages()):
+    fragments = [("columns.inc", columns_table())]
+    for name, text in (*command_pages(), *policy_pages(), *api_pages(), *project_pages(), *fragments):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -186,6 +187,25 @@ def _shown(value: Any) -> str:
     return shown(value) or '""'
 
 
+# ---- columns of the records
+
+
+def columns_table() -> str:
+    """A table in Markdown of the columns that records have, from the schema of a frame."""
+    from eex.policies.core.columns import COLUMNS
+    from eex.stream.run.records import recorded_names
+
+    lines = ["| column | unit | what it holds |", "|---|---|---|"]
+    for column in COLUMNS:
+        names = recorded_names(column, exits=2)
+        shown = names if column.width == "kinds" else names[:1]
+        if shown:
+            lines.append(f"| {', '.join(f'`{name}`' for name in shown)} | {column.unit} | {column.doc} |")
+        if column.name == "answer":
+            lines.append("| `correct` | | Whether the answer is the true class; missing where either is. |")
+    return "\n".join(lines) + "\n"
+
+
 # ---- modules
 
 
@@ -201,6 +221,7 @@ def api_pages() -> Iterator[tuple[str, str]]:
             f"api/{package}.rst",
             _title(package)
             + f".. automodule:: {package}\n   :no-members:\n\n"
+            + _face(package)
             + _table(("module", "what it holds"), rows)
             + _toctree([f"{name.removeprefix(package + '.')} <{name}>" for name in [*below, *inside]]),
         )
@@ -215,6 +236,17 @@ def api_pages() -> Iterator[tuple[str, str]]:
         + _table(("package", "what it holds"), [(f":doc:`{n} </reference/api/{n}>`", _summary(n)) for n in tops])
         + _toctree(tops),
     )
+
+
+def _face(package: str) -> str:
+    """The names that users import from a package, where it has such."""
+    module = importlib.import_module(package)
+    found = [(name, getattr(module, name)) for name in getattr(module, "__all__", ())]
+    rows = [
+        (f":py:obj:`{name} <{one.__module__}.{one.__qualname__}>`", (one.__doc__ or "").strip().partition("\n")[0])
+        for name, one in found
+    ]
+    return f"From here users import:\n\n{_table(('name', 'what it is'), rows)}" if rows else ""
 
 
 def _modules(package: str) -> list[pkgutil.ModuleInfo]:

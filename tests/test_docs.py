@@ -7,11 +7,11 @@ import json
 import pkgutil
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import tyro
+from generate import COMMANDS, call_of, command_pages, parser_of, policy_pages
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -53,15 +53,6 @@ def test_examples_are_found(name):
 # ---- what pages say
 
 
-def load_generate():
-    """`docs/generate.py`, which belongs to no package."""
-    if "generate" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-        sys.modules["generate"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["generate"])
-    return sys.modules["generate"]
-
-
 def commands(page):
     """The lines of a page's shell blocks, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
@@ -100,7 +91,7 @@ def parse(command, arguments):
     earlier.mkdir(parents=True)
     (earlier / "config.json").write_text(json.dumps(to_json(StreamConfig())))
     arguments = arguments[: arguments.index("|")] if "|" in arguments else arguments
-    args, kwargs = load_generate().call_of(command, *arguments)
+    args, kwargs = call_of(command, *arguments)
     parsed = tyro.cli(*args, **kwargs | {"args": arguments})
     for options in (parsed, getattr(parsed, "stream", None), getattr(parsed, "measure", None)):
         if hasattr(options, "check"):
@@ -114,7 +105,7 @@ def test_a_command_that_does_not_exist_is_noticed(tmp_path, monkeypatch, capsys)
         parse("eex-stream", ["--polic", "ucb"])
     assert "--polic" in capsys.readouterr().err
     with pytest.raises(KeyError):
-        load_generate().call_of("eex-strem")
+        call_of("eex-strem")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +132,7 @@ def is_generated(target):
         return (ROOT / f"{name.upper()}.md").exists()
     if kind == "api":
         return name == "index" or importlib.util.find_spec(name) is not None
-    return name == "index" or name in {"commands": load_generate().COMMANDS, "policies": OWN}[kind]
+    return name == "index" or name in {"commands": COMMANDS, "policies": OWN}[kind]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -169,16 +160,15 @@ def test_every_page_is_in_the_contents():
 def test_the_reference_has_every_command_option_and_policy():
     from eex.policies.registry import OWN
 
-    generate = load_generate()
-    pages = dict(generate.command_pages())
-    assert set(pages) == {f"commands/{name}.rst" for name in [*generate.COMMANDS, "index"]}
+    pages = dict(command_pages())
+    assert set(pages) == {f"commands/{name}.rst" for name in [*COMMANDS, "index"]}
     assert ".. option:: --overhead FLOAT|STR\n\n   " in pages["commands/eex-stream.rst"]
-    for name in generate.COMMANDS:
-        for action in generate.parser_of(name)._actions:
+    for name in COMMANDS:
+        for action in parser_of(name)._actions:
             assert all(
                 option in pages[f"commands/{name}.rst"] for option in action.option_strings[-1:] if option != "--help"
             )
-    assert set(dict(generate.policy_pages())) == {f"policies/{name}.rst" for name in [*OWN, "index"]}
+    assert set(dict(policy_pages())) == {f"policies/{name}.rst" for name in [*OWN, "index"]}
 
 
 def test_the_page_on_the_overhead_reckons_right():

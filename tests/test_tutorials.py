@@ -5,15 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from generate import COMMANDS, columns_table
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -29,7 +28,7 @@ def execute(code: str, page: str, names: dict[str, object] | None = None) -> dic
 def run(command: str, folder: Path) -> None:
     name, *arguments = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, "-m", SCRIPTS[name].partition(":")[0], *arguments],
+        [sys.executable, "-m", COMMANDS[name].partition(":")[0], *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -87,8 +86,8 @@ def test_in_python(here):
 def test_records(here, capsys):
     (code,) = blocks("docs/records.md", "python")
     columns = execute(code.replace("frames=2000", "frames=64"), "records.md")["table"].column_names
-    page = (ROOT / "docs/records.md").read_text()
-    described = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
+    table = columns_table()
+    described = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)}
     assert {re.sub(r"_\d+$", "_1", name) for name in columns} == described
 
 
