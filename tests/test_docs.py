@@ -190,17 +190,3 @@ def test_the_page_on_sending_knows_the_links_and_the_encodings():
         piece = parse_link(name).pieces[0]
         assert f"| `{name}` | {piece.round_trip_ms:g} ms | {piece.mbit:g} Mbit/s |" in page
     assert all(f"| `{encoding}` |" in page for encoding in ENCODINGS)
-
-
-def test_the_page_on_the_wire_protocol_knows_its_limits_and_refusals():
-    from typing import get_args
-
-    from eex.stream.wire import protocol
-
-    page = (DOCS / "wire-protocol.md").read_text()
-    assert f"version {protocol.VERSION} of a small protocol" in page
-    assert f"| header | {protocol.MAX_HEADER_BYTES >> 10} KiB |" in page
-    assert f"| one array, and one ZeroMQ frame | {protocol.MAX_BYTES >> 20} MiB |" in page
-    assert f"| images in a message | {protocol.MAX_FRAMES:,} |" in page
-    refusals = page.split("## Refusals")[1].split("\n## ")[0]
-    assert set(re.findall(r"`(\w+)`(?=[,|` ]*.*\| )", refusals)) >= set(get_args(protocol.Refusal))

@@ -65,9 +65,10 @@ def test_own_network(here):
 
 
 def test_own_policy(here, capsys):
-    policy, use = blocks("docs/own-policy.md", "python")
+    policy, use, check = blocks("docs/own-policy.md", "python")
     (here / "my_policy.py").write_text(policy)
     names = execute(use, "own-policy.md")
+    execute(check, "own-policy.md", names)
     assert np.isfinite(names["played"].reward).all()
     assert float(capsys.readouterr().out) > 0  # it earns something
 
