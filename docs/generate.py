@@ -7,6 +7,7 @@ lag behind the code.
 """
 
 import importlib
+import inspect
 import os
 import pkgutil
 import re
@@ -241,11 +242,14 @@ def api_pages() -> Iterator[tuple[str, str]]:
 def _face(package: str) -> str:
     """The names that users import from a package, where it has such."""
     module = importlib.import_module(package)
-    found = [(name, getattr(module, name)) for name in getattr(module, "__all__", ())]
-    rows = [
-        (f":py:obj:`{name} <{one.__module__}.{one.__qualname__}>`", (one.__doc__ or "").strip().partition("\n")[0])
-        for name, one in found
-    ]
+    rows = []
+    for name in getattr(module, "__all__", ()):
+        one = getattr(module, name)
+        if inspect.isclass(one) or inspect.isfunction(one):
+            what = (inspect.getdoc(one) or "").partition("\n")[0]
+            rows.append((f":py:obj:`{name} <{one.__module__}.{one.__qualname__}>`", what))
+        else:
+            rows.append((f"``{name}``", "A constant."))
     return f"From here users import:\n\n{_table(('name', 'what it is'), rows)}" if rows else ""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from generate import COMMANDS, call_of, command_pages, parser_of, policy_pages
+from generate import COMMANDS, api_pages, call_of, command_pages, parser_of, policy_pages
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -169,6 +169,13 @@ def test_the_reference_has_every_command_option_and_policy():
                 option in pages[f"commands/{name}.rst"] for option in action.option_strings[-1:] if option != "--help"
             )
     assert set(dict(policy_pages())) == {f"policies/{name}.rst" for name in [*OWN, "index"]}
+
+
+def test_the_reference_has_every_name_that_users_import():
+    import eex.policies
+
+    page = dict(api_pages())["api/eex.policies.rst"]
+    assert all(f"`{name} <eex." in page or f"``{name}``" in page for name in eex.policies.__all__)
 
 
 def test_the_page_on_the_overhead_reckons_right():
