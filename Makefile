@@ -1,5 +1,6 @@
 # make stream: the first result; make test: the tests, in under five minutes on two cores; make check: what CI does, with
-# the trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud.
+# the trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud;
+# make docs: the documentation, in build/docs.
 # PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -8,7 +9,7 @@ BIN := .venv/bin
 ROOMS := policies envs models stream experiments
 LINKS := $(ROOMS:%=build/links/eex/%)
 
-.PHONY: stream test check format lint types bench bench-offload clean
+.PHONY: stream test check format lint types docs bench bench-offload clean
 
 stream: .venv/ready
 	$(BIN)/eex-stream --compare ucb,fixed,fixed:p_tar=0.95 $(ARGS)
@@ -19,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 test: .venv/ready
 	$(PYTEST) -m "not paper and not soak" $(ARGS)
 
-check: format lint types
+check: format lint types docs
 	$(PYTEST) $(ARGS)
 
 format: .venv/ready
@@ -31,6 +32,10 @@ lint: .venv/ready
 types: .venv/ready $(LINKS)
 	$(BIN)/mypy
 
+# warnings are errors; nothing is loaded from elsewhere
+docs: .venv/ready
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+
 bench: .venv/ready
 	$(BIN)/python -m eex.experiments.bench.engine $(ARGS)
 	$(BIN)/python -m eex.experiments.bench.policies
@@ -40,7 +45,7 @@ bench-offload: .venv/ready
 	$(BIN)/python -m eex.experiments.bench.offload $(ARGS)
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build docs/reference *.egg-info
 
 # mypy wants the package eex as a folder; the rooms stand at the root (see ARCHITECTURE.md)
 build/links/eex/%:
