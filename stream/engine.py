@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from eex.models.network import EarlyExitNet
-from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy
 from eex.policies.core.columns import OUTCOMES, Rows
 from eex.policies.core.price import Meter, Price, parse_price
 from eex.policies.core.reward import reward
-from eex.policies.core.routing import answer, drop, leave
+from eex.policies.core.routing import answer, drop
 from eex.stream.frames.batch import Batch
-from eex.stream.groups import Group, exit_of, merged, runs, select, sorted_by_expert
+from eex.stream.groups import Group, decide, exit_of, merged, rest_of, runs, select, sorted_by_expert
 from eex.stream.ring import Ring
 from eex.stream.wire.encoding import pixels
 from eex.stream.wire.offload import Reply
@@ -124,7 +123,6 @@ class Engine:
         self.meter = Meter(price, bytes=_usual_bytes(net) if price.per_mb or price.budget else 0.0)
         self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
         self.edge_exits = net.edge_exits
-        self.on_cpu = net.mean.device.type == "cpu"
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
         self.requests: list[Request] = []
         self.awaited = 0  # frames that were sent and have no reply yet
@@ -292,8 +290,10 @@ class Engine:
         slots = group.slots
         group.features = self.net.stage(i, group.features)
         confidence, prediction = exit_of(self.net, i, group.features, group.experts)
-        started = self.clock()
-        here, skipped = self._leave(i, slots, confidence, prediction)
+        started, rows = self.clock(), self.ring.rows
+        sure, index, here, skipped = decide(confidence, prediction, rows.exit_at[slots, i], rows.skip_below[slots, i])
+        rows.confidence[slots, i] = sure
+        rows.prediction[slots, i] = index
         leaving, skipping = np.count_nonzero(here), np.count_nonzero(skipped)
         if leaving:
             self._finish(slots if leaving == len(slots) else slots[here], i)
@@ -308,24 +308,6 @@ class Engine:
                 self._queues[i + 1].append(going)
             else:
                 self._offload(i + 1, going)
-
-    def _leave(self, i: int, slots: Ints, confidence: Tensor, prediction: Tensor) -> tuple[Bools, Bools]:
-        """Which frames leave here, and which skip to the cloud, both (n,); writes down what exit i said."""
-        rows = self.ring.rows
-        exit_at, skip_below = rows.exit_at[slots, i], rows.skip_below[slots, i]
-        if self.on_cpu:
-            sure, index = confidence.numpy().astype(float), prediction.numpy()
-            here, skipped = leave(sure, exit_at, skip_below)
-        else:
-            confidence = confidence.double()
-            at, below = (torch.from_numpy(t).to(confidence.device) for t in (exit_at, skip_below))
-            # one transfer, so that the GPU is waited for once per exit
-            parts = (confidence, prediction, *leave(confidence, at, below))
-            columns = torch.stack([part.double() for part in parts]).cpu().numpy()
-            sure, index, here, skipped = columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
-        rows.confidence[slots, i] = sure
-        rows.prediction[slots, i] = index
-        return here, skipped
 
     def _offload(self, stage: int, group: Group) -> None:
         """Ask for the stages from `stage` on; drop frames that are hopeless, keep those beyond the budget."""
@@ -362,11 +344,8 @@ class Engine:
 
     def _run_tail(self, stage: int, group: Group) -> None:
         """Run the remaining stages here, past the exits between, and answer at the final exit."""
-        x, final, slots = group.features, self.edge_exits, group.slots
-        for i in range(stage, self.net.exits):
-            x = self.net.stage(i, x)
-        confidence, prediction = exit_of(self.net, self.net.exits - 1, x, group.experts)
-        rows = self.ring.rows
+        final, slots, rows = self.edge_exits, group.slots, self.ring.rows
+        confidence, prediction = rest_of(self.net, stage, group.features, group.experts)
         rows.confidence[slots, final] = confidence.cpu().numpy()
         rows.prediction[slots, final] = prediction.cpu().numpy()
         rows.sent[slots] = True

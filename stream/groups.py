@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.core.base import Bools, Floats, Ints
+from eex.policies.core.routing import leave
 
 Pixels = NDArray[np.uint8] | None
 """Images (n, C, H, W), where they are what is offloaded."""
@@ -89,6 +90,30 @@ def exit_of(net: EarlyExitNet, i: int, x: Tensor, experts: Ints) -> tuple[Tensor
     """Confidence and prediction of exit i, (B,) each, by the branch of each frame's expert; sorted by expert."""
     parts = [net.branch(i, net.experts[e], x[start:stop]) for e, start, stop in runs(experts)]
     return net.confident(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+def rest_of(net: EarlyExitNet, stage: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
+    """Confidence and prediction of the final exit, (B,) each, from the features that go into a stage."""
+    for i in range(stage, net.exits):
+        x = net.stage(i, x)
+    return exit_of(net, net.exits - 1, x, experts)
+
+
+def decide(
+    confidence: Tensor, prediction: Tensor, exit_at: Floats, skip_below: Floats
+) -> tuple[Floats, Ints, Bools, Bools]:
+    """Confidence and prediction of an exit, which frames leave there, and which skip to the cloud, (B,) each.
+
+    On a GPU the thresholds go to it and all four come back in one transfer, so that it is waited for once per exit.
+    """
+    if confidence.device.type == "cpu":
+        sure = confidence.numpy().astype(float)
+        return sure, prediction.numpy(), *leave(sure, exit_at, skip_below)
+    confidence = confidence.double()
+    at, below = (torch.from_numpy(thresholds).to(confidence.device) for thresholds in (exit_at, skip_below))
+    parts = (confidence, prediction, *leave(confidence, at, below))
+    columns = torch.stack([part.double() for part in parts]).cpu().numpy()
+    return columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
 
 
 @torch.inference_mode()
