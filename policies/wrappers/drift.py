@@ -117,7 +117,7 @@ class Drift(Composite):
 
     @property
     def history(self) -> Floats:
-        """The values that each run's detector stands for, (runs, most); -1 behind the last."""
+        """The values that each run's detector stands for, (runs, most); -1 after the last."""
         table = np.full((self.runs, self.memory), -1.0)
         for run, values in enumerate(self._values):
             table[run, : len(values)] = values
