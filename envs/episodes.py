@@ -29,7 +29,7 @@ class Episodes:
     r"""Episodes over a trace, in which an agent chooses thresholds; all environments are at the same round.
 
     **Action.** "grid": the number of a threshold in the grid, which holds at every exit. "box": thresholds in [0, 1],
-    one an edge exit. It holds for the next `window` frames. A frame leaves at the first edge exit whose confidence
+    one per edge exit. It holds for the next `window` frames. A frame leaves at the first edge exit whose confidence
     reaches the threshold, and is offloaded if none does, as `eex.policies.core.routing` has it.
 
     **Observation.** The features of `eex.policies.algorithms.features.Features`, which documents and bounds them,

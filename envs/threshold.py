@@ -32,7 +32,7 @@ def observation_space(episodes: Episodes) -> spaces.Space[Observation]:
 class ThresholdEnv(gym.Env[Observation, Any]):
     """Choose the exit threshold for each frame of a recorded trace.
 
-    Action: Discrete(K), a threshold of the grid for all exits; or Box(0, 1, (exits,)), one an edge exit.
+    Action: Discrete(K), a threshold of the grid for all exits; or Box(0, 1, (exits,)), one per edge exit.
     Observation: Box(0, 1, (F,)), what a live policy knows before inference; `names` lists it.
     Reward: the confidence gained by offloading less its overhead, 0 for a frame answered on the edge; or accuracy less
     cost. Episode end: never terminated; truncated after `rounds` frames.

@@ -92,7 +92,7 @@ class TrainRLConfig:
     switch: tuple[int, int] = (500, 3000)
     """Fewest and most frames between switches of the distortion."""
     link: str = JUMPING
-    """Round trips, as MS:FRAMES between commas; empty for replies at once."""
+    """Round trips, as comma-separated MS:FRAMES; empty if replies come at once."""
     layers: tuple[int, ...] = (64, 64)
     """Widths of the agent's hidden layers."""
     activation: Literal["tanh", "relu"] = "tanh"

@@ -46,7 +46,7 @@ class RegretConfig:
     trace: tuple[Path, ...] = ()
     """Traces that eex-record wrote, or CSV files of AdaEE's authors."""
     policies: str = ""
-    """Between commas, options behind colons: ucb,ucb:c=0.5,fixed:p_tar=0.9. By default all that need no options;
+    """Comma-separated, options after colons: ucb,ucb:c=0.5,fixed:p_tar=0.9. By default all that need no options;
     eex-stream --list-policies shows them."""
     overheads: str = "0.05,0.1,0.2,0.3,0.4,0.5"
     """Prices of offloading a frame, in units of confidence."""
@@ -64,9 +64,9 @@ class RegretConfig:
     exit_cost: float = 0.0
     """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
     seed: int = 0
-    """Of all that is drawn."""
+    """Seed of all random draws."""
     grid: str = " ".join(f"{t:g}" for t in GRID)
-    """Thresholds, between spaces or commas: what hindsight chooses from, and the arms of every policy that has arms
+    """Space- or comma-separated thresholds: what hindsight chooses from, and the arms of every policy that has arms
     and is not given others."""
     out: Path | None = None
     """Folder of the results; by default one under runs/ that the same command finds again."""
@@ -197,13 +197,13 @@ def _sweep(config: RegretConfig) -> Sweep:
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
-    """Different numbers in [0, 1], between commas or spaces."""
+    """Different numbers in [0, 1], separated by commas or spaces."""
     try:
         numbers = tuple(dict.fromkeys(float(word) for word in text.replace(",", " ").split()))
     except ValueError:
         numbers = ()
     if not numbers or not all(0 <= x <= 1 for x in numbers):
-        raise EexError(f"--{option} must be numbers in [0, 1] between commas, got '{text}'")
+        raise EexError(f"--{option} must be comma-separated numbers in [0, 1], got '{text}'")
     return numbers
 
 

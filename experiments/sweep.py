@@ -31,7 +31,7 @@ Take = Callable[["Part", Columns], None]
 Show = Callable[[int], None]
 
 REFERENCES = ("best_arm", "best_per_exit", "dynamic", "oracle", "even")
-"""What regret is measured against: the best fixed threshold common to all exits, one an exit, the best fixed threshold
+"""What regret is measured against: the best fixed threshold common to all exits, one per exit, the best fixed threshold
 of each segment, the per-frame oracle, and an arm drawn evenly every round."""
 PARTS_PER_PROCESS = 4
 MOST_ROUNDS = 4_000_000

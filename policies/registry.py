@@ -82,12 +82,12 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     Parameters
     ----------
     name
-        A name in `POLICIES`, with options behind it if wanted: "ucb", "fixed:p_tar=0.9", "ucb:c=0.5:grid=0.5 0.7 0.9".
+        A name in `POLICIES`, with options after it if wanted: "ucb", "fixed:p_tar=0.9", "ucb:c=0.5:grid=0.5 0.7 0.9".
         A wrapper stands before its policy: "drift:detector=kswin@ucb:c=0.5", "drift@safe:bound=0.05@ucb". A policy of
         river's goes by its class: "river.bandit.UCB:delta=1"; one of the user's own by its module and class:
         "my_module:MyPolicy:option=1".
     options
-        More of its options, of the outermost wrapper if there are any, as text; lists are numbers between spaces.
+        More of its options, of the outermost wrapper if there are any, as text; lists are space-separated numbers.
     given
         `exits`, `runs` and `seed`.
 
@@ -228,7 +228,7 @@ def _plugin_class(where: str) -> type[Policy]:
     try:
         options_of(found)
     except (NameError, TypeError, ValueError) as error:
-        raise EexError(f"plug-in {where}: the types of its options cannot be told: {error}") from None
+        raise EexError(f"plug-in {where}: the types of its options cannot be read: {error}") from None
     return found
 
 
@@ -262,7 +262,7 @@ def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
             return [float(word) for word in text.replace(";", " ").split()]
     except (ValueError, KeyError):
         pass
-    wanted = "numbers between spaces" if typing.get_origin(kind) is Sequence else getattr(kind, "__name__", str(kind))
+    wanted = "space-separated numbers" if typing.get_origin(kind) is Sequence else getattr(kind, "__name__", str(kind))
     raise EexError(f"policy {policy}: option {key} must be {wanted}, got '{text}'")
 
 

@@ -28,7 +28,7 @@ class Bench:
     """Measure rounds per second of policies in replay: choosing, routing, rewarding and learning."""
 
     policies: str = ""
-    """Between commas, options behind colons; by default all that play one exit, and ucb under drift detectors."""
+    """Comma-separated, options after colons; by default all that play one exit, and ucb under drift detectors."""
     runs: tuple[int, ...] = (1, 1000)
     """Runs that are played side by side."""
     seconds: float = 2.0

@@ -39,7 +39,7 @@ class AgentCard:
         Of the `Features` it observes.
     action
         "grid": its outputs are values of the grid's thresholds, of which the highest is played. "box": they are
-        thresholds, one an edge exit, clipped to [0, 1].
+        thresholds, one per edge exit, clipped to [0, 1].
     grid
         Thresholds; empty for "box".
     layers
@@ -159,7 +159,7 @@ class Agent:
 
 
 def observation_names(exits: int, action: ActionKind, experts: int = EXPERTS, rate: float = 0.05) -> tuple[str, ...]:
-    """What an agent observes: the features, then the threshold of the frame last heard of, one an exit for "box".
+    """What an agent observes: the features, then the threshold of the last frame with feedback, one per exit for "box".
 
     Examples
     --------

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from eex.policies.algorithms.options import thresholds
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Thresholds
 from eex.policies.core.draws import uniform
-from eex.policies.core.errors import EexError
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 HAIR = 1e-9
@@ -43,9 +43,7 @@ class Arms(Policy):
 
     def __init__(self, grid: Sequence[float], exits: int, runs: int, seed: int) -> None:
         super().__init__(exits, runs, seed)
-        self.grid = np.asarray(grid, dtype=float)
-        if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
-            raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
+        self.grid = thresholds(grid)
         self.counts = np.zeros((runs, self.grid.size))
         self.totals = np.zeros((runs, self.grid.size))
         self.pending = np.zeros((runs, self.grid.size))

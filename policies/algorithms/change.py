@@ -24,7 +24,7 @@ class Change(Arrays):
     .. math:: z = \frac{x - m}{s \sqrt{1 / w + 1 / W}}, \qquad
               g^\pm \leftarrow \max(0,\; g^\pm \pm z - 1)
 
-    where :math:`W` counts the values behind :math:`m`. A sum above `alarm` is a change. :math:`s^2` is taken from how
+    where :math:`W` counts the values after :math:`m`. A sum above `alarm` is a change. :math:`s^2` is taken from how
     much block means differ, so frames that resemble their neighbours raise no false alarm.
 
     Parameters

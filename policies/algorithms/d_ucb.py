@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, HAIR, Arms, add, turns
+from eex.policies.algorithms.options import not_negative, share
 from eex.policies.core.base import Context, Floats, Outcomes
-from eex.policies.core.errors import EexError
 
 
 class DiscountedUCB(Arms):
@@ -56,10 +56,8 @@ class DiscountedUCB(Arms):
         seed: int = 0,
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        if not 0 < gamma <= 1:
-            raise EexError(f"gamma must lie in (0, 1], got {gamma}")
-        if not 0 <= c < np.inf:
-            raise EexError(f"c must be 0 or more, got {c}")
+        share("gamma", gamma)
+        not_negative("c", c)
         self.gamma, self.c = gamma, c
 
     def index(self, played: Floats, context: Context) -> Floats:

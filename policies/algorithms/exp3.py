@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add
+from eex.policies.algorithms.options import share
 from eex.policies.core.base import Context, Outcomes, Thresholds
-from eex.policies.core.errors import EexError
 
 
 class EXP3(Arms):
@@ -56,8 +56,8 @@ class EXP3(Arms):
         seed: int = 0,
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        if gamma is not None and not 0 < gamma <= 1:
-            raise EexError(f"gamma must lie in (0, 1], got {gamma}")
+        if gamma is not None:
+            share("gamma", gamma)
         self.gamma = gamma
 
     def choose(self, context: Context) -> Thresholds:

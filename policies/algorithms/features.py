@@ -3,6 +3,7 @@
 import numpy as np
 
 from eex.policies.algorithms.arms import turns
+from eex.policies.algorithms.options import at_least, share
 from eex.policies.core.base import Arrays, Context, Floats, Ints, Outcomes
 from eex.policies.core.errors import EexError
 
@@ -65,10 +66,8 @@ class Features(Arrays):
     def __init__(self, exits: int = 1, runs: int = 1, experts: int = EXPERTS, rate: float = 0.05) -> None:
         if exits < 1 or runs < 1:
             raise EexError(f"exits and runs must be at least 1, got {exits} and {runs}")
-        if experts < 1:
-            raise EexError(f"experts must be at least 1, got {experts}")
-        if not 0 < rate <= 1:
-            raise EexError(f"rate must lie in (0, 1], got {rate:g}")
+        at_least("experts", experts, 1)
+        share("rate", rate)
         self.exits, self.runs, self.experts, self.rate = exits, runs, experts, rate
         self.names = (
             *(f"distortion_{k + 1}" for k in range(experts)),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.change import Change
+from eex.policies.algorithms.options import not_negative, thresholds
 from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.errors import EexError
 from eex.policies.core.parts import Composite
@@ -86,13 +87,10 @@ class GainCurve(Composite):
         runs: int = 1,
         seed: int = 0,
     ) -> None:
-        self.grid = np.unique(np.asarray(grid, dtype=float))
-        if not self.grid.size or not np.all((self.grid >= 0) & (self.grid <= 1)):
-            raise EexError(f"grid must hold thresholds in [0, 1], got {list(grid)}")
+        self.grid = np.unique(thresholds(grid))
         if not (memory == 0 or LEAST_MEMORY <= memory < np.inf):
             raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
-        if not 0 <= beta < np.inf:
-            raise EexError(f"beta must be 0 or more, got {beta}")
+        not_negative("beta", beta)
         if not 0 <= alarm < np.inf:
             raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
         self.change = Change(runs, alarm, VARIANCES)

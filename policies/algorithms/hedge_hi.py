@@ -6,9 +6,9 @@ import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add
 from eex.policies.algorithms.one_sided import credit
+from eex.policies.algorithms.options import positive
 from eex.policies.core.base import Context, Floats, Outcomes, Thresholds
 from eex.policies.core.draws import uniform
-from eex.policies.core.errors import EexError
 from eex.policies.core.parts import Awaited, Composite
 
 
@@ -72,9 +72,8 @@ class HedgeHI(Composite, Arms):
         ordered = sorted(set(grid))
         self.awaited = Awaited(max(runs, 1), len(ordered))  # of each arm, how probable it or a higher one was
         super().__init__(ordered, exits, runs, seed)
-        for name, value in (("epsilon", epsilon), ("eta", eta)):
-            if not 0 < value < np.inf:
-                raise EexError(f"{name} must be above 0, got {value}")
+        positive("epsilon", epsilon)
+        positive("eta", eta)
         self.epsilon, self.eta = epsilon, eta
 
     def probabilities(self, frames: int) -> Floats:

@@ -6,8 +6,8 @@ import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add
 from eex.policies.algorithms.one_sided import exit_cost, first_exit
+from eex.policies.algorithms.options import positive
 from eex.policies.core.base import Context, Floats, Outcomes, Thresholds
-from eex.policies.core.errors import EexError
 
 
 class HILCB(Arms):
@@ -72,8 +72,7 @@ class HILCB(Arms):
         self, grid: Sequence[float] = GRID, alpha: float = 0.52, exits: int = 1, runs: int = 1, seed: int = 0
     ) -> None:
         super().__init__(sorted(set(grid)), exits, runs, seed)
-        if not 0 < alpha < np.inf:
-            raise EexError(f"alpha must be above 0, got {alpha}")
+        positive("alpha", alpha)
         self.alpha = alpha
         self.heard = np.zeros(runs)
 

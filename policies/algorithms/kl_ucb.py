@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms
+from eex.policies.algorithms.options import not_negative
 from eex.policies.core.base import Context, Floats
-from eex.policies.core.errors import EexError
 
 EDGE = 1e-9
 """How near means come to 0 and 1, where the divergence is infinite."""
@@ -53,8 +53,7 @@ class KLUCB(Arms):
         self, grid: Sequence[float] = GRID, c: float = 0.0, exits: int = 1, runs: int = 1, seed: int = 0
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        if not 0 <= c < np.inf:
-            raise EexError(f"c must be 0 or more, got {c}")
+        not_negative("c", c)
         self.c = c
 
     def index(self, played: Floats, context: Context) -> Floats:

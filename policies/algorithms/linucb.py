@@ -6,8 +6,8 @@ import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add
 from eex.policies.algorithms.features import Features
+from eex.policies.algorithms.options import not_negative, positive
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
-from eex.policies.core.errors import EexError
 from eex.policies.core.parts import Awaited, Composite
 
 
@@ -75,10 +75,8 @@ class LinUCB(Composite, Arms):
         d = len(self.features.names) + 1
         self.awaited = Awaited(max(runs, 1), d)  # the features each frame was chosen by
         super().__init__(grid, exits, runs, seed)
-        if not 0 <= alpha < np.inf:
-            raise EexError(f"alpha must be 0 or more, got {alpha}")
-        if not 0 < ridge < np.inf:
-            raise EexError(f"ridge must be above 0, got {ridge}")
+        not_negative("alpha", alpha)
+        positive("ridge", ridge)
         self.alpha = alpha
         self.inverse: Floats = np.tile(np.eye(d) / ridge, (runs, self.grid.size, 1, 1))
         self.vector: Floats = np.zeros((runs, self.grid.size, d))

@@ -6,8 +6,8 @@ import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add
 from eex.policies.algorithms.one_sided import credit
+from eex.policies.algorithms.options import not_negative
 from eex.policies.core.base import Context, Outcomes, Thresholds
-from eex.policies.core.errors import EexError
 
 
 class SplitEES(Arms):
@@ -63,8 +63,7 @@ class SplitEES(Arms):
         self, grid: Sequence[float] = GRID, c: float = 1.0, exits: int = 1, runs: int = 1, seed: int = 0
     ) -> None:
         super().__init__(sorted(set(grid)), exits, runs, seed)
-        if not 0 <= c < np.inf:
-            raise EexError(f"c must be 0 or more, got {c}")
+        not_negative("c", c)
         self.c = c
         self.played = np.zeros((runs, self.grid.size))
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, HAIR, Arms, add, turns
+from eex.policies.algorithms.options import at_least, not_negative
 from eex.policies.core.base import Context, Floats, Outcomes
-from eex.policies.core.errors import EexError
 
 
 class SlidingWindowUCB(Arms):
@@ -58,10 +58,8 @@ class SlidingWindowUCB(Arms):
         seed: int = 0,
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        if window < 1:
-            raise EexError(f"window must be at least 1, got {window}")
-        if not 0 <= c < np.inf:
-            raise EexError(f"c must be 0 or more, got {c}")
+        at_least("window", window, 1)
+        not_negative("c", c)
         self.window, self.c = window, c
         self.heard = np.zeros(runs, dtype=np.int64)  # rewards, ever
         self.recent_arm = np.zeros((runs, window), dtype=np.int64)  # a ring

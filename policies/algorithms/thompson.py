@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms
+from eex.policies.algorithms.options import positive
 from eex.policies.core.base import Context, Thresholds
 from eex.policies.core.draws import normal
-from eex.policies.core.errors import EexError
 
 
 class Thompson(Arms):
@@ -49,8 +49,7 @@ class Thompson(Arms):
         self, grid: Sequence[float] = GRID, sigma: float = 0.5, exits: int = 1, runs: int = 1, seed: int = 0
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        if not 0 < sigma < np.inf:
-            raise EexError(f"sigma must be above 0, got {sigma}")
+        positive("sigma", sigma)
         self.sigma = sigma
 
     def choose(self, context: Context) -> Thresholds:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, HAIR, Arms
+from eex.policies.algorithms.options import not_negative
 from eex.policies.core.base import Context, Floats
-from eex.policies.core.errors import EexError
 
 
 class UCB(Arms):
@@ -51,8 +51,7 @@ class UCB(Arms):
         self, grid: Sequence[float] = GRID, c: float = 1.0, exits: int = 1, runs: int = 1, seed: int = 0
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        if not 0 <= c < np.inf:
-            raise EexError(f"c must be 0 or more, got {c}")
+        not_negative("c", c)
         self.c = c
 
     def index(self, played: Floats, context: Context) -> Floats:

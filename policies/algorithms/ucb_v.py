@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add, variance
+from eex.policies.algorithms.options import positive
 from eex.policies.core.base import Context, Floats, Outcomes
-from eex.policies.core.errors import EexError
 
 
 class UCBV(Arms):
@@ -59,9 +59,8 @@ class UCBV(Arms):
         seed: int = 0,
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        for name, value in (("c", c), ("zeta", zeta)):
-            if not 0 < value < np.inf:
-                raise EexError(f"{name} must be above 0, got {value}")
+        positive("c", c)
+        positive("zeta", zeta)
         self.c, self.zeta = c, zeta
         self.squares = np.zeros_like(self.totals)  # of rewards heard of, (runs, arms)
 

@@ -142,7 +142,7 @@ def transfer_ms(bytes: float, round_trip_ms: float, mbit: float, window: float =
 
 
 def parse_link(text: str) -> SimulatedLink:
-    """A link from text: conditions and for how long, and its settings, between commas.
+    """A link from text: comma-separated conditions and their lengths, and settings.
 
     Raises
     ------

@@ -25,7 +25,7 @@ an ε-greedy policy that explored a tenth of them, the doubly robust ones were m
 What is supported
 -----------------
 Logs whose arms stand for fixed thresholds, as those of `random`, `exp3` or `epsilon-greedy`, also audited; fixed
-thresholds as what is evaluated, one for all edge exits or one an exit. Policies that learn are not: what they play
+thresholds as what is evaluated, one for all edge exits or one per exit. Policies that learn are not: what they play
 depends on what they are told, and a log tells it for its own arms only. Record a trace (`eex-record`) and replay them.
 
 References
@@ -114,7 +114,7 @@ def estimate(
         Of one run, in the order of its frames: `arm`, `probability`, `audited`, `exit_at`, `confidence`, `offloaded`,
         `sent`, `fallback` and `overhead` are read. Live, `eex.stream.run.records.outcomes_of` has them.
     thresholds
-        To be estimated: each one for all edge exits, or one an exit.
+        To be estimated: each one for all edge exits, or one per exit.
     overhead
         Price of offloading; by default, what was paid in the log.
     exit_cost

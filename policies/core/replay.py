@@ -22,14 +22,14 @@ _PURPOSE = 1  # of draws
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a live run's policy knew of the link, and when it heard of each frame: what the run's records hold.
+    """What a live run's policy knew of the link, and when it learned from each frame: what the run's records hold.
 
     Attributes
     ----------
     frame
-        Numbers of the frames in the order in which they were heard of, (heard,).
+        Numbers of the frames in the order in which they were learned from, (frames,).
     chosen
-        How many frames thresholds had been chosen for by then, (heard,), rising.
+        How many frames thresholds had been chosen for by then, (frames,), rising.
     queue, link_ms
         Of the context each frame was chosen in, (frames,).
     sent, fallback
@@ -114,8 +114,8 @@ def replay(
 ) -> Replayed:
     """Play a policy over a trace, round by round, all its runs side by side.
 
-    The policy is asked, frames are routed, and it is told of them once their feedback is due. It never sees what
-    inference did not reach.
+    The policy chooses, `eex.policies.core.world.step` plays its thresholds, and it learns from the outcomes once they
+    are due. It never sees what inference did not reach.
 
     Parameters
     ----------
@@ -129,15 +129,15 @@ def replay(
         As for `draw_frames`. Runs of the same key play the same frames (under other overheads, say); by default all
         keys differ.
     delay
-        Rounds by which all feedback is late: with 0, a frame is heard of before the next choice.
+        Rounds by which all feedback is late: with 0, the policy learns from a frame before the next choice.
     link
-        Instead: offloaded frames are heard of when their reply comes, or the deadline passes; others at once.
+        Instead: feedback of offloaded frames comes with their reply or when the deadline passes; of others at once.
     feedback
-        Instead: frames are heard of when a live run heard of them. Played in order, this makes the live run's choices.
+        Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices.
     exit_cost
         Price of each further edge exit.
     report
-        Told the rounds done, now and then.
+        Called with the number of rounds done, now and then.
 
     Raises
     ------

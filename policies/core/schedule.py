@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames `start` to `stop` (not included) of a stream that share a name and a text, to be drawn behind a plot."""
+    """Frames `start` to `stop` (not included) that share a name and a text, to be drawn as a plot's background."""
 
     start: int
     stop: int
@@ -222,7 +222,7 @@ class _Parser:
         return Schedule(text, start, tuple(segments))
 
     def parts(self, depth: int) -> tuple[list[_Run], str]:
-        """Parts between commas."""
+        """Comma-separated parts."""
         if depth > MAX_DEPTH:
             self.fail(f"brackets are nested more than {MAX_DEPTH} deep")
         began, runs, texts = self.at, [], []

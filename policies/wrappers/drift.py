@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from eex.policies.algorithms.options import not_negative
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Thresholds
 from eex.policies.core.errors import EexError
 from eex.policies.core.parts import Composite
@@ -98,8 +99,7 @@ class Drift(Composite):
         super().__init__(inner.exits, inner.runs, seed)
         if detector not in DETECTORS:
             raise EexError(f"detector must be one of {', '.join(DETECTORS)}, got '{detector}'")
-        if not 0 <= level < np.inf:
-            raise EexError(f"level must be 0 or more, got {level}")
+        not_negative("level", level)
         if not 0 <= keep < 1:
             raise EexError(f"keep must lie in [0, 1), got {keep:g}")
         self.sums = tuple(getattr(inner, "sums", ()))
@@ -117,7 +117,7 @@ class Drift(Composite):
 
     @property
     def history(self) -> Floats:
-        """The values that each run's detector stands for, (runs, most); -1 behind the last."""
+        """The values that each run's detector stands for, (runs, most); -1 after the last."""
         table = np.full((self.runs, self.memory), -1.0)
         for run, values in enumerate(self._values):
             table[run, : len(values)] = values
