@@ -33,7 +33,7 @@ UNLISTED = ("eex.stream.commands", "eex.models.shipped", "eex.policies.shipped",
 
 
 def write(folder: Path) -> None:
-    """Write the generated pages into a folder and delete what else is there; pages that are as before stay untouched."""
+    """Write the generated pages into a folder and delete others there; pages that did not change stay as they are."""
     fragments = [("columns.inc", columns_table())]
     pages = dict((*command_pages(), *policy_pages(), *api_pages(), *project_pages(), *fragments))
     for path in folder.rglob("*.*"):
