@@ -30,7 +30,11 @@ extensions = [
 exclude_patterns = ["_static"]
 default_role = "py:obj"  # `UCB` in a docstring: a link where the name is documented nearby, code elsewhere
 nitpicky = True
-nitpick_ignore_regex = [("py:(?!obj|mod).*", ".*"), ("py:.*", r"(?!eex\.).*")]  # in texts, full names lead somewhere
+nitpick_ignore_regex = [  # in texts, full names lead somewhere; types, short names and commands need not
+    ("py:(?!obj|mod).*", ".*"),
+    ("py:.*", r"(?!eex\.(?!stream\.commands)).*"),
+]
+suppress_warnings = ["ref.python"]  # short names of types that several modules have
 smartquotes = False  # would make dashes of --options
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

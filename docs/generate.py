@@ -11,7 +11,6 @@ import inspect
 import os
 import pkgutil
 import re
-import shutil
 import signal
 import sys
 import tomllib
@@ -34,13 +33,17 @@ UNLISTED = ("eex.stream.commands", "eex.models.shipped", "eex.policies.shipped",
 
 
 def write(folder: Path) -> None:
-    """Replace a folder by the generated pages."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write the generated pages into a folder and delete others there; pages that did not change stay as they are."""
     fragments = [("columns.inc", columns_table())]
-    for name, text in (*command_pages(), *policy_pages(), *api_pages(), *project_pages(), *fragments):
+    pages = dict((*command_pages(), *policy_pages(), *api_pages(), *project_pages(), *fragments))
+    for path in folder.rglob("*.*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in pages:
+            path.unlink()
+    for name, text in pages.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # Sphinx reads again what is newer
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
 
 # ---- commands
@@ -247,7 +250,8 @@ def _face(package: str) -> str:
         one = getattr(module, name)
         if inspect.isclass(one) or inspect.isfunction(one):
             what = (inspect.getdoc(one) or "").partition("\n")[0]
-            rows.append((f":py:obj:`{name} <{one.__module__}.{one.__qualname__}>`", what))
+            target = f":py:obj:`{name} <{one.__module__}.{one.__qualname__}>`"
+            rows.append((f"``{name}``" if one.__module__ == package else target, what))
         else:
             rows.append((f"``{name}``", "A constant."))
     return f"From here users import:\n\n{_table(('name', 'what it is'), rows)}" if rows else ""
