@@ -198,7 +198,7 @@ def _network(work: Work, recipe: CalibrationRecipe, name: str, images: Images) -
     return net
 
 
-def _times(name: str, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
+def _times(name: str, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
     """Milliseconds of each stage and exit for one frame, and bytes of its features where the cloud takes over.
 
     Rows of network, stage (from 1), on ("device" or "cloud"), stage_ms, exit_ms, bytes.
@@ -208,12 +208,10 @@ def _times(name: str, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
     pixels = (images.test[0][:1].float() / 255).to(net.mean.device)
     rounds = [stage_times(net.eval(), pixels) for _ in range(5)]
     stage_ms, exit_ms = (np.median(part, axis=0) for part in zip(*rounds, strict=True))
-    rows = []
     for k, bytes in enumerate(net.costs().feature_bytes):
         on = "device" if k < net.partition else "cloud"
         row = {"network": name, "stage": k + 1, "on": on, "stage_ms": stage_ms[k], "exit_ms": exit_ms[k]}
-        rows.append(row | {"bytes": bytes if k == net.partition - 1 else 0})
-    return pd.DataFrame(rows)
+        yield row | {"bytes": bytes if k == net.partition - 1 else 0}
 
 
 # ---- the outputs of every exit
