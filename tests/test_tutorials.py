@@ -46,6 +46,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.process
 def test_own_network(here):
     (here / "my_net.py").write_text(blocks("docs/own-network.md", "python")[0])
     rng = np.random.default_rng(0)
@@ -73,6 +74,7 @@ def test_own_policy(here, capsys):
     assert float(capsys.readouterr().out) > 0  # it earns something
 
 
+@pytest.mark.process
 def test_in_python(here):
     names: dict[str, object] = {}
     first, *rest = blocks("docs/python.md", "python")
@@ -84,6 +86,7 @@ def test_in_python(here):
     assert len(names["logits"]) == names["net"].exits
 
 
+@pytest.mark.process
 def test_records(here, capsys):
     (code,) = blocks("docs/records.md", "python")
     columns = execute(code.replace("frames=2000", "frames=64"), "records.md")["table"].column_names
