@@ -42,8 +42,8 @@ def test_examples(name):
         "eex.policies.algorithms.ucb",
         "eex.policies.core.schedule",
         "eex.stream.run.tally",
-        "eex.envs.episodes",
-        "eex.experiments.sweep",
+        "eex.envs.threshold",
+        "eex.experiments.papers.claims",
     ],
 )
 def test_examples_are_found(name):

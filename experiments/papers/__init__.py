@@ -1,1 +1,1 @@
-"""The papers that eex implements, each reproduced by one script: `eex-paper NAME`."""
+"""The papers that eex implements, each reproduced by one script: `python -m eex.experiments.papers NAME`."""

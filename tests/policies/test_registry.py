@@ -111,7 +111,7 @@ def test_list_shows_plugins_and_wrappers_and_what_is_recommended():
         ("mine:Third", "plug-in mine:Third cannot be imported: AttributeError: module 'mine' has no attribute 'Third'"),
         ("mine:Stranger", "plug-in mine:Stranger is no class that derives from eex.policies.core.base.Policy"),
         ("mine:np", "plug-in mine:np is no class that derives from eex.policies.core.base.Policy"),
-        ("mine:Odd", "plug-in mine:Odd: the types of its options cannot be told: name 'Nothing' is not defined"),
+        ("mine:Odd", "plug-in mine:Odd: the types of its options cannot be read: name 'Nothing' is not defined"),
         ("mine:Bare", "policy mine:Bare cannot be made with exits, runs and seed: "),
         ("lost", "plug-in broken:Policy cannot be imported: ModuleNotFoundError"),
         ("mine:Half:att=1", "policy mine:Half has no option 'att' (did you mean 'at'?); its options: at"),
