@@ -5,10 +5,11 @@ Gymnasium 1.0 and later load no entry points, so `eex/Threshold-v0` is known onc
 that stable-baselines3 and torch are loaded only by what needs them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gymnasium
+
+from eex.policies.core.face import lazily
 
 if TYPE_CHECKING:
     from eex.envs.checks import check_environment
@@ -61,14 +62,7 @@ def register() -> None:
         )
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _MODULES)
 
 
 register()

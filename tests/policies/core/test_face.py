@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("room", ["eex.policies", "eex.envs"])
+@pytest.mark.parametrize("room", ["eex.policies", "eex.envs", "eex.models", "eex.stream"])
 def test_the_face_shows_what_it_names(room):
     face = importlib.import_module(room)
     assert len(set(face.__all__)) == len(face.__all__)
