@@ -5,7 +5,7 @@ drives it (`eex.stream.driver`) owns time and the network.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eex.models.network import EarlyExitNet
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy
 from eex.policies.core.columns import OUTCOMES, Rows
-from eex.policies.core.price import Meter, Price, parse_price
+from eex.policies.core.price import Meter, Price
 from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer, drop
 from eex.stream.frames.batch import Batch
@@ -113,13 +113,14 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if policy.exits != net.edge_exits or policy.runs != 1:
-            raise ValueError(
-                f"the policy is for {policy.exits} edge exits and {policy.runs} runs, the network has "
-                f"{net.edge_exits} and a stream is one run"
+            chosen, here = (
+                f"{policy.exits} edge exits and {policy.runs} runs",
+                f"{net.edge_exits} edge exits and one run",
             )
+            raise ValueError(f"the policy is for {chosen}, the stream has {here}")
         self.net, self.policy, self.clock = net, policy, clock
         self.whole = whole or net.partition == net.exits
-        price = overhead if isinstance(overhead, Price) else parse_price(overhead)
+        price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
         self.meter = Meter(price, bytes=_usual_bytes(net) if price.per_mb or price.budget else 0.0)
         self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
         self.edge_exits = net.edge_exits
@@ -177,20 +178,22 @@ class Engine:
 
     def step(self, force: bool = False) -> bool:
         """Run the next stage for which enough frames wait, or any wait with `force`; whether one ran."""
-        for i, queue in enumerate(self._queues):
-            if queue and (force or not i or self._enough(queue)):
-                self._run(self._run_stage, i, queue)
-                return True
-        for stage, queue in self._tails.items():
-            if queue and (force or self._enough(queue)):
-                self._run(self._run_tail, stage, queue)
-                return True
+        stages: Iterable[tuple[int, list[Group]]] = enumerate(self._queues)
+        for run, waiting in ((self._run_stage, stages), (self._run_tail, self._tails.items())):
+            for i, queue in waiting:
+                if queue and (force or not i or self._enough(queue)):
+                    group = merged(queue)
+                    queue.clear()
+                    with torch.inference_mode():
+                        run(i, group)
+                    return True
         return False
 
     def sent(self, slots: Ints, bytes: int) -> None:
         """Frames of a request have been sent, in a message of so many bytes; a `reply` will follow."""
-        self.ring.rows.sent[slots] = True
-        self.ring.rows.bytes[slots] = bytes / len(slots)
+        rows = self.ring.rows
+        rows.sent[slots] = True
+        rows.bytes[slots] = bytes / len(slots)
         self.meter.sent(len(slots), bytes)
         self.awaited += len(slots)
 
@@ -278,12 +281,6 @@ class Engine:
     def _enough(self, queue: list[Group]) -> bool:
         """Whether so many frames wait, or have waited for so long, that their stage should run."""
         return sum(len(group.slots) for group in queue) >= self.gather or queue[0].waited >= LONGEST_GATHER
-
-    def _run(self, run: Callable[[int, Group], None], stage: int, queue: list[Group]) -> None:
-        group = merged(queue)
-        queue.clear()
-        with torch.inference_mode():
-            run(stage, group)
 
     def _run_stage(self, i: int, group: Group) -> None:
         """Run edge stage i and its exit on some frames, and pass on those that do not leave."""

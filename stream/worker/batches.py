@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eex.stream.wire.protocol import Request
 from eex.stream.worker.clients import Client
 
-Group = tuple[str, int, str, str, tuple[int, ...]]
+BatchKey = tuple[str, int, str, str, tuple[int, ...]]
 """Requests with the same model, stage, expert, type and shape of features can be run together."""
 
 
@@ -34,14 +34,14 @@ class Queued:
         return self.header.shape[0]
 
     @property
-    def group(self) -> Group:
+    def group(self) -> BatchKey:
         """What it can be run together with."""
         header = self.header
         return header.model, header.stage, header.expert, header.dtype, header.shape[1:]
 
 
 @dataclass(eq=False)
-class Batch:
+class RequestBatch:
     """Requests that are run together; `lost` counts the replicas that went away with it."""
 
     requests: list[Queued]
@@ -54,7 +54,7 @@ class Batch:
         return sum(queued.frames for queued in self.requests)
 
     @property
-    def group(self) -> Group:
+    def group(self) -> BatchKey:
         """What its requests have in common."""
         return self.requests[0].group
 
@@ -72,7 +72,7 @@ class BatchQueue:
 
     def __init__(self, batch: int, wait_ms: float) -> None:
         self.batch, self.wait_ms = batch, wait_ms
-        self._groups: dict[Group, deque[Queued]] = {}
+        self._groups: dict[BatchKey, deque[Queued]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -90,11 +90,11 @@ class BatchQueue:
             return 0.0
         return max(0.0, self.wait_ms - 1000 * (now - waiting[0].arrived))
 
-    def take(self, now: float) -> tuple[Batch, list[Queued]]:
+    def take(self, now: float) -> tuple[RequestBatch, list[Queued]]:
         """The batch with the oldest request, which may be empty, and requests whose deadline has passed."""
         group = self._oldest()
         waiting, frames = self._groups[group], 0
-        batch, expired = Batch([], now), []
+        batch, expired = RequestBatch([], now), []
         while waiting and (not batch.requests or frames + waiting[0].frames <= self.batch):
             queued = waiting.popleft()
             if 0 < queued.header.deadline_ms < 1000 * (now - queued.arrived):
@@ -106,5 +106,5 @@ class BatchQueue:
             del self._groups[group]
         return batch, expired
 
-    def _oldest(self) -> Group:
+    def _oldest(self) -> BatchKey:
         return min(self._groups, key=lambda group: self._groups[group][0].arrived)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import Buffer, Refusal, ReplyHeader, features_of, one_line, pack, refusal
-from eex.stream.worker.batches import Batch, Group, Queued
+from eex.stream.worker.batches import BatchKey, Queued, RequestBatch
 
 INLINE_S = 0.002
 """A call that was quicker than this the last time runs in the calling thread: handing it over costs as much."""
@@ -78,7 +78,7 @@ class Answer:
 class Finished:
     """A batch with an answer for each request, and the model's seconds; None where the replicas were lost."""
 
-    batch: Batch
+    batch: RequestBatch
     answers: list[Answer]
     seconds: float | None
 
@@ -99,11 +99,11 @@ class ReplicaPool:
     def __init__(self, replicas: Sequence[Replica], wake: Callable[[], None], log: Callable[[str], None]) -> None:
         self.replicas = list(replicas)
         self._wake, self._log = wake, log
-        self._work: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._results: deque[tuple[Batch, tuple[list[Answer], float] | None]] = deque()
-        self._running: dict[int, Batch] = {}
+        self._work: queue.SimpleQueue[RequestBatch | None] = queue.SimpleQueue()
+        self._results: deque[tuple[RequestBatch, tuple[list[Answer], float] | None]] = deque()
+        self._running: dict[int, RequestBatch] = {}
         self._ready = set(range(len(self.replicas)))
-        self._seconds: dict[Group, float] = {}  # that the last call took
+        self._seconds: dict[BatchKey, float] = {}  # that the last call took
         self._ending = False
         self._threads = [threading.Thread(target=self._run, args=(k,), daemon=True) for k in range(len(self.replicas))]
 
@@ -126,7 +126,7 @@ class ReplicaPool:
         """For how long the longest call of a model has been running."""
         return max((1000 * (now - batch.started) for batch in list(self._running.values())), default=0.0)
 
-    def run(self, batch: Batch) -> bool:
+    def run(self, batch: RequestBatch) -> bool:
         """Have a batch run; whether that was done here and now, because it takes no time."""
         self._running[id(batch)] = batch
         local = len(self.replicas) == 1 and isinstance(self.replicas[0], LocalReplica)
@@ -198,7 +198,7 @@ class ReplicaPool:
                 time.sleep(RECOVER_EVERY_S)
 
 
-def answer(replica: Replica, batch: Batch) -> tuple[list[Answer], float]:
+def answer(replica: Replica, batch: RequestBatch) -> tuple[list[Answer], float]:
     """What each request of a batch gets, and the seconds that the model took.
 
     A batch that fails is run again request by request, so that a bad one does not spoil the others.
@@ -230,7 +230,7 @@ def answer(replica: Replica, batch: Batch) -> tuple[list[Answer], float]:
         raise
     except Exception as error:  # whatever the model makes of a client's tensor, the others are served
         if len(batch.requests) > 1:
-            alone = [answer(replica, Batch([queued], batch.started)) for queued in batch.requests]
+            alone = [answer(replica, RequestBatch([queued], batch.started)) for queued in batch.requests]
             return [answers[0] for answers, _ in alone], sum(seconds for _, seconds in alone)
         known = isinstance(error, OffloadError)
         text = str(error) if known else f"{type(error).__name__}: {error}"

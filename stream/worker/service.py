@@ -16,7 +16,7 @@ from eex.stream.wire.protocol import (
     refusal,
     unpack,
 )
-from eex.stream.worker.batches import Batch, BatchQueue, Queued
+from eex.stream.worker.batches import BatchQueue, Queued, RequestBatch
 from eex.stream.worker.clients import Client, Clients, Limits, RefusedError, Send
 from eex.stream.worker.pool import Answer, Finished
 from eex.stream.worker.stats import Stats
@@ -162,7 +162,7 @@ class Service:
 
     # ---- batches
 
-    def next_batch(self, now: float) -> Batch | None:
+    def next_batch(self, now: float) -> RequestBatch | None:
         """The batch to run now; None if there is none yet."""
         while self.waiting.due_in_ms(now) <= 0:
             batch, expired = self.waiting.take(now)

@@ -732,7 +732,7 @@ def test_a_lost_frame_has_cost_its_wait_and_one_that_stayed_what_was_expected():
     net, images = tiny_net(), pictures(64, seed=4)
     policy = Contexts(exits=3, p_tar=0.5)
     cloud = cloud_of(net, lose=range(10**9), round_trip_ms=300.0)
-    rows = play(Driver(net, policy, cloud, overhead="1/s"), images)
+    rows = play(Driver(net, policy, cloud, overhead=parse_price("1/s")), images)
     lost = rows.offloaded
     assert 0 < lost.sum() < len(images)
     np.testing.assert_allclose(rows.reward[lost], -0.3)
@@ -743,14 +743,16 @@ def test_a_lost_frame_has_cost_its_wait_and_one_that_stayed_what_was_expected():
 def test_a_budget_holds_frames_back_and_raises_the_price():
     net, images = tiny_net(), pictures(400, seed=5)
     policy = Contexts(exits=3, p_tar=1.0)
-    engine = Driver(net, policy, cloud_of(net), overhead="budget=25%:40")
+    engine = Driver(net, policy, cloud_of(net), overhead=parse_price("budget=25%:40"))
     rows = play(engine, images, batch=40)
     assert engine.engine.meter.withheld == (rows.offloaded & ~rows.sent).sum() == 400 - 40 - 9 * 10
     assert (rows.fallback == ~rows.sent).all()
     assert np.isnan(rows.reward[~rows.sent]).all()  # what could not be sent teaches nothing
     assert policy.shown == [0.0] + [pytest.approx(0.75)] * 9
     np.testing.assert_allclose(rows.overhead, np.repeat(policy.shown, 40))
-    here = Driver(net, Contexts(exits=3, p_tar=1.0), None, overhead="budget=25%:40")  # the rest runs on the edge too
+    here = Driver(
+        net, Contexts(exits=3, p_tar=1.0), None, overhead=parse_price("budget=25%:40")
+    )  # the rest runs on the edge too
     assert (play(here, images, batch=40).sent == rows.sent).all()
 
 
@@ -819,7 +821,7 @@ class Unsteady(InMemoryOffloader):
 def test_every_policy_lives_with_a_price_that_changes(name):
     net, images = tiny_net(), pictures(600, seed=9)
     cloud = Unsteady(cloud_of(net).answer, window=10_000, lose=range(0, 10**9, 7))
-    engine = Driver(net, make_policy(name, exits=3, seed=2), cloud, overhead="0.02+1/s+budget=40%")
+    engine = Driver(net, make_policy(name, exits=3, seed=2), cloud, overhead=parse_price("0.02+1/s+budget=40%"))
     rows = play(engine, images, batch=8)
     assert ((rows.overhead >= 0) & (rows.overhead <= 1)).all()
     assert not np.isnan(rows.exit_at).any()

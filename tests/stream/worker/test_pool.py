@@ -9,7 +9,7 @@ import pytest
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.protocol import Request, unpack
 from eex.stream.worker import pool as pool_module
-from eex.stream.worker.batches import Batch, Queued
+from eex.stream.worker.batches import Queued, RequestBatch
 from eex.stream.worker.clients import Client
 from eex.stream.worker.pool import LocalReplica, ReplicaLostError, ReplicaPool, answer
 
@@ -24,7 +24,7 @@ def batch_of(*values, started=0.0):
     for id, value in enumerate(values):
         features = np.full((1, 4), value, dtype=np.float32)
         requests.append(Queued(Client(b"a", 0.0), Request(id, "m", 1, "blur", "float32", (1, 4)), [features], 0.0))
-    return Batch(requests, started)
+    return RequestBatch(requests, started)
 
 
 def local(tail):
