@@ -65,8 +65,7 @@ class Engine:
     policy
         Chooses thresholds for the network's edge exits, with `runs` = 1.
     whole
-        Run the remaining stages here too: there is no cloud. So it is, too, where the partition point is after the
-        last stage.
+        Run the remaining stages here too: there is no cloud. A partition point after the last stage does the same.
     overhead
         Price of offloading a frame, in units of confidence: a number, or a `Price`. The policy chooses by the expected
         price and learns from the one that was paid.
@@ -113,11 +112,8 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if policy.exits != net.edge_exits or policy.runs != 1:
-            chosen, here = (
-                f"{policy.exits} edge exits and {policy.runs} runs",
-                f"{net.edge_exits} edge exits and one run",
-            )
-            raise ValueError(f"the policy is for {chosen}, the stream has {here}")
+            made_for, exits = f"{policy.exits} edge exits and {policy.runs} runs", net.edge_exits
+            raise ValueError(f"the policy is for {made_for}, the network has {exits} and a stream is one run")
         self.net, self.policy, self.clock = net, policy, clock
         self.whole = whole or net.partition == net.exits
         price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
@@ -138,12 +134,8 @@ class Engine:
     def feed(self, batch: Batch, link_ms: float = float("nan"), reachable: bool = True) -> None:
         """Take in a micro-batch, and let the policy choose for it; `step` runs it.
 
-        Parameters
-        ----------
-        link_ms
-            Estimated round trip to the cloud; NaN while unknown.
-        reachable
-            Whether there is a cloud to offload to.
+        The policy sees `link_ms`, the estimated round trip to the cloud (NaN while unknown), and whether a worker is
+        believed to be `reachable`.
 
         Raises
         ------
