@@ -171,7 +171,7 @@ def test_summary_screen_fits_80_columns(compared):
     assert all(len(line) <= 80 and "…" not in line for line in table)
     assert table[1].split()[-4:] == ["fixed", "fixed", "(2)", "p_tar=0.95"]
     labels = {line.partition("   ")[0].strip() for line in table}
-    assert {"accuracy", "reward a frame", "offloaded", "MB sent", "frames/s", "regret, oracle"} <= labels
+    assert {"accuracy", "reward per frame", "offloaded", "MB sent", "frames/s", "regret, oracle"} <= labels
     assert done.stdout.count("fixed against fixed") == 2
     assert "in hindsight the best fixed threshold was" in done.stdout
     assert summary["folder"] in lines[-1]
