@@ -311,7 +311,7 @@ class Engine:
                 self._offload(i + 1, going)
 
     def _offload(self, stage: int, group: Group) -> None:
-        """Request the stages from `stage` on; drop frames below `drop_below`, keep those beyond the budget on the edge."""
+        """Request the stages from `stage` on; drop hopeless frames, and keep those beyond the budget on the edge."""
         rows, slots = self.ring.rows, group.slots
         rows.offloaded[slots] = True
         if self.drop_below > 0:

@@ -67,7 +67,7 @@ class Ring:
         return self.next + count - self.head <= self.capacity
 
     def enter(self, count: int) -> tuple[Ints, Ints | slice]:
-        """Add `count` rows with default values; return their frame numbers, and their slots, as a slice if contiguous."""
+        """Add `count` rows of default values; return their frame numbers and slots (a slice if contiguous)."""
         frame = np.arange(self.next, self.next + count)
         slots = frame % self.capacity
         self.next += count

@@ -89,7 +89,7 @@ class Worker:
         if not 0 <= self.batch_wait_ms <= 1000:
             raise EexError(f"--batch-wait-ms must lie in [0, 1000], got {self.batch_wait_ms:g}")
         if self.ray and self.processes > 1:
-            raise EexError("--ray and --processes exclude each other: either of them runs the models")
+            raise EexError("--ray and --processes exclude each other: only one of the two can run the models")
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
         self._check_upstream()
