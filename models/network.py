@@ -185,7 +185,7 @@ class EarlyExitNet(nn.Module):
     def confident(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         r"""Confidence, in [0, 1], and predicted class of calibrated logits (B, K), both (B,).
 
-        The confidence is the largest softmax probability :math:`\max_k p_k` or, if `architecture.confidence` is "entropy",
+        The confidence is the largest softmax probability :math:`\max_k p_k` or, for "entropy",
 
         .. math:: 1 - \varepsilon, \qquad \varepsilon = -\frac{1}{\ln K} \sum_k p_k \ln p_k,
 
