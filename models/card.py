@@ -1,4 +1,4 @@
-"""Saving and loading a model: weights in safetensors, and a JSON card that says what they are."""
+"""Saving and loading a model: weights in safetensors, and a JSON card that describes them."""
 
 import hashlib
 import json

@@ -326,6 +326,6 @@ class _Convolution:
 
 def _plan(classifier: DistortionClassifier, height: int, width: int) -> _Plan | None:
     if min(height, width) < SMALLEST_SIDE:
-        return None  # torch says what is wrong
+        return None  # torch raises the error
     plan = _Plan(classifier, height, width)
     return plan if plan.largest <= MOST_IN_ONE_THREAD else None

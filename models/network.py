@@ -138,7 +138,7 @@ class EarlyExitNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.branches = nn.ModuleList([nn.ModuleDict(dict(b)) for b in branches])
         self.temperature: list[dict[str, float]] = [{e: 1.0 for e in b} for b in branches]
-        self.classifier = None  # the distortion classifier that selects experts: images to logits, one an expert
+        self.classifier = None  # the distortion classifier that selects experts: images to logits, one per expert
         self.fingerprint = ""  # of weights, architecture and temperatures, once saved or loaded
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, -1, 1, 1))
@@ -185,7 +185,7 @@ class EarlyExitNet(nn.Module):
     def confident(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         r"""Confidence, in [0, 1], and predicted class of calibrated logits (B, K), both (B,).
 
-        The confidence is the largest softmax probability :math:`\max_k p_k` or, where the architecture says so,
+        The confidence is the largest softmax probability :math:`\max_k p_k` or, for "entropy",
 
         .. math:: 1 - \varepsilon, \qquad \varepsilon = -\frac{1}{\ln K} \sum_k p_k \ln p_k,
 

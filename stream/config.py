@@ -1,4 +1,4 @@
-"""The options of a run, and what they resolve to. Nothing heavy is imported, so help comes at once."""
+"""The options of a run and their parsed form. Heavy libraries are not imported, so --help is instant."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["Choice", "FrameConfig", "Resolved", "StreamConfig", "earlier", "from
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy to play: what `make_policy` takes, and the label that it is reported under."""
+    """A policy to play: the arguments of `make_policy` and the label used in reports."""
 
     label: str
     policy: str
@@ -28,18 +28,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A stream's options, parsed; nothing after this reads their text.
+    """The parsed options of a stream; their text is not read again after this.
 
     Attributes
     ----------
     schedule
-        Of the distortions.
+        Distortion schedule.
     price
-        Of offloading a frame.
+        Price of offloading a frame.
     connection
         How frames reach the cloud.
     policies
-        The first is the run's, the others are compared with it.
+        The policy of the run first, then those compared with it.
     """
 
     schedule: Schedule
@@ -52,46 +52,47 @@ class Resolved:
 class StreamConfig(ConnectionConfig, FrameConfig):
     """Stream images through an early-exit network while a policy learns where each frame should stop.
 
-    The last screen, and a folder of its own under --out, show what adapting gained.
+    At the end, a table shows what adapting gained. Records, summary and pictures go to a new folder under --out.
     """
 
     policy: str = RECOMMENDED
-    """Policy that chooses the thresholds. --list-policies shows them all."""
+    """Policy that chooses the thresholds. Use --list-policies to see all of them."""
     policy_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """An option of the policy, as name=value. Repeat it for several."""
+    """Option of the policy, as name=value. Can be repeated."""
     compare: str = ""
-    """Comma-separated policies to play over the very same frames afterwards; their options follow after colons:
+    """Comma-separated policies to play over the same frames afterwards, with their options after colons:
     fixed,fixed:p_tar=0.95,ucb:c=0.5"""
     overhead: float | str = 0.1
     """Price of offloading a frame, in units of confidence. It can also be a price per second of round trip (0.2/s), per
     megabyte (0.01/MB) or per joule (0.05/J@1.3W), a sum of these with +, or a budget (budget=10/s, budget=20%)."""
     exit_cost: float = 0.0
-    """Price of each further edge exit that a frame visits, in units of confidence; AdaEE has none."""
+    """Price of each edge exit that a frame visits after the first, in units of confidence. AdaEE uses 0."""
     drop_below: float = 0.0
-    """Drop a frame instead of offloading it when the last edge exit's confidence is below this: nothing is sent, and it
-    gets no answer. 0 drops none."""
+    """Drop a frame instead of offloading it if its confidence at the last edge exit is below this value. Dropped frames
+    are not sent and get no answer. 0 drops no frames."""
     gather: int = 0
-    """Run a deeper stage only once this many survivors wait for it: faster, but answers come later."""
+    """Run a deeper stage only once this many frames are waiting for it: higher throughput, but later answers. 0 runs
+    every stage at once."""
     commit: int = 10_000
-    """Write records and what was learned to the disk together every so many frames; --resume goes on from there. 0
-    writes them once, at the end."""
+    """Save the records and the state of the policy every this many frames; --resume continues from the last save. 0
+    saves once, at the end."""
     regret: bool = True
-    """Afterwards, run every exit of every frame to report regret and each exit's accuracy. The source must be readable
-    a second time."""
+    """After the run, evaluate every exit on every frame to report regret and the accuracy of each exit. The source must
+    be readable a second time."""
     out: Path = Path("runs")
-    """Folder under which each run gets a folder of its own."""
+    """Folder in which each run creates its own folder."""
 
     def check(self) -> None:
-        """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
+        """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
         self.resolve()
 
     def resolve(self) -> Resolved:
-        """What the options stand for.
+        """Parse the options.
 
         Raises
         ------
         EexError
-            If one of them is outside its range or cannot be parsed.
+            If an option is out of range or cannot be parsed.
         """
         FrameConfig.check(self)
         if self.gather < 0:
@@ -123,7 +124,7 @@ Config = TypeVar("Config", bound=FrameConfig)
 
 
 def earlier(arguments: list[str], kind: type[Config]) -> Config:
-    """What the options of a command start from: the file given by --config among its arguments, or the defaults.
+    """The defaults of a command's options: those in the file given by --config, if any, else the built-in ones.
 
     Raises
     ------
@@ -138,17 +139,17 @@ def earlier(arguments: list[str], kind: type[Config]) -> Config:
 
 
 def to_json(config: StreamConfig) -> Any:
-    """A configuration as plain JSON values."""
+    """Convert a configuration to plain JSON values."""
     return msgspec.to_builtins(config, enc_hook=str)
 
 
 def from_json(path: Path, kind: type[Config]) -> Config:
-    """The configuration of an earlier run, or the part of it that a kind of configuration holds.
+    """Read the configuration of an earlier run, or the fields of it that `kind` has.
 
     Raises
     ------
     EexError
-        If the file is none.
+        If the file cannot be read or is not the configuration of a run.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))

@@ -1,4 +1,4 @@
-"""The driver of an engine: owns the offloader and the waiting; a played stream's clock is its source."""
+"""The driver of an engine: it owns the offloader and does the waiting. The source sets the pace of the stream."""
 
 import itertools
 import time
@@ -16,26 +16,26 @@ from eex.stream.wire.offload import Offloader
 _IDS = itertools.count(1)  # of all drivers: several may use one offloader, one after the other
 
 TAKE_FROM = 1024
-"""Frames that are fed before finished ones are summed up and recorded in one go: row by row that costs more."""
+"""Frames to feed before finished ones are summed up and recorded together, which is faster than row by row."""
 PATIENCE_MS = 50.0
-"""How long one wait for replies lasts at most."""
+"""Longest single wait for replies."""
 
 
 class Driver:
-    """Feeds micro-batches to an engine, sends its requests, and waits for replies where there is nothing else to do.
+    """Feeds micro-batches to an engine, sends its requests, and waits for replies when there is nothing else to do.
 
     Parameters
     ----------
     net, policy
-        As `Engine` takes them.
+        As in `Engine`.
     offloader
-        Takes the requests. None runs all stages here, as does a partition point after the last stage.
+        Sends the requests. If it is None, or the partition point is after the last stage, all stages run here.
     send
-        How frames are sent; by default their features as they are.
+        How frames are sent; by default, as unencoded features.
     clock
-        Gives seconds.
+        Returns the time in seconds.
     options
-        As `Engine` takes them.
+        Further arguments of `Engine`.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Driver:
         self._aside: list[Rows] = []  # finished while `feed` waited for room
 
     def feed(self, batch: Batch) -> None:
-        """Take in a micro-batch, run what can run, send what does not leave, and take in the replies that have come.
+        """Feed a micro-batch: run its edge stages, send the frames that do not leave, and process pending replies.
 
-        Where there is no room for the batch, it waits for the oldest frames.
+        If there is no room for the batch, wait for the oldest frames.
 
         Raises
         ------
@@ -82,20 +82,20 @@ class Driver:
         self.poll()
 
     def poll(self, timeout_ms: float = 0.0) -> None:
-        """Take in replies that have come, waiting up to `timeout_ms` for the first, and let the policy learn."""
+        """Process the replies that have arrived, waiting up to `timeout_ms` for the first, and let the policy learn."""
         if self.offloader is not None:
             self._take_replies(self.offloader, timeout_ms)
         self.engine.learn()
 
     def drain(self) -> None:
-        """Run and await everything that is under way; afterwards each frame has its answer."""
+        """Finish all frames under way; afterwards, each has its answer."""
         self._run(force=True)
         while self._awaited:
             self.poll(PATIENCE_MS)
         self.engine.learn()
 
     def take(self) -> Iterator[Rows]:
-        """Finished frames that are next in order, in a few pieces; each frame is given once."""
+        """Yield the finished frames that are next in order, in a few pieces; each frame is returned once."""
         while self._aside:
             yield self._aside.pop(0)
         yield from self.engine.take()
@@ -107,7 +107,7 @@ class Driver:
 
     @property
     def worth_taking(self) -> bool:
-        """Whether so many frames were fed since the last were taken that taking them in one go pays."""
+        """Whether enough frames were fed since the last `take` to make another worthwhile."""
         return self.engine.ring.next - self.engine.ring.head >= TAKE_FROM
 
     def _run(self, force: bool = False) -> None:
@@ -126,7 +126,7 @@ class Driver:
                 self._submit(offloader, request, part)
 
     def _submit(self, offloader: Offloader, request: Request, part: slice) -> None:
-        """Send some frames of a request, waiting while the window is full; they are refused if that cannot be."""
+        """Send some frames of a request, waiting while the window is full; refuse them if they cannot be sent."""
         features, slots, id = request.features[part], request.slots[part], next(_IDS)
         before = offloader.bytes_sent
         if 4 * features.size <= offloader.max_bytes:

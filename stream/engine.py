@@ -1,7 +1,7 @@
-"""The engine: a state machine that takes micro-batches and replies, and gives requests and finished rows.
+"""The engine: a state machine that turns micro-batches and replies into requests and finished rows.
 
-It never waits: it knows no socket and no worker, and reads the clock that it is given only to stamp frames. Whoever
-drives it (`eex.stream.driver`) owns time and the network.
+It never waits and knows neither sockets nor workers. It reads its clock only to timestamp frames. Time and the network
+belong to its caller (`eex.stream.driver`).
 """
 
 import time
@@ -26,23 +26,23 @@ from eex.stream.wire.encoding import pixels
 from eex.stream.wire.offload import Reply
 
 LONGEST_GATHER = 8
-"""Micro-batches that survivors wait at most for company before the next stage runs."""
+"""Most micro-batches that a group of frames waits for others before its stage runs."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Frames for the cloud to go on with; those of one request have one expert.
+    """Frames for the cloud to continue; all frames of a request have the same expert.
 
     Attributes
     ----------
     stage
         First stage to run, counted from 0.
     expert
-        Whose branch answers.
+        Expert whose branch answers.
     features
-        What the stage takes, (n, ...): float32, or uint8 pixels for stage 0.
+        Input of the stage, (n, ...): float32, or uint8 pixels for stage 0.
     slots
-        The frames, as the engine knows them.
+        Slots of the frames in the engine's ring.
     """
 
     stage: int
@@ -52,11 +52,11 @@ class Request:
 
 
 class Engine:
-    """Runs micro-batches through the edge stages; frames leave at exits, or as requests, and finish when replies come.
+    """Runs micro-batches through the edge stages; frames finish at an exit or when the reply to their request arrives.
 
-    `feed` takes a batch in, `step` runs one stage of it at a time. After each step, `requests` holds what is to be
-    sent: whoever drives the engine takes it from there, and says of each request `sent` or `refused`, and later
-    `reply`. Frames under way live in a ring of rows, so memory stays constant however long the stream is.
+    `feed` takes a batch, and `step` runs one stage. After each step, the caller removes the new entries of `requests`,
+    calls `sent` or `refused` for each, and `reply` once a reply to a sent one arrives. Frames under way are rows of a
+    ring, so memory stays constant however long the stream is.
 
     Parameters
     ----------
@@ -68,26 +68,27 @@ class Engine:
         Run the remaining stages here too: there is no cloud. A partition point after the last stage does the same.
     overhead
         Price of offloading a frame, in units of confidence: a number, or a `Price`. The policy chooses by the expected
-        price and learns from the one that was paid.
+        price and learns from the price paid.
     exit_cost
-        Price of each further edge exit.
+        Price of each edge exit after the first.
     gather
-        Run a stage after the first exit only once so many survivors wait for it, or have waited for
-        `LONGEST_GATHER` micro-batches: deep stages are faster in company, and answers come a little later. 0 never
+        Run a stage after the first exit only once this many frames wait for it, or a group has waited for
+        `LONGEST_GATHER` micro-batches. Larger batches make deep stages faster and answers a little later. 0 never
         waits.
     as_pixels
-        Offload images (n, C, H, W) in 8 bits, for all stages to run in the cloud, instead of features.
+        Offload 8-bit images (n, C, H, W) instead of features; all stages then run in the cloud.
     drop_below
-        Frames to be offloaded whose confidence at the last visited edge exit is lower are dropped instead: nobody
-        answers them, nothing is sent, and they teach the policy nothing. Audited ones are not dropped. 0 drops none.
+        Drop frames instead of offloading them if their confidence at the last visited edge exit is lower. Dropped
+        frames are not sent, get no answer, and the policy does not learn from them. Audited frames are not dropped.
+        0 drops none.
     kinds
-        Kinds of distortion that the frames' levels are of.
+        Number of distortion kinds in the frames' levels.
     capacity
-        Most frames under way.
+        Maximum number of frames under way.
     first
         Number of the first frame; the policy has learned from all before it.
     clock
-        Gives seconds; stamps frames as they enter and leave.
+        Returns the time in seconds; used to timestamp frames as they enter and leave.
 
     Raises
     ------
@@ -122,7 +123,7 @@ class Engine:
         self.edge_exits = net.edge_exits
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
         self.requests: list[Request] = []
-        self.awaited = 0  # frames that were sent and have no reply yet
+        self.awaited = 0  # frames sent without a reply yet
         self.learned = first  # frames that the policy has learned from
         self._queues: list[list[Group]] = [[] for _ in range(net.edge_exits)]  # by edge stage
         self._tails: dict[int, list[Group]] = {}  # where all stages run here, by the first that is left
@@ -132,7 +133,7 @@ class Engine:
     # ---- in
 
     def feed(self, batch: Batch, link_ms: float = float("nan"), reachable: bool = True) -> None:
-        """Take in a micro-batch, and let the policy choose for it; `step` runs it.
+        """Add a micro-batch and let the policy choose its thresholds; `step` runs it.
 
         The policy sees `link_ms`, the estimated round trip to the cloud (NaN while unknown), and whether a worker is
         believed to be `reachable`.
@@ -169,7 +170,7 @@ class Engine:
         self._queues[0].append(Group(x, slots, experts, inputs))
 
     def step(self, force: bool = False) -> bool:
-        """Run the next stage for which enough frames wait, or any wait with `force`; whether one ran."""
+        """Run the next stage that enough frames wait for (with `force`, any frames); return whether one ran."""
         stages: Iterable[tuple[int, list[Group]]] = enumerate(self._queues)
         for run, waiting in ((self._run_stage, stages), (self._run_tail, self._tails.items())):
             for i, queue in waiting:
@@ -190,14 +191,14 @@ class Engine:
         self.awaited += len(slots)
 
     def refused(self, slots: Ints) -> None:
-        """Frames of a request could not be sent: their most confident edge exit answers."""
+        """Note that frames of a request could not be sent; their most confident edge exit answers."""
         rows = self.ring.rows
         rows.fallback[slots] = True
         edge = rows.confidence[slots, :-1]
         self._finish(slots, np.where(np.isnan(edge), -np.inf, edge).argmax(axis=1))
 
     def reply(self, slots: Ints, reply: Reply) -> None:
-        """Take in the reply to frames that were sent; after one that failed, their most confident edge exit answers."""
+        """Process the reply to sent frames; if it failed, their most confident edge exit answers."""
         self.awaited -= len(slots)
         rows, final = self.ring.rows, self.edge_exits
         if not self.meter.price.constant:
@@ -216,7 +217,7 @@ class Engine:
     # ---- out
 
     def learn(self) -> None:
-        """Give the frames that have left their answers and rewards, and let the policy learn from them."""
+        """Work out answers and rewards of the frames that have left, and let the policy learn from them."""
         if not self._finished:
             return
         started = self.clock()
@@ -235,7 +236,7 @@ class Engine:
         self.policy_seconds += self.clock() - started
 
     def take(self) -> Iterator[Rows]:
-        """Finished frames that are next in order, in a few pieces; each frame is given once."""
+        """Yield the finished frames that are next in order, in a few pieces; each frame is returned once."""
         return self.ring.take()
 
     # ---- the edge
@@ -271,11 +272,11 @@ class Engine:
         self.policy_seconds += self.clock() - started
 
     def _enough(self, queue: list[Group]) -> bool:
-        """Whether so many frames wait, or have waited for so long, that their stage should run."""
+        """Whether enough frames wait, or have waited long enough, for their stage to run."""
         return sum(len(group.slots) for group in queue) >= self.gather or queue[0].waited >= LONGEST_GATHER
 
     def _run_stage(self, i: int, group: Group) -> None:
-        """Run edge stage i and its exit on some frames, and pass on those that do not leave."""
+        """Run edge stage i and its exit on a group, and pass on the frames that do not leave."""
         slots = group.slots
         group.features = self.net.stage(i, group.features)
         confidence, prediction = exit_of(self.net, i, group.features, group.experts)
@@ -299,7 +300,7 @@ class Engine:
                 self._offload(i + 1, going)
 
     def _offload(self, stage: int, group: Group) -> None:
-        """Ask for the stages from `stage` on; drop frames that are hopeless, keep those beyond the budget."""
+        """Request the stages from `stage` on; drop hopeless frames, and keep those beyond the budget on the edge."""
         rows, slots = self.ring.rows, group.slots
         rows.offloaded[slots] = True
         if self.drop_below > 0:
@@ -332,7 +333,7 @@ class Engine:
             self.requests.append(Request(stage, self.net.experts[expert], features[a:b], slots[a:b]))
 
     def _run_tail(self, stage: int, group: Group) -> None:
-        """Run the remaining stages here, past the exits between, and answer at the final exit."""
+        """Run the remaining stages here, skipping the exits between them, and answer at the final exit."""
         final, slots, rows = self.edge_exits, group.slots, self.ring.rows
         confidence, prediction = rest_of(self.net, stage, group.features, group.experts)
         rows.confidence[slots, final] = confidence.cpu().numpy()
@@ -341,7 +342,7 @@ class Engine:
         self._finish(slots, final)
 
     def _finish(self, slots: Ints, exit: Ints | int) -> None:
-        """Note that frames leave; what follows from it is worked out for all of them at once, in `learn`."""
+        """Note that frames leave; `learn` works out their answers and rewards together."""
         rows = self.ring.rows
         now_ms = 1000 * (self.clock() - self.ring.entered[slots])
         rows.exit[slots] = exit

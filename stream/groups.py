@@ -1,4 +1,4 @@
-"""Groups of frames that go through the same stage together, and what the exits say of them."""
+"""Groups of frames that go through the same stage together, and the answers of the exits to them."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,21 +14,21 @@ from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.routing import leave
 
 Pixels = NDArray[np.uint8] | None
-"""Images (n, C, H, W), where they are what is offloaded."""
+"""Images (n, C, H, W), if they are offloaded instead of features."""
 
 
 @dataclass
 class Group:
-    """Frames that go to the same stage; those of one expert are side by side, lower experts first.
+    """Frames that go to the same stage, sorted by expert.
 
     Attributes
     ----------
     features
-        What the stage takes, (n, ...).
+        Input of the stage, (n, ...).
     slots, experts
-        Of each frame, (n,).
+        Slot and expert of each frame, (n,).
     pixels
-        The images, where they are offloaded instead of features.
+        The images, if they are offloaded instead of features.
     waited
         Micro-batches that entered while the group waited.
     """
@@ -47,7 +47,7 @@ class Group:
 
 
 def merged(groups: list[Group]) -> Group:
-    """Several groups as one."""
+    """Merge several groups into one."""
     if len(groups) == 1:
         return groups[0]
     parts = [(e, group, slice(a, b)) for group in groups for e, a, b in runs(group.experts)]
@@ -62,7 +62,7 @@ def merged(groups: list[Group]) -> Group:
 
 
 def runs(experts: Ints) -> list[tuple[int, int, int]]:
-    """Expert, start and stop of each run of the same expert in what is sorted by expert."""
+    """Expert, start and stop of each run of equal experts in a sorted array."""
     if experts[0] == experts[-1]:
         return [(int(experts[0]), 0, len(experts))]
     bounds = [0, *(np.flatnonzero(np.diff(experts)) + 1).tolist(), len(experts)]
@@ -70,7 +70,7 @@ def runs(experts: Ints) -> list[tuple[int, int, int]]:
 
 
 def sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tensor, Ints, Ints]:
-    """The frames of each expert side by side, so that its branch takes them in one piece."""
+    """Sort frames by expert, so that each branch gets its frames in one piece."""
     if (experts == experts[0]).all():
         return images, slots, experts
     order = np.argsort(experts, kind="stable")
@@ -78,7 +78,7 @@ def sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tensor
 
 
 def select(net: EarlyExitNet, images: Tensor) -> tuple[Ints, Floats | None]:
-    """Which expert looks at each frame, (B,), and the distortion classifier's probabilities, (B, experts)."""
+    """The expert for each frame, (B,), and the distortion classifier's probabilities, (B, experts)."""
     if net.classifier is None:
         return np.zeros(len(images), dtype=np.int64), None
     logits = net.classifier(images).float().cpu().numpy().astype(float)
@@ -104,7 +104,7 @@ def decide(
 ) -> tuple[Floats, Ints, Bools, Bools]:
     """Confidence and prediction of an exit, which frames leave there, and which skip to the cloud, (B,) each.
 
-    On a GPU the thresholds go to it and all four come back in one transfer, so that it is waited for once per exit.
+    On a GPU, all four come back in one transfer, so there is one synchronisation per exit.
     """
     if confidence.device.type == "cpu":
         sure = confidence.numpy().astype(float)
@@ -118,16 +118,16 @@ def decide(
 
 @torch.inference_mode()
 def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats | None]:
-    """What every edge exit and the final exit say of each image, and the distortion classifier before them.
+    """Confidence and prediction of every edge exit and the final exit, and the distortion classifier's probabilities.
 
-    No policy may see this: it is for traces, for regret and for the figures of each exit.
+    For traces, regret and the accuracy of each exit; policies must not see it.
 
     Returns
     -------
     confidence, prediction
         (B, edge exits + 1).
     probabilities
-        Of each expert's distortion, (B, experts); None without a classifier.
+        Probability of each expert's distortion, (B, experts); None without a classifier.
     """
     experts, probabilities = select(net, images)
     images, order, experts = sorted_by_expert(images, np.arange(len(images)), experts)
@@ -137,7 +137,7 @@ def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats 
     for i in range(net.exits):
         x = net.stage(i, x)
         if net.edge_exits <= i < net.exits - 1:
-            continue  # an exit after the partition point: nobody asks it
+            continue  # exits after the partition point are not used
         column = min(i, net.edge_exits)
         sure, index = exit_of(net, i, x, experts)
         confidence[order, column] = sure.cpu().numpy()

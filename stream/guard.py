@@ -1,4 +1,4 @@
-"""What every command of eex begins and ends with."""
+"""Setup and error handling shared by all commands."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ from eex.policies.core.errors import EexError
 
 
 def guarded(command: Callable[[], int | None]) -> int:
-    """Run a command; its exit status. What goes wrong for a user is told in one line, without a traceback.
+    """Run a command and return its exit status. An `EexError` is printed in one line, without a traceback.
 
-    Exit statuses: 2 for a user's mistake or a file, folder or peer that cannot be used, 130 when interrupted.
+    Exit status 2 stands for a user's mistake or a file, folder or peer that cannot be used; 130 for an interruption.
     """
     signal.signal(signal.SIGTERM, _interrupt)  # not by way of SIGINT, which shells make background jobs ignore
     try:
@@ -32,12 +32,12 @@ def _interrupt(*_: object) -> None:
 
 
 def share_cores() -> None:
-    """Let OpenMP threads that wait sleep soon; to be called before torch is loaded, which reads this once.
+    """Make waiting OpenMP threads sleep soon. Call it before torch is loaded, which reads the setting once.
 
-    Edge and worker often share a machine's cores. Threads that spin while they wait take what the other process
-    needs; threads that sleep at once take long to wake between two small layers. So they spin for 10,000 turns, then
-    sleep. Where a process has its cores to itself, as in training, spinning is faster.
+    Edge and worker often share the cores of a machine. Threads that spin while they wait take time from the other
+    process; threads that sleep at once are slow to wake between two small layers. So they spin for 10,000 turns and
+    then sleep. If a process has its cores to itself, as in training, spinning is faster.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of GNU's OpenMP; goes before the policy
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # GNU's OpenMP only; overrides the policy

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def load_network(config: FrameConfig) -> "EarlyExitNet":
-    """The network as configured, in the form that infers fast, on its device.
+    """Load the configured network, optimised for inference, on its device.
 
     Raises
     ------
     EexError
-        If it cannot be used, or there is no such device or partition point.
+        If the network cannot be used, or the device or partition point does not exist.
     """
     from eex.models.card import load
     from eex.models.fast import optimised
@@ -30,12 +30,12 @@ def load_network(config: FrameConfig) -> "EarlyExitNet":
 
 
 def make_network(name: str) -> "EarlyExitNet | None":
-    """The network that a user's function "module:function" makes; None without a name.
+    """Call the user's function "module:function" and return its network; None if the name is empty.
 
     Raises
     ------
     EexError
-        If it cannot be imported or makes something else.
+        If the function cannot be imported or returns something else.
     """
     if not name:
         return None
@@ -57,7 +57,7 @@ def make_network(name: str) -> "EarlyExitNet | None":
 
 
 def pick_device(name: str) -> str:
-    """The device that a user names: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
+    """Resolve a device name: "cpu", "cuda", "cuda:1", or "auto" for the GPU if there is one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Rows of frames under way, in constant memory: frames enter in order, finish in any, and leave in order."""
+"""Rows of frames under way, in constant memory: frames enter in order, finish in any order, and leave in order."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,19 +15,19 @@ _PRIVATE = (
 
 
 class Ring:
-    """A table of frames under way, addressed by slots: the frame's number modulo the capacity.
+    """A table of frames under way, addressed by slot: the frame's number modulo the capacity.
 
-    Columns of one type lie side by side, so that a row is reset, or read, in a few steps: where frames come one at a
-    time, the cost of each numpy call counts.
+    Columns of the same type are stored side by side, so that a few numpy calls reset or read a row: for frames that
+    arrive one at a time, the cost of each call matters.
 
     Parameters
     ----------
     capacity
-        Most frames under way.
+        Maximum number of frames under way.
     exits
         Exits of the network, the final one included.
     kinds
-        Kinds of distortion that the frames' levels are of.
+        Number of distortion kinds in the frames' levels.
     first
         Number of the first frame.
 
@@ -36,8 +36,8 @@ class Ring:
     rows
         Views of all slots by column; write to them to set values.
     entered, scarcity
-        Two more columns that are nobody else's business: when each frame entered, in seconds, and the budget's part
-        of the price that it was chosen at.
+        Two internal columns: when each frame entered, in seconds, and the budget's part of the price at which its
+        thresholds were chosen.
     head, next
         The oldest frame that has not been taken; the number of the next one to enter.
     """
@@ -63,11 +63,11 @@ class Ring:
         self.rows = Rows(**views)
 
     def has_room(self, count: int) -> bool:
-        """Whether so many frames can enter now."""
+        """Whether `count` frames can enter now."""
         return self.next + count - self.head <= self.capacity
 
     def enter(self, count: int) -> tuple[Ints, Ints | slice]:
-        """Let frames enter: their numbers, and their slots, a slice where they lie side by side; rows hold defaults."""
+        """Add `count` rows of default values; return their frame numbers and slots (a slice if contiguous)."""
         frame = np.arange(self.next, self.next + count)
         slots = frame % self.capacity
         self.next += count
@@ -78,7 +78,7 @@ class Ring:
         return frame, place
 
     def columns(self, slots: Ints | slice) -> dict[str, Any]:
-        """The columns of some rows by name; views of the table where `slots` is a slice."""
+        """The columns of some rows by name; views of the table if `slots` is a slice."""
         parts = {kind: values[slots] for kind, values in self._tables.items()}
         return {name: parts[kind][:, at] for name, (kind, at) in self._place.items()}
 
@@ -93,7 +93,7 @@ class Ring:
         return int(ahead.argmin()) if not ahead.all() else len(ahead)
 
     def take(self) -> Iterator[Rows]:
-        """The complete frames that are next in order, in at most two pieces at a time; each is given once."""
+        """Yield the complete frames that are next in order, in at most two pieces at a time; each is returned once."""
         while ready := self.ready:
             start = self.head % self.capacity
             stop = min(start + ready, self.capacity)

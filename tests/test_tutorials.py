@@ -46,6 +46,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.soak
 @pytest.mark.process
 def test_own_network(here):
     (here / "my_net.py").write_text(blocks("docs/own-network.md", "python")[0])

@@ -1,4 +1,4 @@
-"""`eex-evaluate`: estimate from the records of one run what other thresholds would have earned."""
+"""`eex-evaluate`: estimate the reward of other thresholds from the records of one run."""
 
 import json
 import sys
@@ -16,21 +16,21 @@ from eex.stream.run.estimates import ESTIMATORS, estimates_of, rows
 
 @dataclass(frozen=True)
 class Command:
-    """Estimate from the records of one run what other fixed thresholds would have earned per frame.
+    """Estimate the reward per frame of other fixed thresholds from the records of one run.
 
-    Works on the records of policies that draw their arms at random (eex-stream --policy random), and for thresholds
-    below all that were played; says where the records cannot support an estimate. Intervals are of 95 %.
+    The run's policy must draw its arms at random (eex-stream --policy random), except for thresholds below all that
+    were played. A note explains each estimate that the records cannot support. Intervals are 95 % intervals.
     """
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run, or of its records."""
+    """Folder of a run, or its folder of records."""
     thresholds: str = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
-    """Thresholds to estimate, comma-separated: each for all edge exits, or one per exit with / between them, such as
-    0.9/0.8/0.7."""
+    """Comma-separated thresholds to estimate. Each applies to all edge exits; to give one per exit, separate them by
+    slashes, as in 0.9/0.8/0.7."""
     overhead: float | None = None
-    """Price of offloading a frame; by default what the run paid."""
+    """Price of offloading a frame. By default, the price that the run paid."""
     json: bool = False
-    """Print JSON, and nothing else, to standard output."""
+    """Print only JSON to standard output."""
 
 
 def _thresholds(text: str) -> list[list[float]]:
@@ -44,7 +44,7 @@ def _threshold(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split("/")]
     except ValueError:
-        raise EexError(f"--thresholds: '{text}' is no threshold such as 0.7, or 0.9/0.8 for two exits") from None
+        raise EexError(f"--thresholds: '{text}' is not a threshold, such as 0.7, or 0.9/0.8 for two exits") from None
 
 
 def _print(estimates: list[Estimate], earned: Mean) -> None:

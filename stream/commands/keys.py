@@ -1,4 +1,4 @@
-"""`eex-keys`: make the keys by which a worker and its edges know each other."""
+"""`eex-keys`: make the keys with which a worker and its edges authenticate each other."""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from eex.stream.wire.keys import default_folder, make_keys
 
 @dataclass(frozen=True)
 class Keys:
-    """Make keys for a worker and its clients, so that they know each other and nobody else gets in.
+    """Make the key pairs with which a worker and its clients authenticate each other.
 
-    Without names, the pairs 'worker' and 'edge' are made. A worker serves the clients whose .pub files lie in its
-    folder; an edge needs its own .key file and worker.pub. Keep the .key files secret.
+    Without --names, it makes the pairs 'worker' and 'edge'. A worker serves the clients whose .pub files are in its
+    folder. An edge needs its own .key file and worker.pub. Keep the .key files secret.
     """
 
     folder: Path = field(default_factory=default_folder)
-    """Where to write the keys; the default is where eex-worker and eex-stream look for them."""
+    """Folder to write the keys to. eex-worker and eex-stream look for them in the default folder."""
     names: tuple[str, ...] = ()
-    """Names of further clients, each of which gets a pair of its own."""
+    """Names of more clients; each gets its own pair."""
 
 
 def main() -> None:

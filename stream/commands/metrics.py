@@ -1,4 +1,4 @@
-"""`eex-metrics`: can the confidence of a run be trusted?"""
+"""`eex-metrics`: calibration of a run's confidence, inference outage and missed deadlines."""
 
 import json
 import sys
@@ -19,21 +19,21 @@ PICTURE = "reliability.png"
 class Command:
     """Report how far each exit's confidence is from its accuracy, and how often batches of frames miss their targets.
 
-    Works on recorded runs, and draws reliability.png into each run's folder.
+    Reads the records of finished runs and saves reliability.png in the folder of each.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs, or of their records."""
+    """Folders of runs, or their folders of records."""
     batch: int = BATCH
-    """Frames in a batch, over which inference outage and missed deadlines are counted."""
+    """Number of frames in a batch. Inference outage and missed deadlines are counted per batch."""
     p_tar: str = "0.7,0.75,0.8,0.85,0.9,0.95"
-    """Target accuracies of a batch, comma-separated."""
+    """Comma-separated target accuracies of a batch."""
     t_tar_ms: str = "10,20,50,100,200"
-    """Target times of a batch, its mean latency in milliseconds; comma-separated."""
+    """Comma-separated target times, in milliseconds, for the mean latency of a batch."""
     bins: int = 15
-    """Number of bins of confidence, for calibration errors and diagrams."""
+    """Number of confidence bins for calibration errors and diagrams."""
     json: bool = False
-    """Print JSON, and nothing else, to standard output."""
+    """Print only JSON to standard output."""
 
     def check(self) -> tuple[list[float], list[float]]:
         """The target accuracies and times.
@@ -41,7 +41,7 @@ class Command:
         Raises
         ------
         EexError
-            If an option is outside its range, or no run is named.
+            If an option is out of range or no run is given.
         """
         p_tar, t_tar_ms = _numbers("--p-tar", self.p_tar), _numbers("--t-tar-ms", self.t_tar_ms)
         if not all(0 <= p <= 1 for p in p_tar):
@@ -52,7 +52,7 @@ class Command:
             if getattr(self, name) < 1:
                 raise EexError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if not self.runs:
-            raise EexError("name the folder of a run, such as runs/20261121-173855-ucb")
+            raise EexError("give the folder of at least one run, such as runs/20261121-173855-ucb")
         return p_tar, t_tar_ms
 
 
@@ -62,7 +62,7 @@ def _numbers(option: str, text: str) -> list[float]:
     except ValueError:
         raise EexError(f"{option} takes comma-separated numbers, got '{text}'") from None
     if not found:
-        raise EexError(f"{option} names no number")
+        raise EexError(f"{option} is empty; expected comma-separated numbers")
     return found
 
 

@@ -16,46 +16,47 @@ from eex.stream.guard import guarded, share_cores
 from eex.stream.wire.connection import Connection, ConnectionConfig
 
 DEADLINE_MS = 5000.0
-"""For replies of the worker that is measured."""
+"""Deadline for replies of the measured worker."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Find where to cut the network between edge and cloud so that frames are answered soonest on average.
+    """Find the partition point between edge and cloud that minimises the expected time per frame.
 
-    Measures stages and exits on this machine, each way of sending and, with --worker, the worker and the link to it.
-    How many frames leave at each exit comes from a trace, or from running the source's frames.
+    Measures the stages and exits on this machine, each encoding and, with --worker, the worker and the link to it. The
+    share of frames that leave at each exit comes from a trace, or from running the frames of the source.
     """
 
     measure: tyro.conf.OmitArgPrefixes[FrameConfig] = field(
         default_factory=lambda: FrameConfig(distortion="pristine:200, gaussian_blur@1:200, gaussian_noise@20:200")
     )
     threshold: float = 0.8
-    """Confidence at which a frame leaves at a side branch."""
+    """Confidence at which a frame leaves at a side branch, the same for all."""
     trace: Path | None = None
-    """Count the frames that leave at each exit in this trace of eex-record, instead of running them."""
+    """Trace written by eex-record. Frames that leave at each exit are counted there instead of being run."""
     link: str = ""
-    """Link to the cloud: sao-paulo, north-california, paris, wifi, or MS@MBIT such as 40@10. With --worker it is
-    measured instead; without either, sending takes no time."""
+    """Link to the cloud: sao-paulo, north-california, paris, wifi, or MS@MBIT, such as 40@10 for a round trip of 40 ms
+    at 10 Mbit/s. With --worker, the link is measured instead. Without both, sending takes no time."""
     worker: str = ""
     """Cloud worker to measure, as tcp://host:port."""
     keys: Path | None = None
-    """Folder with this edge's key and worker.pub; by default where eex-keys puts them."""
+    """Folder with this edge's key and worker.pub. By default, the folder where eex-keys writes them."""
     key: str = "edge"
-    """Name of this edge's key there."""
+    """Name of this edge's key in that folder."""
     plain: bool = False
-    """Talk plain text to a worker on this machine that was started with --plain."""
+    """Connect without encryption to a worker on this machine that was started with --plain."""
     cloud_speed: float = 1.0
-    """How many times faster than this machine the cloud is, if no worker is measured."""
+    """Speed of the cloud relative to this machine; used if no worker is measured."""
     send: str = "auto"
-    """How frames are sent: auto finds what is fastest at each cut; or fp32, fp16, int8, input, each also with +zstd."""
+    """Encoding of sent frames: fp32, fp16, int8 or input, each also with +zstd; auto finds the fastest for each
+    partition point."""
     at_once: int = 1
     """Frames per micro-batch while stages are measured."""
     json: bool = False
-    """Print JSON, and nothing else, to standard output."""
+    """Print only JSON to standard output."""
 
     def check(self) -> None:
-        """Raise `EexError` for a value outside its range."""
+        """Raise `EexError` if a value is out of range."""
         from eex.stream.wire.encoding import parse_encoding
 
         self.measure.check()
@@ -66,14 +67,14 @@ class Command:
         if not 1 <= self.at_once <= 4096:
             raise EexError(f"--at-once must lie in 1…4096, got {self.at_once}")
         if self.link and self.worker:
-            raise EexError("--link and --worker: the link to a worker is measured; give one of them")
+            raise EexError("--link and --worker exclude each other: the link to a worker is measured")
         if self.send != "auto":
             parse_encoding(self.send)
         if self.link:
             parse_link(self.link)
 
     def connection(self) -> Connection | None:
-        """To the worker that is to be measured; None without one."""
+        """Connection to the worker to measure; None if there is none."""
         if not self.worker:
             return None
         options = ConnectionConfig(
@@ -83,7 +84,7 @@ class Command:
 
 
 def found_by(command: Command) -> dict[str, Any]:
-    """What was measured and found, as plain JSON values.
+    """The measurements and the recommended partition point, as plain JSON values.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def found_by(command: Command) -> dict[str, Any]:
     from eex.stream.planning.survey import recommendation, survey
 
     net = load_network(command.measure)
-    net.partition = max(1, net.exits - 1)  # so that every side branch counts as the edge's
+    net.partition = max(1, net.exits - 1)  # so that every side branch runs on the edge
     times, speed = survey(
         net,
         Frames(command.measure, parse_schedule(command.measure.distortion, command.measure.seed), net),
@@ -134,7 +135,7 @@ def _print(found: dict[str, Any]) -> None:
     rate = "without limit" if link["mbit"] is None else f"{link['mbit']:.3g} Mbit/s"
     leave = " ".join(f"{100 * share:.0f} %" for share in found["leave"])
     console.print(
-        f"expected time of a frame; threshold {found['threshold']:g}: of the frames that reach each side branch, "
+        f"expected time per frame; threshold {found['threshold']:g}: of the frames that reach each side branch, "
         f"{leave} leave; link {link['round_trip_ms']:.3g} ms, {rate}",
         highlight=False,
     )
@@ -151,8 +152,8 @@ def _print(found: dict[str, Any]) -> None:
             )
     if found["plans"][0]["ms"] < chosen["ms"]:
         console.print(
-            f"sending every image at once would take {found['plans'][0]['ms']:.2f} ms, but then nothing is learned on "
-            f"the edge, and eex-stream runs at least one stage there",
+            f"sending every image straight to the cloud would take {found['plans'][0]['ms']:.2f} ms, but eex-stream "
+            f"runs at least one stage on the edge: without it, there is nothing to learn",
             soft_wrap=True,
             highlight=False,
         )

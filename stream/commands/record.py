@@ -1,4 +1,4 @@
-"""`eex-record`: write what every exit answers for every frame."""
+"""`eex-record`: record the answer of every exit to every frame."""
 
 import os
 import sys
@@ -18,10 +18,10 @@ from eex.stream.run.recording import record
 
 @dataclass(frozen=True)
 class Command:
-    """Run every exit on every frame of a source under a distortion schedule, and write their answers as a trace.
+    """Run every exit on every frame of a source under a distortion schedule, and write the answers to a trace.
 
-    With the same options, eex-stream sees the very same frames. eex-regret replays policies over traces and compares
-    them. The trace is written whole at the end, or not at all.
+    With the same options, eex-stream sees the same frames. Use eex-regret to replay and compare policies over traces.
+    The trace is written at the end, in one step; an interrupted recording leaves no file.
     """
 
     record: tyro.conf.OmitArgPrefixes[FrameConfig]
@@ -30,11 +30,11 @@ class Command:
     quiet: bool = False
     """Print errors only."""
     config: Path | None = None
-    """Record the frames of an eex-stream run, given its config.json. Options given here override those in it."""
+    """Record the frames of an eex-stream run: path of its config.json. Options given here override those in it."""
 
 
 def closing_line(path: Path, trace: Trace, skipped: int) -> str:
-    """One line on what was written."""
+    """Describe the written trace in one line."""
     from rich.filesize import decimal
 
     names = [*(f"exit {e + 1}" for e in range(trace.edge_exits)), "cloud"]
@@ -53,7 +53,7 @@ def closing_line(path: Path, trace: Trace, skipped: int) -> str:
 
 @contextmanager
 def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
+    """A progress bar on standard error, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,7 +65,7 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def _check_out(path: Path) -> None:
-    """Raise `EexError` at once for what would fail at the end."""
+    """Raise `EexError` early if the trace could not be written at the end."""
     if path.suffix.lower() == ".csv":
         raise EexError(f"{path}: a trace is an Arrow file; one that ends in .csv would be read as text (--out)")
     folder = next(p for p in path.absolute().parents if p.exists())

@@ -1,4 +1,4 @@
-"""`eex-stream`: the command that streams images under a policy and shows what adapting bought."""
+"""`eex-stream`: stream images under a policy and show what adapting gained."""
 
 import json
 import sys
@@ -17,24 +17,24 @@ from eex.stream.guard import guarded, share_cores
 class Command:
     """Stream images through an early-exit network while a policy learns where each frame should stop.
 
-    The last screen, and a folder of its own under --out, say what adapting bought.
+    At the end, a table shows what adapting gained. Records, summary and pictures go to a new folder under --out.
     """
 
     stream: tyro.conf.OmitArgPrefixes[StreamConfig]
     quiet: bool = False
     """Print errors only."""
     json: bool = False
-    """Print the summary as JSON to standard output, and nothing else there."""
+    """Print only the summary, as JSON, to standard output."""
     threads: int = 0
-    """Processor threads for the edge part; 0 = all cores."""
+    """Number of CPU threads for the edge part; 0 = all cores."""
     download: Path | None = None
-    """Fetch CIFAR-10 (170 MB, checked) into this folder first and stream from it."""
+    """Download CIFAR-10 (170 MB) into this folder, verify it, and use it as the source."""
     resume: Path | None = None
-    """Go on with a run that was cut off, by its folder; options given here win."""
+    """Folder of an interrupted run to continue. Options given here override its own."""
     config: Path | None = None
-    """Start from the config.json of an earlier run; other options given here win."""
+    """Read options from the config.json of an earlier run. Options given here override those in it."""
     list_policies: bool = False
-    """Show the policies and their options, and stop."""
+    """List the policies and their options, then exit."""
 
 
 def main() -> None:

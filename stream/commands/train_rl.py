@@ -23,7 +23,7 @@ def _bar(config: TrainRLConfig) -> Iterator[Say]:
 
     def say(steps: int, text: str) -> None:
         nonlocal last
-        progress.start()  # only now: what cannot be trained is told in one line
+        progress.start()  # not earlier: an error before training prints one line, without a bar
         progress.update(task, completed=min(steps, config.steps), description=text)
         if text != last and not config.quiet and not console.is_terminal:
             console.print(f"{steps:,} steps: {text}", highlight=False)
@@ -37,7 +37,7 @@ def _bar(config: TrainRLConfig) -> Iterator[Say]:
 
 def main() -> None:
     """Entry point of `eex-train-rl`."""
-    from eex.stream.guard import guarded  # what every command begins and ends with
+    from eex.stream.guard import guarded
 
     sys.exit(guarded(_main))
 

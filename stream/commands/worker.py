@@ -1,4 +1,4 @@
-"""`eex-worker`: serve the rest of the network to edges."""
+"""`eex-worker`: run the rest of the network for edges."""
 
 import sys
 from dataclasses import dataclass
@@ -20,68 +20,68 @@ from eex.stream.worker.tail import Models, Served
 
 @dataclass(frozen=True)
 class Worker:
-    """Answer the frames that edges offload: run the rest of the network, up to the final exit.
+    """Answer offloaded frames: run the rest of the network, up to the final exit.
 
-    Edges are let in by their keys, which eex-keys makes. On SIGTERM the worker finishes what it has accepted, then
-    stops. With --upstream it runs only a part of the rest, and asks another worker about the frames that its own exits
-    are not sure of.
+    Edges authenticate with keys made by eex-keys. On SIGTERM, the worker finishes the requests that it has accepted and
+    stops. With --upstream, it runs only some of the remaining stages and offloads the frames that its own exits are not
+    confident about to another worker.
     """
 
     models: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of models; by default the shipped model."""
+    """Folders of the models to serve. By default, the shipped model."""
     network: str = ""
-    """For a network of your own: module:function that returns it, cut into stages."""
+    """Your own network, as module:function; the function returns it cut into stages."""
     bind: str = "tcp://127.0.0.1:5555"
-    """Where to listen; port * picks a free one."""
+    """Address to listen on; port * picks a free one."""
     keys: Path | None = None
-    """Folder with worker.key and the .pub files of the clients; by default where eex-keys puts them."""
+    """Folder with worker.key and the .pub files of the clients. By default, the folder where eex-keys writes them."""
     plain: bool = False
-    """Accept plain text from anyone on this machine, instead of using keys."""
+    """Accept unencrypted connections from anyone on this machine, instead of using keys."""
     plain_beyond_loopback: bool = False
-    """With --plain: accept it from other machines too. Anyone who can reach the worker can read and send frames."""
+    """With --plain: accept other machines too. Anyone who can reach the worker can then read and send frames."""
     upstream: str = ""
-    """Worker to ask for what is not answered here: tcp://host:port, or several, comma-separated."""
+    """Workers that answer the frames not answered here, as tcp://host:port; comma-separated if there are several."""
     partition: int = 0
     """With --upstream: number of stages, counted from the first of the network, after which the upstream worker takes
     over."""
     p_tar: float = 0.8
-    """With --upstream: confidence at which an exit answers a frame here. Every exit from the first stage that the edge
-    asks for up to --partition may answer; for frames that are sent as images, these are all from the first exit on."""
+    """With --upstream: confidence at which an exit here answers a frame. The exits that may answer are those from the
+    edge's partition point up to --partition; for frames sent as images, all from the first exit on."""
     upstream_keys: Path | None = None
-    """With --upstream: folder with edge.key, by which the upstream worker knows this one, and the upstream worker's
-    worker.pub. Without it, the upstream worker is asked in plain text, which needs --plain."""
+    """With --upstream: folder with edge.key, this worker's key as a client, and the worker.pub of the upstream worker.
+    Without it, the connection is not encrypted, which needs --plain."""
     deadline_ms: float = 500.0
-    """With --upstream: milliseconds after which a frame is answered by its most confident exit here; choose less than
+    """With --upstream: time in milliseconds after which the most confident exit here answers a frame. Choose less than
     the deadline of the edge."""
     threads: int = 0
-    """Processor threads per model; 0 leaves it to torch."""
+    """Number of CPU threads per model; 0 = torch's default."""
     device: str = "cpu"
     """Where models run: auto, cpu or cuda."""
     processes: int = 1
     """Number of processes that run the models; edges see a single address."""
     ray: int = 0
-    """Run the models in this many actors of a Ray cluster instead, with a GPU each where there are enough; needs
+    """Run the models in this many actors of a Ray cluster instead, with one GPU each if there are enough. Needs
     eex[ray]."""
     ray_address: str = ""
-    """Address of the Ray cluster; by default one is started on this machine."""
+    """Address of the Ray cluster. By default, one is started on this machine."""
     batch_frames: int = 64
-    """Most frames, of all edges together, in one call of a model."""
+    """Maximum number of frames, from all edges together, in one call of a model."""
     batch_wait_ms: float = 0.0
-    """Milliseconds that a request waits for others to share a batch with. Requests that arrive while the model runs are
-    batched in any case."""
+    """Time in milliseconds that a request waits for others to join its batch. Requests that arrive while the model runs
+    are batched in any case."""
     clients: int = 64
-    """Most connections served at a time."""
+    """Maximum number of connections."""
     key_clients: int = 32
-    """Most connections served at a time with the same key."""
+    """Maximum number of connections with the same key."""
     metrics_port: int | None = None
-    """Answer /health and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
+    """Serve /health and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
     metrics_host: str = "127.0.0.1"
-    """Address that --metrics-port listens on."""
+    """Address for --metrics-port to listen on."""
     with_parent: bool = False
-    """Read keys from standard input, and stop when it ends; used by eex-stream for the workers that it starts."""
+    """Read keys from standard input, and stop when it closes. Used by eex-stream for the workers that it starts."""
 
     def check(self) -> None:
-        """Raise `EexError` for a value outside its range, or options that do not go together."""
+        """Raise `EexError` if a value is out of range or options do not go together."""
         least = {"threads": 0, "processes": 1, "ray": 0, "batch_frames": 1, "clients": 1, "key_clients": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -89,7 +89,7 @@ class Worker:
         if not 0 <= self.batch_wait_ms <= 1000:
             raise EexError(f"--batch-wait-ms must lie in [0, 1000], got {self.batch_wait_ms:g}")
         if self.ray and self.processes > 1:
-            raise EexError("--ray and --processes exclude each other: one of the two runs the models")
+            raise EexError("--ray and --processes exclude each other: only one of the two can run the models")
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
         self._check_upstream()
@@ -117,13 +117,15 @@ class Worker:
         if self.upstream_keys is None and not self.plain:
             raise EexError("--upstream needs --upstream-keys, a folder with edge.key and worker.pub, or --plain")
         if len(self.models) > 1:
-            raise EexError(f"--upstream is for one model, whose --partition it is; got {len(self.models)}")
+            raise EexError(
+                f"--upstream serves a single model, because --partition applies to it; got {len(self.models)}"
+            )
         if self.ray or self.processes > 1:
-            raise EexError("--upstream runs its model in one process; leave --processes and --ray out")
+            raise EexError("--upstream runs its model in one process; omit --processes and --ray")
 
     @property
     def endpoints(self) -> list[str]:
-        """Of the upstream workers."""
+        """Addresses of the upstream workers."""
         return [part.strip() for part in self.upstream.split(",")] if self.upstream else []
 
 
@@ -147,7 +149,7 @@ def _main() -> int:
         log(f"plain text on {options.bind}: anyone who can reach it can read and send frames")
     stats = Stats()
     served = _served(options, stats)
-    stop_on_signals(stop)  # again: Ray takes SIGTERM for itself
+    stop_on_signals(stop)  # again: Ray installs its own SIGTERM handler
     replicas: list[Replica] = served.replicas
     try:
         listen(
@@ -161,7 +163,7 @@ def _main() -> int:
                 options.clients,
                 batch=options.batch_frames,
                 wait_ms=options.batch_wait_ms,
-                # the parent's key is the only one: no room has to be kept for others
+                # the parent's key is the only one, so no connections need to be reserved for others
                 key_clients=options.clients if options.with_parent else options.key_clients,
             ),
             stats=stats,
@@ -169,13 +171,13 @@ def _main() -> int:
             anywhere=options.plain_beyond_loopback,
         )
     finally:
-        for replica in replicas:  # again, where it could not listen
+        for replica in replicas:  # a second time if `listen` ran; it may have failed before
             replica.close()
     return 0
 
 
 def _served(options: Worker, stats: Stats) -> Served:
-    """Load the models where they are to run."""
+    """Load the models: in this process, in others, or on Ray."""
     models = Models(options.models, options.network, options.threads, options.device, options.batch_frames)
     if options.upstream:
         from eex.stream.worker.tiers import serve_middle

@@ -1,1 +1,1 @@
-"""Where frames come from, and how they are distorted."""
+"""Sources of frames, and their distortion."""

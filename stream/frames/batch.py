@@ -1,4 +1,4 @@
-"""A micro-batch: what sources give and the engine takes."""
+"""A micro-batch: the input of the engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch, as a source gives it.
+    """A micro-batch of distorted images.
 
     Attributes
     ----------
     images
-        (B, C, H, W) in [0, 1], on the network's device, with the distortion that is to be seen.
+        (B, C, H, W) in [0, 1], on the network's device, already distorted.
     names
-        Of the images, B of them.
+        Names of the B images.
     labels
-        True classes, (B,); -1 where unknown.
+        True classes, (B,); -1 if unknown.
     levels
         Levels of each kind of distortion, (B, kinds).
     """

@@ -1,4 +1,4 @@
-"""`check_source`: whether a source keeps the contract that the engine relies on, for authors of sources."""
+"""`check_source`: a check of the contract of sources, for authors of their own."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -9,16 +9,16 @@ from eex.policies.core.errors import ImageError
 from eex.stream.frames.sources import Frame, Image, Skipped, Source, frames
 
 LOOK = 64
-"""Images that are read at most."""
+"""Maximum number of images to read."""
 
 
 def check_source(make: Callable[[], Source]) -> None:
-    """Raise `ValueError` where a source breaks the contract of `eex.stream.frames.sources.Source`.
+    """Raise `ValueError` if a source breaks the contract of `eex.stream.frames.sources.Source`.
 
     Parameters
     ----------
     make
-        Makes the source; called twice, as the same source must give the same frames when a run is repeated.
+        Returns the source. It is called twice, to check that a repeated run gets the same frames.
 
     Examples
     --------

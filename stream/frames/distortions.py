@@ -1,4 +1,4 @@
-"""Gaussian blur and noise on batches of images; a frame's pixels do not depend on the batch or the device it is in."""
+"""Gaussian blur and noise on batches of images; a frame's pixels do not depend on its batch or the device."""
 
 import functools
 import math
@@ -11,26 +11,26 @@ from eex.policies.core.schedule import KINDS, MAX_LEVEL
 
 
 def distort(images: Tensor, levels: Tensor, frame: Tensor, seed: int) -> Tensor:
-    """Apply each kind of distortion, in the order of `KINDS`, to the images that have a level of it.
+    """Apply each kind of distortion, in the order of `KINDS`, to the images with a level above 0.
 
-    A frame's pixels follow from its image, levels, number and the seed alone, bit for bit: neither the other frames
-    of the batch nor the device change them.
+    The pixels of a frame depend only on its image, levels, number and the seed. They are bit-identical in every batch
+    and on every device.
 
     Parameters
     ----------
     images
         (B, C, H, W), floats in [0, 1].
     levels
-        (B, kinds), as `Schedule.levels` gives them; an image whose level of a kind is 0 is left as it is.
+        (B, kinds), as returned by `Schedule.levels`; level 0 leaves an image unchanged.
     frame
         Frame numbers, (B,) int64.
     seed
-        Of all that is drawn.
+        Random seed.
 
     Raises
     ------
     ValueError
-        If the shapes do not belong together.
+        If the shapes do not match.
     """
     if levels.shape != (len(images), len(KINDS)) or frame.shape != (len(images),):
         raise ValueError(
@@ -46,18 +46,18 @@ def distort(images: Tensor, levels: Tensor, frame: Tensor, seed: int) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image by its own sigma, with its edges mirrored.
+    """Blur each image with its own sigma, mirroring its borders.
 
     Parameters
     ----------
     images
         (B, C, H, W) in [0, 1].
     sigma
-        In pixels, (B,); 0 leaves an image as it is.
+        In pixels, (B,); 0 leaves an image unchanged.
     """
     kernels = [gaussian_kernel(s) for s in sigma.tolist()]
     blurred = images.clone()
-    for taps in sorted({len(k) for k in kernels} - {1}):  # images of one kernel size at a time
+    for taps in sorted({len(k) for k in kernels} - {1}):  # one kernel size at a time
         rows = torch.tensor([row for row, k in enumerate(kernels) if len(k) == taps], device=images.device)
         weights = torch.tensor([k for k in kernels if len(k) == taps], dtype=images.dtype, device=images.device)
         x = images[rows]
@@ -74,7 +74,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4096)
 def gaussian_kernel(sigma: float) -> tuple[float, ...]:
-    """Weights of a Gaussian, which add up to 1, at 2·⌈2σ⌉ + 1 pixels: 4σ + 1 for whole σ in pixels.
+    """Gaussian weights at 2·⌈2σ⌉ + 1 pixels (4σ + 1 for integer σ in pixels); they add up to 1.
 
     References
     ----------
@@ -86,14 +86,14 @@ def gaussian_kernel(sigma: float) -> tuple[float, ...]:
 
 
 def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:
-    """Indices -radius … size + radius - 1, mirrored at the first and last pixel as often as it takes."""
+    """Indices -radius … size + radius - 1, mirrored at the first and last pixel as often as needed."""
     period = max(2 * (size - 1), 1)
     at = torch.arange(-radius, size + radius, device=device) % period
     return torch.minimum(at, period - at) if size > 1 else at
 
 
 def gaussian_noise(images: Tensor, sigma: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
-    """Add noise of each image's own standard deviation, and clip to [0, 1].
+    """Add Gaussian noise with a standard deviation per image, and clip to [0, 1].
 
     Parameters
     ----------
@@ -102,18 +102,18 @@ def gaussian_noise(images: Tensor, sigma: Tensor, frame: Tensor, seed: int = 0) 
     sigma
         On the 0–255 scale, (B,).
     frame, seed
-        The noise of a frame depends on (seed, frame) alone: (B,) int64, and any integer.
+        Frame numbers, (B,) int64, and any integer. The noise of a frame depends on (seed, frame) alone.
     """
     normal = standard_normal(frame, math.prod(images.shape[1:]), seed).to(images.dtype).reshape(images.shape)
-    scale = (sigma.double() / 255).to(images.dtype)  # a GPU divides by a constant with another last bit
+    scale = (sigma.double() / 255).to(images.dtype)  # dividing by a constant differs on a GPU in the last bit
     return (images + normal * scale[:, None, None, None]).clamp(0, 1)
 
 
 def standard_normal(frame: Tensor, count: int, seed: int) -> Tensor:
     """`count` standard normal draws for each frame, (B, count) float32, from (seed, frame) alone.
 
-    A counter is mixed to 64 random bits, which pick four of 65,536 equally likely values: integers and a table, so that
-    every batch and device gives the same bits. The values end at ±4.3.
+    A counter is mixed into 64 random bits, which select four of 65,536 equally likely values. Integers and a table give
+    the same bits in every batch and on every device. The values end at ±4.3.
 
     References
     ----------
@@ -161,12 +161,12 @@ DISTORTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
 
 
 def random_distortion(kind: str, low: float, high: float) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """A function that distorts each image at its own level, drawn uniformly from [low, high]; for training.
+    """Return a function that distorts each image at its own level, drawn uniformly from [low, high]; for training.
 
     Raises
     ------
     ValueError
-        If the kind is unknown, or the levels leave its range.
+        If the kind is unknown or the levels are outside its range.
     """
     if kind not in KINDS or not 0 <= low <= high <= MAX_LEVEL[kind]:
         raise ValueError(

@@ -19,42 +19,43 @@ if TYPE_CHECKING:
     from eex.stream.frames.sources import Source
 
 CACHE_BYTES = 256 << 20
-"""Decoded images that are kept, so that playing several policies decodes once."""
+"""Size of the cache of decoded images, so that several policies decode each image once."""
 
 
 @dataclass(frozen=True)
 class FrameConfig:
-    """Options that say which frames are run through which network."""
+    """Options that select the frames and the network."""
 
     source: str = "sample"
-    """Where the frames come from: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of
-    one, CIFAR-10's or Caltech-256's own folder, or a video."""
+    """Source of the frames: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one, the
+    original folder of CIFAR-10 or Caltech-256, or a video."""
     split: Literal["train", "validation", "test", "all"] = "test"
-    """Part of the source, if it has parts."""
+    """Split of the source, if it has splits."""
     distortion: str = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
-    """Distortion schedule, in order: kind@level:frames, ramps a..b, mixtures with +, repetitions 3x(…), random(…)."""
+    """Distortion schedule: comma-separated parts kind@level:frames, played in order; a..b as the level is a ramp, +
+    combines kinds, 3x(…) repeats, random(…) draws."""
     frames: int = 0
-    """Number of frames; 0 = the length of the distortion schedule, or else the whole source once."""
+    """Number of frames. 0 = the length of the distortion schedule, or the whole source once if it has no length."""
     shuffle: bool = True
-    """Draw the images in random order. A video keeps its own."""
+    """Shuffle the images. Frames of a video stay in order."""
     resize: bool = False
-    """Scale and crop images whose size is not the model's, instead of skipping them."""
+    """Scale and crop images of other sizes than the model takes, instead of skipping them."""
     model: Path | None = None
-    """Folder that holds the model's weights and card. The shipped model by default."""
+    """Folder of the model's weights and card. By default, the shipped model."""
     network: str = ""
     """Your own network, as module:function; the function returns it cut into stages."""
     batch: int = 32
     """Frames per micro-batch."""
     seed: int = 0
-    """Seed of everything drawn at random: image order, distortions, policies."""
+    """Random seed for the image order, the distortions and the policies."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device that runs the network; of a stream, its edge part."""
+    """Device for the network; when streaming, for its edge part."""
     partition: int = 0
-    """Number of stages that run on the edge; the rest run in the cloud. 0 = as the model says. eex-partition finds the
-    fastest."""
+    """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
+    the fastest."""
 
     def check(self) -> None:
-        """Raise `EexError` for a value outside its range; on construction, tyro would catch it."""
+        """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
         for name, low in (("frames", 0), ("batch", 1), ("seed", 0), ("partition", 0)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
@@ -63,14 +64,14 @@ class FrameConfig:
 
 
 class Frames:
-    """The same frames, as often as they are asked for: a source under a distortion schedule, for a network.
+    """Frames of a source under a distortion schedule, prepared for a network. Every pass gives the same frames.
 
     Attributes
     ----------
     total
-        How many there are; 0 = until a live source ends.
+        Number of frames; 0 = until a live source ends.
     live
-        Whether they come but once, from a camera or a video.
+        Whether the source is a camera or a video, whose frames can be read only once.
 
     Raises
     ------
@@ -89,16 +90,16 @@ class Frames:
         self.live = source.stream is not None
 
     def batches(self, total: int, skipped: dict[str, str], first: int = 0) -> Iterator["Batch"]:
-        """Distorted micro-batches on the network's device; adds to what was skipped.
+        """Yield distorted micro-batches on the network's device.
 
         Parameters
         ----------
         total
-            Frames to give; 0 = until the source ends.
+            Number of the frame to stop before; 0 = until the source ends.
         skipped
-            Reasons by name, added to as images are skipped.
+            Filled with the name of each skipped image and the reason.
         first
-            Number of the frame to begin with.
+            Number of the first frame.
         """
         import torch
 
@@ -136,13 +137,13 @@ class Frames:
 
 
 def nothing_usable(config: FrameConfig, skipped: dict[str, str]) -> EexError:
-    """The error that no frame of a source could be used, with the first reason."""
+    """The error for a source without a usable frame; it gives the first reason."""
     name, reason = next(iter(skipped.items()), ("", "it has no frames"))
     return EexError(f"{config.source}: no frame could be used; {name}: {reason}")
 
 
 def _relabelled(source: "Source", classes: tuple[str, ...]) -> "Source":
-    """The source with its labels in the model's order; unknown where the model has no class of that name."""
+    """The source with its labels in the model's order; -1 if the model has no class of that name."""
     if source.classes == classes or not source.classes:
         return source
     index = np.array([classes.index(c) if c in classes else -1 for c in source.classes])

@@ -1,4 +1,4 @@
-"""Where frames come from: the shipped sample, image folders and zips, CIFAR-10, Caltech-256, video."""
+"""Sources of frames: the shipped sample, image folders and zips, CIFAR-10, Caltech-256, video."""
 
 import io
 import itertools
@@ -19,7 +19,12 @@ Image = NDArray[np.uint8] | NDArray[np.float32]
 Split = Literal["train", "validation", "test", "all"]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".npy"}
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # no other of Pillow's readers sees a file: one of them runs Ghostscript
+IMAGE_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "WEBP",
+)  # the only readers of Pillow that are used: one of the others runs Ghostscript
 MAX_FILE_BYTES = 1 << 28
 SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
@@ -30,7 +35,7 @@ CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a source: uint8 (H, W, 3), or float32 in [0, 1]; `label` is -1 where it is unknown."""
+    """One image of a source: uint8 (H, W, 3), or float32 in [0, 1]; `label` is -1 if unknown."""
 
     name: str
     image: Image
@@ -52,17 +57,17 @@ class Source:
     Attributes
     ----------
     name
-        What the user typed.
+        The source as the user typed it.
     classes
-        Class names; empty where the images have no labels.
+        Class names; empty if the images have no labels.
     names
-        Of each image, for messages.
+        Name of each image, for messages.
     labels
-        Class of each image, int64, -1 where unknown.
+        Class of each image, int64; -1 if unknown.
     read
-        Image by index: uint8 (H, W, 3) or float32 in [0, 1]. Raises `ImageError`.
+        Returns an image by index: uint8 (H, W, 3) or float32 in [0, 1]. Raises `ImageError`.
     stream
-        For what has no index (a camera): yields frames instead; `names` and `labels` are then empty.
+        For sources without an index, such as a camera: yields frames. `names` and `labels` are then empty.
     """
 
     name: str
@@ -77,10 +82,10 @@ class Source:
 
 
 def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
-    """All frames of a source, again and again; each pass in another drawn order, or as they lie where `seed` is None.
+    """Yield all frames of a source, pass after pass, each in a new random order, or in stored order if `seed` is None.
 
-    A bad image is told once and left out of later passes; when no image is good, the first pass is the last. A camera
-    or a video is passed once, in its own order.
+    An unusable image is reported once and left out of later passes. If no image is usable, there is only one pass. A
+    camera or a video is read once, in its own order.
     """
     if source.stream is not None:
         yield from source.stream()
@@ -104,7 +109,7 @@ def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
 def open_source(
     spec: str, *, split: Split = "test", shape: tuple[int, int, int] | None = None, resize: bool = False, seed: int = 0
 ) -> Source:
-    """The source that a user names.
+    """Open a source.
 
     Parameters
     ----------
@@ -113,15 +118,15 @@ def open_source(
         (`class/image` or `train/class/image`, or images alone), a folder with CIFAR-10's `cifar-10-batches-py` files, a
         folder with Caltech-256's `256_ObjectCategories`, a video file.
     split
-        Part of the source, where it has parts. Caltech-256 is split 80/10/10 with `seed`. "all" takes all.
+        Split of the source, if it has splits; "all" takes all. Caltech-256 is split 80/10/10 with `seed`.
     shape
-        (C, H, W) the model takes: images of other sizes are skipped, or resized where `resize` is set. Camera and video
-        are always resized.
+        Input shape (C, H, W) of the model. Images of other sizes are skipped, or resized if `resize` is set. Camera and
+        video are always resized.
 
     Raises
     ------
     EexError
-        If there is no such source, or no images in it.
+        If the source does not exist or has no images.
     """
     try:
         source = replace(_open(spec, split, seed), name=spec)
@@ -155,7 +160,7 @@ def _open(spec: str, split: Split, seed: int) -> Source:
 
 
 def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
-    """All images of a source at once: uint8 (N, 3, H, W), labels (N,), and what had to be left out.
+    """Load all images of a source: uint8 (N, 3, H, W), labels (N,), and the skipped images with their reasons.
 
     Raises
     ------
@@ -215,12 +220,12 @@ def download_cifar10(folder: Path) -> Path:
 
 
 def decode(data: bytes, name: str) -> Image:
-    """An image from a file's bytes: uint8 (H, W, 3), or float32 in [0, 1] from a `.npy` array.
+    """Decode the bytes of a file: uint8 (H, W, 3), or float32 in [0, 1] from a `.npy` array.
 
     Raises
     ------
     ImageError
-        If the bytes are no image of a known kind, or hold values that are not finite or outside [0, 1].
+        If the format is unknown, or a value is not finite or outside [0, 1].
     """
     if name.lower().endswith(".npy"):
         return _decode_array(data)
@@ -234,7 +239,7 @@ def decode(data: bytes, name: str) -> Image:
             if "transparency" in image.info:  # else Pillow warns of palettes with alpha
                 image = image.convert("RGBA")
             return np.array(image.convert("RGB"))
-    except Exception as error:  # on damaged files its readers raise whatever they stumble over
+    except Exception as error:  # Pillow's readers raise all kinds of exceptions on damaged files
         reason = " ".join(str(error).split("<")[0].split()).rstrip(".") or type(error).__name__
         raise ImageError(f"not a readable image: {reason}") from None
 
@@ -242,7 +247,7 @@ def decode(data: bytes, name: str) -> Image:
 def _decode_array(data: bytes) -> Image:
     try:
         array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # a damaged header makes it raise more than it documents
+    except Exception as error:  # a damaged header raises more than is documented
         raise ImageError(f"not a readable array: {' '.join(str(error).split())}") from None
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ImageError(f"expected an array of uint8 or floats, got {array.dtype}")
@@ -256,12 +261,12 @@ def _decode_array(data: bytes) -> Image:
 
 
 def check_finite(image: NDArray[Any]) -> NDArray[Any]:
-    """The image, if all its values are numbers in [0, 1].
+    """Return the image if all its values lie in [0, 1].
 
     Raises
     ------
     ImageError
-        If not.
+        If a value is not finite or outside [0, 1].
     """
     if not np.isfinite(image).all():
         raise ImageError(f"{int((~np.isfinite(image)).sum())} values are NaN or infinite")
@@ -304,7 +309,7 @@ def _as_uint8(image: Image) -> NDArray[np.uint8]:
 
 
 def _find(path: Path, entry: str) -> Path | None:
-    """The folder that holds an entry: the path itself, or a folder right in it."""
+    """The folder that contains an entry: the path itself, or one of its subfolders."""
     if not path.is_dir():
         return None
     return next((p for p in [path, *sorted(path.iterdir())] if p.is_dir() and (p / entry).exists()), None)
@@ -338,7 +343,7 @@ def _folder(path: Path, split: Split) -> Source:
 
 
 def _split_depth(folders: Sequence[tuple[str, ...]]) -> int | None:
-    """Where in the images' folders the splits' names stand: at the top, or below a single folder at the top."""
+    """Depth of the folders named after splits: at the top, or below a single top folder."""
     for depth in (0, 1):
         here = {f[depth] for f in folders if len(f) > depth}
         if here and (here <= SPLITS.keys() or here >= {"train", "test"}):  # "train" alone among others may be a class
@@ -349,7 +354,7 @@ def _split_depth(folders: Sequence[tuple[str, ...]]) -> int | None:
 
 
 def _image_names(names: Iterable[str]) -> list[str]:
-    """Those with an image's suffix, in order, without hidden ones and what macOS puts into its zips."""
+    """The sorted names with an image suffix, without hidden files and those that macOS adds to zips."""
     return sorted(
         name
         for name in names
@@ -361,7 +366,7 @@ def _image_names(names: Iterable[str]) -> list[str]:
 def _file_bytes(folder: Path, name: str) -> bytes:
     path = folder / name
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             raise ImageError("cannot be read: not a file")
         _check_bytes(path.stat().st_size)
         return path.read_bytes()
@@ -373,7 +378,7 @@ def _zip_bytes(archive: zipfile.ZipFile, name: str) -> bytes:
     _check_bytes(archive.getinfo(name).file_size)
     try:
         return archive.read(name)
-    except Exception as error:  # encrypted, damaged, of an unknown compression: each raises something else
+    except Exception as error:  # encrypted, damaged and unknown compression raise different exceptions
         raise ImageError(f"cannot be read: {error}") from None
 
 
@@ -383,7 +388,7 @@ def _check_bytes(size: int) -> None:
 
 
 def _cifar10(root: Path, split: Split) -> Source:
-    """CIFAR-10's own Python batches: pickles, of which strings and numbers are picked out and nothing is executed."""
+    """CIFAR-10's Python batches. They are pickles: strings and numbers are read from them, nothing is executed."""
     train, test = [f"data_batch_{k}" for k in range(1, 6)], ["test_batch"]
     files = {"train": train, "test": test, "all": train + test, "validation": []}[split]
     if not files:
@@ -409,7 +414,7 @@ def _cifar10_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
                 labels.append(text)
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception as error:  # what is no pickle makes genops raise more than ValueError
+    except Exception as error:  # genops raises more than ValueError on files that are not pickles
         raise EexError(f"{path}: not a batch of CIFAR-10 ({error})") from None
     if not labels or len(pixels) != 3072 * len(labels) or not 0 <= min(labels) <= max(labels) <= 9:
         raise EexError(f"{path}: not a batch of CIFAR-10: {len(labels)} labels, {len(pixels):,} bytes of pixels")

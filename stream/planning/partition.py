@@ -59,9 +59,9 @@ class Times:
     cloud_ms
         Of each stage in the cloud, (N,).
     cloud_exit_ms
-        Of the final exit there.
+        Time of the final exit in the cloud.
     leave
-        Of the frames that reach each side branch, the share that leaves there, (N - 1,).
+        Share of the frames reaching each side branch that leave there, (N - 1,).
     sends
         Ways of sending from each partition point, 0…N - 1.
     """
@@ -198,7 +198,7 @@ def best(times: Times, first: int = 1) -> Plan:
 
 
 def leaving(confidence: "Floats", threshold: float) -> "Floats":
-    """Of the frames that reach each side branch, the share that leaves there.
+    """Share of the frames reaching each side branch that leave there.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ def survey(
     frames, trace
         What to run; the trace to count the frames that leave at each exit in, None to run all frames for that.
     threshold
-        Of all side branches.
+        Threshold of all side branches.
     link
         Link to the cloud; None sends in no time.
     connection

@@ -1,4 +1,4 @@
-"""What `eex-stream` shows on a terminal: one live line while it streams, tables at the end."""
+"""Terminal output of `eex-stream`: a live line while it streams, tables at the end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from eex.stream.run.play import Glance
 
 @contextmanager
 def display(console: Console | None = None) -> Iterator[Callable[[Glance], None]]:
-    """A live progress line on standard error; its last state of each policy stays on the screen."""
+    """Show a live progress line on standard error; the final line of each policy stays on the screen."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield lambda glance: console.print(line(glance), soft_wrap=True) if glance.finished else None
@@ -34,17 +34,17 @@ def display(console: Console | None = None) -> Iterator[Callable[[Glance], None]
 
 
 def line(glance: Glance, width: int | None = None) -> Text:
-    """One line: how far, where frames are answered, how well, how fast; in so many columns what matters most of it."""
+    """One line on progress, exits, accuracy and speed; less important parts are left out to fit `width` columns."""
     t = glance.tally
-    # how much it matters (least goes first), long form, short form, style
+    # importance (the least important part is dropped first), long form, short form, style
     parts = [(9, glance.policy, glance.policy, "bold")]
     done = f"{glance.done:,}" + (f"/{glance.total:,}" if glance.total else "")
     parts.append((8, f"{done} frames", done, ""))
     if t.frames:
         shares = [f"{100 * n / t.frames:.0f}" for n in t.by_exit]
-        told = [f"{e}:{share}%" for e, share in enumerate(shares[:-1], 1)]
+        edge = [f"{e}:{share}%" for e, share in enumerate(shares[:-1], 1)]
         parts.append(
-            (7, f"exit {' '.join(told)} cloud:{shares[-1]}%", f"exit {'/'.join(shares[:-1])} cloud {shares[-1]}%", "")
+            (7, f"exit {' '.join(edge)} cloud:{shares[-1]}%", f"exit {'/'.join(shares[:-1])} cloud {shares[-1]}%", "")
         )
         if t.accuracy is not None:
             parts.append((6, f"accuracy {t.accuracy:.1%}", f"acc {t.accuracy:.1%}", "green"))
@@ -70,14 +70,14 @@ def _columns(texts: list[tuple[str, str]]) -> int:
 
 
 def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
-    """The last screen: the policies side by side, and what adapting bought in words."""
+    """Print the policies side by side, then the gain from adapting in sentences."""
     console = console or Console()
     policies = [_column(row) for row in summary["policies"]]
     names = list(policies[0])
     label = 2 + max(map(len, names))
     widths = [2 + max(len(line) for cell in column.values() for line in cell.split("\n")) for column in policies]
     start = 0
-    while start < len(policies):  # as many policies beside each other as fit
+    while start < len(policies):  # as many policies side by side as fit
         stop = start + 1
         while stop < len(policies) and label + sum(widths[start : stop + 1]) <= console.width:
             stop += 1
@@ -91,7 +91,7 @@ def print_summary(summary: dict[str, Any], console: Console | None = None) -> No
         console.print()
         start = stop
     for text in bought(summary):
-        console.print(text, soft_wrap=not console.is_terminal, highlight=False)  # in a pipe a sentence is a line
+        console.print(text, soft_wrap=not console.is_terminal, highlight=False)  # in a pipe, one sentence per line
     console.print(f"records, summary and pictures: {summary['folder']}", soft_wrap=True, highlight=False)
 
 
@@ -99,12 +99,12 @@ POLICY = "policy"
 
 
 def _column(row: dict[str, Any]) -> dict[str, str]:
-    """What is said of one policy, by what it is called."""
+    """The table column of one policy: cells by row title."""
     cells = {
         POLICY: row["policy"].replace(":", ":\n"),
         "frames": f"{row['frames']:,}",
         "accuracy": _percent(row["accuracy"]),
-        "reward a frame": "–" if row["mean_reward"] is None else f"{row['mean_reward']:+.4f}",
+        "reward per frame": "–" if row["mean_reward"] is None else f"{row['mean_reward']:+.4f}",
     }
     if "regret_best_arm" in row:
         cells["regret, best threshold"] = _plain(row["regret_best_arm"])
@@ -116,7 +116,7 @@ def _column(row: dict[str, Any]) -> dict[str, str]:
         cells["dropped"] = _percent(row["dropped_share"])
     cells["MB sent"] = f"{row['bytes_offloaded'] / 1e6:.1f}"
     each = row["bytes_per_offloaded_frame"]
-    cells["bytes a sent frame"] = "–" if each is None else f"{each:,.0f}"
+    cells["bytes per sent frame"] = "–" if each is None else f"{each:,.0f}"
     cells["seconds"] = f"{row['seconds']:.1f}"
     cells["frames/s"] = f"{row['frames_per_second']:,.0f}"
     for quantile, ms in row["latency_ms"].items():
@@ -125,7 +125,7 @@ def _column(row: dict[str, Any]) -> dict[str, str]:
 
 
 def bought(summary: dict[str, Any]) -> list[str]:
-    """What adapting bought, and what went wrong, in sentences."""
+    """Sentences on what adapting gained and on what went wrong."""
     first, *rivals = summary["policies"]
     lines = []
     for rival in rivals:
@@ -133,11 +133,11 @@ def bought(summary: dict[str, Any]) -> list[str]:
             continue
         parts = []
         if None not in (first["mean_reward"], rival["mean_reward"]):
-            parts.append(f"{first['mean_reward'] - rival['mean_reward']:+.4f} reward a frame")
+            parts.append(f"{first['mean_reward'] - rival['mean_reward']:+.4f} reward per frame")
         if None not in (first["accuracy"], rival["accuracy"]):
             parts.append(f"{100 * (first['accuracy'] - rival['accuracy']):+.1f} points of accuracy")
         parts.append(f"{100 * (first['offloaded_share'] - rival['offloaded_share']):+.1f} points of frames offloaded")
-        if "dropped" in first:  # accuracy is of the answered frames, which are not the same
+        if "dropped" in first:  # accuracy covers answered frames only, which differ between policies
             parts.append(f"{100 * (first['dropped_share'] - rival['dropped_share']):+.1f} points of frames dropped")
         parts.append(f"{(first['bytes_offloaded'] - rival['bytes_offloaded']) / 1e6:+.1f} MB sent")
         parts.append(f"{first['seconds'] - rival['seconds']:+.1f} s")
@@ -150,15 +150,15 @@ def bought(summary: dict[str, Any]) -> list[str]:
     if summary["send"]["encoding"] is not None:
         lines.append(f"sent as {summary['send']['encoding']}: {summary['send']['why']}")
     if not constant(summary):
-        lines.append(f"price of offloading {summary['price']}: {summary['mean_overhead']:.4f} a frame, on average")
+        lines.append(f"price of offloading {summary['price']}: {summary['mean_overhead']:.4f} per frame on average")
     if summary["withheld"]:
         lines.append(f"{summary['withheld']:,} frames were kept on the edge by the budget")
     if "dropped" in summary:
         dropped, bytes = summary["dropped"], summary["bytes_not_sent"]
         saved = "" if bytes is None else f" and about {bytes / 1e6:.1f} MB"
         lines.append(
-            f"{dropped:,} frames were dropped, answered by nobody: {dropped:,} offloads{saved} not sent; "
-            f"accuracy is of the answered frames"
+            f"{dropped:,} frames were dropped without an answer, which saved {dropped:,} offloads{saved}; "
+            f"accuracy is that of the answered frames"
         )
     if unanswered := summary["fallbacks"] - summary["withheld"]:
         lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
@@ -169,7 +169,7 @@ def bought(summary: dict[str, Any]) -> list[str]:
         more = f" and {summary['skipped'] - 3} more, named in summary.json" if summary["skipped"] > 3 else ""
         lines.append(f"{summary['skipped']} images skipped: {named}{more}")
     if summary["interrupted"]:
-        lines.append("interrupted: all that was finished is written")
+        lines.append("interrupted: all finished frames were saved")
     return lines
 
 

@@ -142,12 +142,12 @@ def exits(rows: pd.DataFrame) -> Figure:
 
 
 def reliability(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """Reliability diagrams: how often frames of each confidence were right, a panel an exit.
+    """Reliability diagrams: accuracy of frames by confidence, one panel per exit.
 
     Parameters
     ----------
     rows
-        One a filled bin: exit (from 1), low and high (its edges), frames, confidence and accuracy (means).
+        One per filled bin: exit (from 1), low and high (its edges), frames, confidence and accuracy (means).
     names
         What to write above each exit's panel.
     """

@@ -1,4 +1,4 @@
-"""One policy played over a stream, and what hindsight says of the same frames."""
+"""One policy played over a stream, and its references in hindsight."""
 
 import time
 from collections.abc import Callable

@@ -23,7 +23,7 @@ class Recorder:
     Parameters
     ----------
     folder
-        Of the run; None writes nothing.
+        Folder of the run; None writes nothing.
     net
         Names its classes and experts.
     resume

@@ -1,4 +1,4 @@
-"""Records of a run: one row a frame in column-wise parts that stay readable if the run is killed."""
+"""Records of a run: one row per frame, in column-wise parts that stay readable if the run is killed."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ class RecordWriter:
     """Writes finished frames into `folder`/part-00000.arrows and so on, in Arrow's streaming format.
 
     A part is readable up to the last batch written, however the run ends. Exits are counted from 1 here, as in the
-    columns' names; `confidence_2` is what exit 2 said, null where inference never went. A frame that was dropped has no
+    columns' names; `confidence_2` is that of exit 2, null if the frame never got there. A frame that was dropped has no
     exit, answer and correct.
 
     Parameters
@@ -210,13 +210,13 @@ def read_records(folder: Path) -> pa.Table:
 
 
 def feedback_of(records: pa.Table | Path) -> Feedback:
-    """What a recorded run's policy knew of the link, and when it heard of each frame, for replay.
+    """Order of feedback in a recorded run, and the state of the link known to its policy, for replay.
 
     Parameters
     ----------
     records
-        The table that `read_records` gives, or the folder. Records of a killed run will do: what was heard of later
-        than its last row had no part in these rows.
+        The table that `read_records` returns, or the folder. Records of a killed run are enough: feedback after its
+        last row did not affect these rows.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def feedback_of(records: pa.Table | Path) -> Feedback:
 
 
 def outcomes_of(records: pa.Table | Path) -> Outcomes:
-    """A recorded run's frames in order, as its policy was told of them.
+    """The outcomes that the policy of a recorded run learned from, in the order of the frames.
 
     Parameters
     ----------

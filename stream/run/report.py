@@ -31,7 +31,7 @@ class Report:
         Number of all frames; of those with a label and an answer; of those that got no answer; of those that the device
         answered because no reply came.
     accuracy
-        Of the labelled frames.
+        Accuracy of the labelled frames.
     device_probability, latency_ms
         Share of answered frames that the device answered, fallbacks included; mean latency of answered frames.
     exits
@@ -46,7 +46,7 @@ class Report:
     missed
         Rows of p_tar, t_tar_ms, missed.
     notes
-        What was left out and why, a line each.
+        What was left out and why, one line each.
     """
 
     run: str

@@ -113,7 +113,7 @@ def _write_results(folder: Path, summary: dict[str, Any], curves: dict[str, Any]
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT and SIGTERM back, so that no batch is left half done; yields what tells if one came.
+    """Hold SIGINT and SIGTERM back, so that no batch is left half done; yields whether one came, as a function.
 
     A second one gets through. A SIGINT that is ignored, as in a shell's background jobs, stays ignored.
     """

@@ -165,7 +165,7 @@ class Tally:
 
 
 def _typical_threshold(exit_at: Floats) -> Floats:
-    """One threshold a frame, for curves: the last edge exit's that is finite and not 0, else 0; (rows,)."""
+    """One threshold per frame, for curves: the last edge exit's that is finite and not 0, else 0; (rows,)."""
     edge = exit_at[:, :-1]
     real = np.isfinite(edge) & (edge > 0)
     last = edge.shape[1] - 1 - real[:, ::-1].argmax(axis=1)
@@ -197,7 +197,7 @@ class Reference:
         self.by_distortion: dict[str, Floats] = {}  # frames, labelled ones; per exit: right answers, sum of confidences
 
     def add(self, frame: Ints, names: list[str], labels: Ints, confidence: Floats, prediction: Ints) -> None:
-        """Take in all that every exit says of some frames, each of a named distortion."""
+        """Add the answers of every exit to some frames, each with the name of its distortion."""
         rest = self.exit_cost, self.drop_below
         earned = [fixed_reward(confidence, self.overhead, t, *rest) for t in self.grid]
         self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead, *rest)]))

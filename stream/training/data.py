@@ -49,7 +49,7 @@ def read_data(config: TrainConfig, shape: tuple[int, int, int] | None) -> Data:
     Parameters
     ----------
     shape
-        Of the images that the network takes, (C, H, W); by default as --size says.
+        Input shape of the network, (C, H, W); by default, the size given by --size.
 
     Raises
     ------

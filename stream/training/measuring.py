@@ -106,7 +106,7 @@ def by_threshold(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor
     Parameters
     ----------
     logits
-        Of the first expert, as trained, (exits, N, K).
+        Logits of the first expert, before calibration, (exits, N, K).
     """
     costs = net.costs()
     spent = torch.tensor([costs.of_exit(e) for e in range(net.exits)], dtype=torch.float64)

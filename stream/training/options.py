@@ -1,4 +1,4 @@
-"""Options of `eex-train`, as data. Nothing heavy is imported, so help comes at once."""
+"""Options of `eex-train`. Heavy libraries are not imported, so --help is instant."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,33 +13,34 @@ Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train an early-exit network, calibrate it, add experts and a distortion classifier, and write weights and card.
+    """Train an early-exit network, calibrate it, add experts and a distortion classifier, and save weights and card.
 
-    A run that was killed resumes where it was when the same command is given again.
+    If training is interrupted, run the same command again to continue.
     """
 
     data: str
-    """Labelled images: a folder or zip of train/class/image, CIFAR-10's or Caltech-256's own folder."""
+    """Labelled images: a folder or zip of train/class/image, or the original folder of CIFAR-10 or Caltech-256."""
     out: Path
-    """Folder for the model. Checkpoints go to 'training' inside it, which may be deleted afterwards."""
+    """Folder for the model. Checkpoints go to its subfolder 'training', which can be deleted afterwards."""
     name: str = "model"
-    """Name of the model, for its card."""
+    """Name of the model, stored in its card."""
     backbone: Literal["resnet", "alexnet", "mobilenet_v2"] = "resnet"
     """Backbone to cut into stages."""
     width: int = 64
-    """Width of the resnet's feature maps; other backbones have a fixed one."""
+    """Width of the resnet's feature maps; the other backbones have a fixed width."""
     size: int = 0
-    """Scale and crop images to squares of this side, in pixels. 0 takes them as they are, all of one size; with
-    --network they always get the size that the network takes."""
+    """Scale and crop images to squares of this side, in pixels. 0 keeps their size, which must be the same for all.
+    With --network, images always get the size that the network takes."""
     network: str = ""
-    """Train your own network instead of a backbone: module:function, which returns a network cut by eex.models.cut. The
-    options that place side branches do not apply."""
+    """Train your own network instead of a backbone: module:function; the function returns a network cut by
+    eex.models.cut. The options that place side branches do not apply."""
     weights: Path | None = None
     """Start mobilenet_v2 from a published torchvision state dict, as safetensors."""
     start: tuple[Path, ...] = ()
-    """Start from the model in this folder, of the same architecture; given several, from the mean of their weights."""
+    """Start from the model in this folder, which must have the same architecture. Given several folders, start from the
+    mean of their weights."""
     shares: tuple[float, ...] = (0.15, 0.35, 0.6)
-    """Place side branches nearest to these shares of the multiply-adds."""
+    """Place side branches as close as possible to these shares of the multiply-adds."""
     after: tuple[int, ...] = ()
     """Place side branches after these blocks, counted from 0, instead of by --shares."""
     uniform: int = 0
@@ -47,68 +48,68 @@ class TrainConfig:
     structure: Structure = "conv_fc"
     """Structure of the side branches."""
     final_structure: Literal[""] | Structure = ""
-    """Structure of the final exit; by default that of the side branches."""
+    """Structure of the final exit. By default, that of the side branches."""
     confidence: Literal["top", "entropy"] = "top"
-    """What thresholds are compared with: the top softmax probability, or 1 minus the normalised entropy of them all."""
+    """Confidence of an exit: the top softmax probability, or 1 minus the normalised entropy of all probabilities."""
     partition: int = 0
     """Number of stages that run on the edge; 0 = all but the last."""
     method: Literal["joint", "branch-wise", "two-stage", "distillation", "hybrid"] = "joint"
-    """How the backbone and its side branches are trained."""
+    """Training method of the backbone and its side branches."""
     epochs: int = 20
-    """Passes over the images, in each phase of the method; 0 keeps the weights of --start."""
+    """Number of epochs in each phase of the method; 0 keeps the weights of --start."""
     loss_weights: tuple[float, ...] = (0.4, 0.4, 0.5, 1.0)
-    """Weight of each exit's loss; one number stands for all exits."""
+    """Weight of the loss at each exit; a single number applies to all exits."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with Nesterov momentum, or Adam with decoupled weight decay."""
     lr: float = 0.12
     """Peak learning rate."""
     stage_lr: float = 0.0
-    """Peak learning rate of the backbone's stages, where they come pre-trained (--weights, --start); 0 = as --lr."""
+    """Peak learning rate of the backbone's stages if they are pre-trained (--weights, --start); 0 = same as --lr."""
     weight_decay: float = 5e-4
-    """Weight decay of kernels and matrices; norms and biases do not decay."""
+    """Weight decay of kernels and matrices; not applied to norms and biases."""
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     """Learning-rate schedule."""
     batch: int = 128
     """Images per step."""
     patience: int = 0
-    """Stop after this many epochs without a better validation loss; 0 = never."""
+    """Stop a phase after this many epochs without a better validation loss; 0 = never."""
     shift: int = 2
     """Augmentation: shift images by up to this many pixels."""
     cutout: int = 0
     """Augmentation, except of experts: paint a square of this side grey; 0 = none."""
     experts: str = "gaussian_blur@0.4..2.5, gaussian_noise@4..45"
-    """Expert branches to add, comma-separated: a kind of distortion and the levels it is trained on, as
-    kind@lowest..highest. Empty adds none."""
+    """Comma-separated expert branches to add, as kind@lowest..highest: the kind of distortion and the range of levels
+    to train on. Empty adds none."""
     expert_epochs: int = 5
-    """Passes over the images for each expert."""
+    """Number of epochs for each expert."""
     expert_lr: float = 0.03
     """Peak learning rate of expert branches."""
     classifier_epochs: int = 6
-    """Passes over the images for the distortion classifier."""
+    """Number of epochs for the distortion classifier."""
     holdout: int = 2500
     """Number of training images held out for validation and calibration."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the arithmetic; auto takes bfloat16 where the hardware multiplies in it."""
+    """Numerical precision; auto uses bfloat16 if the hardware supports it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes the GPU if there is one."""
+    """Device to train on; auto uses the GPU if there is one."""
     threads: int = 0
-    """Processor threads; 0 = all cores."""
+    """Number of CPU threads; 0 = all cores."""
     seed: int = 0
-    """Seed of everything random; the same seed on the same machine gives the same model."""
+    """Random seed. The same seed on the same machine gives the same model."""
     measure: bool = True
     """Measure the finished model on the test split, by exit, expert, distortion and level."""
     quiet: bool = False
-    """Show no progress and no results; print errors only."""
+    """Print errors only."""
 
     def check(self) -> None:
-        """Raise `EexError` for a value outside its range, as far as this can be seen without the data."""
+        """Raise `EexError` if a value is out of range, as far as can be checked without the data."""
         for name, low in (("threads", 0), ("seed", 0), ("size", 0), ("classifier_epochs", 1)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
         if self.network and self.weights is not None:
             raise EexError("--weights is for mobilenet_v2; your own network (--network) comes with its weights")
         if not self.epochs and not self.start:
-            raise EexError("--epochs 0 needs --start: there would be nothing trained")
+            raise EexError("--epochs 0 needs --start: the network would be untrained")
         self.expert_levels()
 
     def expert_levels(self) -> dict[str, tuple[float, float]]:
@@ -142,7 +143,7 @@ class TrainConfig:
         Raises
         ------
         EexError
-            If --loss-weights names another number of exits.
+            If --loss-weights has a different number of values.
         """
         if len(self.loss_weights) == 1:
             return self.loss_weights * exits
@@ -153,9 +154,9 @@ class TrainConfig:
         raise EexError(f"--loss-weights must name {exits} exits (or one number for all), got {len(self.loss_weights)}")
 
     def on_the_card(self) -> dict[str, Any]:
-        """The settings that a model's card keeps; of paths only the names."""
+        """The settings stored in a model's card; paths are reduced to their names."""
         values = dataclasses.asdict(self)
-        # where and how it ran; besides, the architecture holds the confidence, and the card what 'start' was
+        # where and how it ran; the architecture stores the confidence, and the card describes 'start' itself
         for key in ("out", "threads", "quiet", "measure", "device", "start", "confidence"):
             del values[key]
         values["data"] = Path(self.data).name

@@ -311,6 +311,7 @@ def stopped_after_the_first_part(trace, out, number):
     return running, children
 
 
+@pytest.mark.soak
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_stopped_sweep_goes_on_where_it_was(trace, tmp_path, number):

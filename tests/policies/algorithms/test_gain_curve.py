@@ -128,6 +128,7 @@ def test_never_tries_where_nothing_can_be_gained():
     assert edge[played.offloaded].max() <= 0.72  # 1 - 0.3, to a bin
 
 
+@pytest.mark.soak
 def test_forgets_what_changed():
     before, after = made_up(lambda c: 0.9 + 0 * c), made_up(lambda c: 0.3 + 0 * c, frames=16000, seed=1)
     joined = Trace(
@@ -179,6 +180,7 @@ def test_a_false_alarm_is_rare_where_nothing_changes():
     assert (rewards[0] != rewards[4.0]).mean() <= 0.2
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("chunk", [64, 256, 1024])
 def test_feedback_in_chunks_raises_no_false_alarm(chunk):
     trace, frame = made_up(lambda c: 0.9 - 0.2 * c, frames=8192), np.arange(8192)
@@ -196,6 +198,7 @@ def test_feedback_in_chunks_raises_no_false_alarm(chunk):
     np.testing.assert_array_equal(usual, never)
 
 
+@pytest.mark.soak
 def test_weights_stay_finite_in_a_long_stream():
     policy = GainCurve(memory=100)
     trace = made_up(lambda c: 0.6 + 0 * c)
@@ -243,6 +246,7 @@ def regret(policy, trace, overheads, delay=0):
     return np.array(found)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not ADAEE.exists(), reason="AdaEE's traces are not here")
 @pytest.mark.parametrize("name", ["alexnet-cifar10-one-branch", "alexnet-cifar10-one-branch-timed"])
 def test_a_fortieth_of_the_regret_of_adaee(name):

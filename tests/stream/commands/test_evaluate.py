@@ -70,7 +70,7 @@ def test_a_log_without_propensities_says_so(tmp_path):
     ("arguments", "message"),
     [
         (("nowhere",), "no records here"),
-        ((".", "--thresholds", "0.5,half"), "'half' is no threshold"),
+        ((".", "--thresholds", "0.5,half"), "'half' is not a threshold"),
     ],
 )
 def test_what_evaluate_refuses(tmp_path, arguments, message):

@@ -80,7 +80,7 @@ def test_what_a_person_sees(labelled, unlabelled, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name the folder of a run"),
+        ([], "give the folder of at least one run"),
         (["nowhere"], "no records here"),
         (["nowhere", "--p-tar", "0.5,2"], "--p-tar must lie in [0, 1]"),
         (["nowhere", "--p-tar", "high"], "--p-tar takes comma-separated numbers"),

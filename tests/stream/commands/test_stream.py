@@ -171,7 +171,7 @@ def test_summary_screen_fits_80_columns(compared):
     assert all(len(line) <= 80 and "…" not in line for line in table)
     assert table[1].split()[-4:] == ["fixed", "fixed", "(2)", "p_tar=0.95"]
     labels = {line.partition("   ")[0].strip() for line in table}
-    assert {"accuracy", "reward a frame", "offloaded", "MB sent", "frames/s", "regret, oracle"} <= labels
+    assert {"accuracy", "reward per frame", "offloaded", "MB sent", "frames/s", "regret, oracle"} <= labels
     assert done.stdout.count("fixed against fixed") == 2
     assert "in hindsight the best fixed threshold was" in done.stdout
     assert summary["folder"] in lines[-1]
@@ -252,7 +252,7 @@ def test_dropped_frames_are_accounted_for(tmp_path):
     done = call("stream", "--config", config, *options)
     assert (done.returncode, done.stderr.count("\n")) == (0, 2)
     assert f"+{100 * summary['dropped_share']:.1f} points of frames dropped" in " ".join(done.stdout.split())
-    assert f"{summary['dropped']} frames were dropped, answered by nobody" in " ".join(done.stdout.split())
+    assert f"{summary['dropped']} frames were dropped without an answer" in " ".join(done.stdout.split())
     refused(call("evaluate", summary["folder"]), f"{summary['dropped']} frames were dropped (--drop-below)")
 
 

@@ -31,7 +31,7 @@ UPSTREAM = {"upstream": "tcp://127.0.0.1:5556", "partition": 2, "plain": True}
         (UPSTREAM | {"deadline_ms": 0.0}, "--deadline-ms must be more than 0"),
         (UPSTREAM | {"plain": False}, "--upstream needs --upstream-keys"),
         (UPSTREAM | {"upstream": "localhost:5555"}, "expected tcp://host:port"),
-        (UPSTREAM | {"models": (Path("a"), Path("b"))}, "--upstream is for one model"),
+        (UPSTREAM | {"models": (Path("a"), Path("b"))}, "--upstream serves a single model"),
         (UPSTREAM | {"processes": 2}, "--upstream runs its model in one process"),
     ],
 )

@@ -250,6 +250,7 @@ def test_the_disk_is_full(tmp_path):
 # ---- the edge
 
 
+@pytest.mark.soak
 def test_the_edge_is_killed_and_goes_on_where_it_was(tmp_path):
     command = [sys.executable, "-m", "eex.stream.commands.stream"]
     options = ["--worker", "none", "--threads", "1", "--no-regret", "--json"]

@@ -30,6 +30,7 @@ def tiny_net() -> EarlyExitNet:
     return EarlyExitNet([nn.Identity(), nn.Identity()], branches, architecture).eval()
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not STATM.exists(), reason="reads resident memory from /proc")
 def test_a_million_frames_at_constant_memory(tmp_path):
     torch.manual_seed(0)
