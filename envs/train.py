@@ -54,9 +54,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class TrainRLConfig:
     """Train an agent that chooses thresholds, in eex/Threshold-v0 over recorded traces, and export it.
 
-    What is exported (safetensors and a JSON card) is the agent that did best in evaluation; play it with
-    `eex-stream --policy rl --policy-option model=OUT`. A killed run goes on where it was when the same command is given
-    again.
+    The exported agent (safetensors and a JSON card) is the one that scored best in evaluation; play it with
+    `eex-stream --policy rl --policy-option model=OUT`. Run the same command again to resume an interrupted training.
     """
 
     trace: Path
@@ -66,9 +65,9 @@ class TrainRLConfig:
     held_out: Path | None = None
     """Trace to evaluate on; by default the last fifth of each stretch of unchanged distortion, not trained on then."""
     name: str = "agent"
-    """Of the agent, for its card."""
+    """Name of the agent, written to its card."""
     algorithm: str = "ppo"
-    """ppo, a2c, dqn (grid), sac or td3 (box); recurrent-ppo, with an LSTM, where sb3-contrib is installed (eex[rl])."""
+    """ppo, a2c, dqn (grid only), sac or td3 (box only); recurrent-ppo, with an LSTM, needs sb3-contrib (eex[rl])."""
     steps: int = 20_000_000
     """Steps of all environments together."""
     envs: int = 1024
@@ -78,17 +77,17 @@ class TrainRLConfig:
     grid: tuple[float, ...] = tuple(np.linspace(0, 1, 21).round(2).tolist())
     """Thresholds of the action 'grid'."""
     window: int = 4
-    """Frames that an action holds for in training; in the stream it is chosen anew for each frame, but with an LSTM."""
+    """Frames for which an action holds in training. In the stream, every frame gets its own, except with an LSTM."""
     reward: Literal["confidence", "accuracy"] = "confidence"
-    """AdaEE's, or accuracy less cost for traces with labels."""
+    """Reward: AdaEE's confidence gain, or accuracy minus cost for traces with labels."""
     overhead: tuple[float, float] = (0.02, 0.5)
     """Lowest and highest price of offloading, drawn for each episode."""
     exit_cost: float = 0.0
-    """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
+    """Price of each edge exit after the first that a frame visits, in units of confidence. AdaEE has none."""
     rounds: int = 2000
     """Frames of an episode."""
     order: Literal["switching", "segments", "resampled", "in-order"] = "switching"
-    """What rows of the trace an episode plays."""
+    """Order in which an episode plays the rows of the trace."""
     switch: tuple[int, int] = (500, 3000)
     """Fewest and most frames between switches of the distortion."""
     link: str = JUMPING
@@ -96,13 +95,13 @@ class TrainRLConfig:
     layers: tuple[int, ...] = (64, 64)
     """Widths of the agent's hidden layers."""
     activation: Literal["tanh", "relu"] = "tanh"
-    """Behind them."""
+    """Activation function after each hidden layer."""
     lstm: int = 64
-    """Units of the LSTM in front of them, with recurrent-ppo."""
+    """Units of the LSTM before the hidden layers (recurrent-ppo only)."""
     lr: float = 1e-3
     """Learning rate; it falls linearly to 0."""
     setting: tuple[str, ...] = ()
-    """Settings of stable-baselines3's algorithm, name=value, which win over ours."""
+    """Settings of the stable-baselines3 algorithm, as name=value; they override the defaults."""
     evaluate_every: int = 2_000_000
     """Steps between evaluations."""
     evaluate_overheads: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
@@ -116,9 +115,9 @@ class TrainRLConfig:
     threads: int = 0
     """Processor threads; 0 = all cores."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of all random draws."""
     quiet: bool = False
-    """No progress."""
+    """Show no progress."""
 
 
 Say = Callable[[int, str], None]

@@ -44,7 +44,7 @@ class RegretConfig:
     """Compare policies over traces: what each loses against hindsight, on the same frames, over many runs."""
 
     trace: tuple[Path, ...] = ()
-    """Traces that eex-record wrote, or CSV files of AdaEE's authors."""
+    """Traces written by eex-record, or CSV files from AdaEE's authors."""
     policies: str = ""
     """Comma-separated, options after colons: ucb,ucb:c=0.5,fixed:p_tar=0.9. By default all that need no options;
     eex-stream --list-policies shows them."""
@@ -58,18 +58,18 @@ class RegretConfig:
     """Frames drawn from all of the trace; or in order, again and again; or in order, each drawn from its segment of
     unchanged distortion."""
     delay: int = 0
-    """Rounds by which all feedback is late."""
+    """Delay of all feedback, in rounds."""
     link: str = ""
-    """Instead, a simulated link: round trips in ms and for how many frames, "12:3000, 213:3000, jitter=5"."""
+    """Simulated link instead of a fixed delay: round trips in ms, each for a number of frames: "12:3000, 213:3000"."""
     exit_cost: float = 0.0
-    """Price of each further edge exit a frame visits, in units of confidence; 0 is AdaEE's."""
+    """Price of each edge exit after the first that a frame visits, in units of confidence. AdaEE has none."""
     seed: int = 0
     """Seed of all random draws."""
     grid: str = " ".join(f"{t:g}" for t in GRID)
     """Space- or comma-separated thresholds: what hindsight chooses from, and the arms of every policy that has arms
     and is not given others."""
     out: Path | None = None
-    """Folder of the results; by default one under runs/ that the same command finds again."""
+    """Folder for the results. By default, a folder under runs/ that the same command finds again."""
     processes: int = 0
     """Processes to play in; 0 = as many as there are cores."""
     ray: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[ADDRESS]")] = None
@@ -80,17 +80,17 @@ class RegretConfig:
 class Command:
     """Compare policies over traces: what each loses against hindsight, on the same frames, over many runs.
 
-    A folder gets the rows that curves are drawn from (curves.arrow), summary.json and the pictures. A sweep that was
-    killed goes on where it was when the same command is given again.
+    A folder gets the rows that curves are drawn from (curves.arrow), summary.json and the pictures. Run the
+    same command again to resume an interrupted sweep.
     """
 
     regret: tyro.conf.OmitArgPrefixes[RegretConfig]
     quiet: bool = False
     """Print errors only."""
     json: bool = False
-    """Print the summary as JSON to standard output, and nothing else there."""
+    """Print only the summary, as JSON, to standard output."""
     redraw: Path | None = None
-    """Draw the pictures of an earlier comparison's folder anew, and stop."""
+    """Redraw the figures in the folder of an earlier comparison, then exit."""
 
 
 # ---- the comparison
@@ -105,7 +105,7 @@ def compare(config: RegretConfig, show: Callable[[int, int], None] = lambda done
     Parameters
     ----------
     show
-        Told the rounds done and to do, all runs, overheads, policies and traces together, a few times a second.
+        Called a few times per second with the rounds done and the total, over all runs, overheads, policies and traces.
 
     Raises
     ------

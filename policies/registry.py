@@ -101,14 +101,14 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     texts = dict(split_option(pair) for pair in inline.split(":") if pair) | dict(options or {})
     if name.startswith(RIVER):
         if at:
-            raise EexError(f"policy {name} wraps no other: nothing may follow it after an @")
+            raise EexError(f"policy {name} is not a wrapper; remove what follows the @")
         return _make_river(name, texts, given)
     cls = policy_class(name)
     wraps = is_wrapper(cls)
     if wraps and not within:
         raise EexError(f"{name} wraps another policy: write {name}@ucb, say")
     if at and not wraps:
-        raise EexError(f"policy {name} wraps no other: nothing may follow it after an @")
+        raise EexError(f"policy {name} is not a wrapper; remove what follows the @")
     known = options_of(cls)
     values: dict[str, Any] = {}
     for key, value in texts.items():
@@ -224,7 +224,7 @@ def _plugin_class(where: str) -> type[Policy]:
         reason = (str(error).splitlines() or [""])[0]
         raise EexError(f"plug-in {where} cannot be imported: {type(error).__name__}: {reason}") from None
     if not (inspect.isclass(found) and issubclass(found, Policy)):
-        raise EexError(f"plug-in {where} is no class that derives from eex.policies.core.base.Policy")
+        raise EexError(f"plug-in {where} is not a subclass of eex.policies.core.base.Policy")
     try:
         options_of(found)
     except (NameError, TypeError, ValueError) as error:

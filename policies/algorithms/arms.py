@@ -29,9 +29,9 @@ class Arms(Policy):
     Attributes
     ----------
     counts, totals
-        Rewards heard of and their sum, (runs, arms).
+        Rewards received and their sum, (runs, arms).
     pending
-        Frames chosen and not heard of, (runs, arms).
+        Frames chosen whose feedback is pending, (runs, arms).
 
     Raises
     ------
@@ -49,7 +49,7 @@ class Arms(Policy):
         self.pending = np.zeros((runs, self.grid.size))
 
     def index(self, played: Floats, context: Context) -> Floats:
-        """What each arm could be worth if it had been chosen `played` times, heard of or not, (runs, arms, frames).
+        """Index of each arm if it had been chosen `played` times, pending frames included, (runs, arms, frames).
 
         It must fall with `played` and depend on nothing else that choosing changes; `played` is above 0.
         """
@@ -100,11 +100,11 @@ class Arms(Policy):
         add(self.totals, heard.run, heard.arm, heard.reward)
 
     def mean(self) -> Floats:
-        """Mean reward of each arm, (runs, arms, 1); 0 for one not heard of."""
+        """Mean reward of each arm, (runs, arms, 1); 0 without feedback."""
         return (self.totals / np.maximum(self.counts, 1))[:, :, None]
 
     def log_t(self) -> Floats:
-        """Logarithm of the rounds heard of, (runs, 1, 1); a hair above 0 at first."""
+        """Logarithm of the rounds with feedback, (runs, 1, 1); a hair above 0 at first."""
         heard = self.counts @ np.ones(self.grid.size)  # sum(axis=1), but fast
         log_t: Floats = np.maximum(np.log(np.maximum(heard, 1)), HAIR)
         return log_t[:, None, None]

@@ -10,14 +10,14 @@ from eex.policies.core.base import Context, Floats
 
 
 class BayesUCB(Arms):
-    r"""Play the arm whose mean, as believed, has the highest upper quantile; more and more of it as rounds go by.
+    r"""Play the arm whose posterior mean has the highest upper quantile, which rises with the rounds.
 
     Rewards are taken for Gaussian with known deviation :math:`\sigma`, means for equally likely before. With :math:`t`
-    rounds heard of, :math:`n_a` of them on arm :math:`a`, play each arm once, then
+    rounds with feedback, :math:`n_a` of them on arm :math:`a`, play each arm once, then
 
     .. math:: \arg\max_a \; \hat\mu_a + \frac{\sigma}{\sqrt{n_a}} \, \Phi^{-1}\!\left(1 - \frac1t\right)
 
-    As in `UCB`, :math:`n_a` counts what is not heard of yet.
+    As in `UCB`, :math:`n_a` includes frames whose feedback is pending.
 
     Parameters
     ----------

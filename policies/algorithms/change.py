@@ -16,7 +16,7 @@ class Change(Arrays):
     r"""Tells for each run when the mean of one of its signals has changed.
 
     Values come with the number of their frame, late and in any order. Those of 32 consecutive frames form a block,
-    which is looked at when all its frames were heard of: what is heard of sooner then makes no difference. With the
+    which is examined once all its frames have feedback, so that the order of the feedback does not matter. With the
     mean :math:`m` and the variance :math:`s^2` of a signal, both estimated over the blocks since the last change, a
     block of :math:`w` values and mean :math:`x` adds to two sums (Page, "Continuous inspection schemes", Biometrika
     1954)

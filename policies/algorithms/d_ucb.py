@@ -10,14 +10,14 @@ from eex.policies.core.base import Context, Floats, Outcomes
 
 
 class DiscountedUCB(Arms):
-    r"""UCB that forgets by and by: each further reward makes all earlier ones weigh less.
+    r"""UCB that gradually forgets: each new reward reduces the weight of all earlier ones.
 
-    A reward weighs :math:`\gamma^k` once :math:`k` others were heard of after it. Let :math:`n_a` be the weights of arm
+    A reward weighs :math:`\gamma^k` once :math:`k` others have come after it. Let :math:`n_a` be the weights of arm
     :math:`a`'s, :math:`t` those of all and :math:`\hat\mu_a` the weighted mean. Play each arm once, then
 
     .. math:: \arg\max_a \; \hat\mu_a + c \sqrt{\ln t / n_a}
 
-    As in `UCB`, :math:`n_a` counts what is not heard of yet too.
+    As in `UCB`, :math:`n_a` includes frames whose feedback is pending.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from eex.policies.core.errors import EexError
 
 
 class DEEx(Policy):
-    r"""Decision early exit: exit 1 sends frames it is unsure of to the cloud at once, past all other side branches.
+    r"""Decision early exit: exit 1 sends uncertain frames straight to the cloud, skipping the other side branches.
 
     Frames with confidence below :math:`p_d` at exit 1 are sent. The others go on: at each middle exit they leave when
     their confidence reaches :math:`p_{tar}`, and the last edge exit answers all that are left.

@@ -11,7 +11,7 @@ from eex.policies.core.errors import EexError
 
 
 class DEExUCB(UCB):
-    r"""Decision early exit with :math:`p_d` learned: the arms are decision thresholds, played by `UCB`.
+    r"""Decision early exit whose decision threshold is learned, with `UCB` over a grid.
 
     Frames with confidence below the arm at exit 1 go to the cloud at once; the others as in `DEEx`.
 

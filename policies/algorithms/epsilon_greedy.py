@@ -12,11 +12,11 @@ from eex.policies.core.errors import EexError
 class EpsilonGreedy(Arms):
     r"""Play the arm with the highest mean, or with probability epsilon any arm.
 
-    With :math:`t` rounds heard of and :math:`K` arms, the probability of any arm is
+    With :math:`t` rounds with feedback and :math:`K` arms, the probability of any arm is
 
     .. math:: \varepsilon_t = \min(\varepsilon, \; d K / t)
 
-    An arm that was not heard of yet goes before all others; arms with the same mean are played alike, so that frames
+    An arm without feedback goes before all others; arms with the same mean are played alike, so that frames
     before the first reply are spread over all arms. Probabilities are recorded.
 
     Parameters

@@ -10,16 +10,16 @@ from eex.policies.core.base import Context, Outcomes, Thresholds
 
 
 class EXP3(Arms):
-    r"""Exponential weights on estimated gains: nothing is assumed of how rewards come about.
+    r"""Exponential weights on estimated gains: assumes nothing about how rewards arise.
 
     Let :math:`x = r + o` be a reward plus the overhead, in [0, 1] (a little below 0 where exits cost), and
-    :math:`\hat S_a` the sum of :math:`x / p` over the frames heard of that arm :math:`a` was played for, :math:`p`
-    being the probability it was drawn with then, however late it is heard of. Of :math:`K` arms, draw each with
+    :math:`\hat S_a` the sum of :math:`x / p` over the frames with feedback that arm :math:`a` was played for, :math:`p`
+    being the probability it was drawn with then, however late its feedback comes. Of :math:`K` arms, draw each with
 
     .. math:: p_a = (1 - \gamma) \frac{\exp(\gamma \hat S_a / K)}{\sum_b \exp(\gamma \hat S_b / K)} + \frac \gamma K,
         \qquad \gamma = \min\left(1, \sqrt{\frac{K \ln K}{(e - 1) \, t}}\right)
 
-    where :math:`t` are the rounds heard of. Probabilities are recorded.
+    where :math:`t` are the rounds with feedback. Probabilities are recorded.
 
     Parameters
     ----------

@@ -26,8 +26,8 @@ class Features(Arrays):
     overhead        price of offloading                                                   given
     ==============  ====================================================================  ==============
 
-    Recent values are exponential means over the frames heard of, in the order in which they are heard of; what is yet
-    to come is in none of them. Frames whose reward is NaN change nothing.
+    Recent values are exponential means over the frames with feedback, in the order in which it comes; pending
+    frames are not included. Frames whose reward is NaN change nothing.
 
     Parameters
     ----------
@@ -111,6 +111,6 @@ def _squashed(value: float | Floats | Ints, usual: float) -> Floats:
 
 
 def _per_run(value: float | Floats) -> Floats:
-    """One number, or one a run as a column."""
+    """One number, or one per run as a column."""
     x = np.asarray(value, dtype=float)
     return x if x.ndim == 0 else x[:, None]

@@ -13,7 +13,7 @@ from eex.policies.core.parts import Composite
 BINS = 50
 THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
 
-# Of the relative gain's prior: as if two frames had been heard of, and their gains were uniform over [0, 1]
+# Of the relative gain's prior: as if two frames had come back, and their gains were uniform over [0, 1]
 PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
 WIDTH = 0.06  # of the kernel: confidences so close gain about the same
 LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
@@ -36,14 +36,14 @@ class GainCurve(Composite):
               r^+(c) = \min\Big(1,\; \hat r(c) + \beta \sqrt{\frac{\hat\sigma^2}{\sum_i K(c, c_i) + \kappa}}\Big)
 
     over the offloaded frames :math:`i` with relative gains :math:`y_i`, of mean :math:`\bar y` and variance
-    :math:`\hat\sigma^2`; both start as if two frames had been heard of, with gains uniform over [0, 1]. How often a
+    :math:`\hat\sigma^2`; both start as if two frames had come back, with gains uniform over [0, 1]. How often a
     confidence occurs, :math:`p(c)`, every frame tells, offloaded or not. Play the
     threshold that would be best if the curve were as high as it plausibly can be:
 
     .. math:: \tau = \arg\max_\tau \sum_{c < \tau} p(c) \big( (1 - c)\, r^+(c) - o \big)
 
     Which frames are offloaded depends on their confidence alone, so no curve given the confidence is biased by it; and
-    confidences above :math:`1 - o` are never tried, as nothing can be gained there. What is heard is forgotten
+    confidences above :math:`1 - o` are never tried, as nothing can be gained there. What is learned is forgotten
     exponentially, so that the curve follows a stream that changes slowly; when the first exit's confidences, or the
     gains beside the curve, change at once (`eex.policies.algorithms.change.Change`), it begins anew. Before the first
     reply it plays what the prior says. With several edge exits one threshold holds at all of them. A price for
@@ -54,7 +54,7 @@ class GainCurve(Composite):
     grid
         Thresholds that may be played, in [0, 1].
     memory
-        Frames after which what was heard has lost two thirds of its weight; 0 never forgets.
+        Frames after which what was learned has lost two thirds of its weight; 0 never forgets.
     beta
         How many standard errors above its mean the curve is taken for plausible; 0 is greedy, and may get stuck.
     alarm
@@ -115,7 +115,7 @@ class GainCurve(Composite):
         self._below = np.clip(self.grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
 
     def choose(self, context: Context) -> Thresholds:
-        """The same threshold for all frames, decided anew where enough was heard since."""
+        """The same threshold for all frames, decided anew when enough has been learned since."""
         if self.change.alarmed.any():
             self._forget(np.flatnonzero(self.change.alarmed))
         price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
@@ -139,7 +139,7 @@ class GainCurve(Composite):
 
     def _decide(self, rows: Ints, price: Floats) -> tuple[Ints, Floats]:
         """The best arm of some runs under the highest plausible curve, and the likeliest curve."""
-        unit = self.weight[rows, None]  # of the prior: what a frame heard now would weigh
+        unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh
         offloads, gains = self.offloads[rows], self.gains[rows]
         total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
         mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total

@@ -13,7 +13,7 @@ from eex.policies.core.parts import Awaited, Composite
 
 
 class HedgeHI(Composite, Arms):
-    r"""Hedge for hierarchical inference: draw a threshold by weights that grow with what it would have earned.
+    r"""Hedge for hierarchical inference: draw a threshold with weights that grow with what each would have earned.
 
     With probability :math:`\varepsilon_t` play the highest threshold, to explore; else draw arm :math:`a` with weight
     :math:`\exp(\eta_t \hat S_a)`. A frame played with arm :math:`A` reveals the reward :math:`r_a` of every arm

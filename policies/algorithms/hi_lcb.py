@@ -11,14 +11,14 @@ from eex.policies.core.base import Context, Floats, Outcomes, Thresholds
 
 
 class HILCB(Arms):
-    r"""HI-LCB: answer on the edge where a lower confidence bound says that this is good enough, offload elsewhere.
+    r"""HI-LCB: answer on the edge where a lower confidence bound is high enough, offload elsewhere.
 
     The paper offloads a frame of confidence :math:`\varphi` unless a lower bound on the edge's accuracy there reaches
     one less the price of offloading, and takes accuracy to rise with confidence. Here nobody knows accuracy; what an
     answer on the edge forgoes is the gain :math:`G(\varphi) = E[\max(0, \Delta C) \mid \varphi]`, which is taken to
     fall with confidence, so :math:`1 - G` stands for accuracy. The grid cuts confidence into bins
-    :math:`[\theta_k, \theta_{k+1})`. With :math:`t` frames heard of, :math:`n_k` of them offloaded from bin :math:`k`
-    for a mean gain :math:`\hat G_k`, play the first threshold :math:`\theta_k` with
+    :math:`[\theta_k, \theta_{k+1})`. With :math:`t` frames with feedback, :math:`n_k` of them offloaded from bin
+    :math:`k` for a mean gain :math:`\hat G_k`, play the first threshold :math:`\theta_k` with
 
     .. math:: \max_{j \le k} \Big(1 - \hat G_j - \sqrt{\alpha \ln t / n_j}\Big) > 1 - o
 
@@ -41,9 +41,9 @@ class HILCB(Arms):
     Attributes
     ----------
     counts, totals
-        Frames heard of that were offloaded from each bin, and their gains' sum, (runs, arms); the last is empty.
+        Frames with feedback that were offloaded from each bin, and their gains' sum, (runs, arms); the last is empty.
     heard
-        Frames heard of, (runs,).
+        Frames with feedback, (runs,).
 
     Raises
     ------

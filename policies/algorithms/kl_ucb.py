@@ -16,13 +16,13 @@ class KLUCB(Arms):
     r"""UCB with the bound that is tight for rewards of 0 and 1: never above 1, narrow near 0 and 1.
 
     Rewards lie in [-o - k, 1 - o], where o is the overhead and k the cost of visiting all edge exits; scaled to
-    [0, 1], let :math:`\hat\mu_a` be their mean on arm :math:`a`, played :math:`n_a` times in :math:`t` rounds heard of.
-    Play each arm once, then
+    [0, 1], let :math:`\hat\mu_a` be their mean on arm :math:`a`, played :math:`n_a` times in :math:`t` rounds with
+    feedback. Play each arm once, then
 
     .. math:: \arg\max_a \; \max \{ q : n_a \, d(\hat\mu_a, q) \le \ln t + c \ln \ln t \}, \qquad
         d(p, q) = p \ln \frac pq + (1 - p) \ln \frac{1 - p}{1 - q}
 
-    As in `UCB`, :math:`n_a` counts what is not heard of yet.
+    As in `UCB`, :math:`n_a` includes frames whose feedback is pending.
 
     Parameters
     ----------

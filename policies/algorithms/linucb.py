@@ -15,7 +15,7 @@ class LinUCB(Composite, Arms):
     r"""LinUCB with disjoint models: each arm's reward is linear in the features known before inference.
 
     With features :math:`x` (those of `Features`, and a 1), and for each arm :math:`a` the inverse
-    :math:`A_a^{-1} = (\lambda I + \sum x x^T)^{-1}` and :math:`b_a = \sum r x` over its frames heard of, play
+    :math:`A_a^{-1} = (\lambda I + \sum x x^T)^{-1}` and :math:`b_a = \sum r x` over its frames with feedback, play
 
     .. math:: \arg\max_a \; x^T A_a^{-1} b_a + \alpha \sqrt{\frac{s_a}{1 + m_a s_a}}, \quad s_a = x^T A_a^{-1} x
 

@@ -9,7 +9,7 @@ from eex.policies.core.base import Context, Thresholds
 
 
 class Random(Arms):
-    r"""Any threshold of the grid, all alike: what every policy must beat, and the best log to judge others from.
+    r"""Draw thresholds uniformly from the grid: the baseline to beat, and the best log to evaluate others from.
 
     Of :math:`K` arms each is drawn with probability :math:`1/K`, which is recorded.
 

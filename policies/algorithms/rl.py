@@ -16,10 +16,10 @@ DIGITS = 4
 
 
 class RL(Composite):
-    r"""Play the threshold that an agent chooses, trained by reinforcement in `eex/Threshold-v0`.
+    r"""Play the thresholds of an agent trained by reinforcement learning in `eex/Threshold-v0`.
 
     A small network :math:`f` sees what is known before inference: the features :math:`x` of `Features` and the
-    threshold :math:`p` of the frame last heard of. Play
+    threshold :math:`p` of the latest frame with feedback. Play
 
     .. math:: \tau = g_a, \quad a = \arg\max_k f_k(x, p)
 
@@ -45,7 +45,7 @@ class RL(Composite):
     Attributes
     ----------
     previous
-        Thresholds of the frame last heard of, (runs, 1 or exits).
+        Thresholds of the latest frame with feedback, (runs, 1 or exits).
     memory, held, turn
         With an LSTM: its hidden state and cell, (runs, 2, units); what was decided last, an arm (runs, 1) or thresholds
         (runs, exits); how many frames of the window that was for are over, (runs,).
@@ -94,7 +94,7 @@ class RL(Composite):
         return chosen
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Follow the stream: its features, and the thresholds of the frame last heard of."""
+        """Follow the stream: its features, and the thresholds of the latest frame with feedback."""
         self.features.update(outcomes)
         heard = ~np.isnan(outcomes.reward)
         width = self.previous.shape[1]

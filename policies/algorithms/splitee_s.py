@@ -37,7 +37,7 @@ class SplitEES(Arms):
     counts, totals
         Rewards known of each arm and their sum, (runs, arms).
     played
-        Frames heard of that were played with each arm, (runs, arms).
+        Frames with feedback that were played with each arm, (runs, arms).
 
     Raises
     ------

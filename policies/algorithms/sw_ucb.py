@@ -10,14 +10,14 @@ from eex.policies.core.base import Context, Floats, Outcomes
 
 
 class SlidingWindowUCB(Arms):
-    r"""UCB over the latest rewards: what an arm earned long ago says nothing once the stream has changed.
+    r"""UCB over the latest rewards only, for streams that change.
 
-    Of the last :math:`\tau` rewards heard of, or all :math:`t` while they are fewer, let :math:`n_a` be arm
+    Of the last :math:`\tau` rewards received, or all :math:`t` while they are fewer, let :math:`n_a` be arm
     :math:`a`'s and :math:`\hat\mu_a` their mean. Play arms that have none, else
 
     .. math:: \arg\max_a \; \hat\mu_a + c \sqrt{\ln \min(t, \tau) / n_a}
 
-    As in `UCB`, :math:`n_a` counts what is not heard of yet too.
+    As in `UCB`, :math:`n_a` includes frames whose feedback is pending.
 
     Parameters
     ----------

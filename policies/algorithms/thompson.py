@@ -13,7 +13,7 @@ from eex.policies.core.draws import normal
 class Thompson(Arms):
     r"""Thompson sampling with Gaussian beliefs: an arm is played as often as it is believed to be best.
 
-    With :math:`n_a` rewards heard of on arm :math:`a` that sum to :math:`S_a`, play
+    With :math:`n_a` rewards received on arm :math:`a` that sum to :math:`S_a`, play
 
     .. math:: \arg\max_a \theta_a, \qquad
         \theta_a \sim \mathcal N\left(\frac{S_a}{n_a + 1}, \; \frac{\sigma^2}{n_a + 1}\right)

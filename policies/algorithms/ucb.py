@@ -12,13 +12,13 @@ from eex.policies.core.base import Context, Floats
 class UCB(Arms):
     r"""Upper confidence bound: play the threshold that could plausibly be best.
 
-    Play each arm once; then, with :math:`t` rounds heard of, :math:`n_a` of them on arm :math:`a` for a mean reward of
-    :math:`\hat\mu_a`, play
+    Play each arm once; then, with :math:`t` rounds with feedback, :math:`n_a` of them on arm :math:`a` for a mean
+    reward of :math:`\hat\mu_a`, play
 
     .. math:: \arg\max_a \; \hat\mu_a + c \sqrt{\ln t / n_a}
 
-    Feedback may be late: :math:`n_a` counts what was chosen, heard of or not, so that the arms in flight look as well
-    explored as they soon will be; :math:`t` and :math:`\hat\mu_a` count what was heard. Without delay this is AdaEE's
+    Feedback may be late: :math:`n_a` includes frames whose feedback is pending, so that arms in flight look as well
+    explored as they soon will be; :math:`t` and :math:`\hat\mu_a` do not include them. Without delay this is AdaEE's
     index. Of arms with the same index, the one chosen least is played.
 
     Parameters

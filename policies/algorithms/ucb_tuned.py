@@ -9,16 +9,16 @@ from eex.policies.core.base import Context, Floats, Outcomes
 
 
 class UCBTuned(Arms):
-    r"""UCB with an upper bound on each arm's variance in place of a constant; nothing to set.
+    r"""UCB that bounds each arm's variance instead of using a constant; nothing to tune.
 
-    With :math:`t` rounds heard of, :math:`n_a` of them on arm :math:`a` with mean :math:`\hat\mu_a` and variance
+    With :math:`t` rounds with feedback, :math:`n_a` of them on arm :math:`a` with mean :math:`\hat\mu_a` and variance
     :math:`V_a`, play each arm once, then
 
     .. math:: \arg\max_a \; \hat\mu_a
         + \sqrt{\frac{\ln t}{n_a} \min\left(\frac14, V_a + \sqrt{\frac{2 \ln t}{n_a}}\right)}
 
-    where 1/4 is the most that rewards in an interval of length 1 can vary. As in `UCB`, :math:`n_a` counts what is not
-    heard of yet.
+    where 1/4 is the most that rewards in an interval of length 1 can vary. As in `UCB`, :math:`n_a` includes
+    frames whose feedback is pending.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class UCBTuned(Arms):
 
     def __init__(self, grid: Sequence[float] = GRID, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         super().__init__(grid, exits, runs, seed)
-        self.squares = np.zeros_like(self.totals)  # of rewards heard of, (runs, arms)
+        self.squares = np.zeros_like(self.totals)  # of rewards received, (runs, arms)
 
     def index(self, played: Floats, context: Context) -> Floats:
         """The formula above."""

@@ -10,14 +10,14 @@ from eex.policies.core.base import Context, Floats, Outcomes
 
 
 class UCBV(Arms):
-    r"""UCB with the variance of each arm's rewards in place of the worst that could be.
+    r"""UCB that uses the variance of each arm's rewards instead of the worst case.
 
-    With :math:`t` rounds heard of, :math:`n_a` of them on arm :math:`a` with mean :math:`\hat\mu_a` and variance
+    With :math:`t` rounds with feedback, :math:`n_a` of them on arm :math:`a` with mean :math:`\hat\mu_a` and variance
     :math:`V_a`, play each arm once, then
 
     .. math:: \arg\max_a \; \hat\mu_a + \sqrt{\frac{2 \zeta V_a \ln t}{n_a}} + c \, \frac{3 \zeta \ln t}{n_a}
 
-    where rewards lie in an interval of length 1. As in `UCB`, :math:`n_a` counts what is not heard of yet.
+    where rewards lie in an interval of length 1. As in `UCB`, :math:`n_a` includes frames whose feedback is pending.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class UCBV(Arms):
         positive("c", c)
         positive("zeta", zeta)
         self.c, self.zeta = c, zeta
-        self.squares = np.zeros_like(self.totals)  # of rewards heard of, (runs, arms)
+        self.squares = np.zeros_like(self.totals)  # of rewards received, (runs, arms)
 
     def index(self, played: Floats, context: Context) -> Floats:
         """The formula above."""

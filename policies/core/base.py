@@ -37,20 +37,20 @@ class Context:
     first
         Number of its first frame; the others follow.
     overhead
-        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one a run (runs,). Where it
+        Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one per run (runs,). Where it
         depends on what will be measured (`eex.policies.core.price`), the price that is expected.
     exit_cost
         Price of each further edge exit that a frame visits, in the same units.
     distortion
         The distortion classifier's probabilities, shape (runs, frames, experts); None where there is no classifier.
     queue
-        Offloaded frames whose reply is awaited; one number, or one a run (runs,).
+        Offloaded frames whose reply is awaited; one number, or one per run (runs,).
     link_ms
         Estimate of the round trip to the cloud worker in milliseconds; NaN before the first reply. One number, or one
         a run (runs,).
     reachable
         Whether a cloud worker is believed to be there and well; while none is, offloaded frames fall back. One truth
-        value, or one a run (runs,).
+        value, or one per run (runs,).
     """
 
     frames: int = 1
@@ -82,7 +82,7 @@ class Thresholds:
     probability
         (runs, frames), of the arm, for policies that draw at random; NaN elsewhere.
     audited
-        (runs, frames), true where a frame is sent to the cloud to learn from it, whatever the arm says.
+        (runs, frames), true where a frame is sent to the cloud to learn from it, regardless of the arm.
     """
 
     exit_at: Floats

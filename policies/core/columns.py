@@ -72,7 +72,7 @@ class Outcomes:
     frame: Annotated[Ints, Column("Number of the frame.", "int64")]
     arm: Annotated[Ints, Column("Arm that the policy chose; 0 for policies without arms.", "int32")]
     probability: Annotated[Floats, Column("Probability of the arm, for policies that draw at random.", "float64?")]
-    audited: Annotated[Bools, Column("Offloaded to learn from it, whatever the arm says.", "bool")]
+    audited: Annotated[Bools, Column("Offloaded to learn from it, regardless of the arm.", "bool")]
     exit_at: Annotated[
         Floats,
         Column(

@@ -68,7 +68,7 @@ class Composite(Policy):
 
 
 class Awaited(Arrays):
-    """Numbers to remember of each frame, from when it is chosen for until it is heard of.
+    """Numbers to remember of each frame, from when it is chosen for until its feedback comes.
 
     A ring a run, that grows with what is in flight, to 16,384 frames at most; of more, the oldest are forgotten.
 

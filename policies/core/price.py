@@ -9,8 +9,8 @@ term    = NUMBER                    a frame
         | "budget=" NUMBER ("/s" | "MB/s" | "%") [":" NUMBER]   so much at most: frames or megabytes a second, or a
                                     share of the frames; and how much of it may be saved up
 
-A confidence that is calibrated is a chance to be right. A price of 0.05 a frame says: offload where the cloud is right
-more often than the edge for 5 frames in 100, or more. docs/choosing-the-overhead.md comes from milliseconds, money or
+A confidence that is calibrated is a chance to be right. A price of 0.05 per frame means: offload if the cloud is right
+more often than the edge for at least 5 frames in 100. docs/choosing-the-overhead.md comes from milliseconds, money or
 energy to such a price.
 """
 
@@ -27,9 +27,9 @@ from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
 
 BURST_S = 10.0
-"""Seconds' worth of a budget that may be saved up, unless said otherwise."""
+"""Seconds' worth of a budget that may be saved up, by default."""
 BURST_FRAMES = 200.0
-"""Frames whose share may be saved up, unless said otherwise."""
+"""Frames whose share may be saved up, by default."""
 LEAST_BURST = 32.0
 """Frames that may be saved up at least: fewer than a micro-batch, and its price would jump."""
 

@@ -122,7 +122,7 @@ def replay(
     policy
         Made for the trace's edge exits; its `runs` are played at once.
     overhead
-        Price of offloading a frame; one number, or one a run (runs,).
+        Price of offloading a frame; one number, or one per run (runs,).
     rounds
         Frames that each run plays; 0 = as many as the trace has.
     order, seed, keys

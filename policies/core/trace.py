@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Trace:
-    """What every exit says of every frame, one row a frame, in the order of the stream.
+    """What every exit says of every frame, one row per frame, in the order of the stream.
 
     Attributes
     ----------

@@ -43,11 +43,11 @@ DETECTORS: dict[str, tuple[Callable[[float, int], Any], float, int]] = {
 class Drift(Composite):
     """Reset the policy inside, or make it forget, when a drift detector sees the stream change.
 
-    Each run has a detector of river's. It is fed the first exit's confidence of every frame heard of: that is seen
+    Each run has a detector of river's. It is fed the first exit's confidence of every frame with feedback: that is seen
     whatever the policy does, whereas rewards, and the confidences of later exits, also change when the policy changes
     its mind. A drift that leaves the first exit's confidences as they were goes unseen.
 
-    A policy that is reset has never heard of the frames in flight: they are not told to it any more, and so it awaits
+    A policy that is reset does not know the frames in flight: it gets no feedback on them, and awaits
     none. One that forgets (`keep` above 0) multiplies what it summed up, and is told of them as usual.
 
     A detector's state is that of a new one fed with the latest values, which are kept: up to 2,048 of them, 256 for

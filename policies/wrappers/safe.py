@@ -16,7 +16,7 @@ _PURPOSE = 3  # of draws
 
 
 class Safe(Composite):
-    r"""Keep the share of answers that differ from the cloud's under a bound, whatever the policy inside wants.
+    r"""Keep the share of answers that differ from the cloud's below a bound, whatever the inner policy does.
 
     A few frames, drawn at random, are audited: sent to the cloud however sure the edge is. One whose edge exits
     disagree with the cloud at confidence :math:`w` (the highest, where several do) speaks against every floor
@@ -65,8 +65,8 @@ class Safe(Composite):
     floor
         The lowest certified threshold of each run, inf where there is none, (runs,).
     audits, against
-        Audits heard of, (runs, 2), and of those how many speak against each floor, (runs, 2, floors): in the last full
-        window, and since.
+        Audits with feedback, (runs, 2), and how many of those speak against each floor, (runs, 2, floors): in the
+        last full window, and since.
 
     Raises
     ------

@@ -64,8 +64,8 @@ class ConnectionConfig:
     """Options that say how frames reach the cloud."""
 
     worker: str = "embedded"
-    """Cloud worker: 'embedded' starts one on this machine ('embedded:2' one with two processes), tcp://host:port names
-    one that eex-worker runs, or several, comma-separated; 'none' plays without."""
+    """Cloud worker: 'embedded' starts one on this machine ('embedded:2' with two processes); tcp://host:port connects
+    to one that runs elsewhere, or to several, comma-separated; 'none' plays without a worker."""
     keys: Path | None = None
     """Folder that holds this edge's key and worker.pub. By default, where eex-keys puts them."""
     key: str = "edge"
@@ -75,11 +75,11 @@ class ConnectionConfig:
     plain_beyond_loopback: bool = False
     """With --plain: to workers on other machines, too. Everyone on the way can read and change frames."""
     link: str = ""
-    """Emulate a link between edge and worker: sao-paulo, north-california, paris, wifi, or MS@MBIT; or several,
-    comma-separated, each for a time: 40@10:30s, down:5s, jitter=5."""
+    """Emulated link between edge and worker: sao-paulo, north-california, paris, wifi or MS@MBIT. Several can follow
+    each other, comma-separated, each for a time: 40@10:30s, down:5s, jitter=5."""
     send: str = "auto"
-    """How frames are sent: fp32, fp16 or int8 features, or input (the image), each also with +zstd; auto takes what is
-    fastest over the link."""
+    """Encoding of offloaded frames: features as fp32, fp16 or int8, or the image (input), each optionally with +zstd.
+    auto chooses the fastest over the link."""
     deadline_ms: float = 1000.0
     """Time in milliseconds after which an offloaded frame is answered on the edge."""
 

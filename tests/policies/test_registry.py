@@ -109,15 +109,15 @@ def test_list_shows_plugins_and_wrappers_and_what_is_recommended():
         ("rude:Policy", "plug-in rude:Policy cannot be imported: RuntimeError: no"),
         ("nowhere:Policy", "plug-in nowhere:Policy cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("mine:Third", "plug-in mine:Third cannot be imported: AttributeError: module 'mine' has no attribute 'Third'"),
-        ("mine:Stranger", "plug-in mine:Stranger is no class that derives from eex.policies.core.base.Policy"),
-        ("mine:np", "plug-in mine:np is no class that derives from eex.policies.core.base.Policy"),
+        ("mine:Stranger", "plug-in mine:Stranger is not a subclass of eex.policies.core.base.Policy"),
+        ("mine:np", "plug-in mine:np is not a subclass of eex.policies.core.base.Policy"),
         ("mine:Odd", "plug-in mine:Odd: the types of its options cannot be read: name 'Nothing' is not defined"),
         ("mine:Bare", "policy mine:Bare cannot be made with exits, runs and seed: "),
         ("lost", "plug-in broken:Policy cannot be imported: ModuleNotFoundError"),
         ("mine:Half:att=1", "policy mine:Half has no option 'att' (did you mean 'at'?); its options: at"),
         ("hlaf", "unknown policy 'hlaf' (did you mean 'half'?); eex-stream --list-policies shows all"),
         ("mine:Louder", "mine:Louder wraps another policy: write mine:Louder@ucb, say"),
-        ("half@ucb", "policy half wraps no other: nothing may follow it after an @"),
+        ("half@ucb", "policy half is not a wrapper; remove what follows the @"),
     ],
 )
 @pytest.mark.usefixtures("plugins")

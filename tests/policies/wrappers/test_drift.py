@@ -129,7 +129,7 @@ def test_a_long_history_is_cut_and_still_restored_exactly():
     [
         ("drift", "drift wraps another policy: write drift@ucb, say"),
         ("drift@", "drift wraps another policy: write drift@ucb, say"),
-        ("ucb@fixed", "policy ucb wraps no other: nothing may follow it after an @"),
+        ("ucb@fixed", "policy ucb is not a wrapper; remove what follows the @"),
         ("drift@ucbb", "unknown policy 'ucbb' (did you mean 'ucb'?); eex-stream --list-policies shows all"),
         ("drift:detector=ddm@ucb", "policy drift: detector must be one of adwin, page-hinkley, kswin, got 'ddm'"),
         ("drift:level=-1@ucb", "policy drift: level must be 0 or more, got -1.0"),
