@@ -13,7 +13,7 @@ LOOK = 64
 
 
 def check_source(make: Callable[[], Source]) -> None:
-    """Raise `ValueError` if a source breaks the contract of `eex.stream.frames.sources.Source`.
+    """Raise `ContractError` if a source breaks the contract of `eex.stream.frames.sources.Source`.
 
     Parameters
     ----------
