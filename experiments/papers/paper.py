@@ -20,7 +20,8 @@ from eex.experiments.papers.claims import Group, Tables, evaluate
 from eex.policies.core.base import Context, Floats, Ints, Policy
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
-from eex.policies.core.routing import answer, route
+from eex.policies.core.routing import answer, seen
+from eex.policies.core.world import step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -353,11 +354,9 @@ def routed(policy: Policy, confidence: Floats, prediction: Ints) -> tuple[Ints, 
         Of every exit, (N, exits).
     """
     chosen = policy.choose(Context(frames=len(confidence)))
-    exit, offloaded, visited = route(confidence, chosen)
-    seen = np.arange(confidence.shape[1]) < visited[:, None]
-    seen[:, -1] = offloaded
-    known = np.where(seen, confidence, np.nan)
-    return exit, answer(known, np.where(seen, prediction, -1), exit, chosen.exit_at[0, :, -1]), visited
+    went = step(confidence, chosen.exit_at[0], chosen.skip_below[0], overhead=0.0)
+    known, predicted = seen(confidence, prediction, went.visited, went.replied)
+    return went.exit, answer(known, predicted, went.exit, chosen.exit_at[0, :, -1]), went.visited
 
 
 def mean_of(values: Any) -> float:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints, Thresholds
+from eex.policies.core.base import Bools, Floats, Ints
 
 
 def leave(confidence: Any, exit_at: Any, skip_below: Any = None) -> tuple[Any, Any]:
@@ -121,15 +121,3 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
     if exit.size and exit.min() < 0:
         by[exit < 0] = -1
     return by
-
-
-def route(confidence: Floats, thresholds: Thresholds, run: int = 0) -> tuple[Ints, Bools, Ints]:
-    """Where frames of confidences (frames, edge exits + 1) leave under one run's thresholds.
-
-    Returns
-    -------
-    exit, offloaded, visited
-        As `walk` gives them, (frames,), and whether the frame was offloaded.
-    """
-    exit, visited = walk(confidence[:, :-1], thresholds.exit_at[run], thresholds.skip_below[run])
-    return exit, exit == confidence.shape[1] - 1, visited

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from routes import route
 from same import assert_same_state, learn_reward
 
 from eex.policies.algorithms.arms import GRID
@@ -15,7 +16,6 @@ from eex.policies.algorithms.ucb import UCB
 from eex.policies.checks import CLAUSES, MadeUpStream, check_policy
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
-from eex.policies.core.routing import route
 from eex.policies.registry import POLICIES, list_policies, make_policy
 
 pytestmark = pytest.mark.timeout(60)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nets import CLASSES, EXPERTS, PixelClassifier, pictures, tiny_net
+from routes import route
 
 from eex.models.fast import optimised
 from eex.models.network import make
@@ -19,7 +20,7 @@ from eex.policies.core.columns import Rows, joined
 from eex.policies.core.price import parse_price
 from eex.policies.core.replay import replay
 from eex.policies.core.reward import reward
-from eex.policies.core.routing import answer, route
+from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace
 from eex.policies.registry import POLICIES, make_policy
 from eex.stream.driver import Driver

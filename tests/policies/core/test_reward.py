@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from routes import route
 
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Context
@@ -22,7 +23,6 @@ from eex.policies.core.references import (
     oracle,
 )
 from eex.policies.core.reward import reward
-from eex.policies.core.routing import route
 
 NAN = math.nan
 GRID = np.array([0.0, 0.25, 0.5, 0.75, 1.0])

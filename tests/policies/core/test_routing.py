@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from routes import route
 
 from eex.policies.core.base import Thresholds
-from eex.policies.core.routing import answer, leave, route
+from eex.policies.core.routing import answer, leave
 
 LEVELS = st.sampled_from([0.0, 0.3, math.nextafter(0.5, 0), 0.5, math.nextafter(0.5, 1), 0.8, 1.0])  # so that ties come
 CONFIDENCES = LEVELS | st.sampled_from([math.nan, math.inf])
