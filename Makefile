@@ -1,4 +1,4 @@
-# make stream: the first result; make test: the tests, in under five minutes on two cores; make check: what CI does, with
+# make stream: the first result; make test: the tests, under eight minutes on two cores; make check: what CI does, with
 # the trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud;
 # make docs: the documentation, in build/docs.
 # PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
