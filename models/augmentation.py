@@ -15,7 +15,7 @@ def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) 
     if shift:
         rows = _reflect(rows + torch.randint(-shift, shift + 1, (count, 1), generator=generator), height)
         columns = _reflect(columns + torch.randint(-shift, shift + 1, (count, 1), generator=generator), width)
-    frame = torch.arange(count)[:, None, None]
+    frame, rows, columns = (index.to(images.device) for index in (torch.arange(count)[:, None, None], rows, columns))
     # index channels last: one gather of whole pixels
     return images.permute(0, 2, 3, 1)[frame, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -29,7 +29,7 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     left = torch.randint(0, width, (count, 1), generator=generator) - side // 2
     rows, columns = torch.arange(height), torch.arange(width)
     inside = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
-    return images.masked_fill(inside[:, None], 0.5)
+    return images.masked_fill(inside[:, None].to(images.device), 0.5)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

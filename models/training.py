@@ -18,6 +18,9 @@ from eex.models.network import PRISTINE, EarlyExitNet
 from eex.policies.core.errors import EexError
 
 Method = Literal["joint", "branch-wise", "two-stage", "distillation", "hybrid", "expert"]
+REPORT_S = 0.1
+AT_ONCE = 1 << 31
+"""Bytes of training images that are kept on the GPU, at most."""
 Distort = Callable[[Tensor, torch.Generator], Tensor]
 """Distorts images (B, C, H, W) in [0, 1], drawing kind and level from the generator."""
 
@@ -106,7 +109,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training run stands, reported after each step and each epoch.
+    """Where a training run stands, reported after steps and after each epoch.
 
     `accuracy` (per exit, in [0, 1]) and `validation_loss` are of the last finished epoch; empty and NaN before it.
     """
@@ -195,7 +198,7 @@ def fit(
         What else the run depends on, in words (where the images come from, how they are distorted): training resumes
         only from a checkpoint that was made with the same.
     report
-        Called after every step and every epoch.
+        Called after every step (on a GPU a few times per second) and every epoch.
 
     Returns
     -------
@@ -278,8 +281,11 @@ def _fit_epoch(
     """One pass over the images: mean loss, and images per second."""
     net, recipe, steps, device = task.net, task.recipe, task.steps, task.net.mean.device
     rate = _rate(recipe, steps * recipe.epochs)
-    started, total, speed = time.perf_counter(), torch.zeros(()), math.nan
-    for step, (x, y) in enumerate(_batches(task.images, task.labels, recipe, generator)):
+    started, total, reported = time.perf_counter(), torch.zeros((), device=device), -math.inf
+    # what fits is augmented where it is trained on: copying every batch would take longer than its step on a GPU
+    there = task.distort is None and task.images.numel() < AT_ONCE
+    images = task.images.to(device) if there else task.images
+    for step, (x, y) in enumerate(_batches(images, task.labels, recipe, generator)):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch * steps + step) * group["share"]
         if task.distort is not None:
@@ -291,10 +297,13 @@ def _fit_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += loss.detach().cpu()
-        speed = (step + 1) * recipe.batch / (time.perf_counter() - started)
-        task.report(Progress(phase.name, epoch, recipe.epochs, step + 1, steps, float(total) / (step + 1), speed))
-    return float(total) / steps, speed
+        total += loss.detach()
+        now = time.perf_counter()
+        if device.type == "cpu" or now - reported > REPORT_S:  # a report waits for the GPU
+            mean, speed, reported = float(total) / (step + 1), (step + 1) * recipe.batch / (now - started), now
+            task.report(Progress(phase.name, epoch, recipe.epochs, step + 1, steps, mean, speed))
+    mean = float(total) / steps
+    return mean, steps * recipe.batch / (time.perf_counter() - started)
 
 
 def _identity(net: EarlyExitNet, recipe: Recipe, expert: str, source: str) -> str:
@@ -366,7 +375,7 @@ def _batches(
     batch = min(recipe.batch, len(images))
     for start in range(0, len(images) - batch + 1, batch):
         index = order[start : start + batch]
-        x = augment(images[index], recipe.shift, recipe.flip, generator).float() / 255
+        x = augment(images[index.to(images.device)], recipe.shift, recipe.flip, generator).float() / 255
         yield cut_out(x, recipe.cutout, generator), labels[index]
 
 

@@ -66,7 +66,9 @@ def register() -> None:
 
 
 if __name__ == "__main__":
+    from eex.experiments.papers.nodes import stay_on, their_half
     from eex.stream.commands.worker import main
 
+    stay_on(their_half("cloud"))
     register()
     main()

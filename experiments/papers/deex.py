@@ -87,6 +87,7 @@ class DEExRecipe:
 RECIPES = {
     "quick": DEExRecipe(2, 2, 1, validation=200, step=0.25, repeats=2, timed=300, sent=64, links=("",), rounds=1000),
     "reduced": DEExRecipe(16, 20, 8, timed=2000),
+    "standard": DEExRecipe(100, 100, 60, timed=2000),
     "paper": DEExRecipe(60, 60, 60),
 }
 

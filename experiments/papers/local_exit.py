@@ -121,7 +121,7 @@ class LocalExitRecipe:
     rounds: int = 3
     drop_above: float = 0.6
     edges: tuple[Resources, ...] = (
-        Resources("all cores"),
+        Resources(),
         Resources("one core, 384 MB", threads=1, memory_mb=384),
         Resources("a quarter of a core, 384 MB", threads=1, memory_mb=384, share=0.25),
     )
@@ -138,15 +138,16 @@ RECIPES = {
         thresholds=(T, 0.8),
         images=64,
         rounds=1,
-        edges=(Resources("all cores"), Resources("one core, 384 MB", threads=1, memory_mb=384)),
+        edges=(Resources(), Resources("one core, 384 MB", threads=1, memory_mb=384)),
     ),
     "reduced": LocalExitRecipe(16, 2, 5, validation=2000),
+    "standard": LocalExitRecipe(32, 1, 20, images=256),
     "paper": LocalExitRecipe(
         64,
         1,
         100,
         edges=(
-            Resources("all cores"),
+            Resources(),
             Resources("one core, 1 GB", threads=1, memory_mb=1024),
             Resources("a quarter of a core, 1 GB", threads=1, memory_mb=1024, share=0.25),
         ),

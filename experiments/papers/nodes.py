@@ -62,14 +62,15 @@ class Resources:
     name
         Name in tables and figures.
     threads
-        Threads of its model, each on a processor of its own; 0 = all.
+        Threads of its model, each on a processor of its own; 0 = half of the machine's processors. The cloud node has
+        the other half.
     memory_mb
         Limit of its private memory (RLIMIT_DATA); 0 = none.
     share
         Share of each 20 ms that it may run: it is stopped for the rest, as under a container's processor quota.
     """
 
-    name: str = "all cores"
+    name: str = "half of the cores"
     threads: int = 0
     memory_mb: int = 0
     share: float = 1.0
@@ -225,7 +226,7 @@ class Nodes:
     resources
         Limits of the edge node.
     cloud_threads
-        Threads of the cloud node's model; 0 = all.
+        Threads of the cloud node's model; 0 = one for each of its processors.
 
     Raises
     ------
@@ -239,7 +240,9 @@ class Nodes:
     def __enter__(self) -> "Nodes":
         with contextlib.ExitStack() as stack:
             cloud = stack.enter_context(
-                EmbeddedWorker(self.models, threads=self.cloud_threads or cores(), command=CLOUD_COMMAND)
+                EmbeddedWorker(
+                    self.models, threads=self.cloud_threads or len(their_half("cloud")), command=CLOUD_COMMAND
+                )
             )
             context = stack.enter_context(zmq.Context())
             self._socket: zmq.Socket[bytes] = stack.enter_context(context.socket(zmq.DEALER))
@@ -400,7 +403,7 @@ def _main() -> int:
     try:
         import torch
 
-        torch.set_num_threads(resources.threads or cores())  # whatever the environment says
+        torch.set_num_threads(len(cores()))  # whatever the environment says
         line = b""
         while not line.endswith(b"\n") and (byte := os.read(0, 1)):  # `stop_with_parent` reads the rest
             line += byte
@@ -427,9 +430,23 @@ def _main() -> int:
     return 0
 
 
-def cores() -> int:
+def cores() -> list[int]:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def their_half(node: str) -> list[int]:
+    """Processors of the "cloud" node (the first half of ours) or of the "edge" node (the other half), at least one."""
+    own = cores()
+    return own[len(own) // 2 :] if node == "edge" else own[: max(1, len(own) // 2)]
+
+
+def stay_on(processors: Sequence[int]) -> None:
+    """Keep this process to some processors, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, processors)
 
 
 def _restrict(resources: Resources) -> None:
@@ -441,8 +458,7 @@ def _restrict(resources: Resources) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (resources.memory_mb << 20,) * 2)
         except (ImportError, ValueError, OSError) as error:
             raise EexError(f"this system cannot limit memory: {error}") from None
-    if resources.threads and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-resources.threads :])
+    stay_on(their_half("edge")[-resources.threads :])
     if resources.share < 1 and sys.platform == "linux":  # a stopped process does not notice the end of its parent
         import ctypes
 
