@@ -70,7 +70,7 @@ class Resources:
         Share of each 20 ms that it may run: it is stopped for the rest, as under a container's processor quota.
     """
 
-    name: str = "half of the cores"
+    name: str = "all cores"
     threads: int = 0
     memory_mb: int = 0
     share: float = 1.0

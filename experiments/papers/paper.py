@@ -45,7 +45,8 @@ class Paper(Protocol):
         Authors, title, place and year.
     RECIPES
         How much is trained and measured, by name, each a frozen dataclass: "quick" shows that the machinery works,
-        "reduced" takes two cores under two hours, "paper" is what the paper did.
+        "reduced" takes two cores under two hours, "standard" trains until what the paper is about can show, "paper" is
+        what the paper did.
     PLOTS, CLAIMS
         Figures and claims, over the tables that `measure` makes.
     NOTES

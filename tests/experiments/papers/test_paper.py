@@ -41,7 +41,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
     ("arguments", "message"),
     [
         (["deex"], "--data: name the images to train and measure on"),
-        (["deex", "--recipe", "huge", "--data", "x"], "--recipe huge: expected one of quick, reduced, paper"),
+        (["deex", "--recipe", "huge", "--data", "x"], "--recipe huge: expected one of quick, reduced, standard, paper"),
         (["deex", "--data", "nowhere", "--out", "OUT"], "nowhere: no such source"),
         (["deex", "--quick", "--threads", "-1"], "--threads must be at least 0, got -1"),
         (["expert-branches", "--quick", "--weights", "OUT/none.safetensors", "--out", "OUT"], "none.safetensors"),
