@@ -174,7 +174,7 @@ class GainCurve(Composite):
         at = run * BINS + np.minimum((np.fmax(confidence, 0.0) * BINS).astype(np.int64), BINS - 1)
         weight = self.weight.take(run)
         if len(run) > 1 and not (run[1:] > run[:-1]).all():
-            weight *= self.growth ** _earlier(run, heard)
+            weight *= self.growth ** earlier(run, heard)
         if not heard.all():
             weight *= heard
         np.add.at(self.seen.reshape(-1), at, weight)
@@ -203,7 +203,7 @@ class GainCurve(Composite):
         self.change.hear(run, outcomes.frame, exits[:, 0], off)
 
 
-def _earlier(run: Ints, counts: Bools) -> Ints:
+def earlier(run: Ints, counts: Bools) -> Ints:
     """How many rows that count, of the same run, come before each row, (rows,)."""
     order = np.argsort(run, kind="stable")
     before: Ints = np.cumsum(counts[order]) - counts[order]
