@@ -174,8 +174,8 @@ class StopCurve(Composite):
             else:
                 on = self._next(rows, i, unit, value) - cost
                 final = self._expected(rows, i, unit, final)
-                relative, bonus = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
-                skips = c + np.minimum(relative + bonus, 1.0) * room - overhead
+                relative, _ = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
+                skips = c + relative * room - overhead
                 if self.skip:
                     skip_below[:, i] = self._threshold(arrived * (skips - np.maximum(on, c)))
                     below = c < skip_below[:, i : i + 1]

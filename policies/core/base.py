@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,17 @@ __all__ = [
     "Ints",
     "Outcomes",
     "Policy",
+    "Reward",
     "State",
     "Thresholds",
     "check_threshold",
 ]
 
 State = Mapping[str, NDArray[Any]]
+Reward = Literal["adaee", "utility"]
+"""What frames earn: AdaEE's reward, which is 0 wherever a frame leaves on the edge; or the utility, which adds the
+confidence at the last edge exit that it visited, so that depth counts: a frame answered at exit i earns its confidence
+less the cost of the further exits, an offloaded one the higher of its two confidences less that and the overhead."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ class Policy(Arrays):
 
     Attributes
     ----------
+    reward
+        What the rewards that it learns from count (`Reward`); set by whoever plays the policy.
     keys
         Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
         the parts of a sweep do, so that they draw what the whole would.
@@ -145,6 +152,8 @@ class Policy(Arrays):
     ValueError
         If `exits` or `runs` is below 1.
     """
+
+    reward: Reward = "adaee"
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         if exits < 1 or runs < 1:

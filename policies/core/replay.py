@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy, Thresholds
+from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy, Reward, Thresholds
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
@@ -110,6 +110,7 @@ def replay(
     link: SimulatedLink | None = None,
     feedback: Feedback | None = None,
     exit_cost: float = 0.0,
+    kind: Reward = "adaee",
     report: Callable[[int], None] = lambda done: None,
 ) -> Replayed:
     """Play a policy over a trace, round by round, all its runs side by side.
@@ -136,6 +137,8 @@ def replay(
         Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices.
     exit_cost
         Price of each further edge exit.
+    kind
+        What frames earn.
     report
         Called with the number of rounds done, now and then.
 
@@ -151,6 +154,7 @@ def replay(
     keys = np.arange(runs) if keys is None else keys
     drawn = draw_frames(trace, rounds, order, seed, keys)
     by_round = np.ascontiguousarray(drawn.T)
+    policy.reward = kind
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
     answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int16)
@@ -160,7 +164,7 @@ def replay(
         probabilities = None if trace.probabilities is None else trace.probabilities[by_round[t]][:, None]
         chosen = policy.choose(delivery.context(t, price, exit_cost, probabilities))
         took, fate = _fate(t, link, feedback, keys, seed)
-        outcomes, answers[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, took, fate)
+        outcomes, answers[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate)
         delivery.add(t, outcomes)
         for name in _COPIED:
             done[name][t] = getattr(outcomes, name)
@@ -206,13 +210,14 @@ def _played(
     chosen: Thresholds,
     price: Floats,
     exit_cost: float,
+    kind: Reward,
     took: Floats | None,
     fate: Mapping[str, Any],
 ) -> tuple[Outcomes, Ints]:
     """Outcomes of round t, in which each run plays a row of the trace, (runs,), and the classes of the answers."""
     runs, exit_at = len(row), chosen.exit_at[:, 0]
     confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
-    stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, **fate)
+    stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, kind=kind, **fate)
     confidence, prediction = seen(confidence, prediction, stepped.visited, stepped.replied)
     outcomes = Outcomes(
         run=np.arange(runs),
