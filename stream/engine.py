@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from eex.models.network import EarlyExitNet
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward
 from eex.policies.core.columns import OUTCOMES, Rows
 from eex.policies.core.price import Meter, Price
 from eex.policies.core.reward import reward
@@ -71,6 +71,8 @@ class Engine:
         price and learns from the price paid.
     exit_cost
         Price of each edge exit after the first.
+    kind
+        What frames earn.
     gather
         Run a stage after the first exit only once this many frames wait for it, or a group has waited for
         `LONGEST_GATHER` micro-batches. Larger batches make deep stages faster and answers a little later. 0 never
@@ -104,6 +106,7 @@ class Engine:
         whole: bool = False,
         overhead: float | Price = 0.1,
         exit_cost: float = 0.0,
+        kind: Reward = "adaee",
         gather: int = 0,
         as_pixels: bool = False,
         drop_below: float = 0.0,
@@ -119,6 +122,7 @@ class Engine:
         self.whole = whole or net.partition == net.exits
         price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
         self.meter = Meter(price, bytes=_usual_bytes(net) if price.per_mb or price.budget else 0.0)
+        policy.reward = kind
         self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
         self.edge_exits = net.edge_exits
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
@@ -226,7 +230,7 @@ class Engine:
         rows, row = self.ring.rows, self.ring.columns(slots)
         c = row["confidence"]
         rows.answer[slots] = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
-        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost)
+        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.policy.reward)
         rows.reward[slots] = row["reward"]
         self.policy.learn(Outcomes(**{name: row[name] for name in OUTCOMES}))
         rows.heard[slots] = np.arange(self.learned, self.learned + len(slots))

@@ -38,13 +38,13 @@ class StopCurve(Composite):
     Whether a frame went on from exit :math:`i` depended on :math:`c_i` alone. So the pairs (bin of :math:`c_i`, bin of
     :math:`c_{i+1}`) of the frames that did, counted and smoothed over neighbouring bins, estimate every
     :math:`Q_i` without bias, and backward induction from the last exit to the first computes them all. What is played
-    is the policy that would be best if every curve were as high as it plausibly can be (by `beta` standard errors,
-    never above 1): the threshold of each exit is
+    is the policy that would be best if every curve were as high as it plausibly can be (by `beta` standard errors over
+    all exits together, never above 1): the threshold of each exit is
 
     .. math:: \tau_i = \arg\max_\tau \sum_{c < \tau} p_i(c) \big(Q^+_i(c) - c\big)
 
     over the confidences :math:`p_i` with which frames arrive there, and frames below a second threshold skip to the
-    cloud where that is worth more than going on.
+    cloud where that is likely to be worth more than going on.
 
     What is learned is forgotten exponentially; when the first exit's confidences, or the gains of offloading beside
     their curve, change at once (`eex.policies.algorithms.change.Change`), it begins anew. With one edge exit it makes
@@ -74,6 +74,7 @@ class StopCurve(Composite):
     --------
     >>> policy = StopCurve(exits=2)
     >>> policy.choose(Context(overhead=0.5, exit_cost=0.1)).exit_at[0, 0].round(2).tolist()  # of the prior alone
+    [0.84, 0.22, 0.0]
     """
 
     state = (
@@ -101,7 +102,8 @@ class StopCurve(Composite):
             raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
         self.change = Change(runs, alarm, VARIANCES)
         super().__init__(exits, runs, seed)
-        self.beta, self.skip = beta, skip and exits > 1
+        self.beta = beta / exits**0.5  # of one exit; what a frame may gain on its way adds them up
+        self.skip = skip and exits > 1
         self.growth = 1 / (1 - 1 / memory) if memory else 1.0
         self.moves = np.zeros((runs, exits - 1, BINS, BINS))  # frames that went on, by confidence here and there
         self.offloads = np.zeros((runs, exits, BINS))  # frames that came back, by the exit that sent them
@@ -226,7 +228,8 @@ class StopCurve(Composite):
         there = np.broadcast_to(value, (len(rows), BINS))
         gained, near, spread = self._smoothed(rows, exit, unit, there)
         bonus = self.beta * np.sqrt(spread * unit / near) * (1 - self._centre)
-        return np.minimum(self._centre + gained + bonus, 1.0)
+        plausible: Floats = np.minimum(self._centre + gained + bonus, 1.0)
+        return plausible
 
     def _expected(self, rows: Ints, exit: int, unit: Floats, final: Floats) -> Floats:
         """The cloud's confidence as expected at an exit, from what is expected at the next one, (rows, bins)."""

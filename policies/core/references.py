@@ -248,4 +248,5 @@ def oracle(
         gain = np.maximum(0.0, gain) + edge[:, -1]
     offloaded = earned(gain, np.array(True), further[-1], overhead, exit_cost)
     most = left.max(axis=1)
-    return np.where(edge[:, -1] < drop_below, most, np.maximum(most, offloaded))
+    best: Floats = np.where(edge[:, -1] < drop_below, most, np.maximum(most, offloaded))
+    return best

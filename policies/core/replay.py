@@ -12,7 +12,7 @@ from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Polic
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
-from eex.policies.core.routing import answer, seen
+from eex.policies.core.routing import answer, last_visited, seen
 from eex.policies.core.trace import Trace
 from eex.policies.core.world import step
 
@@ -62,6 +62,8 @@ class Replayed:
         As chosen, and where the frame left; -1 where a live run dropped it.
     reward
         As `eex.policies.core.reward.reward` has it.
+    utility
+        The same as the utility has it, whatever the policy learned from; NaN where the reward is.
     answer
         Class that the frame was answered with; -1 where it was dropped.
     """
@@ -72,6 +74,7 @@ class Replayed:
     offloaded: Bools
     fallback: Bools
     reward: Floats
+    utility: Floats
     answer: Ints
 
 
@@ -158,20 +161,23 @@ def replay(
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
     answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int16)
+    utility: Floats = np.zeros((rounds, runs))
     for t in range(rounds):
         for outcomes in delivery.due(t):
             policy.learn(outcomes)
         probabilities = None if trace.probabilities is None else trace.probabilities[by_round[t]][:, None]
         chosen = policy.choose(delivery.context(t, price, exit_cost, probabilities))
         took, fate = _fate(t, link, feedback, keys, seed)
-        outcomes, answers[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate)
+        outcomes, answers[t], utility[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate)
         delivery.add(t, outcomes)
         for name in _COPIED:
             done[name][t] = getattr(outcomes, name)
         if t % 256 == 255:
             report(t + 1)
     report(rounds)
-    return Replayed(frame=drawn, answer=answers.T, **{name: column.T for name, column in done.items()})
+    return Replayed(
+        frame=drawn, answer=answers.T, utility=utility.T, **{name: column.T for name, column in done.items()}
+    )
 
 
 _COPIED = {"arm": np.int16, "exit": np.int8, "offloaded": np.bool_, "fallback": np.bool_, "reward": np.float64}
@@ -213,11 +219,12 @@ def _played(
     kind: Reward,
     took: Floats | None,
     fate: Mapping[str, Any],
-) -> tuple[Outcomes, Ints]:
-    """Outcomes of round t, in which each run plays a row of the trace, (runs,), and the classes of the answers."""
+) -> tuple[Outcomes, Ints, Floats]:
+    """Outcomes of round t, in which each run plays a row of the trace, (runs,); classes of the answers; utilities."""
     runs, exit_at = len(row), chosen.exit_at[:, 0]
     confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
     stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, kind=kind, **fate)
+    kept = last_visited(confidence[:, :-1], stepped.visited) if kind == "adaee" else 0.0
     confidence, prediction = seen(confidence, prediction, stepped.visited, stepped.replied)
     outcomes = Outcomes(
         run=np.arange(runs),
@@ -236,7 +243,7 @@ def _played(
         overhead=price,
         reward=stepped.reward,
     )
-    return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1])
+    return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1]), stepped.reward + kept
 
 
 class _Delivery:
