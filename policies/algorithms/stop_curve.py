@@ -16,6 +16,7 @@ from eex.policies.core.reward import last_seen
 PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
 LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
 REST = 32  # decide anew once a 32nd of what is remembered is new
+TOGETHER = 8  # frames within which runs decide together: deciding one by one would take longer
 LARGEST_WEIGHT = 1e100
 MOST_ROWS = 4096  # learned at once, so that weights do not overflow
 LEAST_MEMORY = 100.0
@@ -78,8 +79,8 @@ class StopCurve(Composite):
     """
 
     state = (
-        "moves", "offloads", "gains", "squares", "seen", "known", "news", "weight", "decided", "exit_at", "skip_below",
-        "curve",
+        "moves", "offloads", "gains", "squares", "seen", "known", "news", "weight", "frames", "turn", "decided",
+        "exit_at", "skip_below", "curve",
     )  # fmt: skip
     parts = ("change",)
 
@@ -113,6 +114,8 @@ class StopCurve(Composite):
         self.known = np.zeros(runs)  # weight of all frames
         self.news = np.zeros(runs)  # and of those since the last decision
         self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
+        self.frames = np.zeros(runs, dtype=np.int64)  # with feedback
+        self.turn = np.zeros(runs, dtype=np.int64)  # of the last decision: frames // TOGETHER
         self.decided = np.full((runs, 2), np.nan)  # overhead and exit cost that was decided for; NaN = not yet
         self.exit_at = np.zeros((runs, exits))
         self.skip_below = np.zeros((runs, exits))
@@ -131,7 +134,8 @@ class StopCurve(Composite):
             self._forget(np.flatnonzero(self.change.alarmed))
         price = np.empty((self.runs, 2))
         price[:, 0], price[:, 1] = context.overhead, context.exit_cost
-        due = (self.news * REST > self.known) | (self.decided != price).any(axis=1)
+        turn = self.frames // (TOGETHER if self.exits > 1 else 1)
+        due = (self.news * REST > self.known) & (turn != self.turn) | (self.decided != price).any(axis=1)
         exit_at, skip_below = self.exit_at, self.skip_below
         if due.any():
             rows = np.flatnonzero(due)
@@ -141,6 +145,7 @@ class StopCurve(Composite):
             rows = rows[learned]
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
             self.decided[rows], self.curve[rows], self.news[rows] = price[rows], curve[learned], 0.0
+            self.turn[rows] = turn[rows]
         shape = (self.runs, context.frames)
         thresholds = np.zeros((*shape, self.exits + 1))
         thresholds[:, :, :-1] = exit_at[:, None]
@@ -172,13 +177,13 @@ class StopCurve(Composite):
                 relative, bonus = self._relative_gain(rows, i, unit, PRIOR_MEAN)
                 on = c + np.minimum(relative + bonus, 1.0) * room - overhead
                 final = c + relative * room
-                skips = on
             else:
-                on = self._next(rows, i, unit, value) - cost
-                final = self._expected(rows, i, unit, final)
-                relative, _ = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
-                skips = c + relative * room - overhead
+                on, final = self._ahead(rows, i, unit, value, final)
+                on = on - cost
+                relative = self.curve[rows, i]
                 if self.skip:
+                    relative, _ = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
+                    skips = c + relative * room - overhead
                     skip_below[:, i] = self._threshold(arrived * (skips - np.maximum(on, c)))
                     below = c < skip_below[:, i : i + 1]
                     on = np.where(below, np.maximum(on, skips), on)
@@ -203,39 +208,41 @@ class StopCurve(Composite):
         curve = (gains @ self._kernel + LOCAL * unit * expected) / near
         return curve, self.beta * np.sqrt(spread * unit / near)
 
-    def _smoothed(self, rows: Ints, exit: int, unit: Floats, there: Floats) -> tuple[Floats, Floats, Floats]:
-        """What frames find at the next exit beyond what they had, in units of what was left to win: by confidence.
+    def _ahead(self, rows: Ints, exit: int, unit: Floats, value: Floats, final: Floats) -> tuple[Floats, Floats]:
+        """What an exit expects of the next one, by confidence, from what is expected there, (rows, bins) each.
+
+        Parameters
+        ----------
+        value, final
+            By the confidence at the next exit: the value of arriving there, and the cloud's confidence.
 
         Returns
         -------
-        gained, near, spread
-            Likeliest value, (rows, bins); weight of the frames nearby; variance of a single frame's, (rows, 1).
+        value, final
+            By the confidence here; the value, before the exit's cost, as high as it plausibly is.
         """
-        moves, c, room = self.moves[rows, exit], self._centre, 1 - self._centre
-        count = moves.sum(axis=2)
-        moved = (moves @ there[..., None])[..., 0] - count * c  # sums of V(c') - c by bin of c
-        squares = (moves @ (there**2)[..., None])[..., 0] - 2 * c * (moved + count * c) + count * c**2
-        total = (count * room).sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit / 2
-        mean = (moved.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit / 2) / total
-        scale = (count * room**2).sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit / 3
-        spread = (squares.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_SQUARE * unit / 3) / scale - mean**2
+        c, room = self._centre, 1 - self._centre
+        there = np.empty((len(rows), BINS, 4))
+        there[..., 0], there[..., 1], there[..., 2], there[..., 3] = 1.0, value, value**2, final
+        moves = self.moves[:, exit] if len(rows) == self.runs else self.moves[rows, exit]
+        count, values, squares, finals = np.moveaxis(moves @ there, 2, 0)
+        prior = PRIOR_FRAMES * unit
         near = count @ self._kernel + LOCAL * unit
-        gained = (moved @ self._kernel + LOCAL * unit * mean * room) / near
-        return gained, near, np.maximum(spread, 0.0)
+        sums: Floats = values - count * c  # of V(c') - c
+        total = (count * room).sum(axis=1, keepdims=True) + prior / 2
+        scale = (count * room**2).sum(axis=1, keepdims=True) + prior / 3
 
-    def _next(self, rows: Ints, exit: int, unit: Floats, value: Floats) -> Floats:
-        """Value of the next exit, before its cost, as high as it plausibly is, (rows, bins)."""
-        there = np.broadcast_to(value, (len(rows), BINS))
-        gained, near, spread = self._smoothed(rows, exit, unit, there)
-        bonus = self.beta * np.sqrt(spread * unit / near) * (1 - self._centre)
-        plausible: Floats = np.minimum(self._centre + gained + bonus, 1.0)
-        return plausible
+        def smoothed(sums: Floats) -> tuple[Floats, Floats]:
+            """Means over the frames nearby; and over all, in units of what was left to win."""
+            mean = (sums.sum(axis=1, keepdims=True) + PRIOR_MEAN * prior / 2) / total
+            return (sums @ self._kernel + LOCAL * unit * mean * room) / near, mean
 
-    def _expected(self, rows: Ints, exit: int, unit: Floats, final: Floats) -> Floats:
-        """The cloud's confidence as expected at an exit, from what is expected at the next one, (rows, bins)."""
-        there = np.broadcast_to(final, (len(rows), BINS))
-        gained, _, _ = self._smoothed(rows, exit, unit, there)
-        return np.clip(self._centre + gained, 0.0, 1.0)
+        gained, mean = smoothed(sums)
+        off = (squares - 2 * c * values + c**2 * count).sum(axis=1, keepdims=True)  # squares of V(c') - c
+        spread = np.maximum((off + PRIOR_SQUARE * prior / 3) / scale - mean**2, 0.0)
+        plausible = np.minimum(c + gained + self.beta * np.sqrt(spread * unit / near) * room, 1.0)
+        likely = c + smoothed(finals - count * c)[0] if self.skip else c + 0 * gained
+        return plausible, np.clip(likely, 0.0, 1.0)
 
     # ---- learning
 
@@ -276,6 +283,7 @@ class StopCurve(Composite):
             np.add.at(self.gains.reshape(-1), at, weight[sent] * gain)
             np.add.at(self.squares.reshape(-1), run[sent] * exits + further, weight[sent] * gain**2)
         np.multiply.at(self.weight, run[counts], self.growth)
+        np.add.at(self.frames, run[counts], 1)
         if self.weight.max() > LARGEST_WEIGHT:
             large = np.flatnonzero(self.weight > LARGEST_WEIGHT)
             unit = self.weight[large]
