@@ -11,7 +11,7 @@ from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.price import Price, parse_price
 from eex.policies.core.schedule import Schedule, parse_schedule
-from eex.policies.registry import RECOMMENDED, split_option
+from eex.policies.registry import RECOMMENDED, split_option, split_policies
 from eex.stream.frames.frames import FrameConfig
 from eex.stream.wire.connection import Connection, ConnectionConfig
 
@@ -112,7 +112,7 @@ class StreamConfig(ConnectionConfig, FrameConfig):
         return Resolved(parse_schedule(self.distortion, self.seed), price, self.connection(), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
-        rivals = [name.strip() for name in self.compare.split(",") if name.strip()]
+        rivals = split_policies(self.compare)
         options = dict(split_option(pair) for pair in self.policy_option)
         named = [(":".join([self.policy, *self.policy_option]), self.policy, options)]
         named += [(name, name, {}) for name in rivals]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from eex.models.network import EarlyExitNet
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward, check_thresholds, is_foreign
 from eex.policies.core.columns import OUTCOMES, Rows
 from eex.policies.core.price import Meter, Price
 from eex.policies.core.reward import reward
@@ -123,6 +123,7 @@ class Engine:
         price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
         self.meter = Meter(price, bytes=_usual_bytes(net) if price.per_mb or price.budget else 0.0)
         policy.reward = kind
+        self._foreign = is_foreign(policy)
         self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
         self.edge_exits = net.edge_exits
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
@@ -262,6 +263,8 @@ class Engine:
             reachable=reachable,
         )
         chosen = self.policy.choose(context)
+        if self._foreign:
+            check_thresholds(self.policy, chosen, len(frame))
         rows = self.ring.rows
         rows.exit_at[slots] = chosen.exit_at[0]
         rows.skip_below[slots] = chosen.skip_below[0]
