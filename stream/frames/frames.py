@@ -104,8 +104,9 @@ class Frames:
         import torch
 
         from eex.stream.frames.batch import Batch
+        from eex.stream.frames.decoding import check_finite
         from eex.stream.frames.distortions import distort
-        from eex.stream.frames.sources import Frame, Skipped, check_finite, frames
+        from eex.stream.frames.sources import Frame, Skipped, frames
 
         def usable() -> Iterator[Frame]:
             for frame in frames(self.source, self.config.seed if self.config.shuffle else None):

@@ -1,6 +1,5 @@
 """Sources of frames: the shipped sample, image folders and zips, CIFAR-10, Caltech-256, video."""
 
-import io
 import itertools
 import pickletools
 import zipfile
@@ -8,24 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError, ImageError
+from eex.stream.frames.decoding import IMAGE_SUFFIXES, Image, as_uint8, check_bytes, decode, decode_file, resized
 
-Image = NDArray[np.uint8] | NDArray[np.float32]
 Split = Literal["train", "validation", "test", "all"]
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".npy"}
-IMAGE_FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "WEBP",
-)  # the only readers of Pillow that are used: one of the others runs Ghostscript
-MAX_FILE_BYTES = 1 << 28
 SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -176,7 +167,7 @@ def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list
         if isinstance(frame, Skipped):
             skipped.append(frame)
             continue
-        image = _as_uint8(frame.image)
+        image = as_uint8(frame.image)
         if images and image.shape != images[0].shape:
             (height, width), (others_height, others_width) = image.shape[:2], images[0].shape[:2]
             raise EexError(
@@ -219,63 +210,6 @@ def download_cifar10(folder: Path) -> Path:
     return Path(next(f for f in files if f.endswith("data_batch_1"))).parent
 
 
-def decode(data: bytes, name: str) -> Image:
-    """Decode the bytes of a file: uint8 (H, W, 3), or float32 in [0, 1] from a `.npy` array.
-
-    Raises
-    ------
-    ImageError
-        If the format is unknown, or a value is not finite or outside [0, 1].
-    """
-    if name.lower().endswith(".npy"):
-        return _decode_array(data)
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
-            image: Pillow.Image = opened
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip, not scale
-                image = Pillow.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            if "transparency" in image.info:  # else Pillow warns of palettes with alpha
-                image = image.convert("RGBA")
-            return np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow's readers raise all kinds of exceptions on damaged files
-        reason = " ".join(str(error).split("<")[0].split()).rstrip(".") or type(error).__name__
-        raise ImageError(f"not a readable image: {reason}") from None
-
-
-def _decode_array(data: bytes) -> Image:
-    try:
-        array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # a damaged header raises more than is documented
-        raise ImageError(f"not a readable array: {' '.join(str(error).split())}") from None
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise ImageError(f"expected an array of uint8 or floats, got {array.dtype}")
-    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise ImageError(f"expected an array of shape (H, W, 3), got {array.shape}")
-    if array.dtype == np.uint8:
-        return array
-    return check_finite(array).astype(np.float32)
-
-
-def check_finite(image: NDArray[Any]) -> NDArray[Any]:
-    """Return the image if all its values lie in [0, 1].
-
-    Raises
-    ------
-    ImageError
-        If a value is not finite or outside [0, 1].
-    """
-    if not np.isfinite(image).all():
-        raise ImageError(f"{int((~np.isfinite(image)).sum())} values are NaN or infinite")
-    low, high = float(image.min(initial=0)), float(image.max(initial=0))
-    if low < 0 or high > 1:
-        raise ImageError(f"values must lie in [0, 1], got {low:g}…{high:g}")
-    return image
-
-
 def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
     """The same source with every image of the height and width of `shape` (C, H, W)."""
     height, width = shape[1:]
@@ -287,25 +221,13 @@ def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
             raise ImageError(
                 f"is {image.shape[1]}x{image.shape[0]}, the model takes {width}x{height} (--resize scales images)"
             )
-        return _resized(image, height, width)
+        return resized(image, height, width)
 
     read, stream = source.read, source.stream
     if stream is not None:
-        return replace(source, stream=lambda: (replace(f, image=_resized(f.image, height, width)) for f in stream()))
+        return replace(source, stream=lambda: (replace(f, image=resized(f.image, height, width)) for f in stream()))
     assert read is not None
     return replace(source, read=lambda i: fit(read(i)))
-
-
-def _resized(image: Image, height: int, width: int) -> Image:
-    """Scaled so that the shorter side fits, and cropped at the middle."""
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    return np.array(ImageOps.fit(Pillow.fromarray(_as_uint8(image)), (width, height), Pillow.Resampling.BILINEAR))
-
-
-def _as_uint8(image: Image) -> NDArray[np.uint8]:
-    return (image if image.dtype == np.uint8 else (image * 255).round()).astype(np.uint8)
 
 
 def _find(path: Path, entry: str) -> Path | None:
@@ -319,14 +241,14 @@ def _folder(path: Path, split: Split) -> Source:
     """An image folder or a zip of one: [top/][split/]class/image, or images alone."""
     if path.is_dir():
         names = _image_names(p.relative_to(path).as_posix() for p in path.rglob("*"))
-        data = partial(_file_bytes, path)
+        read = partial(_from_folder, path)
     else:
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise EexError(f"{path}: neither a folder nor a zip of images ({error})") from None
         names = _image_names(archive.namelist())
-        data = partial(_zip_bytes, archive)
+        read = partial(_from_zip, archive)
 
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     depth = _split_depth(list(folders.values()))
@@ -339,7 +261,7 @@ def _folder(path: Path, split: Split) -> Source:
     classes = tuple(sorted({f[-1] for f in within.values() if f}))  # of all splits, so that each numbers them alike
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[within[n][-1]] if within[n] else -1 for n in names], dtype=np.int64)
-    return Source(str(path), classes, names, labels, lambda i: decode(data(names[i]), names[i]))
+    return Source(str(path), classes, names, labels, lambda i: read(names[i]))
 
 
 def _split_depth(folders: Sequence[tuple[str, ...]]) -> int | None:
@@ -363,28 +285,17 @@ def _image_names(names: Iterable[str]) -> list[str]:
     )
 
 
-def _file_bytes(folder: Path, name: str) -> bytes:
-    path = folder / name
-    try:
-        if not path.is_file():  # reading a pipe would block
-            raise ImageError("cannot be read: not a file")
-        _check_bytes(path.stat().st_size)
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from None
+def _from_folder(folder: Path, name: str) -> Image:
+    return decode_file(folder / name)
 
 
-def _zip_bytes(archive: zipfile.ZipFile, name: str) -> bytes:
-    _check_bytes(archive.getinfo(name).file_size)
+def _from_zip(archive: zipfile.ZipFile, name: str) -> Image:
+    check_bytes(archive.getinfo(name).file_size)
     try:
-        return archive.read(name)
+        data = archive.read(name)
     except Exception as error:  # encrypted, damaged and unknown compression raise different exceptions
         raise ImageError(f"cannot be read: {error}") from None
-
-
-def _check_bytes(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise ImageError(f"cannot be read: {size:,} bytes, at most {MAX_FILE_BYTES:,} are possible")
+    return decode(data, name)
 
 
 def _cifar10(root: Path, split: Split) -> Source:
@@ -438,7 +349,7 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
         classes,
         names,
         np.array(labels, dtype=np.int64),
-        lambda i: decode(_file_bytes(root, names[i]), names[i]),
+        lambda i: _from_folder(root, names[i]),
     )
 
 
@@ -457,7 +368,7 @@ def _video(device: str | int, name: str) -> Source:
                 good, image = capture.read()
                 if not good:
                     return
-                yield Frame(f"{name}#{i}", np.ascontiguousarray(image[:, :, ::-1]))
+                yield Frame(f"{name}#{i}", np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8))
         finally:
             capture.release()
 
