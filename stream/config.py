@@ -10,7 +10,7 @@ import tyro
 from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.price import Price, parse_price
-from eex.policies.core.schedule import Schedule, parse_schedule
+from eex.policies.core.schedule import Schedule
 from eex.policies.registry import RECOMMENDED, split_option
 from eex.stream.frames.frames import FrameConfig
 from eex.stream.wire.connection import Connection, ConnectionConfig
@@ -109,7 +109,7 @@ class StreamConfig(ConnectionConfig, FrameConfig):
             raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
         if not 0 <= self.drop_below <= 1:
             raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
-        return Resolved(parse_schedule(self.distortion, self.seed), price, self.connection(), self._choices())
+        return Resolved(self.schedule(), price, self.connection(), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
         rivals = [name.strip() for name in self.compare.split(",") if name.strip()]

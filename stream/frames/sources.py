@@ -3,21 +3,17 @@
 import itertools
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames.decoding import IMAGE_SUFFIXES, Image, as_uint8, check_bytes, decode, decode_file, resized
+from eex.stream.frames.folders import Listing, Split, arrange, folder_files, printable, suffix_of, zip_files
 
-Split = Literal["train", "validation", "test", "all"]
-
-SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -59,6 +55,10 @@ class Source:
         Returns an image by index: uint8 (H, W, 3) or float32 in [0, 1]. Raises `ImageError`.
     stream
         For sources without an index, such as a camera: yields frames. `names` and `labels` are then empty.
+    notes
+        Sentences on what lies there and was left out.
+    unreadable
+        Classes without an image that can be decoded, and the suffixes of what they hold instead.
     """
 
     name: str
@@ -66,17 +66,24 @@ class Source:
     names: Sequence[str] = ()
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     read: Callable[[int], Image] | None = None
-    stream: Callable[[], Iterator[Frame]] | None = None
+    stream: Callable[[], Iterator[Frame | Skipped]] | None = None
+    notes: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
+def frames(source: Source, seed: int | None = 0, *, once: bool = False) -> Iterator[Frame | Skipped]:
     """Yield all frames of a source, pass after pass, each in a new random order, or in stored order if `seed` is None.
 
     An unusable image is reported once and left out of later passes. If no image is usable, there is only one pass. A
     camera or a video is read once, in its own order.
+
+    Parameters
+    ----------
+    once
+        End after one pass.
     """
     if source.stream is not None:
         yield from source.stream()
@@ -93,7 +100,7 @@ def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
             except ImageError as error:
                 bad.add(i)
                 yield Skipped(source.names[i], str(error))
-        if len(bad) == len(source):
+        if once or len(bad) == len(source):
             return
 
 
@@ -120,27 +127,31 @@ def open_source(
         If the source does not exist or has no images.
     """
     try:
-        source = replace(_open(spec, split, seed), name=spec)
+        source = replace(_open(spec, split, seed), name=printable(spec))
     except OSError as error:
-        raise EexError(f"{spec}: cannot be read: {error.strerror}") from None
+        where = f"{printable(str(error.filename))}: " if error.filename not in (None, spec) else ""
+        raise EexError(f"{printable(spec)}: cannot be read: {where}{error.strerror}") from None
     if source.stream is None and not len(source):
-        raise EexError(f"{spec}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in split '{split}'")
+        suffixes, notes = ", ".join(sorted(IMAGE_SUFFIXES)), "".join(f"; {note}" for note in source.notes)
+        raise EexError(f"{printable(spec)}: no images ({suffixes}) in split '{split}'{notes}")
     return source if shape is None else _fit(source, shape, resize)
 
 
 def _open(spec: str, split: Split, seed: int) -> Source:
     kind, _, number = spec.partition(":")
     if kind == "sample" and not number:
-        return _folder(Path(__file__).parents[1] / "shipped" / "cifar10-sample.zip", "all")
+        return _zip(Path(__file__).parents[1] / "shipped" / "cifar10-sample.zip", "all")
     if kind == "camera":
         if number and not number.isdecimal():
             raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
         return _video(int(number or 0), spec)
     path = Path(spec)
     if not path.exists():
-        raise EexError(f"{spec}: no such source; expected 'sample', 'camera' or the path of images or a video")
-    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-        return _video(str(path), spec)
+        raise EexError(
+            f"{printable(spec)}: no such source; expected 'sample', 'camera' or the path of images or a video"
+        )
+    if not path.is_dir():
+        return _file(path, spec, split)
     if (root := _find(path, "data_batch_1")) is not None:
         return _cifar10(root, split)
     if path.name == "256_ObjectCategories":
@@ -148,6 +159,18 @@ def _open(spec: str, split: Split, seed: int) -> Source:
     if (root := _find(path, "256_ObjectCategories")) is not None:
         return _caltech256(root / "256_ObjectCategories", split, seed)
     return _folder(path, split)
+
+
+def _file(path: Path, spec: str, split: Split) -> Source:
+    """A file that is a source by itself: a zip, a video or an image."""
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return _video(str(path), spec)
+    if suffix in IMAGE_SUFFIXES:
+        return _image(path)
+    if suffix == ".zip" or zipfile.is_zipfile(path):
+        return _zip(path, split)
+    raise EexError(f"{printable(spec)}: neither a folder nor a zip of images, nor an image or a video")
 
 
 def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
@@ -163,7 +186,7 @@ def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     skipped: list[Skipped] = []
-    for frame in itertools.islice(frames(source, seed=None), len(source)):  # one pass
+    for frame in frames(source, seed=None, once=True):
         if isinstance(frame, Skipped):
             skipped.append(frame)
             continue
@@ -225,7 +248,12 @@ def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
 
     read, stream = source.read, source.stream
     if stream is not None:
-        return replace(source, stream=lambda: (replace(f, image=resized(f.image, height, width)) for f in stream()))
+        return replace(
+            source,
+            stream=lambda: (
+                replace(f, image=resized(f.image, height, width)) if isinstance(f, Frame) else f for f in stream()
+            ),
+        )
     assert read is not None
     return replace(source, read=lambda i: fit(read(i)))
 
@@ -238,64 +266,45 @@ def _find(path: Path, entry: str) -> Path | None:
 
 
 def _folder(path: Path, split: Split) -> Source:
-    """An image folder or a zip of one: [top/][split/]class/image, or images alone."""
-    if path.is_dir():
-        names = _image_names(p.relative_to(path).as_posix() for p in path.rglob("*"))
-        read = partial(_from_folder, path)
+    """An image folder: [top/][split/]class/image, or images alone."""
+    return _arranged(path, arrange(folder_files(path), split), lambda name: decode_file(path / name))
+
+
+def _zip(path: Path, split: Split) -> Source:
+    """A zip of an image folder."""
+    archive, files = zip_files(path)
+    return _arranged(path, arrange(list(files), split), lambda name: _from_zip(archive, files[name]))
+
+
+def _arranged(path: Path, found: Listing, read: Callable[[str], Image]) -> Source:
+    if not found.names and found.parts:
+        has = ", ".join(f"'{part}' ({count:,} images)" for part, count in found.parts.items())
+        notes: tuple[str, ...] = (f"it has {has}", *found.notes)
     else:
-        try:
-            archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise EexError(f"{path}: neither a folder nor a zip of images ({error})") from None
-        names = _image_names(archive.namelist())
-        read = partial(_from_zip, archive)
-
-    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
-    depth = _split_depth(list(folders.values()))
-    if depth is None:
-        within = folders
-    else:
-        part = {n: SPLITS[f[depth]] for n, f in folders.items() if len(f) > depth and f[depth] in SPLITS}
-        within = {n: folders[n][depth + 1 :] for n in part}
-        names = [n for n in part if split in ("all", part[n])]
-    classes = tuple(sorted({f[-1] for f in within.values() if f}))  # of all splits, so that each numbers them alike
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[within[n][-1]] if within[n] else -1 for n in names], dtype=np.int64)
-    return Source(str(path), classes, names, labels, lambda i: read(names[i]))
-
-
-def _split_depth(folders: Sequence[tuple[str, ...]]) -> int | None:
-    """Depth of the folders named after splits: at the top, or below a single top folder."""
-    for depth in (0, 1):
-        here = {f[depth] for f in folders if len(f) > depth}
-        if here and (here <= SPLITS.keys() or here >= {"train", "test"}):  # "train" alone among others may be a class
-            return depth
-        if len(here) != 1:
-            break
-    return None
-
-
-def _image_names(names: Iterable[str]) -> list[str]:
-    """The sorted names with an image suffix, without hidden files and those that macOS adds to zips."""
-    return sorted(
-        name
-        for name in names
-        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+        notes = found.notes
+    return Source(
+        str(path),
+        found.classes,
+        [printable(name) for name in found.names],
+        found.labels,
+        lambda i: read(found.names[i]),
+        notes=notes,
+        unreadable=found.unreadable,
     )
 
 
-def _from_folder(folder: Path, name: str) -> Image:
-    return decode_file(folder / name)
+def _image(path: Path) -> Source:
+    """A single image."""
+    return Source(str(path), (), [printable(path.name)], np.array([-1]), lambda i: decode_file(path))
 
 
-def _from_zip(archive: zipfile.ZipFile, name: str) -> Image:
-    check_bytes(archive.getinfo(name).file_size)
+def _from_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Image:
+    check_bytes(info.file_size)
     try:
-        data = archive.read(name)
+        data = archive.read(info)
     except Exception as error:  # encrypted, damaged and unknown compression raise different exceptions
         raise ImageError(f"cannot be read: {error}") from None
-    return decode(data, name)
+    return decode(data, info.filename)
 
 
 def _cifar10(root: Path, split: Split) -> Source:
@@ -338,7 +347,7 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = _image_names(p.name for p in (root / name).iterdir())
+        files = sorted(p.name for p in (root / name).iterdir() if suffix_of(p.name) in IMAGE_SUFFIXES)
         order = np.random.default_rng((seed, label)).permutation(len(files))
         a, b = round(0.8 * len(files)), round(0.9 * len(files))
         part = {"train": order[:a], "validation": order[a:b], "test": order[b:], "all": order}[split]
@@ -347,9 +356,9 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
     return Source(
         str(root),
         classes,
-        names,
+        [printable(name) for name in names],
         np.array(labels, dtype=np.int64),
-        lambda i: _from_folder(root, names[i]),
+        lambda i: decode_file(root / names[i]),
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eex.policies.core.schedule import parse_schedule
 from eex.policies.core.trace import Trace
 from eex.stream.config import FrameConfig
 from eex.stream.frames.frames import Frames, nothing_usable
@@ -25,7 +24,7 @@ def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done
         If the configuration, the model or the source cannot be used.
     """
     config.check()
-    schedule = parse_schedule(config.distortion, config.seed)
+    schedule = config.schedule()
     from eex.stream.groups import every_exit  # only now torch, which takes seconds
 
     net = load_network(config)
