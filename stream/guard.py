@@ -1,5 +1,6 @@
 """Setup and error handling shared by all commands."""
 
+import io
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ def guarded(command: Callable[[], int | None]) -> int:
 
     Exit status 2 stands for a user's mistake or a file, folder or peer that cannot be used; 130 for an interruption.
     """
+    for output in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)  # not by way of SIGINT, which shells make background jobs ignore
     try:
         return command() or 0
