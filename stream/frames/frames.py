@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eex.policies.core.errors import EexError, ImageError
+from eex.policies.core.errors import EexError, ImageError, SourceLost
 from eex.policies.core.schedule import PRISTINE, Schedule, parse_schedule
 from eex.stream.frames.folders import Split
 
@@ -93,6 +93,8 @@ class Frames:
         Whether the source is a camera or a video, whose frames can be read only once.
     unknown
         Classes of the source that the model does not have. Their images count as unlabelled.
+    lost
+        Why the source broke off in the last pass; empty if it did not.
 
     Raises
     ------
@@ -114,6 +116,7 @@ class Frames:
         asked = config.frames or (0 if self.live else schedule.length)
         self.total = asked or len(source)
         self._once = not asked
+        self.lost = ""
 
     def report(self) -> dict[str, Any]:
         """What is played, as plain JSON values."""
@@ -126,6 +129,7 @@ class Frames:
             "model_classes": list(self.classes[:NAMED]),
             "distortion": str(self.schedule),
             "notes": list(self.source.notes),
+            "lost": self.lost,
         }
 
     def batches(self, total: int, skipped: dict[str, str], first: int = 0) -> Iterator["Batch"]:
@@ -147,8 +151,14 @@ class Frames:
         from eex.stream.frames.distortions import distort
         from eex.stream.frames.sources import Frame, Skipped, frames
 
+        def arriving() -> Iterator[Frame | Skipped]:
+            try:
+                yield from frames(self.source, self.config.seed if self.config.shuffle else None, once=self._once)
+            except SourceLost as error:
+                self.lost = str(error)
+
         def usable() -> Iterator[Frame]:
-            for frame in frames(self.source, self.config.seed if self.config.shuffle else None, once=self._once):
+            for frame in arriving():
                 if isinstance(frame, Skipped):
                     skipped[frame.name] = frame.reason
                     continue
@@ -160,11 +170,9 @@ class Frames:
                     continue
                 yield frame
 
-        arriving = itertools.islice(usable(), first, None)
+        rest = itertools.islice(usable(), first, None)
         while first < total or not total:
-            taken = list(
-                itertools.islice(arriving, min(self.config.batch, total - first) if total else self.config.batch)
-            )
+            taken = list(itertools.islice(rest, min(self.config.batch, total - first) if total else self.config.batch))
             if not taken:
                 return
             names, labels, images = ([getattr(f, c) for f in taken] for c in ("name", "label", "image"))

@@ -2,6 +2,7 @@
 
 import itertools
 import pickletools
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.errors import EexError, ImageError
+from eex.policies.core.errors import EexError, ImageError, SourceLost
 from eex.stream.frames.decoding import IMAGE_SUFFIXES, Image, as_uint8, check_bytes, decode, decode_file, resized
 from eex.stream.frames.folders import Listing, Split, arrange, folder_files, printable, suffix_of, zip_files
+from eex.stream.frames.video import VIDEO_SUFFIXES, Damaged, VideoError, camera, decode_video, require_pyav
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+ANIMATED = {".gif", ".apng", ".png"}
+"""Suffixes of images that may be videos, if they are a source by themselves."""
+REOPEN_S = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before each attempt to open a lost camera again."""
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -144,7 +149,7 @@ def _open(spec: str, split: Split, seed: int) -> Source:
     if kind == "camera":
         if number and not number.isdecimal():
             raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
-        return _video(int(number or 0), spec)
+        return _video(spec, int(number or 0))
     path = Path(spec)
     if not path.exists():
         raise EexError(
@@ -164,13 +169,23 @@ def _open(spec: str, split: Split, seed: int) -> Source:
 def _file(path: Path, spec: str, split: Split) -> Source:
     """A file that is a source by itself: a zip, a video or an image."""
     suffix = path.suffix.lower()
-    if suffix in VIDEO_SUFFIXES:
-        return _video(str(path), spec)
+    if suffix in VIDEO_SUFFIXES or (suffix in ANIMATED and path.is_file() and _is_animated(path)):
+        return _video(spec)
     if suffix in IMAGE_SUFFIXES:
         return _image(path)
     if suffix == ".zip" or zipfile.is_zipfile(path):
         return _zip(path, split)
     raise EexError(f"{printable(spec)}: neither a folder nor a zip of images, nor an image or a video")
+
+
+def _is_animated(path: Path) -> bool:
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path, formats=["GIF", "PNG"]) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # Pillow's readers raise all kinds of exceptions on damaged files
+        return False
 
 
 def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
@@ -362,23 +377,31 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
     )
 
 
-def _video(device: str | int, name: str) -> Source:
-    try:
-        import cv2
-    except ImportError:
-        raise EexError(f"{name}: reading video needs OpenCV: pip install 'eex[video]'") from None
+def _video(spec: str, device: int | None = None) -> Source:
+    """A video file, or the camera of a number; a camera that is lost is opened again a few times."""
+    require_pyav(printable(spec))
+    video, options = (f"file:{spec}", {}) if device is None else camera(device)
 
-    def stream() -> Iterator[Frame]:
-        capture = cv2.VideoCapture(device)
-        try:
-            if not capture.isOpened():
-                raise EexError(f"{name}: cannot be opened as a video")
-            for i in itertools.count():
-                good, image = capture.read()
-                if not good:
+    def stream() -> Iterator[Frame | Skipped]:
+        failed = number = 0
+        while True:
+            try:
+                for frame in decode_video(video, options):
+                    name = f"{printable(spec)}#{number}"
+                    number += 1
+                    if isinstance(frame, Damaged):
+                        yield Skipped(name, frame.reason)
+                    else:
+                        failed = 0
+                        yield Frame(name, frame.image)
+                if device is None:
                     return
-                yield Frame(f"{name}#{i}", np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8))
-        finally:
-            capture.release()
+                problem = "gives no more frames"
+            except VideoError as error:
+                problem = str(error)
+            if device is None or not number or failed == len(REOPEN_S):
+                raise (SourceLost if number else EexError)(f"{printable(spec)}: {problem}")
+            time.sleep(REOPEN_S[failed])
+            failed += 1
 
-    return Source(name, (), stream=stream)
+    return Source(spec, (), stream=stream)

@@ -10,13 +10,20 @@ from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.network import load_network
 
 
-def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done, total: None) -> tuple[Trace, int]:
-    """Run every exit on every frame; the trace, and how many images were skipped. Only the trace's columns are kept.
+def record(
+    config: FrameConfig, report: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Trace, int, str]:
+    """Run every exit on every frame. Only the trace's columns are kept.
 
     Parameters
     ----------
     report
         Called after each micro-batch with the number of frames done, and of all; 0 where the source does not say.
+
+    Returns
+    -------
+    trace, skipped, lost
+        The trace, how many images were skipped, and why the source broke off; empty if it did not.
 
     Raises
     ------
@@ -53,4 +60,4 @@ def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done
         experts=() if net.classifier is None else net.experts,
         model=net.fingerprint,
     )
-    return trace, len(skipped)
+    return trace, len(skipped), frames.lost

@@ -2,14 +2,20 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import clip, pyav
 from commands import call
 from PIL import Image
 
 from eex.policies.core.schedule import PRISTINE
+from eex.policies.core.trace import read_trace
+from eex.stream.frames import sources
 from eex.stream.frames.frames import DRIFT, FrameConfig, matching
+from eex.stream.frames.video import Picture, VideoError
+from eex.stream.guard import SOURCE_LOST
 from eex.stream.run.records import read_records
 
 
@@ -107,3 +113,60 @@ def test_a_single_image_is_a_source(tmp_path):
     draw(tmp_path, ["photo.jpg"])
     done = stream(tmp_path / "out", "--source", tmp_path / "photo.jpg")
     assert "1 frame: each image of" in done.stdout
+
+
+# --- videos and cameras ---
+
+
+def test_a_video_is_played_whole_whatever_the_schedule(tmp_path):
+    path = clip(tmp_path / "film.avi", codec="mjpeg")
+    done = stream(tmp_path / "out", "--source", path, "--distortion", "pristine:5, gaussian_blur@1:5")
+    assert "20 frames of" in done.stdout
+    assert summary_of(tmp_path / "out")["source"]["lost"] == ""
+
+
+def test_an_animation_is_a_video(tmp_path):
+    pyav()
+    shades = [Image.new("RGB", (32, 32), (k, 0, 0)) for k in (0, 120, 240)]
+    shades[0].save(tmp_path / "moving.gif", save_all=True, append_images=shades[1:])
+    shades[0].save(tmp_path / "still.gif")
+    for name, count in (("moving", 3), ("still", 1)):
+        stream(tmp_path / name, "--source", tmp_path / f"{name}.gif")
+        assert summary_of(tmp_path / name)["frames"] == count
+
+
+def test_frames_that_the_file_announces_are_missed(tmp_path):
+    path = clip(tmp_path / "film.avi", codec="mjpeg")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"movi") + (len(data) - data.index(b"movi")) // 2])
+    done = stream(tmp_path / "out", "--source", path)
+    assert "the file announces 20 frames and ends after" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["stream", "record"])
+def test_a_lost_camera_is_no_success_and_costs_no_results(tmp_path, monkeypatch, command):
+    pyav()
+    monkeypatch.setattr(sources, "REOPEN_S", (0.0,))
+    left = [40, 0, 0]
+
+    def decode(device, options):
+        if not left or not (count := left.pop(0)):
+            raise VideoError("cannot be opened: No such device")
+        for k in range(count):
+            yield Picture(k, 0.0, np.full((6, 8, 3), k, dtype=np.uint8))
+        raise VideoError("broke off")
+
+    monkeypatch.setattr(sources, "decode_video", decode)
+    out = tmp_path / "t.arrow" if command == "record" else tmp_path
+    options = ("--worker", "none") if command == "stream" else ()
+    done = call(command, "--source", "camera:1", "--quiet", "--out", out, *options)
+    assert done.returncode == SOURCE_LOST
+    assert done.stderr.startswith("error: camera:1: cannot be opened: No such device; ")
+    assert done.stderr.count("\n") == 1
+    if command == "record":
+        assert len(read_trace(out)) == 40
+        return
+    summary = summary_of(tmp_path)
+    assert (summary["frames"], summary["interrupted"]) == (40, False)
+    assert "No such device" in summary["source"]["lost"]
+    assert len(read_records(Path(summary["folder"]) / "records")) == 40
