@@ -1,5 +1,6 @@
 """The options of a run and their parsed form. Heavy libraries are not imported, so --help is instant."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -156,8 +157,8 @@ def from_json(path: Path, kind: type[Config]) -> Config:
         If the file cannot be read or is not the configuration of a run.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))
+        return msgspec.convert(json.loads(path.read_bytes()), type=kind, dec_hook=lambda kind, value: kind(value))
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise EexError(f"{path}: not the configuration of a run: {error}") from None

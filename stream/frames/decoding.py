@@ -1,6 +1,7 @@
 """From the bytes of a file to an image: the one decoder of everything that reads images."""
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from eex.policies.core.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of damaged files is printed
 
 Image = NDArray[np.uint8] | NDArray[np.float32]
 

@@ -28,7 +28,7 @@ def training_bars(quiet: bool, said: Sequence[str] = ()) -> Iterator[Bars]:
     console, first = Console(stderr=True), list(said)
     columns = (
         TextColumn("{task.description}", table_column=Column(min_width=len("gaussian_noise"), no_wrap=True)),
-        BarColumn(bar_width=10),
+        BarColumn(bar_width=6),
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         TimeRemainingColumn(),
     )
@@ -40,10 +40,10 @@ def training_bars(quiet: bool, said: Sequence[str] = ()) -> Iterator[Bars]:
 
         def bar(name: str) -> "Callable[[Progress], None]":
             task = bars.add_task(name, text="", total=None)
-            validation = ""
+            accuracy = ""
 
             def report(progress: "Progress") -> None:
-                nonlocal validation
+                nonlocal accuracy
                 say()
                 if progress.resumed:
                     if not quiet:
@@ -52,12 +52,12 @@ def training_bars(quiet: bool, said: Sequence[str] = ()) -> Iterator[Bars]:
                     return
                 epoch = f"{progress.epoch + 1}/{progress.epochs}"
                 if progress.accuracy:
-                    validation = "validation " + " / ".join(f"{100 * a:.1f}" for a in progress.accuracy) + " %"
+                    shares = [f"{100 * a:.1f}" for a in progress.accuracy]
+                    validation, accuracy = f"validation {' / '.join(shares)} %", f"val {'/'.join(shares)} %"
                     if not console.is_terminal and not quiet:
-                        console.print(f"{name}: epoch {epoch}: {validation}", highlight=False)
+                        console.print(f"{name}: epoch {epoch}: {validation}", highlight=False, soft_wrap=True)
                 done = progress.epoch * progress.steps + progress.step
-                text = f"{progress.phase} {epoch}  loss {progress.loss:.3f}  "
-                text += f"{progress.images_per_second:,.0f} images/s  {validation}"
+                text = f"{progress.phase} {epoch} loss {progress.loss:.2f} {accuracy}"
                 bars.update(task, completed=done, total=progress.epochs * progress.steps, text=text)
 
             return report

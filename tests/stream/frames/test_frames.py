@@ -107,6 +107,9 @@ def test_names_that_are_not_utf8_reach_the_records(tmp_path):
     assert "caf\\xe9-wide.png: is 40x40" in done.stdout
     records = read_records(next((tmp_path / "out").iterdir()) / "records")
     assert sorted(records["name"].to_pylist()) == ["caf\\xe9.png", "tea.png"]
+    config = next((tmp_path / "out").iterdir()) / "config.json"
+    stream(tmp_path / "again", "--config", config)
+    assert summary_of(tmp_path / "again")["frames"] == 2
 
 
 def test_a_single_image_is_a_source(tmp_path):
