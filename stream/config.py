@@ -1,5 +1,6 @@
 """The options of a run and their parsed form. Heavy libraries are not imported, so --help is instant."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -10,7 +11,7 @@ import tyro
 from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.price import Price, parse_price
-from eex.policies.core.schedule import Schedule, parse_schedule
+from eex.policies.core.schedule import Schedule
 from eex.policies.registry import RECOMMENDED, split_option, split_policies
 from eex.stream.frames.frames import FrameConfig
 from eex.stream.wire.connection import Connection, ConnectionConfig
@@ -109,7 +110,7 @@ class StreamConfig(ConnectionConfig, FrameConfig):
             raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
         if not 0 <= self.drop_below <= 1:
             raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
-        return Resolved(parse_schedule(self.distortion, self.seed), price, self.connection(), self._choices())
+        return Resolved(self.schedule(), price, self.connection(), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
         rivals = split_policies(self.compare)
@@ -156,8 +157,8 @@ def from_json(path: Path, kind: type[Config]) -> Config:
         If the file cannot be read or is not the configuration of a run.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))
+        return msgspec.convert(json.loads(path.read_bytes()), type=kind, dec_hook=lambda kind, value: kind(value))
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise EexError(f"{path}: not the configuration of a run: {error}") from None

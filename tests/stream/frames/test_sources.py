@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import clip, pyav
 from PIL import Image as Pillow
 
 from eex.policies.core.errors import EexError, ImageError
-from eex.stream.frames import sources
-from eex.stream.frames.sources import Frame, Skipped, Source, decode, download_cifar10, frames, load_all, open_source
+from eex.stream.frames import decoding, sources
+from eex.stream.frames.sources import Frame, Skipped, Source, download_cifar10, frames, load_all, open_source
+from eex.stream.frames.video import Damaged, Picture, VideoError
 
 
 def picture(seed=0, height=8, width=8):
@@ -154,74 +156,6 @@ def test_a_file_that_is_no_zip(tmp_path):
 # --- single images ---
 
 
-def test_grey_and_palettes_and_alpha(tmp_path):
-    grey = picture()[:, :, 0]
-    save(tmp_path / "grey" / "x.png", grey, mode="L")
-    np.testing.assert_array_equal(only(tmp_path / "grey"), np.repeat(grey[:, :, None], 3, axis=2))
-
-    flat = np.zeros((4, 4, 3), dtype=np.uint8) + np.array([10, 200, 30], dtype=np.uint8)
-    save(tmp_path / "palette" / "x.png", flat, mode="P")
-    np.testing.assert_array_equal(
-        only(tmp_path / "palette"), np.array(Pillow.fromarray(flat).convert("P").convert("RGB"))
-    )
-
-    save(tmp_path / "clear" / "x.png", flat, mode="P", transparency=bytes(range(16)))  # Pillow would warn
-    assert only(tmp_path / "clear").shape == (4, 4, 3)
-
-    save(tmp_path / "alpha" / "x.png", np.dstack([picture(), grey]), mode="RGBA")
-    np.testing.assert_array_equal(only(tmp_path / "alpha"), picture())
-
-    save(tmp_path / "deep" / "x.png", grey.astype(np.uint16) * 257, mode="I;16")  # scaled, not clipped to white
-    np.testing.assert_array_equal(only(tmp_path / "deep"), np.repeat(grey[:, :, None], 3, axis=2))
-
-    save(tmp_path / "bits" / "x.png", grey > 128, mode="1")
-    assert set(np.unique(only(tmp_path / "bits"))) == {0, 255}
-
-
-def test_jpeg(tmp_path):
-    flat = np.full((16, 16, 3), 90, dtype=np.uint8)
-    save(tmp_path / "a" / "x.JPG", flat, quality=95, format="JPEG")
-    np.testing.assert_allclose(only(tmp_path / "a"), 90, atol=2)
-    save(tmp_path / "b" / "x.jpeg", flat, mode="CMYK")
-    np.testing.assert_allclose(only(tmp_path / "b"), 90, atol=4)
-
-
-def bad_png(tmp_path, cut):
-    save(tmp_path / "whole.png", picture(height=64, width=64))
-    data = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "whole.png").unlink()
-    return data[: int(len(data) * cut)]
-
-
-@pytest.mark.parametrize("cut", [0, 0.001, 0.01, 0.1, 0.5, 0.9])
-def test_truncated_png(tmp_path, cut):
-    with pytest.raises(ImageError, match=r"not a readable image: \w"):
-        decode(bad_png(tmp_path, cut), "x.png")
-
-
-def test_any_damage_is_an_image_error(tmp_path):
-    for name in ("x.png", "x.jpg", "x.bmp", "x.webp"):
-        save(tmp_path / name, picture(height=16, width=16))
-        whole = (tmp_path / name).read_bytes()
-        for seed in range(60):
-            rng = np.random.default_rng(seed)
-            data = bytearray(whole)
-            for at in rng.integers(0, len(data), 4):
-                data[at] = rng.integers(256)
-            data = data[: rng.integers(1, len(data) + 1)]
-            try:
-                assert decode(bytes(data), name).dtype == np.uint8
-            except ImageError as error:
-                assert "\n" not in str(error)  # noqa: PT017
-
-
-def test_postscript_never_reaches_ghostscript(monkeypatch):
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
-    monkeypatch.setattr("subprocess.check_call", lambda *a, **k: pytest.fail("ran a program"))
-    with pytest.raises(ImageError, match="not a readable image"):
-        decode(eps, "x.jpg")
-
-
 def test_what_cannot_be_read_is_skipped_alone(tmp_path):
     save(tmp_path / "good.png", picture())
     (tmp_path / "folder.jpg").mkdir()
@@ -258,7 +192,7 @@ def test_a_file_that_went_away_is_skipped(labelled):
 
 def test_huge_files_are_skipped(labelled, tmp_path, monkeypatch):
     path = zipped(labelled, tmp_path / "images.zip")
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 20)
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 20)
     for spec in (path, labelled):
         with pytest.raises(ImageError, match="at most 20"):
             open_source(str(spec)).read(0)
@@ -299,45 +233,6 @@ def test_resizing_keeps_the_middle(tmp_path):
     assert (open_source(str(tmp_path), shape=(3, 10, 10), resize=True).read(0) == 255).all()
 
 
-# --- arrays ---
-
-
-def array_file(tmp_path, array, **options):
-    np.save(tmp_path / "x.npy", array, **options)
-    return tmp_path
-
-
-def test_arrays(tmp_path):
-    np.testing.assert_array_equal(only(array_file(tmp_path, picture())), picture())
-    floats = picture() / 255
-    for array in (floats, floats.astype(np.float32), floats.transpose(2, 0, 1), floats.astype(">f8")):
-        image = only(array_file(tmp_path, array))
-        assert image.dtype == np.float32
-        np.testing.assert_allclose(image, floats, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("array", "reason"),
-    [
-        (np.where(picture() == picture()[0, 0, 0], np.nan, 0.5), "NaN or infinite"),
-        (np.full((8, 8, 3), np.inf), "192 values are NaN or infinite"),
-        (np.full((8, 8, 3), 1e300), "values must lie in"),
-        (np.full((8, 8, 3), -0.1), "values must lie in"),
-        (np.full((8, 8, 3), 2.0), r"values must lie in \[0, 1\], got 0…2"),
-        (np.zeros((8, 8)), r"expected an array of shape \(H, W, 3\), got \(8, 8\)"),
-        (np.zeros((2, 8, 8, 3)), "expected an array of shape"),
-        (np.zeros((0, 8, 3)), "expected an array of shape"),
-        (np.float64(0), "expected an array of shape"),
-        (np.zeros((8, 8, 3), dtype=np.int64), "uint8 or floats, got int64"),
-        (np.zeros((8, 8, 3), dtype=complex), "uint8 or floats"),
-        (np.full((8, 8, 3), "a"), "uint8 or floats"),
-    ],
-)
-def test_bad_arrays(tmp_path, array, reason):
-    with pytest.raises(ImageError, match=reason):
-        only(array_file(tmp_path, array))
-
-
 class Bomb:
     """Unpickled, it makes the file `path`."""
 
@@ -346,28 +241,6 @@ class Bomb:
 
     def __reduce__(self):
         return os.system, (f"touch {self.path}",)
-
-
-def test_object_arrays_are_never_unpickled(tmp_path):
-    mark = tmp_path / "mark"
-    folder = tmp_path / "arrays"
-    folder.mkdir()
-    array_file(folder, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
-    (folder / "bare.npy").write_bytes(pickle.dumps(Bomb(mark)))
-    np.savez(folder / "many.npz", a=np.zeros((8, 8, 3)))
-    (folder / "many.npz").rename(folder / "many.npy")
-    assert [type(f) for f in one_pass(open_source(str(folder)))] == [Skipped] * 3
-    assert not mark.exists()
-
-
-def test_damaged_arrays(tmp_path):
-    whole = (array_file(tmp_path, picture() / 255) / "x.npy").read_bytes()
-    for at in range(0, len(whole), 7):
-        with pytest.raises(ImageError):
-            decode(whole[:at], "x.npy")
-    huge = whole.replace(b"(8, 8, 3)", b"(8" + b"0" * 3 + b",8,3)")[:-1]
-    with pytest.raises(ImageError):
-        decode(huge, "x.npy")
 
 
 # --- passes ---
@@ -427,7 +300,7 @@ def test_load_all_leaves_out_bad_images():
 
 
 def test_load_all_takes_floats(tmp_path):
-    array_file(tmp_path, picture() / 255)
+    np.save(tmp_path / "x.npy", picture() / 255)
     np.testing.assert_array_equal(load_all(open_source(str(tmp_path)))[0][0], picture().transpose(2, 0, 1))
 
 
@@ -636,55 +509,65 @@ def test_caltech256_skips_a_bad_image_alone(caltech):
 
 
 @pytest.mark.parametrize("spec", ["camera", "camera:1", "film.mp4"])
-def test_video_without_opencv(tmp_path, monkeypatch, spec):
-    monkeypatch.setitem(sys.modules, "cv2", None)
+def test_video_without_pyav(tmp_path, monkeypatch, spec):
+    monkeypatch.setitem(sys.modules, "av", None)
     if spec.endswith("mp4"):
         spec = str(tmp_path / spec)
         Path(spec).write_bytes(b"")
-    with pytest.raises(EexError, match=r"reading video needs OpenCV: pip install 'eex\[video\]'$"):
+    with pytest.raises(EexError, match=r"reading video needs PyAV: pip install 'eex\[video\]'$"):
         open_source(spec)
 
 
-class FakeCamera:
-    """OpenCV's camera: three frames, each blue in its own way, then none."""
-
-    released = 0
-
-    def __init__(self, device):
-        self.device, self.left = device, 3
-
-    def isOpened(self):
-        return self.device != 9
-
-    def read(self):
-        self.left -= 1
-        return self.left >= 0, np.full((6, 8, 3), [200, 0, max(self.left, 0)], dtype=np.uint8)
-
-    def release(self):
-        FakeCamera.released += 1
+def test_a_video_is_played_once_and_scaled(tmp_path):
+    path = str(clip(tmp_path / "film.m4v"))
+    got = list(frames(open_source(path, shape=(3, 16, 16))))
+    assert [f.name for f in got] == [f"{path}#{k}" for k in range(20)]
+    assert {f.image.shape for f in got} == {(16, 16, 3)}
 
 
-@pytest.fixture
-def opencv(monkeypatch):
-    FakeCamera.released = 0
-    monkeypatch.setitem(sys.modules, "cv2", type(sys)("cv2"))
-    monkeypatch.setattr(sys.modules["cv2"], "VideoCapture", FakeCamera, raising=False)
+def test_what_is_no_video(tmp_path):
+    pyav()
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    with pytest.raises(EexError, match=r"film\.mp4: cannot be opened: "):
+        next(frames(open_source(str(tmp_path / "film.mp4"))))
 
 
-@pytest.mark.usefixtures("opencv")
-def test_camera():
-    got = list(frames(open_source("camera:1", shape=(3, 4, 4))))
-    assert [f.name for f in got] == ["camera:1#0", "camera:1#1", "camera:1#2"]
-    assert [f.image[0, 0].tolist() for f in got] == [[2, 0, 200], [1, 0, 200], [0, 0, 200]]
-    assert [f.image.shape for f in got] == [(4, 4, 3)] * 3
-    assert FakeCamera.released == 1
+def camera(monkeypatch, *lives):
+    """A camera that gives two frames per life, after attempts that fail; how often it was opened."""
+    opened = []
+    monkeypatch.setattr(sources, "REOPEN_S", (0.0, 0.0))
+
+    def decode(device, options):
+        opened.append(device)
+        life = lives[min(len(opened), len(lives)) - 1]
+        if life == "gone":
+            raise VideoError("cannot be opened: No such device")
+        yield Picture(0, 0.0, np.full((6, 8, 3), [0, 0, 200], dtype=np.uint8))
+        yield Damaged(1, "a part of it is damaged")
+
+    monkeypatch.setattr(sources, "decode_video", decode)
+    return opened
 
 
-@pytest.mark.usefixtures("opencv")
-def test_camera_that_cannot_be_opened():
-    with pytest.raises(EexError, match="camera:9: cannot be opened"):
+def test_a_lost_camera_is_opened_again_and_its_end_is_an_error(monkeypatch):
+    pyav()
+    opened = camera(monkeypatch, "there", "gone", "there", "gone")
+    got = []
+    with pytest.raises(EexError, match=r"^camera:1: cannot be opened: No such device$"):
+        got.extend(frames(open_source("camera:1", shape=(3, 4, 4))))  # keeps what came before the error
+    assert [f.name for f in got] == [f"camera:1#{k}" for k in range(4)]
+    assert [type(f) for f in got] == [Frame, Skipped] * 2
+    assert got[0].image.shape == (4, 4, 3)
+    assert got[0].image[0, 0].tolist() == [0, 0, 200]
+    assert len(opened) == 5
+
+
+def test_a_camera_that_cannot_be_opened_is_not_tried_again(monkeypatch):
+    pyav()
+    opened = camera(monkeypatch, "gone")
+    with pytest.raises(EexError, match=r"^camera:9: cannot be opened: No such device$"):
         next(frames(open_source("camera:9")))
-    assert FakeCamera.released == 1
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("spec", ["camera:x", "camera:-1", "camera:1.5"])
