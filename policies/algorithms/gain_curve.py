@@ -76,6 +76,7 @@ class GainCurve(Composite):
 
     state = ("offloads", "gains", "squares", "seen", "heard", "news", "weight", "arm", "decided", "curve")
     parts = ("change",)
+    joint = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Context:
     frames
         Frames in the batch, at least 1.
     first
-        Number of its first frame; the others follow.
+        Number of its first frame; the others follow. One number, or one per run (runs,) for a policy that is `joint`.
     overhead
         Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one per run (runs,). Where it
         depends on what will be measured (`eex.policies.core.price`), the price that is expected.
@@ -54,13 +54,19 @@ class Context:
     """
 
     frames: int = 1
-    first: int = 0
+    first: int | Ints = 0
     overhead: float | Floats = 0.0
     exit_cost: float = 0.0
     distortion: Floats | None = None
     queue: int | Ints = 0
     link_ms: float | Floats = float("nan")
     reachable: bool | Bools = True
+
+    @property
+    def numbers(self) -> Ints:
+        """Numbers of the frames: (frames,), or (runs, frames) where each run has its own."""
+        numbers: Ints = np.asarray(self.first)[..., None] + np.arange(self.frames)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,10 @@ class Policy(Arrays):
 
     Attributes
     ----------
+    joint
+        Whether learners of many streams may be rows of one such policy (`eex.policies.core.learners`): each run may be
+        at another frame, and all that it has learned is its row of the arrays in `state`, whose shapes never change.
+        Otherwise, and by default, each stream gets a policy of its own.
     keys
         Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
         the parts of a sweep do, so that they draw what the whole would.
@@ -145,6 +155,8 @@ class Policy(Arrays):
     ValueError
         If `exits` or `runs` is below 1.
     """
+
+    joint: ClassVar[bool] = False
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         if exits < 1 or runs < 1:

@@ -19,8 +19,8 @@ from eex.policies.core.schedule import KINDS
 ROWS_IN_BATCH = 1024
 """Rows written at once: what a killed run may lose of its records, at most."""
 ROWS_IN_PART = 262_144
-DROPPED, REACHABLE = "dropped", "reachable"
-LATER = {DROPPED: False, REACHABLE: True}
+STREAM, DROPPED, REACHABLE = "stream", "dropped", "reachable"
+LATER = {STREAM: "", DROPPED: False, REACHABLE: True}
 """The last columns; parts that an older eex wrote lack some, and read as if they held these values."""
 
 
