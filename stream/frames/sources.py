@@ -3,6 +3,7 @@
 import io
 import itertools
 import pickletools
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError, ImageError
+from eex.stream.frames.video import VIDEO_SUFFIXES, Damaged, VideoError, camera, decode_video, require_pyav
 
 Image = NDArray[np.uint8] | NDArray[np.float32]
 Split = Literal["train", "validation", "test", "all"]
@@ -27,7 +29,8 @@ IMAGE_FORMATS = (
 )  # the only readers of Pillow that are used: one of the others runs Ghostscript
 MAX_FILE_BYTES = 1 << 28
 SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+REOPEN_S = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before each attempt to open a lost camera again."""
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -75,7 +78,7 @@ class Source:
     names: Sequence[str] = ()
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     read: Callable[[int], Image] | None = None
-    stream: Callable[[], Iterator[Frame]] | None = None
+    stream: Callable[[], Iterator[Frame | Skipped]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -144,12 +147,12 @@ def _open(spec: str, split: Split, seed: int) -> Source:
     if kind == "camera":
         if number and not number.isdecimal():
             raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
-        return _video(int(number or 0), spec)
+        return _video(spec, int(number or 0))
     path = Path(spec)
     if not path.exists():
         raise EexError(f"{spec}: no such source; expected 'sample', 'camera' or the path of images or a video")
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-        return _video(str(path), spec)
+        return _video(spec)
     if (root := _find(path, "data_batch_1")) is not None:
         return _cifar10(root, split)
     if path.name == "256_ObjectCategories":
@@ -291,7 +294,12 @@ def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
 
     read, stream = source.read, source.stream
     if stream is not None:
-        return replace(source, stream=lambda: (replace(f, image=_resized(f.image, height, width)) for f in stream()))
+        return replace(
+            source,
+            stream=lambda: (
+                f if isinstance(f, Skipped) else replace(f, image=_resized(f.image, height, width)) for f in stream()
+            ),
+        )
     assert read is not None
     return replace(source, read=lambda i: fit(read(i)))
 
@@ -442,23 +450,31 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
     )
 
 
-def _video(device: str | int, name: str) -> Source:
-    try:
-        import cv2
-    except ImportError:
-        raise EexError(f"{name}: reading video needs OpenCV: pip install 'eex[video]'") from None
+def _video(spec: str, device: int | None = None) -> Source:
+    """A video file, or the camera of a number; a camera that is lost is opened again a few times."""
+    require_pyav(spec)
+    video, options = (f"file:{spec}", {}) if device is None else camera(device)
 
-    def stream() -> Iterator[Frame]:
-        capture = cv2.VideoCapture(device)
-        try:
-            if not capture.isOpened():
-                raise EexError(f"{name}: cannot be opened as a video")
-            for i in itertools.count():
-                good, image = capture.read()
-                if not good:
+    def stream() -> Iterator[Frame | Skipped]:
+        failed = number = 0
+        while True:
+            try:
+                for frame in decode_video(video, options):
+                    name = f"{spec}#{number}"
+                    number += 1
+                    if isinstance(frame, Damaged):
+                        yield Skipped(name, frame.reason)
+                    else:
+                        failed = 0
+                        yield Frame(name, frame.image)
+                if device is None:
                     return
-                yield Frame(f"{name}#{i}", np.ascontiguousarray(image[:, :, ::-1]))
-        finally:
-            capture.release()
+                problem = "gives no more frames"
+            except VideoError as error:
+                problem = str(error)
+            if device is None or not number or failed == len(REOPEN_S):
+                raise EexError(f"{spec}: {problem}")
+            time.sleep(REOPEN_S[failed])
+            failed += 1
 
-    return Source(name, (), stream=stream)
+    return Source(spec, (), stream=stream)

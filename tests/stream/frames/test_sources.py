@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import clip, pyav
 from PIL import Image as Pillow
 
 from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames import sources
 from eex.stream.frames.sources import Frame, Skipped, Source, decode, download_cifar10, frames, load_all, open_source
+from eex.stream.frames.video import Damaged, Picture, VideoError
 
 
 def picture(seed=0, height=8, width=8):
@@ -636,55 +638,65 @@ def test_caltech256_skips_a_bad_image_alone(caltech):
 
 
 @pytest.mark.parametrize("spec", ["camera", "camera:1", "film.mp4"])
-def test_video_without_opencv(tmp_path, monkeypatch, spec):
-    monkeypatch.setitem(sys.modules, "cv2", None)
+def test_video_without_pyav(tmp_path, monkeypatch, spec):
+    monkeypatch.setitem(sys.modules, "av", None)
     if spec.endswith("mp4"):
         spec = str(tmp_path / spec)
         Path(spec).write_bytes(b"")
-    with pytest.raises(EexError, match=r"reading video needs OpenCV: pip install 'eex\[video\]'$"):
+    with pytest.raises(EexError, match=r"reading video needs PyAV: pip install 'eex\[video\]'$"):
         open_source(spec)
 
 
-class FakeCamera:
-    """OpenCV's camera: three frames, each blue in its own way, then none."""
-
-    released = 0
-
-    def __init__(self, device):
-        self.device, self.left = device, 3
-
-    def isOpened(self):
-        return self.device != 9
-
-    def read(self):
-        self.left -= 1
-        return self.left >= 0, np.full((6, 8, 3), [200, 0, max(self.left, 0)], dtype=np.uint8)
-
-    def release(self):
-        FakeCamera.released += 1
+def test_a_video_is_played_once_and_scaled(tmp_path):
+    path = str(clip(tmp_path / "film.m4v"))
+    got = list(frames(open_source(path, shape=(3, 16, 16))))
+    assert [f.name for f in got] == [f"{path}#{k}" for k in range(20)]
+    assert {f.image.shape for f in got} == {(16, 16, 3)}
 
 
-@pytest.fixture
-def opencv(monkeypatch):
-    FakeCamera.released = 0
-    monkeypatch.setitem(sys.modules, "cv2", type(sys)("cv2"))
-    monkeypatch.setattr(sys.modules["cv2"], "VideoCapture", FakeCamera, raising=False)
+def test_what_is_no_video(tmp_path):
+    pyav()
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    with pytest.raises(EexError, match=r"film\.mp4: cannot be opened: "):
+        next(frames(open_source(str(tmp_path / "film.mp4"))))
 
 
-@pytest.mark.usefixtures("opencv")
-def test_camera():
-    got = list(frames(open_source("camera:1", shape=(3, 4, 4))))
-    assert [f.name for f in got] == ["camera:1#0", "camera:1#1", "camera:1#2"]
-    assert [f.image[0, 0].tolist() for f in got] == [[2, 0, 200], [1, 0, 200], [0, 0, 200]]
-    assert [f.image.shape for f in got] == [(4, 4, 3)] * 3
-    assert FakeCamera.released == 1
+def camera(monkeypatch, *lives):
+    """A camera that gives two frames per life, after attempts that fail; how often it was opened."""
+    opened = []
+    monkeypatch.setattr(sources, "REOPEN_S", (0.0, 0.0))
+
+    def decode(device, options):
+        opened.append(device)
+        life = lives[min(len(opened), len(lives)) - 1]
+        if life == "gone":
+            raise VideoError("cannot be opened: No such device")
+        yield Picture(0, 0.0, np.full((6, 8, 3), [0, 0, 200], dtype=np.uint8))
+        yield Damaged(1, "a part of it is damaged")
+
+    monkeypatch.setattr(sources, "decode_video", decode)
+    return opened
 
 
-@pytest.mark.usefixtures("opencv")
-def test_camera_that_cannot_be_opened():
-    with pytest.raises(EexError, match="camera:9: cannot be opened"):
+def test_a_lost_camera_is_opened_again_and_its_end_is_an_error(monkeypatch):
+    pyav()
+    opened = camera(monkeypatch, "there", "gone", "there", "gone")
+    got = []
+    with pytest.raises(EexError, match=r"^camera:1: cannot be opened: No such device$"):
+        got.extend(frames(open_source("camera:1", shape=(3, 4, 4))))  # keeps what came before the error
+    assert [f.name for f in got] == [f"camera:1#{k}" for k in range(4)]
+    assert [type(f) for f in got] == [Frame, Skipped] * 2
+    assert got[0].image.shape == (4, 4, 3)
+    assert got[0].image[0, 0].tolist() == [0, 0, 200]
+    assert len(opened) == 5
+
+
+def test_a_camera_that_cannot_be_opened_is_not_tried_again(monkeypatch):
+    pyav()
+    opened = camera(monkeypatch, "gone")
+    with pytest.raises(EexError, match=r"^camera:9: cannot be opened: No such device$"):
         next(frames(open_source("camera:9")))
-    assert FakeCamera.released == 1
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("spec", ["camera:x", "camera:-1", "camera:1.5"])
