@@ -1,0 +1,454 @@
+"""Where the frames of a live stream come from: cameras, videos, network streams, folders, standard input, sockets."""
+
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.errors import EexError, ImageError
+from eex.stream.frames.video import VIDEO_SUFFIXES, Damaged, Picture, VideoError, camera, decode_video
+from eex.stream.live import sockets
+from eex.stream.live.streams import StreamOptions, shown
+
+SCHEMES = ("rtsp", "rtsps", "http", "https", "zmq+pull", "zmq+sub")
+MAX_IMAGE_BYTES = 1 << 26
+"""Bytes of the largest encoded image taken from standard input or a socket, 64 MiB."""
+WAITING_MESSAGES = 16
+"""Messages that a ZeroMQ socket holds before its sender is held back, or a publisher drops."""
+POLL_S = 0.25
+"""Seconds between two looks into a watched folder, and how late a stop may be noticed."""
+JUMP_S = 10.0
+"""Seconds by which timestamps may jump ahead of the clock or back before they count as beginning anew."""
+DRIFT = 1e-3
+"""Seconds per second by which a camera's clock may be slower than ours without its frames seeming ever older."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """An image as a source gives it.
+
+    Attributes
+    ----------
+    name
+        The file's, or "#" and the number of the frame in its video.
+    image
+        uint8 (H, W, 3), RGB.
+    captured
+        When it was captured, in seconds on the clock of `time.time`; None if the source does not know.
+    seconds
+        Its time in the source's own clock, NaN if there is none.
+    label
+        Its class; None if not known.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    captured: float | None = None
+    seconds: float = math.nan
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A frame that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+Shots = Generator["Shot | Broken | None", None, bool]
+"""Yields frames; None says that the source is open and has nothing now. Returns whether there are no more to come."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A source that can be opened, and opened again.
+
+    Attributes
+    ----------
+    read
+        Opens it and yields what comes, until the event is set. Raises `VideoError` if opening it again may help, and
+        another `EexError` if not.
+    clocked
+        Whether frames come on a clock of their own, so that the source cannot be held back.
+    endless
+        Whether it is opened again when it breaks off.
+    """
+
+    read: Callable[[Event], Shots]
+    clocked: bool = False
+    endless: bool = False
+
+
+def open_input(options: StreamOptions, size: tuple[int, int] | None = None, classes: tuple[str, ...] = ()) -> Input:
+    """Find out what a stream's source is; nothing is opened yet.
+
+    ===================================  =======================================================================
+    `camera`, `camera:N`                 a camera by its number
+    `clip.mp4`, …                        a video file, as fast as possible or in real time
+    `rtsp://…`, `http://…`, `https://…`  a network stream: RTSP, MJPEG, HLS, or a video file
+    a folder                             is watched: each new file is a frame
+    `images:PATH`, a zip, `sample`       images, each played once
+    `-`                                  standard input: JPEG or PNG images one after another, or a video
+    `-:WIDTHxHEIGHT`                     standard input: raw frames of three bytes per pixel, RGB
+    `zmq+pull://HOST:PORT`               a ZeroMQ socket that senders connect to; `zmq+sub://` connects to a publisher
+    ===================================  =======================================================================
+
+    Parameters
+    ----------
+    size
+        (height, width) that the model takes.
+    classes
+        The model's class names, by which labelled images get their label.
+
+    Raises
+    ------
+    EexError
+        If the specification is none of these.
+    """
+    spec = options.source
+    kind, _, rest = spec.partition(":")
+    if kind == "camera":
+        if rest and not rest.isdecimal():
+            raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
+        device, settings = camera(int(rest or 0))
+        return Input(lambda stop: _video(device, settings, options, size, _Capture()), clocked=True, endless=True)
+    if kind == "-":
+        return Input(_standard_input(rest, options, size))
+    if kind == "images" or spec == "sample":
+        return Input(lambda stop: _images(rest or spec, options, size, classes))
+    if "://" in spec:
+        return _url(spec, options, size)
+    path = Path(spec)
+    if path.is_dir():
+        return Input(lambda stop: watch(path, stop, options, size), endless=True)
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        clock = _Paced if options.realtime else None
+        file = f"file:{path}"  # whatever the name looks like, it is no URL
+        return Input(lambda stop: _video(file, {}, options, size, clock(stop) if clock else None), options.realtime)
+    return Input(lambda stop: _images(spec, options, size, classes))
+
+
+def _url(spec: str, options: StreamOptions, size: tuple[int, int] | None) -> Input:
+    scheme = spec.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise EexError(f"{shown(spec)}: unknown scheme '{scheme}'; expected {', '.join(SCHEMES)}, or a path")
+    if scheme.startswith("zmq"):
+        sockets.parse(spec)
+        return Input(lambda stop: _socket(spec, stop, options, size), endless=True)
+    if not urlsplit(spec).hostname:
+        raise EexError(f"{shown(spec)}: has no host; expected {scheme}://HOST…")
+    settings = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}  # over UDP, loss tears pictures
+    return Input(lambda stop: _video(spec, settings, options, size, _Capture()), clocked=True, endless=True)
+
+
+# ---- videos
+
+
+def _video(
+    video: str | BinaryIO,
+    settings: dict[str, str],
+    options: StreamOptions,
+    size: tuple[int, int] | None,
+    clock: "Callable[[float], float] | None",
+) -> Shots:
+    decoded: Generator[Picture | Damaged, None, bool] = decode_video(
+        video, settings, patience=options.patience_s, size=size
+    )
+    while True:
+        try:
+            frame = next(decoded)
+        except StopIteration as end:
+            return bool(end.value)
+        if isinstance(frame, Damaged):
+            yield Broken(f"#{frame.number}", frame.reason)
+        else:
+            captured = None if clock is None else clock(frame.seconds)
+            yield Shot(f"#{frame.number}", frame.image, captured, frame.seconds)
+
+
+class _Capture:
+    """When a frame that has just come was captured, by its timestamp: frames that the network held back are older.
+
+    The frame that came quickest ties the stream's clock to ours. The tie gives way by `DRIFT`, so that a camera whose
+    clock is a little slow does not seem to fall ever further back, and is made anew when timestamps jump.
+    """
+
+    def __init__(self) -> None:
+        self._offset = math.inf  # of our clock over the stream's
+        self._last = (math.nan, math.nan)  # the stream's time and ours
+
+    def __call__(self, seconds: float) -> float:
+        now = time.time()
+        if math.isnan(seconds):
+            return now
+        before, at = self._last
+        self._last = seconds, now
+        if not (seconds >= before and seconds - before <= now - at + JUMP_S) or now - at < 0:
+            self._offset = math.inf  # the first frame, a jump, or our own clock was put back
+        else:
+            self._offset += DRIFT * (now - at)
+        self._offset = min(self._offset, now - seconds)
+        return self._offset + seconds
+
+
+class _Paced:
+    """Waits until a frame of a file is due, and says when that was."""
+
+    def __init__(self, stop: Event) -> None:
+        self._stop, self._begin, self._before = stop, math.nan, math.nan
+
+    def __call__(self, seconds: float) -> float:
+        now = time.time()
+        if math.isnan(seconds):
+            return now
+        if not self._before <= seconds <= self._before + JUMP_S:  # the first, or a jump: goes on from here
+            self._begin = now - seconds
+        self._before = seconds
+        due = self._begin + seconds
+        if due > now:
+            self._stop.wait(due - now)
+        return due
+
+
+# ---- images
+
+
+def decoded(data: bytes, name: str, options: StreamOptions, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """The image of a file or message, uint8 (H, W, 3), scaled if that is asked for.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be decoded.
+    """
+    from eex.stream.frames.sources import _as_uint8, _resized, decode
+
+    if not data:
+        raise ImageError("is empty: zero bytes")
+    image = decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name)
+    if size is not None and options.resize and image.shape[:2] != size:
+        image = _resized(image, *size)
+    return _as_uint8(image)
+
+
+def _shot(
+    data: bytes, name: str, options: StreamOptions, size: tuple[int, int] | None, captured: float | None = None
+) -> Shot | Broken:
+    try:
+        return Shot(name, decoded(data, name, options, size), captured)
+    except ImageError as error:
+        return Broken(name, str(error))
+
+
+def _images(spec: str, options: StreamOptions, size: tuple[int, int] | None, classes: tuple[str, ...]) -> Shots:
+    from eex.stream.frames.sources import Skipped, _as_uint8, frames, open_source
+
+    source = open_source(spec, split="all", shape=None if size is None else (3, *size), resize=options.resize)
+    index = [classes.index(name) if name in classes else None for name in source.classes]
+    one_pass = frames(source, seed=None)
+    for _ in range(len(source)):
+        frame = next(one_pass)
+        if isinstance(frame, Skipped):
+            yield Broken(frame.name, frame.reason)
+        else:
+            label = index[frame.label] if frame.label >= 0 and index else None
+            yield Shot(frame.name, _as_uint8(frame.image), label=label)
+    return True
+
+
+def watch(folder: Path, stop: Event, options: StreamOptions, size: tuple[int, int] | None) -> Shots:
+    """Yield each file that is new in a folder, or written anew, once its size and time stand still; oldest first.
+
+    Hidden files and those that end in .part or .tmp are left alone: write a file under such a name and rename it, and
+    it is taken whole and at once.
+    """
+    from eex.stream.frames.sources import IMAGE_SUFFIXES, _file_bytes
+
+    def look() -> dict[str, tuple[int, int]]:
+        """Time in ns and size of each image."""
+        found = {}
+        for path in folder.iterdir():
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                try:
+                    state = path.stat()
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
+                found[path.name] = state.st_mtime_ns, state.st_size
+        return found
+
+    taken: dict[str, tuple[int, int]] = {}
+    before: dict[str, tuple[int, int]] | None = None
+    while not stop.is_set():
+        begun = time.perf_counter()
+        try:
+            found = look()
+        except OSError as error:
+            raise VideoError(f"{folder}: cannot be watched: {error.strerror}") from None
+        if before is None:
+            taken = {} if options.existing else found
+        ready = [
+            name for name, state in found.items() if taken.get(name) != state and (before or {}).get(name) == state
+        ]
+        for name in sorted(ready, key=lambda name: (found[name], name)):
+            if stop.is_set():
+                return True
+            try:
+                yield _shot(_file_bytes(folder, name), name, options, size, captured=found[name][0] / 1e9)
+            except ImageError as error:
+                yield Broken(name, str(error))
+        taken = {name: state for name, state in taken.items() if name in found} | {n: found[n] for n in ready}
+        before = found
+        yield None
+        stop.wait(max(POLL_S, 10 * (time.perf_counter() - begun)) if not ready else 0)
+    return True
+
+
+# ---- standard input
+
+
+def _standard_input(geometry: str, options: StreamOptions, size: tuple[int, int] | None) -> Callable[[Event], Shots]:
+    if not geometry:
+        return lambda stop: read_pipe(sys.stdin.buffer, options, size)
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry)
+    if not match or not int(match[1]) or not int(match[2]):
+        raise EexError(f"-:{geometry}: expected '-' or '-:WIDTHxHEIGHT'")
+    return lambda stop: _raw(sys.stdin.buffer, int(match[1]), int(match[2]), options, size)
+
+
+def read_pipe(pipe: Any, options: StreamOptions, size: tuple[int, int] | None = None) -> Shots:
+    """Yield the frames of a pipe: JPEG or PNG images one after another, or a video of any kind that PyAV knows."""
+    yield None
+    if pipe.peek(4)[:4].startswith((JPEG, PNG[:4])):
+        for number, data in enumerate(split_images(pipe.read1)):
+            yield _shot(data, f"#{number}", options, size)
+        return True
+    if not pipe.peek(1):
+        return True
+    yield from _video(pipe, {}, options, size, None)
+    return True
+
+
+def _raw(pipe: BinaryIO, width: int, height: int, options: StreamOptions, size: tuple[int, int] | None) -> Shots:
+    from eex.stream.frames.sources import _resized
+
+    yield None
+    number = 0
+    while data := pipe.read(3 * width * height):
+        if len(data) < 3 * width * height:
+            yield Broken(f"#{number}", f"is cut off: {len(data):,} of {3 * width * height:,} bytes")
+            return True
+        image = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        if size is not None and options.resize and size != (height, width):
+            image = np.asarray(_resized(image, *size), dtype=np.uint8)
+        yield Shot(f"#{number}", image)
+        number += 1
+    return True
+
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_BEGIN = re.compile(re.escape(JPEG) + b"|" + re.escape(PNG))
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a scan: neither a stuffed zero, a restart nor a fill byte
+
+
+def split_images(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Cut a stream of JPEG and PNG images into its images; what lies between them is skipped.
+
+    An image that is not whole, or too large, is yielded as far as it goes, for the decoder to refuse.
+    """
+    held = bytearray()
+    open_ = True
+    while open_:
+        more = read(1 << 20)
+        open_ = bool(more)
+        held += more
+        while match := _BEGIN.search(held):
+            del held[: match.start()]
+            end = _end_of_image(held)
+            if end is None and (not open_ or len(held) > MAX_IMAGE_BYTES):
+                after = _BEGIN.search(held, 4)
+                end = after.start() if after else len(held)
+            if end is None:
+                break
+            yield bytes(held[:end])
+            del held[:end]
+        else:
+            del held[: -len(PNG)]  # the beginning of an image may have come in part
+
+
+def _end_of_image(data: bytearray) -> int | None:
+    """Where the image that `data` begins with ends; None if it goes on after them. A damaged one ends where it is."""
+    if data.startswith(PNG):
+        at = len(PNG)
+        while at + 12 <= len(data):
+            length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])
+            if not kind.isalpha():
+                return at
+            at += 12 + length
+            if kind == b"IEND":
+                return at if at <= len(data) else None
+        return None
+    at = 2
+    while at + 4 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0:
+            return at
+        if marker == 0xD9:
+            return at + 2
+        if marker == 0xD8 and at > 2:
+            return at  # the next image: this one has no end
+        if marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD7:
+            at += 1 if marker == 0xFF else 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xDA:
+            found = _MARKER.search(data, at)
+            if found is None:
+                return None
+            at = found.start()
+    return at + 2 if data[at : at + 2] == b"\xff\xd9" else None
+
+
+# ---- sockets
+
+
+class Header(msgspec.Struct):
+    """What may come before an image in a ZeroMQ message, as JSON: its name, and seconds since 1970 at its capture."""
+
+    name: str = ""
+    captured: float | None = None
+
+
+def _socket(spec: str, stop: Event, options: StreamOptions, size: tuple[int, int] | None) -> Shots:
+    """Images from a ZeroMQ socket. Each message is an image, or a JSON object (see `Header`) and an image."""
+    with sockets.opened(spec, {"RCVHWM": WAITING_MESSAGES, "MAXMSGSIZE": MAX_IMAGE_BYTES}) as socket:
+        number = 0
+        yield None
+        while not stop.is_set():
+            if not socket.poll(int(1000 * POLL_S)):
+                yield None
+                continue
+            yield _message(socket.recv_multipart(), f"#{number}", options, size)
+            number += 1
+    return True
+
+
+def _message(frames: list[bytes], name: str, options: StreamOptions, size: tuple[int, int] | None) -> Shot | Broken:
+    *headers, data = frames
+    header = Header()
+    if headers:
+        try:
+            header = msgspec.json.decode(headers[-1], type=Header)
+        except msgspec.DecodeError as error:
+            return Broken(name, f"its header is not JSON with name and captured: {error}")
+    return _shot(data, header.name or name, options, size, header.captured)
