@@ -329,14 +329,26 @@ def _standard_input(geometry: str, options: StreamOptions, size: tuple[int, int]
 def read_pipe(pipe: Any, options: StreamOptions, size: tuple[int, int] | None = None) -> Shots:
     """Yield the frames of a pipe: JPEG or PNG images one after another, or a video of any kind that PyAV knows."""
     yield None
-    if pipe.peek(4)[:4].startswith((JPEG, PNG[:4])):
-        for number, data in enumerate(split_images(pipe.read1)):
+    head = pipe.read(len(JPEG))
+    if head in (JPEG, PNG[: len(JPEG)]):
+        for number, data in enumerate(split_images(_Rest(head, pipe).read)):
             yield _shot(data, f"#{number}", options, size)
-        return True
-    if not pipe.peek(1):
-        return True
-    yield from _video(pipe, {}, options, size, None)
+    elif head:
+        yield from _video(_Rest(head, pipe), {}, options, size, None)
     return True
+
+
+class _Rest:
+    """A pipe whose first bytes have been read."""
+
+    def __init__(self, head: bytes, pipe: Any) -> None:
+        self._head, self._pipe = head, pipe
+
+    def read(self, size: int) -> bytes:
+        """What there is, up to so many bytes; empty at the end."""
+        head, self._head = self._head, b""
+        data: bytes = head or self._pipe.read1(size)
+        return data
 
 
 def _raw(pipe: BinaryIO, width: int, height: int, options: StreamOptions, size: tuple[int, int] | None) -> Shots:
@@ -367,56 +379,64 @@ def split_images(read: Callable[[int], bytes]) -> Iterator[bytes]:
     An image that is not whole, or too large, is yielded as far as it goes, for the decoder to refuse.
     """
     held = bytearray()
-    open_ = True
-    while open_:
-        more = read(1 << 20)
-        open_ = bool(more)
-        held += more
+    more = True
+    while more:
+        data = read(1 << 20)
+        more = bool(data)
+        held += data
         while match := _BEGIN.search(held):
             del held[: match.start()]
-            end = _end_of_image(held)
-            if end is None and (not open_ or len(held) > MAX_IMAGE_BYTES):
-                after = _BEGIN.search(held, 4)
-                end = after.start() if after else len(held)
-            if end is None:
-                break
+            end, whole = _end_of_image(held)
+            if whole is None and more and len(held) <= MAX_IMAGE_BYTES:
+                break  # the rest is to come
+            if not whole:
+                after = _BEGIN.search(held, end)
+                # the beginning of the next may have come in part
+                end = after.start() if after else len(held) - (len(PNG) - 1 if more else 0)
             yield bytes(held[:end])
             del held[:end]
         else:
-            del held[: -len(PNG)]  # the beginning of an image may have come in part
+            del held[: 1 - len(PNG)]
 
 
-def _end_of_image(data: bytearray) -> int | None:
-    """Where the image that `data` begins with ends; None if it goes on after them. A damaged one ends where it is."""
-    if data.startswith(PNG):
-        at = len(PNG)
-        while at + 12 <= len(data):
-            length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])
-            if not kind.isalpha():
-                return at
-            at += 12 + length
-            if kind == b"IEND":
-                return at if at <= len(data) else None
-        return None
-    at = 2
-    while at + 4 <= len(data):
+def _end_of_image(data: bytearray) -> tuple[int, bool | None]:
+    """Where the image that `data` begins with ends, and True; False if it is damaged, None if it goes on after `data`.
+
+    Then the place is that of the last part that began well: the next image begins after it.
+    """
+    return _end_of_png(data) if data.startswith(PNG) else _end_of_jpeg(data)
+
+
+def _end_of_png(data: bytearray) -> tuple[int, bool | None]:
+    well, at = len(PNG), len(PNG)
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])
+        if not kind.isalpha():
+            return well, False
+        well, at = at, at + 12 + length
+        if kind == b"IEND":
+            return (at, True) if at <= len(data) else (well, None)
+    return well, None
+
+
+def _end_of_jpeg(data: bytearray) -> tuple[int, bool | None]:
+    well, at = 2, 2
+    while at + 4 <= len(data) or data[at : at + 2] == b"\xff\xd9":
         marker = data[at + 1]
-        if data[at] != 0xFF or marker == 0:
-            return at
-        if marker == 0xD9:
-            return at + 2
-        if marker == 0xD8 and at > 2:
-            return at  # the next image: this one has no end
+        if marker == 0xD9 and data[at] == 0xFF:
+            return at + 2, True
+        if data[at] != 0xFF or marker in (0x00, 0xD8):  # 0xD8: the next image, so that this one has no end
+            return well, False
         if marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD7:
             at += 1 if marker == 0xFF else 2
             continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+        well, at = at, at + 2 + int.from_bytes(data[at + 2 : at + 4])
         if marker == 0xDA:
             found = _MARKER.search(data, at)
             if found is None:
-                return None
+                return well, None
             at = found.start()
-    return at + 2 if data[at : at + 2] == b"\xff\xd9" else None
+    return well, None
 
 
 # ---- sockets
