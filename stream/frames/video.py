@@ -7,7 +7,7 @@ damaged frames one by one, limits on waiting, and one library for cameras, files
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,13 @@ _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:no
 
 class VideoError(EexError):
     """A video, camera or network stream cannot be opened, or stopped: one line says why. Trying again may help."""
+
+
+class Readable(Protocol):
+    """An open file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to so many bytes; empty at the end."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ def require_pyav(what: str = "") -> None:
 
 
 def decode_video(
-    video: str | BinaryIO,
+    video: str | Readable,
     options: dict[str, str] | None = None,
     *,
     patience: float = 10.0,
@@ -91,7 +98,7 @@ def decode_video(
     Parameters
     ----------
     video
-        Path, device or URL; or an open file, which is only read and need not be seekable.
+        Path, device or URL; or an open file, which need not be seekable.
     options
         FFmpeg's options for opening it; `format` names the demuxer.
     patience

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError, ImageError
-from eex.stream.frames.video import VIDEO_SUFFIXES, Damaged, Picture, VideoError, camera, decode_video
+from eex.stream.frames.video import (
+    VIDEO_SUFFIXES,
+    Damaged,
+    Picture,
+    Readable,
+    VideoError,
+    camera,
+    decode_video,
+)
 from eex.stream.live import sockets
 from eex.stream.live.streams import StreamOptions, shown
 
@@ -156,7 +164,7 @@ def _url(spec: str, options: StreamOptions, size: tuple[int, int] | None) -> Inp
 
 
 def _video(
-    video: str | BinaryIO,
+    video: str | Readable,
     settings: dict[str, str],
     options: StreamOptions,
     size: tuple[int, int] | None,

@@ -341,7 +341,7 @@ def _publisher(spec: str) -> Target:
             socket.setsockopt(zmq.XPUB_NODROP, 1)
             raise UndeliveredError("a subscriber does not keep up and misses answers") from None
         except zmq.ZMQError as error:
-            raise UnavailableError(f"cannot be sent: {zmq.strerror(error.errno)}") from None
+            raise UnavailableError(f"cannot be sent: {zmq.strerror(error.errno or 0)}") from None
 
     def close(seconds: float) -> int:
         socket.linger = int(1000 * min(seconds, 1.0))

@@ -52,7 +52,7 @@ def opened(spec: str, options: dict[str, int]) -> "Iterator[zmq.Socket[bytes]]":
             (socket.bind if bound else socket.connect)(endpoint)
         except zmq.ZMQError as error:
             verb = "bound" if bound else "connected to"
-            raise EexError(f"{spec}: cannot be {verb}: {zmq.strerror(error.errno)}") from None
+            raise EexError(f"{spec}: cannot be {verb}: {zmq.strerror(error.errno or 0)}") from None
         yield socket
 
 
