@@ -15,7 +15,7 @@ from eex.policies.core.errors import EexError
 from eex.stream.frames.video import VideoError
 from eex.stream.live.answers import Arrival
 from eex.stream.live.inputs import Broken, Input, Shot, open_input
-from eex.stream.live.streams import StreamOptions, shown
+from eex.stream.live.streams import SourceOptions, shown
 
 RETRY_S = (0.5, 30.0)
 """Seconds before a source is opened again: the first time, and at most. They double from one failure to the next."""
@@ -97,7 +97,7 @@ class Feed:
     def __init__(
         self,
         stream: str,
-        options: StreamOptions,
+        options: SourceOptions,
         take: Callable[[Arrival], None],
         *,
         broken: Callable[[str, str], None] = lambda name, reason: None,
@@ -122,7 +122,7 @@ class Feed:
         """Begin to read."""
         self._thread.start()
 
-    def change(self, options: StreamOptions) -> bool:
+    def change(self, options: SourceOptions) -> bool:
         """Take other options for `fps` and `changed` from now on; False if others differ, which takes a new feed."""
         rest = msgspec.structs.replace(options, fps=self.options.fps, changed=self.options.changed)
         if rest != self.options:

@@ -26,7 +26,7 @@ from eex.stream.frames.video import (
     decode_video,
 )
 from eex.stream.live import sockets
-from eex.stream.live.streams import StreamOptions, shown
+from eex.stream.live.streams import SourceOptions, shown
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "zmq+pull", "zmq+sub")
 MAX_IMAGE_BYTES = 1 << 26
@@ -98,7 +98,7 @@ class Input:
     endless: bool = False
 
 
-def open_input(options: StreamOptions, size: tuple[int, int] | None = None, classes: tuple[str, ...] = ()) -> Input:
+def open_input(options: SourceOptions, size: tuple[int, int] | None = None, classes: tuple[str, ...] = ()) -> Input:
     """Find out what a stream's source is; nothing is opened yet.
 
     ===================================  =======================================================================
@@ -147,7 +147,7 @@ def open_input(options: StreamOptions, size: tuple[int, int] | None = None, clas
     return Input(lambda stop: _images(spec, options, size, classes))
 
 
-def _url(spec: str, options: StreamOptions, size: tuple[int, int] | None) -> Input:
+def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None) -> Input:
     scheme = spec.partition("://")[0].lower()
     if scheme not in SCHEMES:
         raise EexError(f"{shown(spec)}: unknown scheme '{scheme}'; expected {', '.join(SCHEMES)}, or a path")
@@ -166,7 +166,7 @@ def _url(spec: str, options: StreamOptions, size: tuple[int, int] | None) -> Inp
 def _video(
     video: str | Readable,
     settings: dict[str, str],
-    options: StreamOptions,
+    options: SourceOptions,
     size: tuple[int, int] | None,
     clock: "Callable[[float], float] | None",
 ) -> Shots:
@@ -232,7 +232,7 @@ class _Paced:
 # ---- images
 
 
-def decoded(data: bytes, name: str, options: StreamOptions, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def decoded(data: bytes, name: str, options: SourceOptions, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     """The image of a file or message, uint8 (H, W, 3), scaled if that is asked for.
 
     Raises
@@ -251,7 +251,7 @@ def decoded(data: bytes, name: str, options: StreamOptions, size: tuple[int, int
 
 
 def _shot(
-    data: bytes, name: str, options: StreamOptions, size: tuple[int, int] | None, captured: float | None = None
+    data: bytes, name: str, options: SourceOptions, size: tuple[int, int] | None, captured: float | None = None
 ) -> Shot | Broken:
     try:
         return Shot(name, decoded(data, name, options, size), captured)
@@ -259,7 +259,7 @@ def _shot(
         return Broken(name, str(error))
 
 
-def _images(spec: str, options: StreamOptions, size: tuple[int, int] | None, classes: tuple[str, ...]) -> Shots:
+def _images(spec: str, options: SourceOptions, size: tuple[int, int] | None, classes: tuple[str, ...]) -> Shots:
     from eex.stream.frames.sources import Skipped, _as_uint8, frames, open_source
 
     source = open_source(spec, split="all", shape=None if size is None else (3, *size), resize=options.resize)
@@ -275,7 +275,7 @@ def _images(spec: str, options: StreamOptions, size: tuple[int, int] | None, cla
     return True
 
 
-def watch(folder: Path, stop: Event, options: StreamOptions, size: tuple[int, int] | None) -> Shots:
+def watch(folder: Path, stop: Event, options: SourceOptions, size: tuple[int, int] | None) -> Shots:
     """Yield each file that is new in a folder, or written anew, once its size and time stand still; oldest first.
 
     Hidden files and those that end in .part or .tmp are left alone: write a file under such a name and rename it, and
@@ -325,7 +325,7 @@ def watch(folder: Path, stop: Event, options: StreamOptions, size: tuple[int, in
 # ---- standard input
 
 
-def _standard_input(geometry: str, options: StreamOptions, size: tuple[int, int] | None) -> Callable[[Event], Shots]:
+def _standard_input(geometry: str, options: SourceOptions, size: tuple[int, int] | None) -> Callable[[Event], Shots]:
     if not geometry:
         return lambda stop: read_pipe(sys.stdin.buffer, options, size)
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry)
@@ -334,7 +334,7 @@ def _standard_input(geometry: str, options: StreamOptions, size: tuple[int, int]
     return lambda stop: _raw(sys.stdin.buffer, int(match[1]), int(match[2]), options, size)
 
 
-def read_pipe(pipe: Any, options: StreamOptions, size: tuple[int, int] | None = None) -> Shots:
+def read_pipe(pipe: Any, options: SourceOptions, size: tuple[int, int] | None = None) -> Shots:
     """Yield the frames of a pipe: JPEG or PNG images one after another, or a video of any kind that PyAV knows."""
     yield None
     head = pipe.read(len(JPEG))
@@ -359,7 +359,7 @@ class _Rest:
         return data
 
 
-def _raw(pipe: BinaryIO, width: int, height: int, options: StreamOptions, size: tuple[int, int] | None) -> Shots:
+def _raw(pipe: BinaryIO, width: int, height: int, options: SourceOptions, size: tuple[int, int] | None) -> Shots:
     from eex.stream.frames.sources import _resized
 
     yield None
@@ -457,7 +457,7 @@ class Header(msgspec.Struct):
     captured: float | None = None
 
 
-def _socket(spec: str, stop: Event, options: StreamOptions, size: tuple[int, int] | None) -> Shots:
+def _socket(spec: str, stop: Event, options: SourceOptions, size: tuple[int, int] | None) -> Shots:
     """Images from a ZeroMQ socket. Each message is an image, or a JSON object (see `Header`) and an image."""
     with sockets.opened(spec, {"RCVHWM": WAITING_MESSAGES, "MAXMSGSIZE": MAX_IMAGE_BYTES}) as socket:
         number = 0
@@ -471,7 +471,7 @@ def _socket(spec: str, stop: Event, options: StreamOptions, size: tuple[int, int
     return True
 
 
-def _message(frames: list[bytes], name: str, options: StreamOptions, size: tuple[int, int] | None) -> Shot | Broken:
+def _message(frames: list[bytes], name: str, options: SourceOptions, size: tuple[int, int] | None) -> Shot | Broken:
     *headers, data = frames
     header = Header()
     if headers:

@@ -16,8 +16,8 @@ DEFAULTS, STREAMS = "defaults", "streams"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
-class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of one stream.
+class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of one stream: its source, what is taken from it, and what the session does differently for it.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         wait, and a source that can wait is held back. "auto": "newest" for cameras, network streams and files played
         in real time, "all" for the others.
     queue
-        Frames that may wait if all are kept.
+        Frames that may wait if all are kept; None = as for all streams.
     fps
         Maximum number of frames per second; 0 = no maximum. Frames of a clock in between are left out. Images without
         a clock are played at this rate.
@@ -44,22 +44,22 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     resize
         Scale and crop single images of other sizes than the model takes. Videos are always scaled.
     overhead
-        What offloading costs, as for `--overhead`; empty = as for all streams.
+        What offloading costs, as for `--overhead`; None = as for all streams.
     deadline_ms
-        Milliseconds that an offloaded frame may take; 0 = as for all streams.
+        Milliseconds that an offloaded frame may take; None = as for all streams.
     """
 
     source: str
     keep: Literal["auto", "newest", "all"] = "auto"
-    queue: int = 64
+    queue: int | None = None
     fps: float = 0.0
     changed: float = 0.0
     realtime: bool = False
     existing: bool = False
     patience_s: float = 10.0
     resize: bool = False
-    overhead: str = ""
-    deadline_ms: float = 0.0
+    overhead: float | str | None = None
+    deadline_ms: float | None = None
 
 
 LIMITS = {
@@ -72,7 +72,7 @@ LIMITS = {
 """Smallest and largest value of each number."""
 
 
-def read_streams(path: Path) -> dict[str, StreamOptions]:
+def read_streams(path: Path) -> dict[str, SourceOptions]:
     """The streams of a TOML file: a table `[streams.NAME]` each, and `[defaults]` for what they have in common.
 
     Raises
@@ -116,7 +116,7 @@ def read_streams(path: Path) -> dict[str, StreamOptions]:
     return streams
 
 
-def parse_sources(specs: Sequence[str], defaults: dict[str, Any] | None = None) -> dict[str, StreamOptions]:
+def parse_sources(specs: Sequence[str], defaults: dict[str, Any] | None = None) -> dict[str, SourceOptions]:
     """Streams from the command line: NAME=SPEC, or a SPEC alone, which is named after its file, host or number.
 
     Parameters
@@ -134,7 +134,7 @@ def parse_sources(specs: Sequence[str], defaults: dict[str, Any] | None = None) 
     >>> list(parse_sources(["door=rtsp://10.0.0.7/main", "camera:1"]))
     ['door', 'camera-1']
     """
-    streams: dict[str, StreamOptions] = {}
+    streams: dict[str, SourceOptions] = {}
     for spec in specs:
         name, source = _named(spec)
         if name in streams:
@@ -144,7 +144,7 @@ def parse_sources(specs: Sequence[str], defaults: dict[str, Any] | None = None) 
     return streams
 
 
-def together(*parts: dict[str, StreamOptions]) -> dict[str, StreamOptions]:
+def together(*parts: dict[str, SourceOptions]) -> dict[str, SourceOptions]:
     """The streams of the command line and of a file.
 
     Raises
@@ -152,7 +152,7 @@ def together(*parts: dict[str, StreamOptions]) -> dict[str, StreamOptions]:
     EexError
         If two have the same name.
     """
-    streams: dict[str, StreamOptions] = {}
+    streams: dict[str, SourceOptions] = {}
     for part in parts:
         if twice := sorted(streams.keys() & part.keys()):
             raise EexError(f"two streams are named '{twice[0]}'; give each a name of its own")
@@ -185,23 +185,22 @@ def _named(spec: str) -> tuple[str, str]:
     return word or "stdin", spec
 
 
-def _options(table: dict[str, Any], where: str) -> StreamOptions:
-    fields = {field.name: field for field in msgspec.structs.fields(StreamOptions)}
+def _options(table: dict[str, Any], where: str) -> SourceOptions:
+    fields = {field.name: field for field in msgspec.structs.fields(SourceOptions)}
     for key in table:
         if key not in fields:
             raise EexError(f"{where}: unknown key '{key}'{_meant(key, fields)}")
     if "source" not in table:
         raise EexError(f'{where}: has no source; expected source = "…"')
-    if isinstance(price := table.get("overhead"), int | float) and not isinstance(price, bool):
-        table = {**table, "overhead": str(price)}
     try:
-        options = msgspec.convert(table, StreamOptions)
+        options = msgspec.convert(table, SourceOptions)
     except msgspec.ValidationError as error:
         reason, _, key = str(error).partition(" - at `$.")
         raise EexError(f"{where}: {key.rstrip('`')}: {reason[:1].lower()}{reason[1:]}") from None
     for key, (low, high) in LIMITS.items():
-        if not low <= getattr(options, key) <= high:
-            raise EexError(f"{where}: {key} must be between {low:g} and {high:g}, got {getattr(options, key):g}")
+        value = getattr(options, key)
+        if value is not None and not low <= value <= high:
+            raise EexError(f"{where}: {key} must be between {low:g} and {high:g}, got {value:g}")
     if not options.source:
         raise EexError(f"{where}: its source is empty")
     return options

@@ -13,7 +13,7 @@ from eex.stream.frames.video import VideoError
 from eex.stream.live import feeds, inputs
 from eex.stream.live.feeds import Feed, Limits, parts, start
 from eex.stream.live.inputs import Broken, Input, Shot
-from eex.stream.live.streams import StreamOptions
+from eex.stream.live.streams import SourceOptions
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,7 +45,7 @@ def fed(monkeypatch):
         taken = Taken()
         feed = Feed(
             "door",
-            StreamOptions(source=str(source), **options),
+            SourceOptions(source=str(source), **options),
             taken,
             broken=lambda name, reason: taken.broken.append((name, reason)),
             size=size,

@@ -16,11 +16,11 @@ from PIL import Image
 from eex.policies.core.errors import EexError
 from eex.stream.live import inputs, sockets
 from eex.stream.live.inputs import Broken, Shot, open_input, read_pipe, split_images, watch
-from eex.stream.live.streams import StreamOptions
+from eex.stream.live.streams import SourceOptions
 from eex.stream.wire import keys
 
 pytestmark = pytest.mark.timeout(60)
-OPTIONS = StreamOptions(source="-")
+OPTIONS = SourceOptions(source="-")
 
 
 def png(grey=128, size=(48, 64), mode="RGB"):
@@ -46,7 +46,7 @@ def watched(tmp_path, monkeypatch):
     looks = {}
 
     def look(**options):
-        options = StreamOptions(source=str(folder), **options)
+        options = SourceOptions(source=str(folder), **options)
         if options not in looks:
             looks[options] = watch(folder, threading.Event(), options, None)
         seen = []
@@ -124,7 +124,7 @@ def test_a_folder_that_goes_may_come_back(watched):
     folder.rmdir()
     with pytest.raises(EexError, match="cannot be watched: No such file or directory"):
         look()
-    assert open_input(StreamOptions(source=str(folder.parent))).endless
+    assert open_input(SourceOptions(source=str(folder.parent))).endless
 
 
 # ---- images
@@ -132,7 +132,7 @@ def test_a_folder_that_goes_may_come_back(watched):
 
 def test_the_sample_has_the_models_labels():
     classes = ("truck", "cat")
-    shots = only_shots(open_input(StreamOptions(source="sample"), None, classes).read(threading.Event()), 300)
+    shots = only_shots(open_input(SourceOptions(source="sample"), None, classes).read(threading.Event()), 300)
     assert {s.label for s in shots} == {None, 0, 1} or {s.label for s in shots} <= {None, 0, 1}
     assert all(s.label == classes.index(s.name.split("/")[-2]) for s in shots if s.label is not None)
 
@@ -168,7 +168,7 @@ def test_images_of_one_channel_16_bit_and_others_become_rgb(mode):
 def test_images_of_another_size_are_scaled_if_asked_for():
     size = (16, 16)
     assert inputs._shot(jpeg(), "a", OPTIONS, size).image.shape == (48, 64, 3)
-    resized = StreamOptions(source="-", resize=True)
+    resized = SourceOptions(source="-", resize=True)
     assert inputs._shot(jpeg(), "a", resized, size).image.shape == (16, 16, 3)
 
 
@@ -232,7 +232,7 @@ def test_raw_frames_by_standard_input(monkeypatch):
     frames = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
     data = frames.tobytes() + b"half"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    shots = only_shots(open_input(StreamOptions(source="-:6x4")).read(threading.Event()), 9)
+    shots = only_shots(open_input(SourceOptions(source="-:6x4")).read(threading.Event()), 9)
     assert np.array_equal([s.image for s in shots[:3]], frames)
     assert shots[3:] == [Broken("#3", "is cut off: 4 of 72 bytes")]
 
@@ -253,7 +253,7 @@ def free_port(context):
 
 def test_frames_by_a_socket(context, tmp_path):
     spec = f"zmq+pull://{tmp_path}/s"
-    shots = open_input(StreamOptions(source=spec)).read(threading.Event())
+    shots = open_input(SourceOptions(source=spec)).read(threading.Event())
     assert next(shots) is None  # it is open
     push = context.socket(zmq.PUSH)
     push.connect(f"ipc://{tmp_path}/s")
@@ -275,7 +275,7 @@ def test_frames_by_a_socket(context, tmp_path):
 def test_frames_of_a_publisher(context):
     pub = context.socket(zmq.PUB)
     number = pub.bind_to_random_port("tcp://127.0.0.1")
-    shots = open_input(StreamOptions(source=f"zmq+sub://127.0.0.1:{number}")).read(threading.Event())
+    shots = open_input(SourceOptions(source=f"zmq+sub://127.0.0.1:{number}")).read(threading.Event())
     for shot in shots:
         if shot is not None:
             break
@@ -287,7 +287,7 @@ def test_frames_of_a_publisher(context):
 def test_an_address_in_use_ends_that_stream_alone(context):
     other = context.socket(zmq.PULL)
     number = other.bind_to_random_port("tcp://127.0.0.1")
-    shots = open_input(StreamOptions(source=f"zmq+pull://127.0.0.1:{number}")).read(threading.Event())
+    shots = open_input(SourceOptions(source=f"zmq+pull://127.0.0.1:{number}")).read(threading.Event())
     with pytest.raises(EexError, match=r"cannot be bound: Address already in use$"):
         next(shots)
 

@@ -30,7 +30,7 @@ def test_streams_of_a_file_with_what_they_have_in_common(tmp_path):
     )
     streams = read_streams(path)
     assert list(streams) == ["door", "yard-2"]
-    assert [(s.fps, s.overhead, s.keep) for s in streams.values()] == [(5, "0.1", "all"), (2, "0.1", "auto")]
+    assert [(s.fps, s.overhead, s.keep) for s in streams.values()] == [(5, 0.1, "all"), (2, 0.1, "auto")]
     assert (streams["yard-2"].changed, streams["yard-2"].deadline_ms) == (0.02, 200)
 
 
