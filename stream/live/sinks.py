@@ -20,8 +20,8 @@ import msgspec
 
 from eex.policies.core.errors import EexError
 from eex.stream.live.answers import Answer, Refusal
-from eex.stream.live.sizes import parse_bytes
 from eex.stream.live.streams import shown
+from eex.stream.run.sizes import parse_bytes
 
 CAPACITY = 10_000
 """Answers that wait for a sink at most; then the oldest is given up for the newest."""
