@@ -73,7 +73,7 @@ class Feed:
     broken
         Called with the name of each frame that cannot be decoded and the reason.
     size
-        (height, width) that the model takes: videos are scaled to it, single images if `options.resize`.
+        (height, width) to which videos are scaled as they are decoded; single images come as they are.
     classes
         The model's class names, by which labelled images get their label.
     say

@@ -1,5 +1,6 @@
 """Where the frames of a live stream come from: cameras, videos, network streams, folders, standard input, sockets."""
 
+import contextlib
 import math
 import re
 import sys
@@ -19,7 +20,6 @@ from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames.video import (
     VIDEO_SUFFIXES,
     Damaged,
-    Picture,
     Readable,
     VideoError,
     camera,
@@ -115,7 +115,7 @@ def open_input(options: SourceOptions, size: tuple[int, int] | None = None, clas
     Parameters
     ----------
     size
-        (height, width) that the model takes.
+        (height, width) to which videos are scaled as they are decoded; single images come as they are.
     classes
         The model's class names, by which labelled images get their label.
 
@@ -134,17 +134,17 @@ def open_input(options: SourceOptions, size: tuple[int, int] | None = None, clas
     if kind == "-":
         return Input(_standard_input(rest, options, size))
     if kind == "images" or spec == "sample":
-        return Input(lambda stop: _images(rest or spec, options, size, classes))
+        return Input(lambda stop: _images(rest or spec, classes))
     if "://" in spec:
         return _url(spec, options, size)
     path = Path(spec)
     if path.is_dir():
-        return Input(lambda stop: watch(path, stop, options, size), endless=True)
+        return Input(lambda stop: watch(path, stop, options.existing), endless=True)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         clock = _Paced if options.realtime else None
         file = f"file:{path}"  # whatever the name looks like, it is no URL
         return Input(lambda stop: _video(file, {}, options, size, clock(stop) if clock else None), options.realtime)
-    return Input(lambda stop: _images(spec, options, size, classes))
+    return Input(lambda stop: _images(spec, classes))
 
 
 def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None) -> Input:
@@ -153,7 +153,7 @@ def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None) -> Inp
         raise EexError(f"{shown(spec)}: unknown scheme '{scheme}'; expected {', '.join(SCHEMES)}, or a path")
     if scheme.startswith("zmq"):
         sockets.parse(spec)
-        return Input(lambda stop: _socket(spec, stop, options, size), endless=True)
+        return Input(lambda stop: _socket(spec, stop), endless=True)
     if not urlsplit(spec).hostname:
         raise EexError(f"{shown(spec)}: has no host; expected {scheme}://HOST…")
     settings = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}  # over UDP, loss tears pictures
@@ -170,19 +170,17 @@ def _video(
     size: tuple[int, int] | None,
     clock: "Callable[[float], float] | None",
 ) -> Shots:
-    decoded: Generator[Picture | Damaged, None, bool] = decode_video(
-        video, settings, patience=options.patience_s, size=size
-    )
-    while True:
-        try:
-            frame = next(decoded)
-        except StopIteration as end:
-            return bool(end.value)
-        if isinstance(frame, Damaged):
-            yield Broken(f"#{frame.number}", frame.reason)
-        else:
-            captured = None if clock is None else clock(frame.seconds)
-            yield Shot(f"#{frame.number}", frame.image, captured, frame.seconds)
+    with contextlib.closing(decode_video(video, settings, patience=options.patience_s, size=size)) as frames:
+        while True:
+            try:
+                frame = next(frames)
+            except StopIteration as end:
+                return bool(end.value)
+            if isinstance(frame, Damaged):
+                yield Broken(f"#{frame.number}", frame.reason)
+            else:
+                captured = None if clock is None else clock(frame.seconds)
+                yield Shot(f"#{frame.number}", frame.image, captured, frame.seconds)
 
 
 class _Capture:
@@ -232,37 +230,32 @@ class _Paced:
 # ---- images
 
 
-def decoded(data: bytes, name: str, options: SourceOptions, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """The image of a file or message, uint8 (H, W, 3), scaled if that is asked for.
+def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
+    """The image of a file or message, uint8 (H, W, 3).
 
     Raises
     ------
     ImageError
         If it cannot be decoded.
     """
-    from eex.stream.frames.sources import _as_uint8, _resized, decode
+    from eex.stream.frames.sources import _as_uint8, decode
 
     if not data:
         raise ImageError("is empty: zero bytes")
-    image = decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name)
-    if size is not None and options.resize and image.shape[:2] != size:
-        image = _resized(image, *size)
-    return _as_uint8(image)
+    return _as_uint8(decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name))
 
 
-def _shot(
-    data: bytes, name: str, options: SourceOptions, size: tuple[int, int] | None, captured: float | None = None
-) -> Shot | Broken:
+def _shot(data: bytes, name: str, captured: float | None = None) -> Shot | Broken:
     try:
-        return Shot(name, decoded(data, name, options, size), captured)
+        return Shot(name, decoded(data, name), captured)
     except ImageError as error:
         return Broken(name, str(error))
 
 
-def _images(spec: str, options: SourceOptions, size: tuple[int, int] | None, classes: tuple[str, ...]) -> Shots:
+def _images(spec: str, classes: tuple[str, ...]) -> Shots:
     from eex.stream.frames.sources import Skipped, _as_uint8, frames, open_source
 
-    source = open_source(spec, split="all", shape=None if size is None else (3, *size), resize=options.resize)
+    source = open_source(spec, split="all")
     index = [classes.index(name) if name in classes else None for name in source.classes]
     one_pass = frames(source, seed=None)
     for _ in range(len(source)):
@@ -275,7 +268,7 @@ def _images(spec: str, options: SourceOptions, size: tuple[int, int] | None, cla
     return True
 
 
-def watch(folder: Path, stop: Event, options: SourceOptions, size: tuple[int, int] | None) -> Shots:
+def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
     """Yield each file that is new in a folder, or written anew, once its size and time stand still; oldest first.
 
     Hidden files and those that end in .part or .tmp are left alone: write a file under such a name and rename it, and
@@ -304,7 +297,7 @@ def watch(folder: Path, stop: Event, options: SourceOptions, size: tuple[int, in
         except OSError as error:
             raise VideoError(f"{folder}: cannot be watched: {error.strerror}") from None
         if before is None:
-            taken = {} if options.existing else found
+            taken = {} if existing else found
         ready = [
             name for name, state in found.items() if taken.get(name) != state and (before or {}).get(name) == state
         ]
@@ -312,7 +305,7 @@ def watch(folder: Path, stop: Event, options: SourceOptions, size: tuple[int, in
             if stop.is_set():
                 return True
             try:
-                yield _shot(_file_bytes(folder, name), name, options, size, captured=found[name][0] / 1e9)
+                yield _shot(_file_bytes(folder, name), name, found[name][0] / 1e9)
             except ImageError as error:
                 yield Broken(name, str(error))
         taken = {name: state for name, state in taken.items() if name in found} | {n: found[n] for n in ready}
@@ -331,7 +324,7 @@ def _standard_input(geometry: str, options: SourceOptions, size: tuple[int, int]
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry)
     if not match or not int(match[1]) or not int(match[2]):
         raise EexError(f"-:{geometry}: expected '-' or '-:WIDTHxHEIGHT'")
-    return lambda stop: _raw(sys.stdin.buffer, int(match[1]), int(match[2]), options, size)
+    return lambda stop: _raw(sys.stdin.buffer, int(match[1]), int(match[2]))
 
 
 def read_pipe(pipe: Any, options: SourceOptions, size: tuple[int, int] | None = None) -> Shots:
@@ -340,7 +333,7 @@ def read_pipe(pipe: Any, options: SourceOptions, size: tuple[int, int] | None = 
     head = pipe.read(len(JPEG))
     if head in (JPEG, PNG[: len(JPEG)]):
         for number, data in enumerate(split_images(_Rest(head, pipe).read)):
-            yield _shot(data, f"#{number}", options, size)
+            yield _shot(data, f"#{number}")
     elif head:
         yield from _video(_Rest(head, pipe), {}, options, size, None)
     return True
@@ -359,9 +352,7 @@ class _Rest:
         return data
 
 
-def _raw(pipe: BinaryIO, width: int, height: int, options: SourceOptions, size: tuple[int, int] | None) -> Shots:
-    from eex.stream.frames.sources import _resized
-
+def _raw(pipe: BinaryIO, width: int, height: int) -> Shots:
     yield None
     number = 0
     while data := pipe.read(3 * width * height):
@@ -369,8 +360,6 @@ def _raw(pipe: BinaryIO, width: int, height: int, options: SourceOptions, size: 
             yield Broken(f"#{number}", f"is cut off: {len(data):,} of {3 * width * height:,} bytes")
             return True
         image = np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        if size is not None and options.resize and size != (height, width):
-            image = np.asarray(_resized(image, *size), dtype=np.uint8)
         yield Shot(f"#{number}", image)
         number += 1
     return True
@@ -457,7 +446,7 @@ class Header(msgspec.Struct):
     captured: float | None = None
 
 
-def _socket(spec: str, stop: Event, options: SourceOptions, size: tuple[int, int] | None) -> Shots:
+def _socket(spec: str, stop: Event) -> Shots:
     """Images from a ZeroMQ socket. Each message is an image, or a JSON object (see `Header`) and an image."""
     with sockets.opened(spec, {"RCVHWM": WAITING_MESSAGES, "MAXMSGSIZE": MAX_IMAGE_BYTES}) as socket:
         number = 0
@@ -466,12 +455,12 @@ def _socket(spec: str, stop: Event, options: SourceOptions, size: tuple[int, int
             if not socket.poll(int(1000 * POLL_S)):
                 yield None
                 continue
-            yield _message(socket.recv_multipart(), f"#{number}", options, size)
+            yield _message(socket.recv_multipart(), f"#{number}")
             number += 1
     return True
 
 
-def _message(frames: list[bytes], name: str, options: SourceOptions, size: tuple[int, int] | None) -> Shot | Broken:
+def _message(frames: list[bytes], name: str) -> Shot | Broken:
     *headers, data = frames
     header = Header()
     if headers:
@@ -479,4 +468,4 @@ def _message(frames: list[bytes], name: str, options: SourceOptions, size: tuple
             header = msgspec.json.decode(headers[-1], type=Header)
         except msgspec.DecodeError as error:
             return Broken(name, f"its header is not JSON with name and captured: {error}")
-    return _shot(data, header.name or name, options, size, header.captured)
+    return _shot(data, header.name or name, header.captured)

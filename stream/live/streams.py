@@ -41,8 +41,6 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Of a watched folder, take the files too that are there at the start.
     patience_s
         Seconds without a frame after which a network stream counts as lost and is opened again.
-    resize
-        Scale and crop single images of other sizes than the model takes. Videos are always scaled.
     overhead
         What offloading costs, as for `--overhead`; None = as for all streams.
     deadline_ms
@@ -57,7 +55,6 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     realtime: bool = False
     existing: bool = False
     patience_s: float = 10.0
-    resize: bool = False
     overhead: float | str | None = None
     deadline_ms: float | None = None
 
