@@ -117,6 +117,10 @@ class Driver:
         self._tell()
         self.engine.learn()
 
+    def hurry(self) -> None:
+        """Run the stages that frames wait for, however few they are (`gather`)."""
+        self._run(force=True)
+
     def drain(self) -> None:
         """Finish all frames under way; afterwards, each has its answer."""
         self._run(force=True)

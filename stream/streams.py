@@ -101,6 +101,10 @@ class Streams:
             self._meter_of[number] = number + 1
         self._own = bool(self._meter_of.any())
 
+    def price_of(self, number: int) -> Price | None:
+        """The price that a stream has of its own; None if it has that of all."""
+        return self.meter_of(number).price if self._meter_of[number] else None
+
     def meter_of(self, number: int) -> Meter:
         """The meter of a stream."""
         return self._meters[int(self._meter_of[number])]

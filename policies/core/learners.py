@@ -110,6 +110,23 @@ class Learners:
             self._own[row] = None
         self._free.append(row)
 
+    def set_state(self, row: int, state: State, first: int) -> None:
+        """Let a learner go on from a state before its frame number `first`.
+
+        Raises
+        ------
+        ValueError
+            If the state is that of another policy; nothing is changed then.
+        """
+        fresh = self._make(1)
+        fresh.load_state_dict(state)
+        if self.joint:
+            self._put(self._whole, fresh, np.array([row]))
+        else:
+            fresh.keys = self.policy(row).keys
+            self._own[row] = fresh
+        self.next[row] = self.learned[row] = first
+
     def state_of(self, row: int) -> dict[str, NDArray[Any]]:
         """A copy of what a learner has learned: the state of a policy of one run."""
         if not self.joint:
