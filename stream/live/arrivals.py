@@ -61,7 +61,7 @@ class Queue:
     """
 
     name: str
-    keep: Keep = "all"
+    keep: Keep = "all"  # "auto" is resolved
     most: int = 64
     submitted: int = 0
     turn: int = 0

@@ -87,7 +87,8 @@ class _Stream:
     def set(self, options: StreamOptions, config: LiveConfig) -> None:
         """Change the options."""
         self.options = options
-        self.queue.keep = options.keep or config.keep
+        keep = options.keep or config.keep
+        self.queue.keep = "all" if keep == "auto" else keep
         self.queue.most = options.queue or config.queue
 
 
@@ -216,6 +217,7 @@ class Session:
         self._tally = Tally(net.edge_exits + 1)
         self._taken = 0  # frames summed up
         self._records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
+        self._retention = config.retention()
         self._unrecorded = ""
         self._made_for = {
             "policy": ":".join([config.policy, *config.policy_option]),
@@ -336,6 +338,31 @@ class Session:
                     return
                 given = self._answers.popleft()
             yield given
+
+    @property
+    def unread(self) -> int:
+        """How many answers and refusals wait for somebody to take them."""
+        return len(self._answers)
+
+    def next_answer(self) -> Answer | Refusal | None:
+        """The next of what `answers` yields; None if there is none now."""
+        with self._news:
+            return self._answers.popleft() if self._answers else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session has been closed and all answers are out."""
+        return self._done
+
+    def skip(self, stream: str, name: str, detail: str) -> None:
+        """Account for a frame of a source that could not be decoded: it gets a refusal."""
+        now, wall = time.perf_counter(), time.time()
+        with self._lock:
+            its = self._stream(stream)
+            nothing = np.zeros((0, 0, 3), dtype=np.uint8)
+            frame = Waiting(stream, its.queue.submitted, name, -1, nothing, wall, now, now, Future())
+            its.queue.submitted += 1
+        self._refuse([frame], "undecodable", detail)
 
     # ---- streams
 
@@ -631,7 +658,7 @@ class Session:
             raise EexError(f"{where}: deadline_ms must lie in (0, {most:g}], got {options.deadline_ms:g}")
         if options.queue is not None and options.queue < 1:
             raise EexError(f"{where}: queue must be at least 1, got {options.queue}")
-        if options.keep not in (None, "all", "newest"):
+        if options.keep not in (None, "auto", "all", "newest"):
             raise EexError(f"{where}: keep must be all or newest, got {options.keep!r}")
 
     def _enter(self, its: _Stream) -> None:
@@ -731,6 +758,7 @@ class Session:
             if self._records is not None and not self._unrecorded:
                 try:
                     self._records.write(rows)
+                    self._retention.apply(self._records)
                 except EexError as error:
                     self._unrecorded = str(error)
                     self._records.abandon()

@@ -524,7 +524,7 @@ def test_options_of_a_stream_are_checked(net, options, message):
         ({"policy": "ubc"}, "unknown policy 'ubc'"),
         ({"batch": 0}, "--batch must be at least 1"),
         ({"batch_wait_ms": -1}, "--batch-wait-ms must be at least 0"),
-        ({"keep": "some"}, "--keep must be all or newest"),
+        ({"keep": "some"}, "--keep must be auto, all or newest"),
         ({"learn": "none"}, "--learn must be each or shared"),
         ({"overhead": 7}, "overhead"),
         ({"deadline_ms": 0}, "--deadline-ms must be more than 0"),
