@@ -27,6 +27,8 @@ _IDS = itertools.count(1)  # of all drivers: several may use one offloader, one 
 
 TAKE_FROM = 1024
 """Frames to feed before finished ones are summed up and recorded together, which is faster than row by row."""
+LEARN_FROM = 64
+"""Frames that have left after which a driver that may not wait lets the policy learn in any case."""
 PATIENCE_MS = 50.0
 """Longest single wait for replies."""
 
@@ -47,7 +49,9 @@ class Driver:
     waits
         Whether `feed` may wait: for room in the engine, and for the worker's window while it is full. A stream that is
         played can wait for the cloud; frames that arrive on their own clock cannot. If it may not, requests that find
-        the window full are kept and tried again at each `poll`, until their deadline.
+        the window full are kept and tried again at each `poll`, until their deadline. The policy then learns only when
+        a learner is about to choose again, or `LEARN_FROM` frames have left: many streams' frames at once, which is
+        much faster, and makes the same choices.
     deadlines_ms
         By number of the stream: milliseconds after which its offloaded frames are answered on the edge. Streams that
         are not in it have the offloader's own deadline, which none can exceed.
@@ -78,6 +82,8 @@ class Driver:
         self._left = left
         self._awaited: dict[int, Ints] = {}  # slots by request id; -1 for a frame that was given up
         self._waiting: deque[tuple[float, Request, Payload]] = deque()  # for room in the window; since when
+        self._owed: set[int] = set()  # learners of frames that have left and are not learned from
+        self._owed_frames = 0
         self._due: list[tuple[float, int, int, float]] = []  # when, request, place in it, milliseconds; a heap
         self._aside: list[Rows] = []  # finished while `feed` waited for room
 
@@ -97,6 +103,8 @@ class Driver:
             raise ValueError(f"a micro-batch may hold {ring.capacity // 2} frames at most, got {len(batch)}")
         if not ring.has_room(len(batch)) and (self._aside or ring.ready or not self.waits):
             raise ValueError(f"{ring.capacity} frames are under way: take the finished ones before feeding more")
+        if not self.waits and not self._owed.isdisjoint(self._learners_of(batch)):
+            self._learn()
         while not ring.has_room(len(batch)):
             self._run(force=True)
             self.poll(PATIENCE_MS)
@@ -115,7 +123,8 @@ class Driver:
             self._give_up()
             self._try_again(self.offloader)
         self._tell()
-        self.engine.learn()
+        if self.waits or self._owed_frames >= LEARN_FROM:
+            self._learn()
 
     def hurry(self) -> None:
         """Run the stages that frames wait for, however few they are (`gather`)."""
@@ -127,10 +136,11 @@ class Driver:
         while self._awaited or self._waiting:
             self.poll(PATIENCE_MS)
         self._tell()
-        self.engine.learn()
+        self._learn()
 
     def take(self) -> Iterator[Rows]:
         """Yield the finished frames that are next in order, in a few pieces; each frame is returned once."""
+        self._learn()
         while self._aside:
             yield self._aside.pop(0)
         yield from self.engine.take()
@@ -161,10 +171,26 @@ class Driver:
             if self.engine.requests:
                 self._send_requests()
 
+    def _learn(self) -> None:
+        self._owed.clear()
+        self._owed_frames = 0
+        self.engine.learn()
+
+    def _learners_of(self, batch: Batch) -> list[int]:
+        """The learners of a batch's frames."""
+        learners = self.engine.streams.learner
+        found: list[int] = learners[:1].tolist() if batch.streams is None else learners[batch.streams].tolist()
+        return found
+
     def _tell(self) -> None:
         """Report the frames whose answer is known."""
-        if self._left is not None and len(slots := self.engine.left()):
-            self._left(slots)
+        if self.waits and self._left is None:
+            return
+        if len(slots := self.engine.left()):
+            self._owed.update(self.engine.ring.rows.run[slots].tolist())
+            self._owed_frames += len(slots)
+            if self._left is not None:
+                self._left(slots)
 
     def _send_requests(self) -> None:
         requests, self.engine.requests = self.engine.requests, []

@@ -289,13 +289,21 @@ class _Moved:
         self.learners._put(self.learners._whole, self.part, self.at)
 
 
-def _arrays(policy: Any) -> Iterator[tuple[Any, str]]:
-    """Whose attribute each array of a policy's state is, and its name."""
+def _arrays(policy: Policy) -> list[tuple[Any, str]]:
+    """Whose attribute each array of a policy's state is, and its name; looked up once for each policy."""
+    places: list[tuple[Any, str]] | None = vars(policy).get("_places")
+    if places is None:
+        places = list(_places(policy))
+        vars(policy)["_places"] = places
+    return places
+
+
+def _places(policy: Any) -> Iterator[tuple[Any, str]]:
     for name in policy.state:
         yield policy, name
     if isinstance(policy, Composite):
         for part in policy.parts:
-            yield from _arrays(getattr(policy, part))
+            yield from _places(getattr(policy, part))
 
 
 def _alike(run: Ints, price: NDArray[Any], most: int) -> Iterator[Ints]:

@@ -37,7 +37,7 @@ IDLE_S = 0.05
 """Longest wait: by then the connection to the worker is looked after again."""
 POLL_S = 0.001
 """Wait between two looks at an offloader whose `poll` does not wait."""
-SUM_UP_S = 0.5
+SUM_UP_S = 10.0
 """Seconds between two times that finished frames are summed up and recorded."""
 SAVE_S = 60.0
 """Seconds between two times that what was learned is saved."""
@@ -218,6 +218,7 @@ class Session:
         self._taken = 0  # frames summed up
         self._records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
         self._retention = config.retention()
+        self.record_seconds = 0.0  # spent on summing up and recording
         self._unrecorded = ""
         self._made_for = {
             "policy": ":".join([config.policy, *config.policy_option]),
@@ -751,6 +752,7 @@ class Session:
 
     def _sum_up(self) -> None:
         """Sum up and record the frames that have left the engine."""
+        started = time.perf_counter()
         for rows in self._driver.take():
             self._tally.add(_renumbered(rows, self._taken))
             self._taken += len(rows)
@@ -763,6 +765,7 @@ class Session:
                     self._unrecorded = str(error)
                     self._records.abandon()
                     self._note(f"records end here: {error}")
+        self.record_seconds += time.perf_counter() - started
 
     def _sum_up_streams(self, rows: Rows) -> None:
         from eex.stream.run.tally import Tally

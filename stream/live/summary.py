@@ -28,6 +28,7 @@ def summarise(session: "Session") -> dict[str, Any]:
         "open_streams": opened,
         "policy_seconds": engine.policy_seconds,
         "routing_seconds": engine.routing_seconds,
+        "record_seconds": session.record_seconds,
         "unread": session._unread,
         "unrecorded": session._unrecorded,
         "sinks": [{"sink": _named(sink), "errors": dict(errors)} for sink, errors in session._sinks],
