@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 from clips import Server, clip, jpeg, pyav, shade
+from rtsp import RTSPServer
 
 from eex.policies.core.errors import EexError
 from eex.stream.frames.video import VideoError
@@ -221,6 +222,37 @@ def test_a_stream_that_stalls_without_closing(server, fed):
     assert feed.report.lost >= 2
     assert "nothing came for 0.3 seconds" in taken.said[0]
     assert len(taken) >= 2
+
+
+@pytest.fixture
+def rtsp():
+    pyav()
+    server = RTSPServer()
+    yield server
+    server.stop()
+
+
+def test_an_rtsp_camera_that_goes_and_comes_back(rtsp, fed):
+    feed, taken = fed(rtsp.url, patience_s=5)
+    taken.wait(10)
+    assert np.diff([a.captured for a in taken[2:]]) == pytest.approx(rtsp.interval, abs=0.015)
+    rtsp.stop()
+    wait_for(lambda: feed.report.state == "waiting")
+    before = len(taken)
+    rtsp.start()
+    taken.wait(before + 10)
+    assert (feed.report.lost, feed.report.state, rtsp.connections) == (1, "open", 2)
+
+
+def test_an_rtsp_camera_that_stalls(rtsp, fed):
+    feed, taken = fed(rtsp.url, patience_s=0.5)
+    taken.wait(5)
+    rtsp.hangs.set()
+    wait_for(lambda: feed.report.lost == 1)
+    assert "nothing came for 0.5 seconds" in taken.said[0]
+    rtsp.hangs.clear()
+    before = len(taken)
+    taken.wait(before + 5)
 
 
 def test_hls(server, fed, tmp_path):
