@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +22,9 @@ CELLS = 16
 """The picture is compared in so many by so many parts."""
 SAMPLES = 8
 """Pixels taken from each part, in each direction."""
+
+OPENED_WITH = ("source", "realtime", "existing", "patience_s")
+"""Options with which a source is opened: they cannot change while it is open."""
 
 State = Literal["opening", "open", "waiting", "ended", "failed"]
 
@@ -111,7 +113,7 @@ class Feed:
             raise EexError(f"stream '{stream}': {shown(str(error))}") from None
         self.stream, self.options = stream, options
         self.clocked = self._input.clocked
-        self.keep = options.keep if options.keep != "auto" else "newest" if self.clocked else "all"
+        self.keep = self._kept(options)
         self.report = Report(shown(options.source))
         self._limits = Limits(options.fps, options.changed)
         self._take, self._broken, self._say = take, broken, say
@@ -123,12 +125,17 @@ class Feed:
         self._thread.start()
 
     def change(self, options: SourceOptions) -> bool:
-        """Take other options for `fps` and `changed` from now on; False if others differ, which takes a new feed."""
-        rest = msgspec.structs.replace(options, fps=self.options.fps, changed=self.options.changed)
-        if rest != self.options:
+        """Take other options from now on; False if they differ in how the source is opened, which takes a new feed."""
+        if any(getattr(options, key) != getattr(self.options, key) for key in OPENED_WITH):
             return False
         self.options, self._limits = options, Limits(options.fps, options.changed)
+        self.keep = self._kept(options)
         return True
+
+    def _kept(self, options: SourceOptions) -> Literal["newest", "all"]:
+        if options.keep == "auto":
+            return "newest" if self.clocked else "all"
+        return options.keep
 
     def stop(self) -> None:
         """Take no more frames. A source that hangs is left to itself, in a thread that does not keep the process."""

@@ -3,10 +3,13 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eex.policies.core.errors import EexError
-from eex.stream.run.records import RecordWriter, parts_of
 from eex.stream.run.sizes import BYTES, parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from eex.stream.run.records import RecordWriter
 
 PARTS = 10
 """A part is ended when it holds this share of what is kept, so that never much more than a tenth of it goes at once."""
@@ -29,7 +32,7 @@ class Retention:
     bytes: int | None = None
     seconds: float | None = None
 
-    def apply(self, writer: RecordWriter, now: float | None = None) -> list[Path]:
+    def apply(self, writer: "RecordWriter", now: float | None = None) -> list[Path]:
         """End the part that is being written if it is due, and delete the oldest; the parts deleted.
 
         It is cheap: call it after each `write`, or every second.
@@ -56,6 +59,8 @@ class Retention:
 
     def prune(self, folder: Path, now: float) -> list[Path]:
         """Delete the oldest whole parts of a folder of records until it keeps to the limits; those deleted."""
+        from eex.stream.run.records import parts_of
+
         deleted = []
         try:
             parts = [(path, path.stat()) for path in parts_of(folder)]

@@ -31,7 +31,11 @@ class RTSPServer:
         av = pyav()
         context = av.CodecContext.create("mpeg4", "w")
         context.height, context.width, context.pix_fmt, context.framerate = *size, "yuv420p", 25
-        context.time_base, context.gop_size, context.flags = Fraction(1, 25), 1, 1 << 22  # headers apart, for the description
+        context.time_base, context.gop_size, context.flags = (
+            Fraction(1, 25),
+            1,
+            1 << 22,
+        )  # headers apart, for the description
         packets = []
         for number in range(36):
             image = np.full((*size, 3), shade(number), dtype=np.uint8)
