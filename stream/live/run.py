@@ -81,11 +81,17 @@ class Live:
         EexError
             If an option is wrong.
         """
+
+        def take(arrival: Arrival) -> None:
+            label = -1 if arrival.label is None else arrival.label
+            wait = not feed.clocked  # one that cannot be held back would only hand over ever older frames
+            self.session.submit(arrival.image, name, at=arrival.captured, name=arrival.name, label=label, wait=wait)
+
         net = self.session.net
         feed = Feed(
             name,
             options,
-            self._take,
+            take,
             broken=lambda frame, reason: self.session.skip(name, frame, reason),
             size=(net.architecture.input_shape[1], net.architecture.input_shape[2]),
             classes=net.classes,
@@ -108,10 +114,11 @@ class Live:
                 if feed is not None and options.source == feed.options.source and feed.change(options):
                     self._open(name, options, feed)
                 else:
+                    new = self.make(name, options)  # or fail, and leave the one that is there
                     if feed is not None:
                         feed.stop()
-                    self.feeds[name] = self.make(name, options)
-                    self.feeds[name].start()
+                    self.feeds[name] = new
+                    new.start()
                 self.say(f"stream '{name}': {'added' if feed is None else 'changed'}")
             except EexError as error:
                 self.say(str(error))
@@ -125,10 +132,6 @@ class Live:
     def over(self) -> bool:
         """Whether no source will bring anything more."""
         return all(feed.join(0) for feed in self.feeds.values())
-
-    def _take(self, arrival: Arrival) -> None:
-        label = -1 if arrival.label is None else arrival.label
-        self.session.submit(arrival.image, arrival.stream, at=arrival.captured, name=arrival.name, label=label)
 
     def _open(self, name: str, options: SourceOptions, feed: Feed) -> None:
         keep = feed.keep

@@ -1,5 +1,8 @@
 """What a session gives back, as JSON."""
 
+import json
+from pathlib import Path
+
 import msgspec
 
 from eex.stream.live.answers import Answer, Refusal, iso, schema
@@ -27,3 +30,8 @@ def test_answers_and_refusals_are_told_apart_in_json():
 
 def test_the_schema_names_both():
     assert {"Answer", "Refusal"} <= set(schema()["$defs"])
+
+
+def test_the_documented_schema_is_that_of_the_answers():
+    documented = Path(__file__).parents[3] / "docs" / "answers.schema.json"
+    assert json.loads(documented.read_text()) == schema()
