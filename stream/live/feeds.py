@@ -18,6 +18,8 @@ from eex.stream.live.streams import SourceOptions, shown
 
 RETRY_S = (0.5, 30.0)
 """Seconds before a source is opened again: the first time, and at most. They double from one failure to the next."""
+SOON_S = 0.2
+"""Seconds that a source may take to fail for good while it is started."""
 CELLS = 16
 """The picture is compared in so many by so many parts."""
 SAMPLES = 8
@@ -117,12 +119,29 @@ class Feed:
         self.report = Report(shown(options.source))
         self._limits = Limits(options.fps, options.changed)
         self._take, self._broken, self._say = take, broken, say
+        self._speaking = threading.Lock()
+        self._held: list[str] | None = None
         self._stop, self._opened, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"feed {stream}", daemon=True)
 
-    def start(self) -> None:
-        """Begin to read."""
+    def start(self, hold: bool = False) -> None:
+        """Begin to read; with `hold`, what there is to say is kept until `speak`."""
+        self._held = [] if hold else None
         self._thread.start()
+
+    def speak(self) -> None:
+        """Say what was held back, and hold back no more."""
+        with self._speaking:
+            held, self._held = self._held or [], None
+            for line in held:
+                self._say(line)
+
+    def _tell(self, line: str) -> None:
+        with self._speaking:
+            if self._held is None:
+                self._say(line)
+            else:
+                self._held.append(line)
 
     def change(self, options: SourceOptions) -> bool:
         """Take other options from now on; False if they differ in how the source is opened, which takes a new feed."""
@@ -190,7 +209,7 @@ class Feed:
 
     def _say_once(self, problem: str, more: str = "") -> None:
         if problem != self.report.problem or self.report.state == "open":
-            self._say(f"stream '{self.stream}': {self.report.source}: {problem}{more}")
+            self._tell(f"stream '{self.stream}': {self.report.source}: {problem}{more}")
         self.report.problem = problem
 
     def _fail(self, problem: str) -> None:
@@ -219,7 +238,7 @@ class Feed:
     def _found(self) -> None:
         if self.report.state != "open":
             if self.report.state == "waiting":
-                self._say(f"stream '{self.stream}': {self.report.source}: is back")
+                self._tell(f"stream '{self.stream}': {self.report.source}: is back")
             self.report.state = "open"
             self._opened.set()
 
@@ -308,16 +327,16 @@ def start(feeds: Iterable[Feed], require_all: bool = False, patience_s: float = 
     """
     feeds = list(feeds)
     for feed in feeds:
-        feed.start()
-    if not feeds:
-        return
+        feed.start(hold=True)  # what ends in an error is said once
     if require_all:
         until = time.monotonic() + patience_s
         for feed in feeds:
             if not feed.opened(max(0.0, until - time.monotonic())):
                 _refuse(feeds, feed)
-    elif all(feed.join(0.2) and feed.report.state == "failed" for feed in feeds):
+    elif feeds and all(feed.join(SOON_S) and feed.report.state == "failed" for feed in feeds):
         _refuse(feeds, feeds[0])
+    for feed in feeds:
+        feed.speak()
 
 
 def _refuse(feeds: list[Feed], feed: Feed) -> None:

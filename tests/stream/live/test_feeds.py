@@ -407,21 +407,24 @@ def test_a_wrong_specification_is_refused(fed, source, reason):
 
 def test_all_sources_can_be_required(fed, tmp_path):
     good, _ = fed(clip(tmp_path / "a.mp4"), start=False)
-    bad, _ = fed("http://127.0.0.1:1/cam", start=False)
+    bad, taken = fed("http://127.0.0.1:1/cam", start=False)
+    said = taken.said
     with pytest.raises(
         EexError, match=r"^stream 'door': http://127.0.0.1:1/cam: cannot be opened: Connection refused$"
     ):
         start([good, bad], require_all=True)
+    assert said == []  # the error says it
     assert good.join(20)
     assert bad.join(20)
 
 
 def test_what_can_be_opened_is_enough_unless_all_are_required(fed, tmp_path):
     good, taken = fed(clip(tmp_path / "a.mp4"), start=False)
-    bad, _ = fed(tmp_path / "nowhere.mp4", start=False)
+    bad, others = fed(tmp_path / "nowhere.mp4", start=False)
     start([bad, good])
     assert good.join(20)
     assert len(taken) == 20
+    assert len(others.said) == 1
     assert bad.report.state == "failed"
 
 
