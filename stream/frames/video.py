@@ -149,6 +149,8 @@ def _decoded(
         try:
             packet = next(packets, None)
             if packet is None:
+                if stream.frames > number:
+                    yield Damaged(number, f"the file announces {stream.frames:,} frames and ends after {number:,}")
                 return
             awaited.sent(packet)
             found += packet.decode()
