@@ -25,7 +25,7 @@ CELLS = 16
 SAMPLES = 8
 """Pixels taken from each part, in each direction."""
 
-OPENED_WITH = ("source", "realtime", "existing", "patience_s")
+OPENED_WITH = ("source", "realtime", "existing", "patience_s", "verify")
 """Options with which a source is opened: they cannot change while it is open."""
 
 State = Literal["opening", "open", "waiting", "ended", "failed"]

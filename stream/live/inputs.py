@@ -24,6 +24,7 @@ from eex.stream.frames.video import (
     VideoError,
     camera,
     decode_video,
+    trusted,
 )
 from eex.stream.live import sockets
 from eex.stream.live.streams import SourceOptions, shown
@@ -157,6 +158,8 @@ def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None) -> Inp
     if not urlsplit(spec).hostname:
         raise EexError(f"{shown(spec)}: has no host; expected {scheme}://HOST…")
     settings = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}  # over UDP, loss tears pictures
+    if scheme in ("https", "rtsps") and options.verify:
+        settings |= trusted()
     return Input(lambda stop: _video(spec, settings, options, size, _Capture()), clocked=True, endless=True)
 
 

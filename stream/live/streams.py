@@ -41,6 +41,8 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Of a watched folder, take the files too that are there at the start.
     patience_s
         Seconds without a frame after which a network stream counts as lost and is opened again.
+    verify
+        Refuse an https:// or rtsps:// server whose certificate is not known. $SSL_CERT_FILE names those to trust.
     overhead
         What offloading costs, as for `--overhead`; None = as for all streams.
     deadline_ms
@@ -55,6 +57,7 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     realtime: bool = False
     existing: bool = False
     patience_s: float = 10.0
+    verify: bool = True
     overhead: float | str | None = None
     deadline_ms: float | None = None
 
@@ -147,13 +150,15 @@ def together(*parts: dict[str, SourceOptions]) -> dict[str, SourceOptions]:
     Raises
     ------
     EexError
-        If two have the same name.
+        If two have the same name, or read standard input.
     """
     streams: dict[str, SourceOptions] = {}
     for part in parts:
         if twice := sorted(streams.keys() & part.keys()):
             raise EexError(f"two streams are named '{twice[0]}'; give each a name of its own")
         streams |= part
+    if len(piped := [name for name, options in streams.items() if options.source.partition(":")[0] == "-"]) > 1:
+        raise EexError(f"streams '{piped[0]}' and '{piped[1]}' both read standard input; only one can")
     return streams
 
 

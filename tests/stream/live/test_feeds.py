@@ -1,5 +1,7 @@
 """Feeds: what reaches a stream, what is left out, and what is done when a source fails."""
 
+import shutil
+import subprocess
 import threading
 import time
 
@@ -261,6 +263,33 @@ def test_hls(server, fed, tmp_path):
     assert feed.join(20)  # a finished playlist is one
     assert len(taken) == 50
     assert feed.report.state == "ended"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_server_whose_certificate_is_not_known_is_refused(fed, tmp_path, monkeypatch):
+    pyav()
+    certificate = tmp_path / "own.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "9"]
+    files = ["-keyout", certificate, "-out", tmp_path / "public.pem"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject], check=True, capture_output=True
+    )
+    certificate.write_bytes(certificate.read_bytes() + (tmp_path / "public.pem").read_bytes())
+    clip(tmp_path / "a.mkv")
+    server = Server(tmp_path, certificate)
+    try:
+        feed, _ = fed(f"{server.url}/a.mkv")
+        assert not feed.opened(20)
+        assert "its certificate is not trusted" in feed.report.problem
+        careless, taken = fed(f"{server.url}/a.mkv", verify=False)
+        assert careless.join(20)
+        assert len(taken) == 20
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))
+        knowing, taken = fed(f"{server.url}/a.mkv")
+        assert knowing.join(20)
+        assert len(taken) == 20
+    finally:
+        server.close()
 
 
 def test_a_file_by_http_is_played_once(server, fed, tmp_path):

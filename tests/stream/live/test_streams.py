@@ -99,6 +99,11 @@ def test_two_streams_of_one_name(tmp_path):
         together(parse_sources(["a=camera"]), read_streams(toml(tmp_path, '[streams.a]\nsource = "-"')))
 
 
+def test_standard_input_feeds_one_stream():
+    with pytest.raises(EexError, match=r"^streams 'a' and 'b' both read standard input; only one can$"):
+        together(parse_sources(["a=-", "b=-:64x48"]))
+
+
 def test_defaults_for_the_command_line():
     assert parse_sources(["a=camera"], {"fps": 3})["a"].fps == 3
     with pytest.raises(EexError, match=r"^stream 'a': changed must be between 0 and 1, got 20$"):
