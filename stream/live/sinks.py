@@ -28,6 +28,7 @@ CAPACITY = 10_000
 RETRY_S = (0.1, 10.0)
 """Seconds until a sink that took nothing is tried again: the first time, and at most."""
 
+LATE = "does not keep up"
 BEGINNING = b'{"kind":'
 """How each line begins."""
 
@@ -105,6 +106,7 @@ class Sink:
             if len(self._waiting) >= self._capacity:
                 self._waiting.popleft()
                 self.lost += 1
+                self.problem = self.problem or LATE
             self._waiting.append(item)
             self._changed.notify()
 
@@ -122,6 +124,7 @@ class Sink:
         self._thread.join(0.5)
         if self._thread.is_alive():  # the target hangs, with one answer in hand
             self.lost += 1
+            self.problem = self.problem or LATE
         else:
             unconfirmed = self._target.close(max(0.1, until - time.monotonic()))
             self.delivered -= unconfirmed

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import zmq
 from clips import clip, jpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from eex.policies.core.errors import EexError
@@ -206,6 +208,39 @@ def test_a_torn_image_takes_no_other_with_it(torn):
     shots = only_shots(read_pipe(io.BufferedReader(Dribble(data, 64)), OPTIONS), 10)
     good = [int(s.image[0, 0, 0]) for s in shots if isinstance(s, Shot)]
     assert {10, 20, 30} <= set(good)
+
+
+@given(
+    pieces=st.lists(
+        st.one_of(
+            st.sampled_from([jpeg(10), png(20), png(30, mode="L"), jpeg(40, (9, 9))]).map(lambda image: (True, image)),
+            st.binary(max_size=40)
+            .filter(lambda noise: b"\xff" not in noise and b"\x89" not in noise)
+            .map(lambda noise: (False, noise)),
+        ),
+        max_size=6,
+    ),
+    cuts=st.lists(st.integers(1, 900), min_size=1, max_size=8),
+)
+@settings(max_examples=60, deadline=None)
+def test_whole_images_are_found_however_they_come(pieces, cuts):
+    """Between noise, and in pieces of any size."""
+    data = b"".join(piece for _, piece in pieces)
+    chunks, at, turn = [], 0, 0
+    while at < len(data):
+        chunks.append(data[at : at + cuts[turn % len(cuts)]])
+        at, turn = at + cuts[turn % len(cuts)], turn + 1
+    chunks.append(b"")
+    left = iter(chunks)
+    assert list(split_images(lambda _: next(left))) == [piece for whole, piece in pieces if whole]
+
+
+@given(data=st.binary(max_size=300), begin=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]))
+@settings(max_examples=60, deadline=None)
+def test_no_bytes_hang_or_break_the_cutter(data, begin):
+    pieces = list(split_images(io.BytesIO(begin + data + jpeg(7)).read))
+    assert all(pieces)
+    assert sum(map(len, pieces)) <= len(begin) + len(data) + len(jpeg(7))
 
 
 def test_an_image_without_end_is_not_kept_for_ever(monkeypatch):

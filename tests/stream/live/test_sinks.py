@@ -69,6 +69,7 @@ def test_a_slow_sink_holds_nothing_back_and_the_oldest_are_lost():
     sink.close()
     assert held.got[-10:] == list(range(4990, 5000))
     assert len(held.got) in (10, 11)  # one may have been in hand
+    assert sink.problem == "does not keep up"
     assert sink.delivered + sink.lost == 5000
 
 
@@ -108,7 +109,7 @@ def test_closing_does_not_wait_for_a_sink_that_hangs():
     begun = time.monotonic()
     sink.close(0.1)
     assert time.monotonic() - begun < 2
-    assert (sink.delivered, sink.lost) == (0, 5)
+    assert (sink.delivered, sink.lost, sink.problem) == (0, 5, "does not keep up")
     sink(answer(6))
     assert sink.lost == 6
     held.may.set()
