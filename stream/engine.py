@@ -26,6 +26,7 @@ from eex.stream.streams import Streams
 from eex.stream.wire.encoding import pixels
 from eex.stream.wire.offload import Reply
 
+NOBODY: Ints = np.zeros(0, dtype=np.int64)
 LONGEST_GATHER = 8
 """Most micro-batches that a group of frames waits for others before its stage runs."""
 
@@ -245,7 +246,9 @@ class Engine:
 
     def left(self) -> Ints:
         """Slots of the frames that have left since the last call, their `answer` worked out before `learn` does."""
-        slots = np.concatenate([np.zeros(0, dtype=np.int64), *self._finished[self._left :]])
+        if self._left == len(self._finished):
+            return NOBODY
+        slots = np.concatenate(self._finished[self._left :])
         self._left = len(self._finished)
         rows = self.ring.rows
         rows.answer[slots] = answer(

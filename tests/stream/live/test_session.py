@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from nets import CLASSES, Scale, Scramble
+from livenet import Cloud, images, three_exits
+from nets import CLASSES
 from PIL import Image
 
-from eex.models.network import Architecture, EarlyExitNet
 from eex.policies.core.errors import EexError
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
@@ -20,16 +20,9 @@ from eex.stream.frames.batch import Batch
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.session import Refused, Session
 from eex.stream.run.records import feedback_of, read_records
-from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
+from eex.stream.wire.offload import NoOffloader
 
 pytestmark = pytest.mark.timeout(60)
-
-SHAPE = (2, 2, 3)
-
-
-class TenLogits(Scale):
-    def forward(self, x):
-        return super().forward(x)[:, :10]
 
 
 @pytest.fixture(autouse=True)
@@ -42,34 +35,7 @@ def _one_thread():
 
 @pytest.fixture
 def net():
-    """Two edge exits and one in the cloud, over twelve pixels."""
-    architecture = Architecture(
-        "custom",
-        CLASSES,
-        (0, 1),
-        ("custom",) * 3,
-        experts=("pristine",),
-        input_shape=(3, 2, 2),
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
-    )
-    stages = [Scramble(7.3 + i) for i in range(3)]
-    return EarlyExitNet(stages, [{"pristine": TenLogits(9.0 + 4 * i, 0)} for i in range(3)], architecture).eval()
-
-
-class Cloud(InMemoryOffloader):
-    """Answers with class 7, when it is let."""
-
-    deadline_ms = 1000.0
-
-    def __init__(self, **options):
-        super().__init__(
-            lambda stage, expert, x: (np.full(len(x), 0.99), np.full(len(x), 7)), **{"window": 99} | options
-        )
-
-
-def images(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    return three_exits()
 
 
 def opened(net, offloader=None, **options):
