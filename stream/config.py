@@ -16,7 +16,7 @@ from eex.policies.registry import RECOMMENDED, split_option, split_policies
 from eex.stream.frames.frames import FrameConfig
 from eex.stream.wire.connection import Connection, ConnectionConfig
 
-__all__ = ["Choice", "FrameConfig", "Resolved", "StreamConfig", "earlier", "from_json", "to_json"]
+__all__ = ["Choice", "FrameConfig", "PolicyConfig", "Resolved", "StreamConfig", "earlier", "from_json", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,13 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class StreamConfig(ConnectionConfig, FrameConfig):
-    """Stream images through an early-exit network while a policy learns where each frame should stop.
-
-    At the end, a table shows what adapting gained. Records, summary and pictures go to a new folder under --out.
-    """
+class PolicyConfig:
+    """Options that say who chooses thresholds, and what offloading costs."""
 
     policy: str = RECOMMENDED
     """Policy that chooses the thresholds. Use --list-policies to see all of them."""
     policy_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Option of the policy, as name=value. Can be repeated."""
-    compare: str = ""
-    """Comma-separated policies to play over the same frames afterwards, with their options after colons:
-    fixed,fixed:p_tar=0.95,ucb:c=0.5"""
     overhead: float | str = 0.1
     """Price of offloading a frame, in units of confidence. It can also be a price per second of round trip (0.2/s), per
     megabyte (0.01/MB) or per joule (0.05/J@1.3W), a sum of these with +, or a budget (budget=10/s, budget=20%)."""
@@ -78,6 +72,42 @@ class StreamConfig(ConnectionConfig, FrameConfig):
     gather: int = 0
     """Run a deeper stage only once this many frames are waiting for it: higher throughput, but later answers. 0 runs
     every stage at once."""
+
+    def price(self) -> Price:
+        """The price of offloading.
+
+        Raises
+        ------
+        EexError
+            If one of the options is out of range or cannot be parsed.
+        """
+        if self.gather < 0:
+            raise EexError(f"--gather must be at least 0, got {self.gather}")
+        try:
+            price = parse_price(self.overhead)
+        except EexError as error:
+            raise EexError(f"--{error}") from None
+        if not 0 <= self.exit_cost <= 1:
+            raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
+        if not 0 <= self.drop_below <= 1:
+            raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
+        return price
+
+    def options(self) -> dict[str, str]:
+        """Options of the policy, by name."""
+        return dict(split_option(pair) for pair in self.policy_option)
+
+
+@dataclass(frozen=True)
+class StreamConfig(PolicyConfig, ConnectionConfig, FrameConfig):
+    """Stream images through an early-exit network while a policy learns where each frame should stop.
+
+    At the end, a table shows what adapting gained. Records, summary and pictures go to a new folder under --out.
+    """
+
+    compare: str = ""
+    """Comma-separated policies to play over the same frames afterwards, with their options after colons:
+    fixed,fixed:p_tar=0.95,ucb:c=0.5"""
     commit: int = 10_000
     """Save the records and the state of the policy every this many frames; --resume continues from the last save. 0
     saves once, at the end."""
@@ -100,22 +130,11 @@ class StreamConfig(ConnectionConfig, FrameConfig):
             If an option is out of range or cannot be parsed.
         """
         FrameConfig.check(self)
-        if self.gather < 0:
-            raise EexError(f"--gather must be at least 0, got {self.gather}")
-        try:
-            price = parse_price(self.overhead)
-        except EexError as error:
-            raise EexError(f"--{error}") from None
-        if not 0 <= self.exit_cost <= 1:
-            raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
-        if not 0 <= self.drop_below <= 1:
-            raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
-        return Resolved(self.schedule(), price, self.connection(), self._choices())
+        return Resolved(self.schedule(), self.price(), self.connection(), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
         rivals = split_policies(self.compare)
-        options = dict(split_option(pair) for pair in self.policy_option)
-        named = [(":".join([self.policy, *self.policy_option]), self.policy, options)]
+        named = [(":".join([self.policy, *self.policy_option]), self.policy, self.options())]
         named += [(name, name, {}) for name in rivals]
         labels = [label for label, _, _ in named]
         again = [labels[:k].count(label) for k, label in enumerate(labels)]

@@ -1,22 +1,34 @@
-"""The driver of an engine: it owns the offloader and does the waiting. The source sets the pace of the stream."""
+"""The driver of an engine: it owns the offloader and does the waiting, where its caller lets it wait."""
 
+import heapq
 import itertools
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eex.models.network import EarlyExitNet
 from eex.policies.core.base import Ints, Policy
 from eex.policies.core.columns import Rows
 from eex.stream.engine import Engine, Request
 from eex.stream.frames.batch import Batch
-from eex.stream.wire.encoding import Encoding, encode
-from eex.stream.wire.offload import Offloader
+from eex.stream.streams import Streams
+from eex.stream.wire.encoding import Encoded, Encoding, encode
+from eex.stream.wire.offload import Offloader, Reply
+
+Payload = NDArray[Any] | Encoded
 
 _IDS = itertools.count(1)  # of all drivers: several may use one offloader, one after the other
 
 TAKE_FROM = 1024
 """Frames to feed before finished ones are summed up and recorded together, which is faster than row by row."""
+LEARN_FROM = 64
+"""Frames that have left after which a driver that may not wait lets the policy learn in any case."""
 PATIENCE_MS = 50.0
 """Longest single wait for replies."""
 
@@ -34,6 +46,17 @@ class Driver:
         How frames are sent; by default, as unencoded features.
     clock
         Returns the time in seconds.
+    waits
+        Whether `feed` may wait: for room in the engine, and for the worker's window while it is full. A stream that is
+        played can wait for the cloud; frames that arrive on their own clock cannot. If it may not, requests that find
+        the window full are kept and tried again at each `poll`, until their deadline. The policy then learns only when
+        a learner is about to choose again, or `LEARN_FROM` frames have left: many streams' frames at once, which is
+        much faster, and makes the same choices.
+    deadlines_ms
+        By number of the stream: milliseconds after which its offloaded frames are answered on the edge. Streams that
+        are not in it have the offloader's own deadline, which none can exceed.
+    left
+        Called with the slots of frames as soon as their answer is known, before the policy learns from them.
     options
         Further arguments of `Engine`.
     """
@@ -41,18 +64,27 @@ class Driver:
     def __init__(
         self,
         net: EarlyExitNet,
-        policy: Policy,
+        policy: Policy | Streams,
         offloader: Offloader | None = None,
         *,
         send: Encoding | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        waits: bool = True,
+        deadlines_ms: dict[int, float] | None = None,
+        left: Callable[[Ints], None] | None = None,
         **options: Any,
     ) -> None:
         as_pixels = send is not None and send.kind == "input"
         self.engine = Engine(net, policy, whole=offloader is None, as_pixels=as_pixels, clock=clock, **options)
         self.offloader = None if self.engine.whole else offloader
         self.send = send
-        self._awaited: dict[int, Ints] = {}  # slots by request id
+        self.clock, self.waits, self.deadlines_ms = clock, waits, {} if deadlines_ms is None else deadlines_ms
+        self._left = left
+        self._awaited: dict[int, Ints] = {}  # slots by request id; -1 for a frame that was given up
+        self._waiting: deque[tuple[float, Request, Payload]] = deque()  # for room in the window; since when
+        self._owed: set[int] = set()  # learners of frames that have left and are not learned from
+        self._owed_frames = 0
+        self._due: list[tuple[float, int, int, float]] = []  # when, request, place in it, milliseconds; a heap
         self._aside: list[Rows] = []  # finished while `feed` waited for room
 
     def feed(self, batch: Batch) -> None:
@@ -63,13 +95,16 @@ class Driver:
         Raises
         ------
         ValueError
-            If the batch is larger than half of the engine's capacity, or finished frames should be taken first.
+            If the batch is larger than half of the engine's capacity, finished frames should be taken first, or there
+            is no room and the driver may not wait.
         """
         engine, ring = self.engine, self.engine.ring
         if len(batch) > ring.capacity // 2:
             raise ValueError(f"a micro-batch may hold {ring.capacity // 2} frames at most, got {len(batch)}")
-        if not ring.has_room(len(batch)) and (self._aside or ring.ready):
+        if not ring.has_room(len(batch)) and (self._aside or ring.ready or not self.waits):
             raise ValueError(f"{ring.capacity} frames are under way: take the finished ones before feeding more")
+        if not self.waits and not self._owed.isdisjoint(self._learners_of(batch)):
+            self._learn()
         while not ring.has_room(len(batch)):
             self._run(force=True)
             self.poll(PATIENCE_MS)
@@ -85,17 +120,27 @@ class Driver:
         """Process the replies that have arrived, waiting up to `timeout_ms` for the first, and let the policy learn."""
         if self.offloader is not None:
             self._take_replies(self.offloader, timeout_ms)
-        self.engine.learn()
+            self._give_up()
+            self._try_again(self.offloader)
+        self._tell()
+        if self.waits or self._owed_frames >= LEARN_FROM:
+            self._learn()
+
+    def hurry(self) -> None:
+        """Run the stages that frames wait for, however few they are (`gather`)."""
+        self._run(force=True)
 
     def drain(self) -> None:
         """Finish all frames under way; afterwards, each has its answer."""
         self._run(force=True)
-        while self._awaited:
+        while self._awaited or self._waiting:
             self.poll(PATIENCE_MS)
-        self.engine.learn()
+        self._tell()
+        self._learn()
 
     def take(self) -> Iterator[Rows]:
         """Yield the finished frames that are next in order, in a few pieces; each frame is returned once."""
+        self._learn()
         while self._aside:
             yield self._aside.pop(0)
         yield from self.engine.take()
@@ -106,14 +151,46 @@ class Driver:
         return self.engine.ring.next - self.engine.ring.head + sum(map(len, self._aside))
 
     @property
+    def awaits(self) -> bool:
+        """Whether frames are in the cloud, or wait for room to go there."""
+        return bool(self._awaited or self._waiting)
+
+    @property
+    def due(self) -> float:
+        """When the next frame is to be given up, in seconds on the driver's clock; inf if none is."""
+        return self._due[0][0] if self._due else math.inf
+
+    @property
     def worth_taking(self) -> bool:
         """Whether enough frames were fed since the last `take` to make another worthwhile."""
         return self.engine.ring.next - self.engine.ring.head >= TAKE_FROM
 
     def _run(self, force: bool = False) -> None:
         while self.engine.step(force):
+            self._tell()
             if self.engine.requests:
                 self._send_requests()
+
+    def _learn(self) -> None:
+        self._owed.clear()
+        self._owed_frames = 0
+        self.engine.learn()
+
+    def _learners_of(self, batch: Batch) -> list[int]:
+        """The learners of a batch's frames."""
+        learners = self.engine.streams.learner
+        found: list[int] = learners[:1].tolist() if batch.streams is None else learners[batch.streams].tolist()
+        return found
+
+    def _tell(self) -> None:
+        """Report the frames whose answer is known."""
+        if self.waits and self._left is None:
+            return
+        if len(slots := self.engine.left()):
+            self._owed.update(self.engine.ring.rows.run[slots].tolist())
+            self._owed_frames += len(slots)
+            if self._left is not None:
+                self._left(slots)
 
     def _send_requests(self) -> None:
         requests, self.engine.requests = self.engine.requests, []
@@ -123,26 +200,78 @@ class Driver:
             most = max(1, offloader.max_bytes // (4 * request.features[0].size))  # frames per message, as float32
             for first in range(0, len(request.slots), most):
                 part = slice(first, first + most)
-                self._submit(offloader, request, part)
+                some = replace(request, features=request.features[part], slots=request.slots[part])
+                payload = some.features if self.send is None else encode(some.features, self.send)
+                if self._waiting or not self._submit(offloader, some, payload):
+                    self._waiting.append((self.clock(), some, payload))
 
-    def _submit(self, offloader: Offloader, request: Request, part: slice) -> None:
-        """Send some frames of a request, waiting while the window is full; refuse them if they cannot be sent."""
-        features, slots, id = request.features[part], request.slots[part], next(_IDS)
+    def _submit(self, offloader: Offloader, request: Request, payload: Payload) -> bool:
+        """Send a request, or refuse it if it cannot be sent; whether either was done.
+
+        If the window is full, wait if the driver may; else nothing is done.
+        """
+        slots, id = request.slots, next(_IDS)
         before = offloader.bytes_sent
-        if 4 * features.size <= offloader.max_bytes:
-            payload = features if self.send is None else encode(features, self.send)
+        if 4 * request.features.size <= offloader.max_bytes:
             while not offloader.submit(id, request.stage, request.expert, payload):
                 if not (offloader.outstanding and offloader.reachable):  # a full window empties by itself
                     break
+                if not self.waits:
+                    return False
                 self._take_replies(offloader, 10)
             else:
                 self.engine.sent(slots, offloader.bytes_sent - before)
                 self._awaited[id] = slots
-                return
+                self._set_deadlines(id, slots)
+                return True
         self.engine.refused(slots)
+        return True
+
+    def _try_again(self, offloader: Offloader) -> None:
+        """Send the requests that waited for room, as far as there is any; refuse those that waited too long."""
+        while self._waiting:
+            since, request, payload = self._waiting[0]
+            late = 1000 * (self.clock() - since) >= self._patience_ms(request.slots)
+            if not offloader.reachable or late:
+                self.engine.refused(request.slots)
+            elif not self._submit(offloader, request, payload):
+                return
+            self._waiting.popleft()
+
+    def _patience_ms(self, slots: Ints) -> float:
+        """The shortest deadline of some frames."""
+        longest = float(getattr(self.offloader, "deadline_ms", math.inf))
+        if not self.deadlines_ms:
+            return longest
+        return min(self.deadlines_ms.get(k, longest) for k in self.engine.ring.source[slots].tolist())
+
+    def _set_deadlines(self, id: int, slots: Ints) -> None:
+        if not self.deadlines_ms:
+            return
+        now = self.clock()
+        for place, stream in enumerate(self.engine.ring.source[slots].tolist()):
+            if (ms := self.deadlines_ms.get(stream)) is not None:
+                heapq.heappush(self._due, (now + ms / 1000, id, place, ms))
+
+    def _give_up(self) -> None:
+        """Answer the frames on the edge whose stream's deadline has passed."""
+        while self._due and self._due[0][0] <= self.clock():
+            _, id, place, ms = heapq.heappop(self._due)
+            slots = self._awaited.get(id)
+            if slots is not None and slots[place] >= 0:
+                late = slots[place : place + 1]
+                self._awaited[id] = np.where(np.arange(len(slots)) == place, -1, slots)
+                self.engine.reply(late, Reply(id, round_trip_ms=ms, failed=f"no reply within {ms:g} ms"))
 
     def _take_replies(self, offloader: Offloader, timeout_ms: float) -> None:
         for reply in offloader.poll(timeout_ms):
             slots = self._awaited.pop(reply.id, None)
-            if slots is not None:
+            if slots is None:
+                continue
+            if self.deadlines_ms and (slots < 0).any():
+                there = slots >= 0
+                slots = slots[there]
+                if not reply.failed:
+                    reply = replace(reply, confidence=reply.confidence[there], prediction=reply.prediction[there])
+            if len(slots):
                 self.engine.reply(slots, reply)

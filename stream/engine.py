@@ -14,17 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from eex.models.network import EarlyExitNet
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward, check_thresholds, is_foreign
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward
 from eex.policies.core.columns import OUTCOMES, Rows
-from eex.policies.core.price import Meter, Price
+from eex.policies.core.price import Price
 from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer, drop
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import Group, decide, exit_of, merged, rest_of, runs, select, sorted_by_expert
 from eex.stream.ring import Ring
+from eex.stream.streams import Streams
 from eex.stream.wire.encoding import pixels
 from eex.stream.wire.offload import Reply
 
+NOBODY: Ints = np.zeros(0, dtype=np.int64)
 LONGEST_GATHER = 8
 """Most micro-batches that a group of frames waits for others before its stage runs."""
 
@@ -63,12 +65,12 @@ class Engine:
     net
         The network, usually `eex.models.fast.optimised`; the stages up to its partition point run here.
     policy
-        Chooses thresholds for the network's edge exits, with `runs` = 1.
+        Chooses thresholds for the network's edge exits: a policy of one run, which plays a single stream, or `Streams`.
     whole
         Run the remaining stages here too: there is no cloud. A partition point after the last stage does the same.
     overhead
         Price of offloading a frame, in units of confidence: a number, or a `Price`. The policy chooses by the expected
-        price and learns from the price paid.
+        price and learns from the price paid. `Streams` bring their own.
     exit_cost
         Price of each edge exit after the first.
     kind
@@ -101,7 +103,7 @@ class Engine:
     def __init__(
         self,
         net: EarlyExitNet,
-        policy: Policy,
+        policy: Policy | Streams,
         *,
         whole: bool = False,
         overhead: float | Price = 0.1,
@@ -115,24 +117,29 @@ class Engine:
         first: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if policy.exits != net.edge_exits or policy.runs != 1:
-            made_for, exits = f"{policy.exits} edge exits and {policy.runs} runs", net.edge_exits
-            raise ValueError(f"the policy is for {made_for}, the network has {exits} and a stream is one run")
-        self.net, self.policy, self.clock = net, policy, clock
+        if isinstance(policy, Policy):
+            if policy.exits != net.edge_exits or policy.runs != 1:
+                made_for, exits = f"{policy.exits} edge exits and {policy.runs} runs", net.edge_exits
+                raise ValueError(f"the policy is for {made_for}, the network has {exits} and a stream is one run")
+            price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
+            self.streams = Streams.of(policy, price, usual_bytes(net, price), first)
+        else:
+            self.streams = policy
+        self.net, self.learners, self.clock = net, self.streams.learners, clock
+        if self.learners.exits != net.edge_exits:
+            raise ValueError(f"the policy is for {self.learners.exits} edge exits, the network has {net.edge_exits}")
         self.whole = whole or net.partition == net.exits
-        price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
-        self.meter = Meter(price, bytes=_usual_bytes(net) if price.per_mb or price.budget else 0.0)
-        policy.reward = kind
-        self._foreign = is_foreign(policy)
+        self.kind = kind
+        self.learners.count(kind)
         self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
         self.edge_exits = net.edge_exits
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
         self.requests: list[Request] = []
         self.awaited = 0  # frames sent without a reply yet
-        self.learned = first  # frames that the policy has learned from
         self._queues: list[list[Group]] = [[] for _ in range(net.edge_exits)]  # by edge stage
         self._tails: dict[int, list[Group]] = {}  # where all stages run here, by the first that is left
         self._finished: list[Ints] = []
+        self._left = 0  # how many of them `left` has given
         self.policy_seconds = self.routing_seconds = 0.0
 
     # ---- in
@@ -158,17 +165,17 @@ class Engine:
         with torch.inference_mode():
             experts, probabilities = select(self.net, batch.images)
             started = self.clock()
-            frame, place = self.ring.enter(count)
+            number, place = self.ring.enter(count)
             rows = self.ring.rows
-            rows.frame[place] = frame
             rows.name[place] = batch.names
             rows.label[place] = batch.labels
             rows.levels[place] = batch.levels
             rows.expert[place] = experts
-            self.ring.entered[place] = entered
+            self.ring.entered[place] = entered if batch.arrived is None else batch.arrived
             self.routing_seconds += self.clock() - started
-            self._choose(frame, place, probabilities, link_ms, reachable)
-            slots = frame % self.ring.capacity
+            streams = np.zeros(count, dtype=np.int64) if batch.streams is None else batch.streams
+            self._choose(streams, place, probabilities, link_ms, reachable)
+            slots = number % self.ring.capacity
             images, slots, experts = sorted_by_expert(batch.images, slots, experts)
             inputs = pixels(images.float().cpu().numpy()) if self.as_pixels and not self.whole else None
             x = images.contiguous(memory_format=torch.channels_last)
@@ -191,8 +198,10 @@ class Engine:
         """Frames of a request have been sent, in a message of so many bytes; a `reply` will follow."""
         rows = self.ring.rows
         rows.sent[slots] = True
-        rows.bytes[slots] = bytes / len(slots)
-        self.meter.sent(len(slots), bytes)
+        rows.bytes[slots] = each = bytes / len(slots)
+        for meter, of in self.streams.metered(self.ring.source[slots]):
+            count = len(slots[of])
+            meter.sent(count, each * count)
         self.awaited += len(slots)
 
     def refused(self, slots: Ints) -> None:
@@ -206,9 +215,10 @@ class Engine:
         """Process the reply to sent frames; if it failed, their most confident edge exit answers."""
         self.awaited -= len(slots)
         rows, final = self.ring.rows, self.edge_exits
-        if not self.meter.price.constant:
-            bytes = float(rows.bytes[slots[0]])
-            rows.overhead[slots] = self.meter.paid(self.ring.scarcity[slots], reply.round_trip_ms, bytes)
+        for meter, of in self.streams.metered(self.ring.source[slots]):
+            if not meter.price.constant:
+                bytes, its = float(rows.bytes[slots[0]]), slots[of]
+                rows.overhead[its] = meter.paid(self.ring.scarcity[its], reply.round_trip_ms, bytes)
         if reply.failed:
             rows.link_ms[slots] = reply.round_trip_ms  # waited for in vain
             self.refused(slots)
@@ -228,17 +238,28 @@ class Engine:
         started = self.clock()
         slots = np.concatenate(self._finished)
         self._finished.clear()
+        self._left = 0
         rows, row = self.ring.rows, self.ring.columns(slots)
         c = row["confidence"]
         rows.answer[slots] = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
-        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.policy.reward)
+        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.kind)
         rows.reward[slots] = row["reward"]
-        self.policy.learn(Outcomes(**{name: row[name] for name in OUTCOMES}))
-        rows.heard[slots] = np.arange(self.learned, self.learned + len(slots))
-        rows.heard_at[slots] = self.ring.next
-        self.learned += len(slots)
+        heard = self.learners.learn(Outcomes(**{name: row[name] for name in OUTCOMES}))
+        rows.heard[slots], rows.heard_at[slots] = heard
         self.ring.finish(slots)
         self.policy_seconds += self.clock() - started
+
+    def left(self) -> Ints:
+        """Slots of the frames that have left since the last call, their `answer` worked out before `learn` does."""
+        if self._left == len(self._finished):
+            return NOBODY
+        slots = np.concatenate(self._finished[self._left :])
+        self._left = len(self._finished)
+        rows = self.ring.rows
+        rows.answer[slots] = answer(
+            rows.confidence[slots], rows.prediction[slots], rows.exit[slots], rows.exit_at[slots, -1]
+        )
+        return slots
 
     def take(self) -> Iterator[Rows]:
         """Yield the finished frames that are next in order, in a few pieces; each frame is returned once."""
@@ -247,35 +268,37 @@ class Engine:
     # ---- the edge
 
     def _choose(
-        self, frame: Ints, slots: Ints | slice, probabilities: Floats | None, link_ms: float, reachable: bool
+        self, streams: Ints, slots: Ints | slice, probabilities: Floats | None, link_ms: float, reachable: bool
     ) -> None:
         started = self.clock()
-        self.meter.arrive(started, len(frame))
-        overhead = self.meter.expected(link_ms)
+        rows, ring = self.ring.rows, self.ring
+        scarcity, overhead = np.empty(len(streams)), np.empty(len(streams))
+        for meter, of in self.streams.metered(streams):
+            meter.arrive(started, len(streams[of]))
+            scarcity[of], overhead[of] = meter.scarcity, meter.expected(link_ms)
         context = Context(
-            frames=len(frame),
-            first=int(frame[0]),
+            frames=len(streams),
             overhead=overhead,
             exit_cost=self.exit_cost,
-            distortion=None if probabilities is None else probabilities[None],
+            distortion=probabilities,
             queue=self.awaited,
             link_ms=link_ms,
             reachable=reachable,
         )
-        chosen = self.policy.choose(context)
-        if self._foreign:
-            check_thresholds(self.policy, chosen, len(frame))
-        rows = self.ring.rows
-        rows.exit_at[slots] = chosen.exit_at[0]
-        rows.skip_below[slots] = chosen.skip_below[0]
-        rows.arm[slots] = chosen.arm[0]
-        rows.probability[slots] = chosen.probability[0]
-        rows.audited[slots] = chosen.audited[0]
+        rows.run[slots] = run = self.streams.learner[streams]
+        rows.frame[slots], chosen = self.learners.choose(run, context)
+        rows.stream[slots] = self.streams.name[streams]
+        rows.exit_at[slots] = chosen.exit_at
+        rows.skip_below[slots] = chosen.skip_below
+        rows.arm[slots] = chosen.arm
+        rows.probability[slots] = chosen.probability
+        rows.audited[slots] = chosen.audited
         rows.queue[slots] = self.awaited
         rows.link_estimate_ms[slots] = link_ms
         rows.reachable[slots] = reachable
         rows.overhead[slots] = overhead
-        self.ring.scarcity[slots] = self.meter.scarcity
+        ring.scarcity[slots] = scarcity
+        ring.source[slots] = streams
         self.policy_seconds += self.clock() - started
 
     def _enough(self, queue: list[Group]) -> bool:
@@ -319,15 +342,21 @@ class Engine:
                     return
                 group = group.some(~dropped)
                 slots = group.slots
-        if (admitted := self.meter.admits(len(slots))) < len(slots):
-            rows.edge_ms[slots[admitted:]] = 1000 * (self.clock() - self.ring.entered[slots[admitted:]])
-            self.refused(slots[admitted:])
-            if not admitted:
+        admitted = np.ones(len(slots), dtype=bool)
+        for meter, of in self.streams.metered(self.ring.source[slots]):
+            its = np.arange(len(slots))[of]
+            admitted[its[meter.admits(len(its)) :]] = False
+        if not admitted.all():
+            withheld = slots[~admitted]
+            rows.edge_ms[withheld] = 1000 * (self.clock() - self.ring.entered[withheld])
+            self.refused(withheld)
+            if not admitted.any():
                 return
-            group = group.some(np.arange(len(slots)) < admitted)
+            group = group.some(admitted)
             slots = group.slots
         if self.whole:
-            self.meter.sent(len(slots), 0.0)
+            for meter, of in self.streams.metered(self.ring.source[slots]):
+                meter.sent(len(slots[of]), 0.0)
             group.waited = 0
             self._tails.setdefault(stage, []).append(group)
             return
@@ -358,6 +387,6 @@ class Engine:
         self._finished.append(slots)
 
 
-def _usual_bytes(net: EarlyExitNet) -> float:
-    """Bytes of a frame's features at the partition point."""
-    return float(net.costs().feature_bytes[net.partition - 1])
+def usual_bytes(net: EarlyExitNet, price: Price) -> float:
+    """Bytes of a frame's features at the partition point; 0 for a price that does not depend on them."""
+    return float(net.costs().feature_bytes[net.partition - 1]) if price.per_mb or price.budget else 0.0

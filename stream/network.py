@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eex.policies.core.errors import EexError
-from eex.stream.frames.frames import FrameConfig
+from eex.stream.frames.frames import NetworkConfig
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
 
 
-def load_network(config: FrameConfig) -> "EarlyExitNet":
+def load_network(config: NetworkConfig) -> "EarlyExitNet":
     """Load the configured network, optimised for inference, on its device.
 
     Raises

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from eex.policies.core.columns import COLUMNS, DTYPES, Bools, Column, Floats, Ints, Rows
 
 _PRIVATE = (
-    Column("When the frame entered.", unit="s", default=np.nan, name="entered", kind="float"),
+    Column("When the frame arrived.", unit="s", default=np.nan, name="entered", kind="float"),
     Column("The budget's part of the price when the policy chose.", default=0.0, name="scarcity", kind="float"),
+    Column("Number of its stream.", default=0, name="source", kind="int"),
 )
 
 
@@ -35,9 +36,9 @@ class Ring:
     ----------
     rows
         Views of all slots by column; write to them to set values.
-    entered, scarcity
-        Two internal columns: when each frame entered, in seconds, and the budget's part of the price at which its
-        thresholds were chosen.
+    entered, scarcity, source
+        Three internal columns: when each frame arrived, in seconds; the budget's part of the price at which its
+        thresholds were chosen; the number of its stream.
     head, next
         The oldest frame that has not been taken; the number of the next one to enter.
     """
@@ -60,6 +61,7 @@ class Ring:
         views = self.columns(slice(None))
         self.entered: Floats = views.pop("entered")
         self.scarcity: Floats = views.pop("scarcity")
+        self.source: Ints = views.pop("source")
         self.rows = Rows(**views)
 
     def has_room(self, count: int) -> bool:
@@ -98,7 +100,8 @@ class Ring:
             start = self.head % self.capacity
             stop = min(start + ready, self.capacity)
             columns = self.columns(np.arange(start, stop))
-            del columns["entered"], columns["scarcity"]
+            for column in _PRIVATE:
+                del columns[column.name]
             self._done[start:stop] = False
             self.head += stop - start
             yield Rows(**columns)

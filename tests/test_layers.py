@@ -21,7 +21,8 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 # listed beside it, wherever in the module the import stands.
 SHARED = ("eex.policies.core", "eex.models")
 FRAMES = ("eex.stream.config", "eex.stream.frames", "eex.stream.network", "eex.stream.wire")
-LIBRARY = (*FRAMES, "eex.stream", "eex.stream.guard", "eex.stream.planning", "eex.stream.run", "eex.stream.worker")
+LIVE = ("eex.stream.guard", "eex.stream.planning", "eex.stream.run", "eex.stream.worker")
+LIBRARY = (*FRAMES, "eex.stream", "eex.stream.live", *LIVE)
 ROOMS = {
     "eex.policies.core": (),
     "eex.policies": ("eex.policies.core",),
@@ -37,6 +38,7 @@ ROOMS = {
     "eex.stream.worker": (*SHARED, "eex.stream.guard", "eex.stream.network", "eex.stream.wire"),
     "eex.stream.planning": (*SHARED, *FRAMES, "eex.stream"),
     "eex.stream.run": (*SHARED, *FRAMES, "eex.policies", "eex.stream", "eex.stream.planning", "eex.stream.worker"),
+    "eex.stream.live": (*SHARED, *FRAMES, "eex.policies", "eex.stream", *LIVE),
     "eex.stream.commands": (*SHARED, *LIBRARY, "eex.policies", "eex.envs", "eex.stream.training"),
     "eex.experiments": (*SHARED, *LIBRARY, "eex.policies", "eex.envs", "eex.stream.training", "eex.stream.commands"),
 }

@@ -40,6 +40,7 @@ class Arms(Policy):
     """
 
     state: tuple[str, ...] = ("counts", "totals", "pending")
+    joint = True
 
     def __init__(self, grid: Sequence[float], exits: int, runs: int, seed: int) -> None:
         super().__init__(exits, runs, seed)
@@ -78,8 +79,7 @@ class Arms(Policy):
 
     def draw(self, probability: Floats, context: Context) -> Thresholds:
         """Thresholds for the next frames, each of an arm drawn with these probabilities, (runs, arms)."""
-        frames = np.arange(context.first, context.first + context.frames)
-        u = uniform(self.seed, self.keys, frames, 1)  # (runs, frames, 1)
+        u = uniform(self.seed, self.keys, context.numbers, 1)  # (runs, frames, 1)
         arm = (u >= np.cumsum(probability, axis=1)[:, None, :-1]).sum(axis=2)
         return self.play(arm, np.take_along_axis(probability, arm, axis=1))
 

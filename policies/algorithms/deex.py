@@ -40,6 +40,8 @@ class DEEx(Policy):
     BranchyNets, section III.
     """
 
+    joint = True
+
     def __init__(
         self,
         p_d: float = 0.5,

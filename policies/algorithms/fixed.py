@@ -34,6 +34,8 @@ class Fixed(Policy):
     Teerapittayanon, McDanel and Kung (2016), BranchyNet: fast inference via early exiting, ICPR.
     """
 
+    joint = True
+
     def __init__(self, p_tar: float | Sequence[float] = 0.8, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         super().__init__(exits, runs, seed)
         given = np.atleast_1d(np.asarray(p_tar, dtype=float)).tolist()

@@ -59,6 +59,7 @@ class HedgeHI(Composite, Arms):
     state = ("counts", "totals", "pending")
     sums: tuple[str, ...] = ("counts", "totals")
     parts = ("awaited",)
+    joint = False  # what is awaited grows
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class HedgeHI(Composite, Arms):
 
     def choose(self, context: Context) -> Thresholds:
         """Thresholds for the next frames, each of an arm drawn for it."""
-        frames = np.arange(context.first, context.first + context.frames)
+        frames = context.numbers
         p = self.probabilities(context.frames)
         u = uniform(self.seed, self.keys, frames, 1)  # (runs, frames, 1)
         arm = (u >= np.cumsum(p, axis=2)[..., :-1]).sum(axis=2)

@@ -60,6 +60,7 @@ class LinUCB(Composite, Arms):
     state = ("counts", "totals", "pending", "inverse", "vector")
     sums: tuple[str, ...] = ()  # an inverse is none
     parts = ("features", "awaited")
+    joint = False  # what is awaited grows
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class LinUCB(Composite, Arms):
     def choose(self, context: Context) -> Thresholds:
         """Thresholds for the next frames, one after another: each choice makes its arm look better explored."""
         x = np.concatenate([np.ones((self.runs, context.frames, 1)), self.features.vector(context)], axis=2)
-        self.awaited.put(np.arange(context.first, context.first + context.frames), x)
+        self.awaited.put(context.numbers, x)
         in_flight, runs = self.pending.copy(), np.arange(self.runs)
         arms = np.empty((self.runs, context.frames), dtype=np.int64)
         for k in range(context.frames):

@@ -57,6 +57,7 @@ class RiverBandit(Arms):
     """
 
     state = ("pending", "arms", "rewards", "chances", "filled")
+    joint = False  # river's objects have a state of their own
     sums: tuple[str, ...] = ()
 
     def __init__(
@@ -89,7 +90,7 @@ class RiverBandit(Arms):
 
     def choose(self, context: Context) -> Thresholds:
         """Pull an arm for each frame, one after another."""
-        frames = np.arange(context.first, context.first + context.frames)
+        frames = context.numbers
         seeds = (uniform(self.seed, self.keys, frames, 1, _PURPOSE)[..., 0] * 2.0**53).astype(np.int64)
         arm = np.empty(seeds.shape, dtype=np.int64)
         chance = np.full(seeds.shape, np.nan)

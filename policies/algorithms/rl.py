@@ -63,6 +63,7 @@ class RL(Composite):
 
     state: tuple[str, ...] = ("previous",)
     parts = ("features",)
+    joint = True
 
     def __init__(self, model: str = "", exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         self.features = Features(exits, runs)  # a part, which must be there first

@@ -83,6 +83,7 @@ class StopCurve(Composite):
         "exit_at", "skip_below", "curve",
     )  # fmt: skip
     parts = ("change",)
+    joint = True
 
     def __init__(
         self,

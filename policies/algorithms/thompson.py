@@ -54,7 +54,6 @@ class Thompson(Arms):
 
     def choose(self, context: Context) -> Thresholds:
         """Thresholds drawn anew for every frame."""
-        frames = np.arange(context.first, context.first + context.frames)
-        z = normal(self.seed, self.keys, frames, self.grid.size)  # (runs, frames, arms)
+        z = normal(self.seed, self.keys, context.numbers, self.grid.size)  # (runs, frames, arms)
         n = self.counts[:, None] + 1
         return self.play((self.totals[:, None] / n + self.sigma / np.sqrt(n) * z).argmax(axis=2))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class Context:
     frames
         Frames in the batch, at least 1.
     first
-        Number of its first frame; the others follow.
+        Number of its first frame; the others follow. One number, or one per run (runs,) for a policy that is `joint`.
     overhead
         Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one per run (runs,). Where it
         depends on what will be measured (`eex.policies.core.price`), the price that is expected.
@@ -62,13 +62,19 @@ class Context:
     """
 
     frames: int = 1
-    first: int = 0
+    first: int | Ints = 0
     overhead: float | Floats = 0.0
     exit_cost: float = 0.0
     distortion: Floats | None = None
     queue: int | Ints = 0
     link_ms: float | Floats = float("nan")
     reachable: bool | Bools = True
+
+    @property
+    def numbers(self) -> Ints:
+        """Numbers of the frames: (frames,), or (runs, frames) where each run has its own."""
+        numbers: Ints = np.asarray(self.first)[..., None] + np.arange(self.frames)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,10 @@ class Policy(Arrays):
     ----------
     reward
         What the rewards that it learns from count (`Reward`); set by whoever plays the policy.
+    joint
+        Whether learners of many streams may be rows of one such policy (`eex.policies.core.learners`): each run may be
+        at another frame, and all that it has learned is its row of the arrays in `state`, whose shapes never change.
+        Otherwise, and by default, each stream gets a policy of its own.
     keys
         Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
         the parts of a sweep do, so that they draw what the whole would.
@@ -156,6 +166,7 @@ class Policy(Arrays):
         If `exits` or `runs` is below 1.
     """
 
+    joint: ClassVar[bool] = False
     reward: Reward = "adaee"
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:

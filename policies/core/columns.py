@@ -68,8 +68,8 @@ class Outcomes:
     cloud.
     """
 
-    run: Annotated[Ints, Column("Which of the learners played side by side; 0 in a stream.", default=0)]
-    frame: Annotated[Ints, Column("Number of the frame.", "int64")]
+    run: Annotated[Ints, Column("Which of the learners played side by side; 0 in a single stream.", default=0)]
+    frame: Annotated[Ints, Column("Number of the frame among those that its learner chose for.", "int64")]
     arm: Annotated[Ints, Column("Arm that the policy chose; 0 for policies without arms.", "int32")]
     probability: Annotated[Floats, Column("Probability of the arm, for policies that draw at random.", "float64?")]
     audited: Annotated[Bools, Column("Offloaded to learn from it, regardless of the arm.", "bool")]
@@ -98,7 +98,9 @@ class Outcomes:
     reward: Annotated[
         Floats, Column("AdaEE's reward; missing where the frame teaches nothing.", "float64?", "", "confidence")
     ]
-    latency_ms: Annotated[Floats, Column("From entering the engine to the answer.", "float32", "", "ms")]
+    latency_ms: Annotated[
+        Floats, Column("From capture or arrival to the answer, waiting included.", "float32", "", "ms")
+    ]
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -116,6 +118,7 @@ class Rows(Outcomes):
     again (`eex.policies.core.replay.Feedback`).
     """
 
+    stream: Annotated[Texts, Column("Name of the frame's stream; empty for a played one.", "string")]
     name: Annotated[Texts, Column("Name of the image.", "string")]
     label: Annotated[Ints, Column("True class; missing where it is unknown.", "class")]
     answer: Annotated[Ints, Column("Class that was answered; missing for a dropped frame.", "class")]
@@ -131,7 +134,7 @@ class Rows(Outcomes):
     heard: Annotated[Ints, Column("Rank of the frame in the policy's feedback.", "int64")]
     heard_at: Annotated[Ints, Column("Frames that the policy had chosen for when that feedback came.", "int64")]
     bytes: Annotated[Floats, Column("Bytes sent for the frame, headers included.", "float32", "", "bytes", 0.0)]
-    edge_ms: Annotated[Floats, Column("From entering the engine to leaving the edge.", "float32", "", "ms")]
+    edge_ms: Annotated[Floats, Column("From capture or arrival to leaving the edge.", "float32", "", "ms")]
     link_ms: Annotated[
         Floats, Column("Round trip less the worker's computing; the whole wait if it failed.", "float32", "", "ms", 0.0)
     ]

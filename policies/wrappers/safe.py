@@ -150,7 +150,7 @@ class Safe(Composite):
     def choose(self, context: Context) -> Thresholds:
         """As the policy inside chooses, but nowhere below the floor; audits go to the cloud."""
         wanted = self.inner.choose(context)
-        frames = np.arange(context.first, context.first + context.frames)
+        frames = context.numbers
         self.awaited.put(frames, np.concatenate([wanted.exit_at, wanted.skip_below], axis=2))
         floor, audits = self.floor, np.maximum(self.audits.sum(axis=1), 1)
         share = np.maximum(self.audit, -np.log(self.delta) / (self.bound * audits))

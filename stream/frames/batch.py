@@ -24,12 +24,19 @@ class Batch:
         True classes, (B,); -1 if unknown.
     levels
         Levels of each kind of distortion, (B, kinds).
+    streams
+        Number of each image's stream, (B,); None if there is only one.
+    arrived
+        When each image was captured or arrived, in seconds on the engine's clock, (B,): latency counts from then. None
+        counts from when the engine is fed.
     """
 
     images: "Tensor"
     names: Sequence[str]
     labels: Ints
     levels: Floats
+    streams: Ints | None = None
+    arrived: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -25,13 +25,41 @@ DRIFT = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
 """What happens to the shipped sample, so that there is something to adapt to."""
 NAMED = 20
 """Classes that a report names."""
+MOST_IN_BATCH = 4096
+"""Frames of a micro-batch, at most."""
 CACHE_BYTES = 256 << 20
 """Size of the cache of decoded images, so that several policies decode each image once."""
 
 
 @dataclass(frozen=True)
-class FrameConfig:
-    """Options that select the frames and the network."""
+class NetworkConfig:
+    """Options that select the network."""
+
+    model: Path | None = None
+    """Folder of the model's weights and card. By default, the shipped model."""
+    network: str = ""
+    """Your own network, as module:function; the function returns it cut into stages."""
+    seed: int = 0
+    """Random seed for the image order, the distortions and the policies."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device for the network; when streaming, for its edge part."""
+    partition: int = 0
+    """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
+    the fastest."""
+
+    def check(self) -> None:
+        """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
+        self._at_least(seed=0, partition=0)
+
+    def _at_least(self, **least: int) -> None:
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Options that select the frames of a played stream."""
 
     source: str = "sample"
     """Source of the frames: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one, a
@@ -49,19 +77,13 @@ class FrameConfig:
     """Shuffle the images. Frames of a video stay in order."""
     resize: bool = False
     """Scale and crop images of other sizes than the model takes, instead of skipping them."""
-    model: Path | None = None
-    """Folder of the model's weights and card. By default, the shipped model."""
-    network: str = ""
-    """Your own network, as module:function; the function returns it cut into stages."""
     batch: int = 32
     """Frames per micro-batch."""
-    seed: int = 0
-    """Random seed for the image order, the distortions and the policies."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device for the network; when streaming, for its edge part."""
-    partition: int = 0
-    """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
-    the fastest."""
+
+
+@dataclass(frozen=True)
+class FrameConfig(NetworkConfig, SourceConfig):
+    """Options that select the frames and the network."""
 
     def schedule(self) -> Schedule:
         """The distortion schedule, by default the sample's drift, and for other sources none.
@@ -75,11 +97,10 @@ class FrameConfig:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
-        for name, low in (("frames", 0), ("batch", 1), ("seed", 0), ("partition", 0)):
-            if getattr(self, name) < low:
-                raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")
-        if self.batch > 4096:
-            raise EexError(f"--batch must be at most 4096, got {self.batch}")
+        self._at_least(frames=0, batch=1)
+        NetworkConfig.check(self)
+        if self.batch > MOST_IN_BATCH:
+            raise EexError(f"--batch must be at most {MOST_IN_BATCH}, got {self.batch}")
 
 
 class Frames:

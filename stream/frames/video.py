@@ -4,6 +4,8 @@ PyAV rather than OpenCV: the same frames for half the processor time, timestamps
 damaged frames one by one, limits on waiting, and one library for cameras, files, RTSP, HLS and MJPEG.
 """
 
+import errno
+import ssl
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ DEEPEST_DECODER = 64
 """More packets than any decoder holds back before their frames come."""
 ONE_FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg2video", "mpeg4", "png", "vp9"})
 MISSING = "cannot be decoded"
+MAX_PIXELS = 1 << 26
+"""Pixels of the largest frame that is decoded, 67 million: twice those of 8K."""
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none"), "win32": ("dshow", "video={}")}
 
 
@@ -76,6 +80,12 @@ def camera(number: int) -> tuple[str, dict[str, str]]:
     """What `decode_video` takes for the camera of a number: its device, and options that say how it is opened."""
     kind, device = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
     return device.format(number), {"format": kind}
+
+
+def trusted() -> dict[str, str]:
+    """FFmpeg options that refuse a server whose certificate neither this machine nor $SSL_CERT_FILE knows."""
+    paths = ssl.get_default_verify_paths()
+    return {"tls_verify": "1"} | ({"ca_file": paths.cafile} if paths.cafile else {})
 
 
 def require_pyav(what: str = "") -> None:
@@ -131,6 +141,12 @@ def decode_video(
     with container:
         if not container.streams.video:
             raise VideoError("cannot be used: it has sound only, or no pictures")
+        context = container.streams.video[0].codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise VideoError(
+                f"is too large: {context.width}x{context.height}, at most {MAX_PIXELS:,} pixels are decoded"
+            )
+        context.options = {"max_pixels": str(MAX_PIXELS)}  # it may grow later
         yield from _decoded(av, container, patience, size)
         return container.duration is not None
 
@@ -246,6 +262,7 @@ def _reason(error: Exception, patience: float) -> str:
         return f"nothing came for {patience:g} seconds"
     if isinstance(error, av.error.HTTPError):
         return error.strerror or "the server refused"
-    if isinstance(error, OSError) and error.errno == 5:
-        return "the host is unknown or does not answer"
+    if isinstance(error, OSError) and error.errno == errno.EIO:  # FFmpeg says no more than that
+        protected = str(error.filename).startswith(("https:", "rtsps:"))
+        return "the host is unknown or does not answer" + (", or its certificate is not trusted" if protected else "")
     return str(getattr(error, "strerror", "") or error).rstrip(".")

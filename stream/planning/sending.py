@@ -22,7 +22,7 @@ SAMPLES = 64
 def choose_sending(
     connection: Connection,
     net: "EarlyExitNet",
-    frames: Frames,
+    frames: Frames | None,
     connect: "Callable[[], AbstractContextManager[Offloader]]",
 ) -> "Sending":
     """How frames are sent: as asked for, or whatever is fastest over the link.
@@ -33,6 +33,8 @@ def choose_sending(
 
     Parameters
     ----------
+    frames
+        To measure with; None, or a camera or a video, whose frames come only once, measures with noise.
     connect
         Opens a connection to measure over; it is closed again, so that no policy starts from what it learned.
     """
@@ -45,8 +47,10 @@ def choose_sending(
         return measure.Sending(connection.encoding, "as asked for")
     if connection.link is None and all(map(is_loopback, connection.endpoints)):
         return measure.Sending(None, "features as they are: the worker is on this machine")
+    if frames is not None and frames.live:
+        frames = None
     images = _samples(frames, net)
-    found = measure.candidates(net, images, net.partition, agreement=not frames.live)
+    found = measure.candidates(net, images, net.partition, agreement=frames is not None)
     try:
         with connect() as offloader:
             cloud_ms = measure.worker_times(offloader, net, images, sorted({c.stage for c in found}))
@@ -59,12 +63,12 @@ def choose_sending(
     return measure.cheapest(found, link, cloud_ms)
 
 
-def _samples(frames: Frames, net: "EarlyExitNet") -> "torch.Tensor":
-    """The first frames of a stream, to measure with; noise for a live one, whose frames come only once."""
+def _samples(frames: Frames | None, net: "EarlyExitNet") -> "torch.Tensor":
+    """The first frames of a stream, to measure with; noise for a live one."""
     import torch
 
-    batches = [] if frames.live else [batch.images for batch in frames.batches(SAMPLES, {})]
+    batches = [] if frames is None else [batch.images for batch in frames.batches(SAMPLES, {})]
     if batches:
         return torch.cat(batches)
     shape = (SAMPLES, *net.architecture.input_shape)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(frames.device)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(net.mean.device)

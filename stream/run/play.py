@@ -128,7 +128,7 @@ class Player:
             drop_below=config.drop_below,
             first=recorder.first,
         )
-        meter, ring = driver.engine.meter, driver.engine.ring
+        meter, ring = driver.engine.streams.meter, driver.engine.ring
         now = time.perf_counter()
         started = now - recorder.begin(policy, meter, played.tally)
         shown, committed = now, recorder.first

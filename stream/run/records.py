@@ -1,6 +1,7 @@
 """Records of a run: one row per frame, in column-wise parts that stay readable if the run is killed."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,8 @@ from eex.policies.core.schedule import KINDS
 ROWS_IN_BATCH = 1024
 """Rows written at once: what a killed run may lose of its records, at most."""
 ROWS_IN_PART = 262_144
-DROPPED, REACHABLE = "dropped", "reachable"
-LATER = {DROPPED: False, REACHABLE: True}
+STREAM, DROPPED, REACHABLE = "stream", "dropped", "reachable"
+LATER = {STREAM: "", DROPPED: False, REACHABLE: True}
 """The last columns; parts that an older eex wrote lack some, and read as if they held these values."""
 
 
@@ -38,6 +39,11 @@ class RecordWriter:
     classes, experts
         Names, for the columns `label`, `answer` and `expert`.
 
+    Attributes
+    ----------
+    part, part_begun
+        The part that is being written, None between two; and since when, in seconds since 1970.
+
     Raises
     ------
     EexError
@@ -49,9 +55,11 @@ class RecordWriter:
         self._parts = self._rows_in_part = self._waiting = 0
         self._writer: pa.RecordBatchStreamWriter | None = None
         self._held: list[pa.RecordBatch] = []
+        self.part: Path | None = None
+        self.part_begun = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._parts = len(list(folder.glob("part-*.arrows")))  # earlier parts stay
+            self._parts = max(map(_number, parts_of(folder)), default=-1) + 1  # earlier parts stay
         except OSError as error:
             raise EexError(f"{folder}: cannot write records: {error.strerror}") from None
 
@@ -79,6 +87,7 @@ class RecordWriter:
             if self._writer is None:
                 path = self.folder / f"part-{self._parts:05d}.arrows"
                 self._sink = pa.OSFile(str(path), "wb")
+                self.part, self.part_begun = path, time.time()
                 self._writer = pa.ipc.new_stream(self._sink, table.schema)
             self._writer.write_table(table)
             self._sink.flush()
@@ -126,8 +135,13 @@ class RecordWriter:
         if self._writer is not None:
             self._writer.close()
             self._sink.close()
-            self._writer, self._rows_in_part = None, 0
+            self._writer, self._rows_in_part, self.part = None, 0, None
             self._parts += 1
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of the part that is being written."""
+        return 0 if self.part is None else int(self._sink.tell())
 
     def _batch(self, rows: Rows) -> pa.RecordBatch:
         columns: dict[str, Any] = {}
@@ -165,6 +179,16 @@ def recorded_names(column: Column, exits: int) -> list[str]:
     return [f"{column.name}_{k + 1}" for k in range(column.values(exits, 0))] if column.width else [column.name]
 
 
+def parts_of(folder: Path) -> list[Path]:
+    """The parts in a folder of records, in the order in which they were written."""
+    return sorted((path for path in folder.glob("part-*.arrows") if _number(path) >= 0), key=_number)
+
+
+def _number(part: Path) -> int:
+    digits = part.stem.removeprefix("part-")
+    return int(digits) if digits.isdecimal() else -1
+
+
 def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
     """All record batches of a run in order, also of one that was killed.
 
@@ -179,7 +203,7 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
         If the folder holds no records.
     """
     folder = folder / "records" if (folder / "records").is_dir() else folder
-    parts = sorted(folder.glob("part-*.arrows"))
+    parts = parts_of(folder)
     if not parts:
         raise EexError(f"{folder}: no records here; expected part-00000.arrows")
     for part in parts:

@@ -79,6 +79,7 @@ class ZmqOffloader:
             raise
         self._peers = [Peer(channel.endpoint, channel.send) for channel in self._channels]
         self._requests = Requests(self._peers, fingerprint, deadline_ms, window)
+        self._wake: int | None = None
         self._watch()
 
     @property
@@ -150,8 +151,14 @@ class ZmqOffloader:
         end = time.monotonic() + timeout_ms / 1000
         self._step(end if self.outstanding else 0.0)
         while not (replies := self._requests.replies()) and self.outstanding and time.monotonic() < end:
-            self._step(end)
+            if self._step(end):
+                break
         return replies
+
+    def wake_on(self, descriptor: int) -> None:
+        """Let `poll` return when something can be read from a file descriptor, too."""
+        self._wake = descriptor
+        self._watch()
 
     def report(self) -> dict[str, Any]:
         """What happened so far, as plain JSON values for a summary."""
@@ -169,9 +176,11 @@ class ZmqOffloader:
         for channel in self._channels:
             self._poller.register(channel.socket, zmq.POLLIN)
             self._poller.register(channel.monitor, zmq.POLLIN)
+        if self._wake is not None:
+            self._poller.register(self._wake, zmq.POLLIN)
 
-    def _step(self, until: float) -> None:
-        """Wait for something to happen, at most until a time, and take in all that has."""
+    def _step(self, until: float) -> bool:
+        """Wait for something to happen, at most until a time, and take in all that has; whether it is to wake up."""
         wait_s = min(until, self._requests.due) - time.monotonic()
         ready = dict(self._poller.poll(math.ceil(1000 * wait_s) if wait_s > 0 else 0))
         for peer, channel in zip(self._peers, self._channels, strict=True) if ready else ():
@@ -183,6 +192,7 @@ class ZmqOffloader:
         if now >= self._requests.due:  # all that had come by then was read
             self._reopen(now)
             self._requests.tend(now)
+        return self._wake in ready
 
     def _read(self, peer: Peer, channel: Channel) -> None:
         for _ in range(2 * self._requests.window + 16):  # a worker that floods the edge must not hold it

@@ -95,6 +95,9 @@ class Offloader(Protocol):
     def poll(self, timeout_ms: float = 0) -> list[Reply]:
         """The replies that came in and the messages that failed; waits for the first of them, if any is awaited."""
 
+    def wake_on(self, descriptor: int) -> None:
+        """Let `poll` return when something can be read from a file descriptor, too."""
+
     def report(self) -> dict[str, Any]:
         """What happened so far, as plain JSON values for a summary."""
 
@@ -190,6 +193,9 @@ class InMemoryOffloader:
             self.link_ms = self.round_trip_ms
         return replies
 
+    def wake_on(self, descriptor: int) -> None:
+        """Nothing: `poll` never waits."""
+
     def report(self) -> dict[str, Any]:
         """Nothing."""
         return {}
@@ -227,6 +233,9 @@ class NoOffloader:
     def poll(self, timeout_ms: float = 0) -> list[Reply]:
         """Nothing."""
         return []
+
+    def wake_on(self, descriptor: int) -> None:
+        """Nothing: `poll` never waits."""
 
     def report(self) -> dict[str, Any]:
         """Nothing."""

@@ -746,7 +746,7 @@ def test_a_budget_holds_frames_back_and_raises_the_price():
     policy = Contexts(exits=3, p_tar=1.0)
     engine = Driver(net, policy, cloud_of(net), overhead=parse_price("budget=25%:40"))
     rows = play(engine, images, batch=40)
-    assert engine.engine.meter.withheld == (rows.offloaded & ~rows.sent).sum() == 400 - 40 - 9 * 10
+    assert engine.engine.streams.meter.withheld == (rows.offloaded & ~rows.sent).sum() == 400 - 40 - 9 * 10
     assert (rows.fallback == ~rows.sent).all()
     assert np.isnan(rows.reward[~rows.sent]).all()  # what could not be sent teaches nothing
     assert policy.shown == [0.0] + [pytest.approx(0.75)] * 9

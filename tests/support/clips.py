@@ -1,6 +1,7 @@
 """Small videos, made in the test, and servers that stream them."""
 
 import http.server
+import ssl
 import threading
 import time
 
@@ -51,7 +52,7 @@ def jpeg(grey=128, size=(48, 64)):
 class Server:
     """Streams MJPEG at `/cam` as long as `alive` is set, files of a folder elsewhere, and nothing at `/stalled`."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, certificate=None):
         server = self
         self.alive, self.connections, self.interval = threading.Event(), 0, 0.02
         self.alive.set()
@@ -87,7 +88,11 @@ class Server:
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
+        self.url = f"http{'s' * (certificate is not None)}://127.0.0.1:{self.http.server_address[1]}"
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
 

@@ -154,6 +154,15 @@ def test_what_is_no_video(tmp_path, content):
         next(decode_video(str(tmp_path / "a.mp4")))
 
 
+def test_frames_that_are_too_large(tmp_path, monkeypatch):
+    path = str(clip(tmp_path / "a.mp4"))
+    monkeypatch.setattr(video, "MAX_PIXELS", 48 * 64 * 20)  # FFmpeg counts what its buffers take
+    assert len(list(decode_video(path))) == 20
+    monkeypatch.setattr(video, "MAX_PIXELS", 3000)
+    with pytest.raises(VideoError, match=r"^is too large: 64x48, at most 3,000 pixels are decoded$"):
+        next(decode_video(path))
+
+
 def test_a_camera_that_is_not_there():
     pyav()
     device, options = camera(99)

@@ -48,6 +48,7 @@ def test_round_trip(tmp_path, make_rows):
         "correct": [None if label < 0 else label == a for label, a in zip(rows.label, rows.answer, strict=True)],
         "expert": named(rows.expert, EXPERTS),
         "arm": rows.arm.tolist(),
+        "stream": rows.stream.tolist(),
         "audited": rows.audited.tolist(),
         "queue": rows.queue.tolist(),
         "heard": rows.heard.tolist(),

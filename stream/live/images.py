@@ -1,0 +1,46 @@
+"""An image as somebody submits it, as the network takes it."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.errors import ImageError
+from eex.stream.frames.decoding import check_finite, decode, resized
+
+Given = NDArray[Any] | bytes | bytearray | memoryview
+"""An array (H, W, 3) or (H, W) of grey, of uint8, uint16 or floats in [0, 1]; or the bytes of a JPEG or PNG file."""
+
+
+def as_taken(image: Given, height: int, width: int) -> NDArray[np.uint8]:
+    """The image in RGB at the network's size, uint8 (height, width, 3); the caller may change its own afterwards.
+
+    Other sizes are scaled so that the shorter side fits, and cropped at the middle. Grey becomes RGB; 16 bits and
+    floats become 8 bits.
+
+    Raises
+    ------
+    ImageError
+        If it is not an image.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        if not len(image):
+            raise ImageError("expected an image, got 0 bytes")
+        pixels: NDArray[Any] = decode(bytes(image), "")
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    else:
+        raise ImageError(f"expected an array (H, W, 3) or the bytes of an image file, got {type(image).__name__}")
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ImageError(f"expected an array of shape (H, W, 3), got {pixels.shape}")
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    elif pixels.dtype.kind == "f":
+        pixels = (check_finite(pixels) * 255).round().astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise ImageError(f"expected an array of uint8, uint16 or floats in [0, 1], got {pixels.dtype}")
+    if pixels.shape[:2] == (height, width):
+        return pixels.copy() if pixels is image or pixels.base is not None else pixels
+    return resized(pixels, height, width)

@@ -1,0 +1,475 @@
+"""Where the frames of a live stream come from: cameras, videos, network streams, folders, standard input, sockets."""
+
+import contextlib
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.errors import EexError, ImageError
+from eex.stream.frames.video import (
+    VIDEO_SUFFIXES,
+    Damaged,
+    Readable,
+    VideoError,
+    camera,
+    decode_video,
+    trusted,
+)
+from eex.stream.live import sockets
+from eex.stream.live.streams import SourceOptions, shown
+
+SCHEMES = ("rtsp", "rtsps", "http", "https", "zmq+pull", "zmq+sub")
+MAX_IMAGE_BYTES = 1 << 26
+"""Bytes of the largest encoded image taken from standard input or a socket, 64 MiB."""
+WAITING_MESSAGES = 16
+"""Messages that a ZeroMQ socket holds before its sender is held back, or a publisher drops."""
+POLL_S = 0.25
+"""Seconds between two looks into a watched folder, and how late a stop may be noticed."""
+JUMP_S = 10.0
+"""Seconds by which timestamps may jump ahead of the clock or back before they count as beginning anew."""
+DRIFT = 1e-3
+"""Seconds per second by which a camera's clock may be slower than ours without its frames seeming ever older."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """An image as a source gives it.
+
+    Attributes
+    ----------
+    name
+        The file's, or "#" and the number of the frame in its video.
+    image
+        uint8 (H, W, 3), RGB.
+    captured
+        When it was captured, in seconds on the clock of `time.time`; None if the source does not know.
+    seconds
+        Its time in the source's own clock, NaN if there is none.
+    label
+        Its class; None if not known.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    captured: float | None = None
+    seconds: float = math.nan
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A frame that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+Shots = Generator["Shot | Broken | None", None, bool]
+"""Yields frames; None says that the source is open and has nothing now. Returns whether there are no more to come."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A source that can be opened, and opened again.
+
+    Attributes
+    ----------
+    read
+        Opens it and yields what comes, until the event is set. Raises `VideoError` if opening it again may help, and
+        another `EexError` if not.
+    clocked
+        Whether frames come on a clock of their own, so that the source cannot be held back.
+    endless
+        Whether it is opened again when it breaks off.
+    """
+
+    read: Callable[[Event], Shots]
+    clocked: bool = False
+    endless: bool = False
+
+
+def open_input(options: SourceOptions, size: tuple[int, int] | None = None, classes: tuple[str, ...] = ()) -> Input:
+    """Find out what a stream's source is; nothing is opened yet.
+
+    ===================================  =======================================================================
+    `camera`, `camera:N`                 a camera by its number
+    `clip.mp4`, …                        a video file, as fast as possible or in real time
+    `rtsp://…`, `http://…`, `https://…`  a network stream: RTSP, MJPEG, HLS, or a video file
+    a folder                             is watched: each new file is a frame
+    `images:PATH`, a zip, `sample`       images, each played once
+    `-`                                  standard input: JPEG or PNG images one after another, or a video
+    `-:WIDTHxHEIGHT`                     standard input: raw frames of three bytes per pixel, RGB
+    `zmq+pull://HOST:PORT`               a ZeroMQ socket that senders connect to; `zmq+sub://` connects to a publisher
+    ===================================  =======================================================================
+
+    Parameters
+    ----------
+    size
+        (height, width) to which videos are scaled as they are decoded; single images come as they are.
+    classes
+        The model's class names, by which labelled images get their label.
+
+    Raises
+    ------
+    EexError
+        If the specification is none of these.
+    """
+    spec = options.source
+    kind, _, rest = spec.partition(":")
+    if kind == "camera":
+        if rest and not rest.isdecimal():
+            raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
+        device, settings = camera(int(rest or 0))
+        return Input(lambda stop: _video(device, settings, options, size, _Capture()), clocked=True, endless=True)
+    if kind == "-":
+        return Input(_standard_input(rest, options, size))
+    if kind == "images" or spec == "sample":
+        return Input(lambda stop: _images(rest or spec, classes))
+    if "://" in spec:
+        return _url(spec, options, size)
+    path = Path(spec)
+    if path.is_dir():
+        return Input(lambda stop: watch(path, stop, options.existing), endless=True)
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        clock = _Paced if options.realtime else None
+        file = f"file:{path}"  # whatever the name looks like, it is no URL
+        return Input(lambda stop: _video(file, {}, options, size, clock(stop) if clock else None), options.realtime)
+    return Input(lambda stop: _images(spec, classes))
+
+
+def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None) -> Input:
+    scheme = spec.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise EexError(f"{shown(spec)}: unknown scheme '{scheme}'; expected {', '.join(SCHEMES)}, or a path")
+    if scheme.startswith("zmq"):
+        sockets.parse(spec)
+        return Input(lambda stop: _socket(spec, stop), endless=True)
+    if not urlsplit(spec).hostname:
+        raise EexError(f"{shown(spec)}: has no host; expected {scheme}://HOST…")
+    settings = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}  # over UDP, loss tears pictures
+    if scheme in ("https", "rtsps") and options.verify:
+        settings |= trusted()
+    return Input(lambda stop: _video(spec, settings, options, size, _Capture()), clocked=True, endless=True)
+
+
+# ---- videos
+
+
+def _video(
+    video: str | Readable,
+    settings: dict[str, str],
+    options: SourceOptions,
+    size: tuple[int, int] | None,
+    clock: "Callable[[float], float] | None",
+) -> Shots:
+    with contextlib.closing(decode_video(video, settings, patience=options.patience_s, size=size)) as frames:
+        while True:
+            try:
+                frame = next(frames)
+            except StopIteration as end:
+                return bool(end.value)
+            if isinstance(frame, Damaged):
+                yield Broken(f"#{frame.number}", frame.reason)
+            else:
+                captured = None if clock is None else clock(frame.seconds)
+                yield Shot(f"#{frame.number}", frame.image, captured, frame.seconds)
+
+
+class _Capture:
+    """When a frame that has just come was captured, by its timestamp: frames that the network held back are older.
+
+    The frame that came quickest ties the stream's clock to ours. The tie gives way by `DRIFT`, so that a camera whose
+    clock is a little slow does not seem to fall ever further back, and is made anew when timestamps jump.
+    """
+
+    def __init__(self) -> None:
+        self._offset = math.inf  # of our clock over the stream's
+        self._last = (math.nan, math.nan)  # the stream's time and ours
+
+    def __call__(self, seconds: float) -> float:
+        now = time.time()
+        if math.isnan(seconds):
+            return now
+        before, at = self._last
+        self._last = seconds, now
+        if not (seconds >= before and seconds - before <= now - at + JUMP_S) or now - at < 0:
+            self._offset = math.inf  # the first frame, a jump, or our own clock was put back
+        else:
+            self._offset += DRIFT * (now - at)
+        self._offset = min(self._offset, now - seconds)
+        return self._offset + seconds
+
+
+class _Paced:
+    """Waits until a frame of a file is due, and says when that was."""
+
+    def __init__(self, stop: Event) -> None:
+        self._stop, self._begin, self._before = stop, math.nan, math.nan
+
+    def __call__(self, seconds: float) -> float:
+        now = time.time()
+        if math.isnan(seconds):
+            return now
+        if not self._before <= seconds <= self._before + JUMP_S:  # the first, or a jump: goes on from here
+            self._begin = now - seconds
+        self._before = seconds
+        due = self._begin + seconds
+        if due > now:
+            self._stop.wait(due - now)
+        return due
+
+
+# ---- images
+
+
+def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
+    """The image of a file or message, uint8 (H, W, 3).
+
+    Raises
+    ------
+    ImageError
+        If it cannot be decoded.
+    """
+    from eex.stream.frames.decoding import as_uint8, decode
+
+    if not data:
+        raise ImageError("is empty: zero bytes")
+    return as_uint8(decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name))
+
+
+def _shot(data: bytes, name: str, captured: float | None = None) -> Shot | Broken:
+    try:
+        return Shot(name, decoded(data, name), captured)
+    except ImageError as error:
+        return Broken(name, str(error))
+
+
+def _images(spec: str, classes: tuple[str, ...]) -> Shots:
+    from eex.stream.frames.decoding import as_uint8
+    from eex.stream.frames.sources import Skipped, frames, open_source
+
+    source = open_source(spec, split="all")
+    index = [classes.index(name) if name in classes else None for name in source.classes]
+    one_pass = frames(source, seed=None)
+    for _ in range(len(source)):
+        frame = next(one_pass)
+        if isinstance(frame, Skipped):
+            yield Broken(frame.name, frame.reason)
+        else:
+            label = index[frame.label] if frame.label >= 0 and index else None
+            yield Shot(frame.name, as_uint8(frame.image), label=label)
+    return True
+
+
+def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
+    """Yield each file that is new in a folder, or written anew, once its size and time stand still; oldest first.
+
+    Hidden files and those that end in .part or .tmp are left alone: write a file under such a name and rename it, and
+    it is taken whole and at once.
+    """
+    from eex.stream.frames.decoding import IMAGE_SUFFIXES, read_bytes
+
+    def look() -> dict[str, tuple[int, int]]:
+        """Time in ns and size of each image."""
+        found = {}
+        for path in folder.iterdir():
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                try:
+                    state = path.stat()
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
+                found[path.name] = state.st_mtime_ns, state.st_size
+        return found
+
+    taken: dict[str, tuple[int, int]] = {}
+    before: dict[str, tuple[int, int]] | None = None
+    while not stop.is_set():
+        begun = time.perf_counter()
+        try:
+            found = look()
+        except OSError as error:
+            raise VideoError(f"{folder}: cannot be watched: {error.strerror}") from None
+        if before is None:
+            taken = {} if existing else found
+        ready = [
+            name for name, state in found.items() if taken.get(name) != state and (before or {}).get(name) == state
+        ]
+        for name in sorted(ready, key=lambda name: (found[name], name)):
+            if stop.is_set():
+                return True
+            try:
+                yield _shot(read_bytes(folder / name), name, found[name][0] / 1e9)
+            except ImageError as error:
+                yield Broken(name, str(error))
+        taken = {name: state for name, state in taken.items() if name in found} | {n: found[n] for n in ready}
+        before = found
+        yield None
+        stop.wait(max(POLL_S, 10 * (time.perf_counter() - begun)) if not ready else 0)
+    return True
+
+
+# ---- standard input
+
+
+def _standard_input(geometry: str, options: SourceOptions, size: tuple[int, int] | None) -> Callable[[Event], Shots]:
+    if not geometry:
+        return lambda stop: read_pipe(sys.stdin.buffer, options, size)
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry)
+    if not match or not int(match[1]) or not int(match[2]):
+        raise EexError(f"-:{geometry}: expected '-' or '-:WIDTHxHEIGHT'")
+    return lambda stop: _raw(sys.stdin.buffer, int(match[1]), int(match[2]))
+
+
+def read_pipe(pipe: Any, options: SourceOptions, size: tuple[int, int] | None = None) -> Shots:
+    """Yield the frames of a pipe: JPEG or PNG images one after another, or a video of any kind that PyAV knows."""
+    yield None
+    head = pipe.read(len(JPEG))
+    if head in (JPEG, PNG[: len(JPEG)]):
+        for number, data in enumerate(split_images(_Rest(head, pipe).read)):
+            yield _shot(data, f"#{number}")
+    elif head:
+        yield from _video(_Rest(head, pipe), {}, options, size, None)
+    return True
+
+
+class _Rest:
+    """A pipe whose first bytes have been read."""
+
+    def __init__(self, head: bytes, pipe: Any) -> None:
+        self._head, self._pipe = head, pipe
+
+    def read(self, size: int) -> bytes:
+        """What there is, up to so many bytes; empty at the end."""
+        head, self._head = self._head, b""
+        data: bytes = head or self._pipe.read1(size)
+        return data
+
+
+def _raw(pipe: BinaryIO, width: int, height: int) -> Shots:
+    yield None
+    number = 0
+    while data := pipe.read(3 * width * height):
+        if len(data) < 3 * width * height:
+            yield Broken(f"#{number}", f"is cut off: {len(data):,} of {3 * width * height:,} bytes")
+            return True
+        image = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        yield Shot(f"#{number}", image)
+        number += 1
+    return True
+
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_BEGIN = re.compile(re.escape(JPEG) + b"|" + re.escape(PNG))
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a scan: neither a stuffed zero, a restart nor a fill byte
+
+
+def split_images(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Cut a stream of JPEG and PNG images into its images; what lies between them is skipped.
+
+    An image that is not whole, or too large, is yielded as far as it goes, for the decoder to refuse.
+    """
+    held = bytearray()
+    more = True
+    while more:
+        data = read(1 << 20)
+        more = bool(data)
+        held += data
+        while match := _BEGIN.search(held):
+            del held[: match.start()]
+            end, whole = _end_of_image(held)
+            if whole is None and more and len(held) <= MAX_IMAGE_BYTES:
+                break  # the rest is to come
+            if not whole:
+                after = _BEGIN.search(held, end)
+                # the beginning of the next may have come in part
+                end = after.start() if after else len(held) - (len(PNG) - 1 if more else 0)
+            yield bytes(held[:end])
+            del held[:end]
+        else:
+            del held[: 1 - len(PNG)]
+
+
+def _end_of_image(data: bytearray) -> tuple[int, bool | None]:
+    """Where the image that `data` begins with ends, and True; False if it is damaged, None if it goes on after `data`.
+
+    Then the place is that of the last part that began well: the next image begins after it.
+    """
+    return _end_of_png(data) if data.startswith(PNG) else _end_of_jpeg(data)
+
+
+def _end_of_png(data: bytearray) -> tuple[int, bool | None]:
+    well, at = len(PNG), len(PNG)
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])
+        if not kind.isalpha():
+            return well, False
+        well, at = at, at + 12 + length
+        if kind == b"IEND":
+            return (at, True) if at <= len(data) else (well, None)
+    return well, None
+
+
+def _end_of_jpeg(data: bytearray) -> tuple[int, bool | None]:
+    well, at = 2, 2
+    while at + 4 <= len(data) or data[at : at + 2] == b"\xff\xd9":
+        marker = data[at + 1]
+        if marker == 0xD9 and data[at] == 0xFF:
+            return at + 2, True
+        if data[at] != 0xFF or marker in (0x00, 0xD8):  # 0xD8: the next image, so that this one has no end
+            return well, False
+        if marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD7:
+            at += 1 if marker == 0xFF else 2
+            continue
+        well, at = at, at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xDA:
+            found = _MARKER.search(data, at)
+            if found is None:
+                return well, None
+            at = found.start()
+    return well, None
+
+
+# ---- sockets
+
+
+class Header(msgspec.Struct):
+    """What may come before an image in a ZeroMQ message, as JSON: its name, and seconds since 1970 at its capture."""
+
+    name: str = ""
+    captured: float | None = None
+
+
+def _socket(spec: str, stop: Event) -> Shots:
+    """Images from a ZeroMQ socket. Each message is an image, or a JSON object (see `Header`) and an image."""
+    with sockets.opened(spec, {"RCVHWM": WAITING_MESSAGES, "MAXMSGSIZE": MAX_IMAGE_BYTES}) as socket:
+        number = 0
+        yield None
+        while not stop.is_set():
+            if not socket.poll(int(1000 * POLL_S)):
+                yield None
+                continue
+            yield _message(socket.recv_multipart(), f"#{number}")
+            number += 1
+    return True
+
+
+def _message(frames: list[bytes], name: str) -> Shot | Broken:
+    *headers, data = frames
+    header = Header()
+    if headers:
+        try:
+            header = msgspec.json.decode(headers[-1], type=Header)
+        except msgspec.DecodeError as error:
+            return Broken(name, f"its header is not JSON with name and captured: {error}")
+    return _shot(data, header.name or name, header.captured)

@@ -1,0 +1,858 @@
+"""A session: frames in from any thread, answers out as they are known; one thread runs the engine."""
+
+import contextlib
+import logging
+import math
+import os
+import select
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import numpy as np
+
+from eex.policies.core.base import Ints
+from eex.policies.core.columns import Rows
+from eex.policies.core.errors import EexError, ImageError
+from eex.policies.core.price import parse_price
+from eex.policies.registry import make_policy
+from eex.stream.live import learning
+from eex.stream.live.answers import Answer, Reason, Refusal, Sink, iso
+from eex.stream.live.arrivals import Arrivals, Queue, Waiting
+from eex.stream.live.config import LiveConfig, StreamOptions
+from eex.stream.live.images import Given, as_taken
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
+    from eex.stream.wire.offload import Offloader
+
+PATIENCE_S = 60.0
+"""How long a session waits for its embedded worker to load the model."""
+IDLE_S = 0.05
+"""Longest wait: by then the connection to the worker is looked after again."""
+POLL_S = 0.001
+"""Wait between two looks at an offloader whose `poll` does not wait."""
+SUM_UP_S = 10.0
+"""Seconds between two times that finished frames are summed up and recorded."""
+SAVE_S = 60.0
+"""Seconds between two times that what was learned is saved."""
+CAPACITY = 8192
+"""Frames under way, at most."""
+ANSWERS_KEPT = 8192
+"""Answers that wait for somebody to take them by `answers`, at most."""
+ERRORS_NAMED = 16
+"""Different errors of a sink that the summary names, at most."""
+STREAMS_KEPT = 1024
+"""Streams that were closed whose learning and totals are kept, at most: the latest."""
+
+Said = TypeVar("Said")
+
+log = logging.getLogger("eex")
+
+
+class Refused(EexError):
+    """A frame got no answer; `refusal` says why."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"frame {refusal.frame} of stream '{refusal.stream}': {refusal.reason}: {refusal.detail}")
+        self.refusal = refusal
+
+
+class _Stream:
+    """One stream of a session.
+
+    Attributes
+    ----------
+    number
+        In the engine's `Streams`; -1 until its first frame is run.
+    under_way
+        Frames in the engine.
+    """
+
+    def __init__(self, name: str, options: StreamOptions, config: LiveConfig) -> None:
+        from eex.stream.run.tally import Tally
+
+        self.queue = Queue(name, extra=self)
+        self.number, self.under_way = -1, 0
+        self.answered = 0
+        self.refused: Counter[str] = Counter()
+        self.tally: Tally | None = None
+        self.set(options, config)
+
+    def set(self, options: StreamOptions, config: LiveConfig) -> None:
+        """Change the options."""
+        self.options = options
+        keep = options.keep or config.keep
+        self.queue.keep = "all" if keep == "auto" else keep
+        self.queue.most = options.queue or config.queue
+
+
+class Session:
+    """Answers frames as they arrive, from any thread and of many streams, while a policy learns where each should stop.
+
+    Each frame that is submitted gets one `Answer` or one `Refusal`, whatever the worker does, and gets it as soon as it
+    is known: a frame waits neither for others to fill a batch nor for one that is in the cloud. Closing the session
+    answers what waits and what is under way.
+
+    Parameters
+    ----------
+    config
+        The options; by default those of `LiveConfig`.
+    sinks
+        Called with every answer and refusal as it is known, one after another, by the session's thread and by threads
+        that submit; they must not wait. One that raises is counted and named in the summary, and called again for the
+        next frame.
+    net, offloader
+        A network and an offloader to use instead of those that the options name.
+    options
+        Fields of `LiveConfig`, in place of those of `config`.
+
+    Raises
+    ------
+    EexError
+        If an option, the model, the policy or the worker cannot be used.
+
+    Examples
+    --------
+    ::
+
+        with Session(worker="tcp://10.0.0.5:7777") as session:
+            print(session.answer(image).label)
+    """
+
+    def __init__(
+        self,
+        config: LiveConfig | None = None,
+        *,
+        sinks: Iterable[Sink] = (),
+        net: "EarlyExitNet | None" = None,
+        offloader: "Offloader | None" = None,
+        **options: Any,
+    ) -> None:
+        self.config = _with(config or LiveConfig(), options)
+        self.config.check()
+        self._lock = threading.Condition()
+        self._streams: dict[str, _Stream] = {}
+        self._left_streams: OrderedDict[str, _Stream] = OrderedDict()
+        self._arrivals = Arrivals(self.config.batch, self.config.batch_wait_ms / 1000)
+        self._tasks: deque[Callable[[], None]] = deque()  # for the session's thread
+        self._closing = self._asleep = self._done = False
+        self._failure: BaseException | None = None
+        self._sinks = [(sink, Counter[str]()) for sink in sinks]
+        self._sinking = threading.RLock()
+        self._leaving: list[_Stream] = []
+        self._released = False
+        self._answers: deque[Answer | Refusal] = deque(maxlen=ANSWERS_KEPT)
+        self._unread = 0  # answers that nobody took by `answers`
+        self._news = threading.Condition()
+        self._awake, self._wake = os.pipe()
+        os.set_blocking(self._awake, False)
+        os.set_blocking(self._wake, False)
+        self._resources = contextlib.ExitStack()
+        self._resources.callback(os.close, self._awake)
+        self._resources.callback(os.close, self._wake)
+        try:
+            self._open(net, offloader)
+        except BaseException:
+            self._resources.close()
+            raise
+        self._started = time.perf_counter()
+        self._thread = threading.Thread(target=self._run, name="eex-session", daemon=True)
+        self._thread.start()
+
+    def _open(self, net: "EarlyExitNet | None", offloader: "Offloader | None") -> None:
+        from eex.stream.driver import Driver
+        from eex.stream.engine import usual_bytes
+        from eex.stream.network import load_network
+        from eex.stream.planning.sending import choose_sending
+        from eex.stream.run.records import RecordWriter
+        from eex.stream.run.tally import Tally
+        from eex.stream.streams import Streams
+        from eex.stream.wire.connection import connected
+        from eex.stream.worker.embedded import EmbeddedWorker
+
+        config = self.config
+        connection = config.connection()
+        worker, embedded = None, None
+        if offloader is None and connection.processes:
+            models = () if config.model is None else (config.model,)
+            worker = self._resources.enter_context(
+                EmbeddedWorker(models, config.network, processes=connection.processes)
+            )
+        self.net = net = load_network(config) if net is None else net
+        make = partial(_policy, config.policy, config.options(), net.edge_exits, config.seed)
+        make(1)  # or fail before a worker is waited for
+        encoding = None
+        if offloader is None:
+            if worker is not None:
+                embedded = (worker.endpoint(PATIENCE_S), worker.keys)
+            connect = partial(connected, connection, net.fingerprint, config.seed, embedded, required=False)
+            encoding = choose_sending(connection, net, None, connect).encoding
+            offloader = self._resources.enter_context(connect())
+        self._offloader = offloader
+        offloader.wake_on(self._awake)
+        price = config.price()
+        self._engine_streams = Streams(make, price, usual_bytes(net, price), config.learn == "shared")
+        self._deadlines_ms: dict[int, float] = {}
+        self._driver = Driver(
+            net,
+            self._engine_streams,
+            offloader,
+            send=encoding,
+            waits=False,
+            deadlines_ms=self._deadlines_ms,
+            left=self._answer,
+            exit_cost=config.exit_cost,
+            gather=config.gather,
+            drop_below=config.drop_below,
+            capacity=max(CAPACITY, 4 * config.batch),
+        )
+        self._ring = self._driver.engine.ring
+        self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
+        self._tally = Tally(net.edge_exits + 1)
+        self._taken = 0  # frames summed up
+        self._records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
+        self._retention = config.retention()
+        self.record_seconds = 0.0  # spent on summing up and recording
+        self._unrecorded = ""
+        self._made_for = {
+            "policy": ":".join([config.policy, *config.policy_option]),
+            "edge exits": net.edge_exits,
+            "network": net.fingerprint,
+            "learners": config.learn,
+        }
+        self._learned: OrderedDict[str, learning.Learned] = OrderedDict()
+        self.notes: list[str] = []
+        if config.state is not None:
+            try:
+                self._learned |= learning.read(config.state, self._made_for)
+            except EexError as error:
+                self._note(f"{error}; the session learns anew")
+        if config.learn == "shared" and "" in self._learned:
+            first, state = self._learned.pop("")
+            try:
+                self._engine_streams.learners.set_state(0, state, first)
+            except ValueError as error:
+                self._note(f"the streams learn anew; what they had learned does not fit: {error}")
+        self._saver: threading.Thread | None = None
+
+    # ---- frames in
+
+    def answer(
+        self, image: Given, stream: str = "", *, at: float | None = None, name: str = "", timeout_s: float | None = None
+    ) -> Answer:
+        """Submit a frame and wait for its answer; arguments as for `submit`.
+
+        Raises
+        ------
+        Refused
+            If it gets none.
+        TimeoutError
+            If it takes longer than `timeout_s`.
+        """
+        given = self.submit(image, stream, at=at, name=name).result(timeout_s)
+        if isinstance(given, Refusal):
+            raise Refused(given)
+        return given
+
+    def submit(
+        self,
+        image: Given,
+        stream: str = "",
+        *,
+        at: float | None = None,
+        name: str = "",
+        label: int = -1,
+        wait: bool = True,
+    ) -> "Future[Answer | Refusal]":
+        """Take a frame in, and return at once with a future of its answer or refusal.
+
+        Parameters
+        ----------
+        image
+            (H, W, 3) of uint8, RGB, or the bytes of a JPEG or PNG file; other arrays as `as_taken` says. An image of
+            another size than the network takes is scaled and cropped at the middle.
+        stream
+            Name of its stream, which is opened by its first frame.
+        at
+            When it was captured, in seconds since 1970; latency counts from then. By default, now.
+        name
+            Of the frame, for whoever reads the answer.
+        label
+            Number of its true class, for the summary's accuracy; -1 if unknown. No policy sees it.
+        wait
+            Whether to wait for room while the stream's queue is full; otherwise the frame is refused as full. A stream
+            that keeps the newest frame only is never full.
+        """
+        now, wall = time.perf_counter(), time.time()
+        known = at is not None and 0 <= at <= wall
+        captured = float(at) if at is not None and known else wall
+        future: Future[Answer | Refusal] = Future()
+        future.set_running_or_notify_cancel()  # it cannot be cancelled: every frame gets its answer
+        try:
+            pixels, problem = as_taken(image, *self.net.architecture.input_shape[1:]), ""
+        except ImageError as error:
+            pixels, problem = np.zeros((0, 0, 3), dtype=np.uint8), str(error)
+        with self._lock:
+            its = self._stream(stream)
+            frame = Waiting(
+                stream, its.queue.submitted, name, label, pixels, captured, now - (wall - captured), now, future
+            )
+            its.queue.submitted += 1
+            refusal: tuple[Reason, str] | None = None
+            if problem:
+                refusal = "undecodable", problem
+            elif its.queue.full and not self._closing:
+                if wait and threading.current_thread() is not self._thread:
+                    while its.queue.full and not self._closing and not its.queue.closing:
+                        self._lock.wait()
+                else:
+                    refusal = "full", f"{its.queue.most} frames of the stream wait"
+            if refusal is None and (self._closing or its.queue.closing):
+                refusal = self._why_closed(its)
+            stale = [] if refusal is not None else self._arrivals.put(its.queue, frame)
+            asleep, self._asleep = self._asleep, False
+        if asleep:
+            self._rouse()
+        if refusal is not None:
+            self._refuse([frame], *refusal)
+        if stale:
+            self._refuse(stale, "stale", "a newer frame of the stream replaced it")
+        return future
+
+    def answers(self) -> Iterator[Answer | Refusal]:
+        """Yield answers and refusals as they come, until the session has been closed and all are out.
+
+        Each goes to one reader. Those that nobody has taken yet are kept, the latest 8,192 of them; `summary` counts
+        the others as `unread`. Sinks and futures miss none.
+        """
+        while True:
+            with self._news:
+                while not self._answers and not self._done:
+                    self._news.wait()
+                if not self._answers:
+                    return
+                given = self._answers.popleft()
+            yield given
+
+    @property
+    def unread(self) -> int:
+        """How many answers and refusals wait for somebody to take them."""
+        return len(self._answers)
+
+    def next_answer(self) -> Answer | Refusal | None:
+        """The next of what `answers` yields; None if there is none now."""
+        with self._news:
+            return self._answers.popleft() if self._answers else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session has been closed and all answers are out."""
+        return self._done
+
+    def skip(self, stream: str, name: str, detail: str) -> None:
+        """Account for a frame of a source that could not be decoded: it gets a refusal."""
+        now, wall = time.perf_counter(), time.time()
+        with self._lock:
+            its = self._stream(stream)
+            nothing = np.zeros((0, 0, 3), dtype=np.uint8)
+            frame = Waiting(stream, its.queue.submitted, name, -1, nothing, wall, now, now, Future())
+            its.queue.submitted += 1
+        self._refuse([frame], "undecodable", detail)
+
+    # ---- streams
+
+    def open_stream(self, name: str, options: StreamOptions | None = None, **given: Any) -> None:
+        """Open a stream with options of its own, or change those of one that is open.
+
+        Parameters
+        ----------
+        given
+            Fields of `StreamOptions`, in place of those of `options`.
+
+        Raises
+        ------
+        EexError
+            If an option is out of range, or the session is closed.
+        """
+        options = _with(options or StreamOptions(), given)
+        self._check(name, options)
+        with self._lock:
+            if self._closing:
+                raise EexError(f"stream '{name}': the session is closed")
+            its = self._stream(name)
+            its.set(options, self.config)
+            self._tasks.append(partial(self._apply, its))
+            self._lock.notify_all()
+        self._rouse()
+
+    def close_stream(self, name: str) -> None:
+        """Answer what waits of a stream, and close it; what it learned is there for it when it comes back."""
+        with self._lock:
+            if (its := self._streams.get(name)) is None:
+                return
+            its.queue.closing = True
+            self._tasks.append(partial(self._leaving.append, its))
+            self._lock.notify_all()
+        self._rouse()
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the open streams."""
+        with self._lock:
+            return tuple(self._streams)
+
+    # ---- the end
+
+    def close(self, drain: bool = True) -> None:
+        """Close the session: no frame is taken in any more, all that were are answered, and what was learned is saved.
+
+        Frames in the cloud are waited for until their deadline. Without `drain`, frames that have not been run yet are
+        refused instead.
+
+        Raises
+        ------
+        EexError
+            If the session had failed.
+        """
+        with self._lock:
+            self._closing = True
+            left = [] if drain else self._arrivals.clear()
+            self._lock.notify_all()
+        self._refuse(left, "closed", "the session was closed")
+        self._rouse()
+        if threading.current_thread() is self._thread:
+            return  # a sink closes it: the thread ends after this frame's round
+        self._thread.join()
+        with self._lock:
+            release, self._released = not self._released, True
+        if release:
+            self._resources.close()
+        if self._failure is not None:
+            raise EexError(f"the session failed: {self._failure}") from self._failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def summary(self) -> dict[str, Any]:
+        """What happened so far, as plain JSON values: totals, and a row per stream, closed ones last."""
+        from eex.stream.live.summary import summarise
+
+        return self._ask(lambda: summarise(self))
+
+    def save(self) -> None:
+        """Save what was learned now, besides at the usual times.
+
+        Raises
+        ------
+        EexError
+            If it cannot be written.
+        """
+        if self.config.state is not None:
+            learning.write(self.config.state, self._made_for, self._ask(self._all_learned))
+
+    # ---- the session's thread
+
+    def _run(self) -> None:
+        import torch
+
+        try:
+            with torch.inference_mode():
+                self._loop()
+                self._finish()
+        except BaseException as error:  # whatever it is, every frame gets its refusal
+            self._fail(error)
+        with self._lock:
+            self._done = True
+            tasks = list(self._tasks)
+            self._tasks.clear()
+            self._lock.notify_all()
+        for task in tasks:
+            task()
+        with self._news:
+            self._news.notify_all()
+
+    def _loop(self) -> None:
+        summed_up = saved = time.perf_counter()
+        while True:
+            now = time.perf_counter()
+            with self._lock:
+                tasks = list(self._tasks)
+                self._tasks.clear()
+                room = self._ring.capacity - (self._ring.next - self._ring.head)
+                due = self._arrivals.due()
+                batch = self._arrivals.take(room) if due <= now or self._closing else []
+                if batch:
+                    self._lock.notify_all()  # there is room in a queue
+                elif not tasks:
+                    if self._closing and not self._arrivals.waiting:
+                        return
+                    self._asleep = True
+            for task in tasks:
+                task()
+            if batch:
+                self._feed(batch)
+            elif not tasks:
+                until = now + IDLE_S if due == -math.inf else min(due, now + IDLE_S)  # -inf: there was no room
+                self._wait(until)
+            if self._leaving:
+                self._let_go()
+            now = time.perf_counter()
+            if self._driver.worth_taking or now - summed_up > SUM_UP_S or not room:
+                self._sum_up()
+                summed_up = now
+            if self.config.state is not None and now - saved > SAVE_S:
+                self._save_aside()
+                saved = now
+
+    def _wait(self, until: float) -> None:
+        """Wait for an arrival or a reply, until a time at most."""
+        driver = self._driver
+        driver.hurry()
+        until = min(until, driver.due)
+        wait_s = max(0.0, until - time.perf_counter())
+        if driver.awaits:
+            driver.poll(1000 * wait_s)
+            wait_s = min(wait_s, POLL_S)
+        if select.select([self._awake], [], [], wait_s)[0]:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._awake, 4096)
+        self._asleep = False
+        driver.poll()
+
+    def _rouse(self) -> None:
+        """Wake the session's thread."""
+        with contextlib.suppress(BlockingIOError, OSError):  # the pipe is full, or the session is gone
+            os.write(self._wake, b".")
+
+    def _feed(self, batch: list[Waiting]) -> None:
+        import torch
+
+        from eex.stream.frames.batch import Batch
+
+        first, capacity = self._ring.next, self._ring.capacity
+        numbers = np.empty(len(batch), dtype=np.int64)
+        for k, frame in enumerate(batch):
+            self._under_way[(first + k) % capacity] = frame
+            its = self._streams[frame.stream]
+            if its.number < 0:
+                self._enter(its)
+            its.under_way += 1
+            numbers[k] = its.number
+        pixels = torch.from_numpy(np.stack([frame.image for frame in batch])).permute(0, 3, 1, 2)
+        self._driver.feed(
+            Batch(
+                pixels.to(self.net.mean.device).float().div_(255),
+                [frame.name for frame in batch],
+                np.array([frame.label for frame in batch]),
+                np.zeros((len(batch), 2)),
+                numbers,
+                np.array([frame.since for frame in batch]),
+            )
+        )
+
+    def _answer(self, slots: Ints) -> None:
+        """Give frames their answers."""
+        rows, net = self._ring.rows, self.net
+        exit, given = rows.exit[slots], rows.answer[slots]
+        confidence = rows.confidence[slots]
+        by = np.where(rows.prediction[slots] == given[:, None], confidence, np.nan)
+        own = by[np.arange(len(slots)), exit]  # of the exit that answered, or of the surest that said so
+        sure = np.where(np.isnan(own), np.fmax.reduce(by, axis=1), own)
+        columns = (exit, given, np.nan_to_num(sure), rows.fallback[slots], rows.latency_ms[slots])
+        cloud = net.edge_exits if not self._driver.engine.whole else -1
+        for slot, e, index, c, fallback, ms in zip(
+            slots.tolist(), *(column.tolist() for column in columns), strict=True
+        ):
+            frame = self._under_way[slot]
+            assert frame is not None
+            self._under_way[slot] = None
+            its = self._streams[frame.stream]
+            its.under_way -= 1
+            its.answered += 1
+            self._give(
+                frame,
+                Answer(
+                    stream=frame.stream,
+                    frame=frame.frame,
+                    name=frame.name,
+                    label=net.classes[index] if index >= 0 else "",
+                    index=index,
+                    confidence=c,
+                    exit=e + 1,
+                    where="cloud" if e == cloud else "edge",
+                    fallback=fallback,
+                    latency_ms=ms,
+                    captured=iso(frame.captured),
+                ),
+            )
+
+    def _refuse(self, frames: Iterable[Waiting], reason: Reason, detail: str) -> None:
+        """Give frames their refusals; from any thread."""
+        for frame in frames:
+            with self._lock:
+                its = self._streams.get(frame.stream) or self._left_streams.get(frame.stream)
+                if its is not None:
+                    its.refused[reason] += 1
+            self._give(
+                frame,
+                Refusal(
+                    stream=frame.stream,
+                    frame=frame.frame,
+                    name=frame.name,
+                    reason=reason,
+                    detail=detail,
+                    captured=iso(frame.captured),
+                ),
+            )
+
+    def _give(self, frame: Waiting, given: Answer | Refusal) -> None:
+        frame.future.set_result(given)
+        with self._news:
+            self._unread += len(self._answers) == ANSWERS_KEPT
+            self._answers.append(given)
+            self._news.notify()
+        with self._sinking if self._sinks else contextlib.nullcontext():
+            for sink, errors in self._sinks:
+                try:
+                    sink(given)
+                except Exception as error:
+                    kind = f"{type(error).__name__}: {error}"[:200]
+                    errors[kind if kind in errors or len(errors) < ERRORS_NAMED else "others"] += 1
+
+    def _stream(self, name: str) -> _Stream:
+        """A stream by name, opened if need be; with the lock held."""
+        its = self._streams.get(name)
+        if its is None:
+            its = self._left_streams.pop(name, None)
+            if its is None:
+                its = _Stream(name, StreamOptions(), self.config)
+            its.queue.closing = False
+            self._streams[name] = its
+            self._arrivals.streams = len(self._streams)
+        return its
+
+    def _why_closed(self, its: _Stream) -> tuple[Reason, str]:
+        if self._failure is not None:
+            return "failed", f"the session failed: {self._failure}"
+        return "closed", "the session is closed" if self._closing else "the stream is closed"
+
+    def _check(self, name: str, options: StreamOptions) -> None:
+        where = f"stream '{name}'"
+        try:
+            if options.overhead is not None:
+                parse_price(options.overhead)
+        except EexError as error:
+            raise EexError(f"{where}: {error}") from None
+        if options.deadline_ms is not None and not 0 < options.deadline_ms <= self.config.deadline_ms:
+            most = self.config.deadline_ms
+            raise EexError(f"{where}: deadline_ms must lie in (0, {most:g}], got {options.deadline_ms:g}")
+        if options.queue is not None and options.queue < 1:
+            raise EexError(f"{where}: queue must be at least 1, got {options.queue}")
+        if options.keep not in (None, "auto", "all", "newest"):
+            raise EexError(f"{where}: keep must be all or newest, got {options.keep!r}")
+
+    def _enter(self, its: _Stream) -> None:
+        """Enter a stream into the engine, with what it learned before."""
+        first, state = self._learned.get(its.queue.name, (0, None))
+        try:
+            its.number = self._engine_streams.add(its.queue.name, None, state, first)
+        except ValueError as error:
+            self._note(f"stream '{its.queue.name}' learns anew; what it had learned does not fit: {error}")
+            its.number = self._engine_streams.add(its.queue.name)
+        self._learned.pop(its.queue.name, None)
+        self._apply(its)
+
+    def _apply(self, its: _Stream) -> None:
+        """Let a stream's options count from its next frame on."""
+        if its.number < 0:
+            return
+        options = its.options
+        price = None if options.overhead is None else parse_price(options.overhead)
+        if price != self._engine_streams.price_of(its.number):
+            self._engine_streams.set_price(its.number, price)
+        self._deadlines_ms.pop(its.number, None)
+        if options.deadline_ms is not None:
+            self._deadlines_ms[its.number] = options.deadline_ms
+
+    def _let_go(self) -> None:
+        """Let go of closing streams of which nothing is under way any more."""
+        self._sum_up()
+        self._leaving = [its for its in self._leaving if not self._leave(its)]
+
+    def _leave(self, its: _Stream) -> bool:
+        """Let a stream go, if nothing of it is under way; whether it has gone, or has been opened again."""
+        with self._lock:
+            if not its.queue.closing or self._streams.get(its.queue.name) is not its:
+                return True
+            if its.queue.frames or its.under_way or not self._settled(its):
+                return False
+            del self._streams[its.queue.name]
+            self._arrivals.streams = len(self._streams)
+            self._left_streams[its.queue.name] = its
+            while len(self._left_streams) > STREAMS_KEPT:
+                self._left_streams.popitem(last=False)
+        if its.number >= 0:
+            self._keep_learned(its)
+            self._engine_streams.remove(its.number)
+            self._deadlines_ms.pop(its.number, None)
+            its.number = -1
+        return True
+
+    def _settled(self, its: _Stream) -> bool:
+        """Whether all frames of a stream have left the engine's ring."""
+        under_way = np.arange(self._ring.head, self._ring.next) % self._ring.capacity
+        return its.number < 0 or not (self._ring.source[under_way] == its.number).any()
+
+    def _keep_learned(self, its: _Stream) -> None:
+        learners = self._engine_streams.learners
+        row = int(self._engine_streams.learner[its.number])
+        if self.config.learn == "each":
+            self._learned[its.queue.name] = int(learners.next[row]), learners.state_of(row)
+            self._learned.move_to_end(its.queue.name)
+            while len(self._learned) > STREAMS_KEPT:
+                self._learned.popitem(last=False)
+
+    def _all_learned(self) -> dict[str, learning.Learned]:
+        """What all streams have learned, the closed ones too."""
+        learners = self._engine_streams.learners
+        if self.config.learn == "shared":
+            return {"": (int(learners.next[0]), learners.state_of(0))}
+        found = dict(self._learned)
+        with self._lock:
+            there = [its for its in self._streams.values() if its.number >= 0]
+        for its in there:
+            row = int(self._engine_streams.learner[its.number])
+            found[its.queue.name] = int(learners.next[row]), learners.state_of(row)
+        return found
+
+    def _save_aside(self) -> None:
+        """Save what was learned in a thread of its own: the disk may be slow."""
+        if self._saver is not None and self._saver.is_alive():
+            return
+        self._saver = threading.Thread(target=self._save, args=(self._all_learned(),), name="eex-save", daemon=True)
+        self._saver.start()
+
+    def _save(self, learned: dict[str, learning.Learned]) -> None:
+        assert self.config.state is not None
+        try:
+            learning.write(self.config.state, self._made_for, learned)
+        except EexError as error:
+            self._note(str(error))
+
+    def _sum_up(self) -> None:
+        """Sum up and record the frames that have left the engine."""
+        started = time.perf_counter()
+        for rows in self._driver.take():
+            self._tally.add(_renumbered(rows, self._taken))
+            self._taken += len(rows)
+            self._sum_up_streams(rows)
+            if self._records is not None and not self._unrecorded:
+                try:
+                    self._records.write(rows)
+                    self._retention.apply(self._records)
+                except EexError as error:
+                    self._unrecorded = str(error)
+                    self._records.abandon()
+                    self._note(f"records end here: {error}")
+        self.record_seconds += time.perf_counter() - started
+
+    def _sum_up_streams(self, rows: Rows) -> None:
+        from eex.stream.run.tally import Tally
+
+        names = rows.stream
+        alone = (names == names[0]).all()
+        for name in [names[0]] if alone else sorted(set(names.tolist())):
+            its = self._streams[name]
+            mine = rows if alone else rows[names == name]
+            if its.tally is None:
+                its.tally = Tally(self.net.edge_exits + 1)
+            its.tally.add(_renumbered(mine, its.tally.frames))
+
+    def _finish(self) -> None:
+        """Finish what is under way, and save what was learned."""
+        self._driver.drain()
+        self._sum_up()
+        if self._records is not None and not self._unrecorded:
+            try:
+                self._records.close()
+            except EexError as error:
+                self._unrecorded = str(error)
+                self._note(f"records end here: {error}")
+        if self.config.state is not None:
+            if self._saver is not None:
+                self._saver.join()
+            self._save(self._all_learned())
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure, self._closing = error, True
+            left = self._arrivals.clear()
+            under_way = [frame for frame in self._under_way if frame is not None]
+            self._under_way = [None] * len(self._under_way)
+            self._lock.notify_all()
+        log.error("the session failed: %s", error, exc_info=error)
+        self._refuse([*under_way, *left], "failed", f"the session failed: {error}")
+
+    def _ask(self, question: Callable[[], Said]) -> Said:
+        """The answer of the session's thread, between two batches."""
+        if threading.current_thread() is self._thread:
+            return question()
+        reply: Future[Said] = Future()
+
+        def task() -> None:
+            try:
+                reply.set_result(question())
+            except BaseException as error:
+                reply.set_exception(error)
+
+        with self._lock:
+            over = self._done
+            if not over:
+                self._tasks.append(task)
+        if over:
+            task()
+        self._rouse()
+        return reply.result()
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        log.warning("%s", text)
+
+
+def _policy(name: str, options: dict[str, str], exits: int, seed: int, runs: int) -> Any:
+    return make_policy(name, options, exits=exits, runs=runs, seed=seed)
+
+
+def _with(config: Any, options: dict[str, Any]) -> Any:
+    """A configuration with some other fields.
+
+    Raises
+    ------
+    EexError
+        If it has no such field.
+    """
+    from dataclasses import fields, replace
+
+    known = {f.name for f in fields(config)}
+    for name in options:
+        if name not in known:
+            raise EexError(f"unknown option '{name}'; there are {', '.join(sorted(known))}")
+    return replace(config, **options)
+
+
+def _renumbered(rows: Rows, first: int) -> Rows:
+    """The rows with frames counted in the order in which they leave: learners' own numbers start where they were."""
+    from dataclasses import replace
+
+    return replace(rows, frame=np.arange(first, first + len(rows)))

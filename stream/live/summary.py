@@ -1,0 +1,81 @@
+"""What a session has done: totals, and a row per stream."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eex.stream.live.session import Session, _Stream
+    from eex.stream.run.tally import Tally
+
+
+def summarise(session: "Session") -> dict[str, Any]:
+    """Plain JSON values; called in the session's thread, or after its end."""
+    session._sum_up()
+    with session._lock:
+        there = [*session._streams.items(), *session._left_streams.items()]
+        rows = [_row(name, stream) for name, stream in there]
+        opened = len(session._streams)
+    seconds = time.perf_counter() - session._started
+    engine = session._driver.engine
+    summary: dict[str, Any] = {
+        "seconds": seconds,
+        "frames": sum(row["frames"] for row in rows),
+        "answered": sum(row["answered"] for row in rows),
+        "refused": _added([row["refused"] for row in rows]),
+    }
+    summary |= _figures(session._tally)
+    summary |= {
+        "open_streams": opened,
+        "policy_seconds": engine.policy_seconds,
+        "routing_seconds": engine.routing_seconds,
+        "record_seconds": session.record_seconds,
+        "unread": session._unread,
+        "unrecorded": session._unrecorded,
+        "sinks": [{"sink": _named(sink), "errors": dict(errors)} for sink, errors in session._sinks],
+        "notes": list(session.notes),
+        "link": session._offloader.report(),
+        "streams": rows,
+    }
+    return summary
+
+
+def _row(name: str, stream: "_Stream") -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stream": name,
+        "frames": stream.queue.submitted,
+        "answered": stream.answered,
+        "refused": dict(stream.refused),
+        "waiting": len(stream.queue.frames),
+        "under_way": stream.under_way,
+    }
+    return row if stream.tally is None else row | _figures(stream.tally)
+
+
+def _figures(tally: "Tally") -> dict[str, Any]:
+    """What a tally says; latency counts from capture or arrival."""
+    frames = max(1, tally.frames)
+    names = [*(f"exit {e + 1}" for e in range(tally.exits - 1)), "cloud"]
+    quantiles = {"p50": 0.5, "p99": 0.99}
+    return {
+        "accuracy": tally.accuracy,
+        "mean_reward": tally.mean_reward,
+        "exit_shares": {name: float(n) / frames for name, n in zip(names, tally.by_exit, strict=True)},
+        "offloaded_share": tally.offloaded / frames,
+        "fallbacks": tally.fallbacks,
+        "dropped": tally.dropped,
+        "bytes_offloaded": int(tally.bytes),
+        "latency_ms": {name: tally.latency_ms(q) if tally.frames else None for name, q in quantiles.items()},
+        "threshold": tally.threshold,
+    }
+
+
+def _added(counts: list[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for reason, n in count.items():
+            total[reason] = total.get(reason, 0) + n
+    return total
+
+
+def _named(sink: Any) -> str:
+    return str(getattr(sink, "name", None) or getattr(sink, "__qualname__", None) or type(sink).__name__)

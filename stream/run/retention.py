@@ -1,0 +1,100 @@
+"""Records that do not grow without bound: the oldest parts go, by size or by age."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eex.policies.core.errors import EexError
+from eex.stream.run.sizes import BYTES, parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from eex.stream.run.records import RecordWriter
+
+PARTS = 10
+"""A part is ended when it holds this share of what is kept, so that never much more than a tenth of it goes at once."""
+LEAST_BYTES = 100_000
+LEAST_S = 60.0
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much of the records is kept.
+
+    Attributes
+    ----------
+    bytes
+        Of all parts together; None = no limit.
+    seconds
+        Age of a part's last frame; None = no limit.
+    """
+
+    bytes: int | None = None
+    seconds: float | None = None
+
+    def apply(self, writer: "RecordWriter", now: float | None = None) -> list[Path]:
+        """End the part that is being written if it is due, and delete the oldest; the parts deleted.
+
+        It is cheap: call it after each `write`, or every second.
+
+        Parameters
+        ----------
+        now
+            Seconds since 1970; by default the time that it is.
+
+        Raises
+        ------
+        EexError
+            If the disk is full or not writable.
+        """
+        now = time.time() if now is None else now
+        if writer.part is None:
+            return []
+        large = self.bytes is not None and writer.part_bytes > self.bytes / PARTS
+        old = self.seconds is not None and now - writer.part_begun > self.seconds / PARTS
+        if not (large or old):
+            return []
+        writer.commit()
+        return self.prune(writer.folder, now)
+
+    def prune(self, folder: Path, now: float) -> list[Path]:
+        """Delete the oldest whole parts of a folder of records until it keeps to the limits; those deleted."""
+        from eex.stream.run.records import parts_of
+
+        deleted = []
+        try:
+            parts = [(path, path.stat()) for path in parts_of(folder)]
+            total = sum(state.st_size for _, state in parts)
+            for path, state in parts:
+                large = self.bytes is not None and total > self.bytes
+                old = self.seconds is not None and now - state.st_mtime > self.seconds
+                if not (large or old):
+                    break
+                path.unlink()
+                total -= state.st_size
+                deleted.append(path)
+        except OSError as error:
+            raise EexError(f"{folder}: old records cannot be deleted: {error.strerror}") from None
+        return deleted
+
+
+def parse_retention(text: str) -> Retention:
+    """The retention of `--keep-records`: an amount of bytes, or a time.
+
+    >>> parse_retention("10GB"), parse_retention("7d")
+    (Retention(bytes=10000000000, seconds=None), Retention(bytes=None, seconds=604800.0))
+
+    Raises
+    ------
+    EexError
+        If it is neither, or too little to keep anything.
+    """
+    if (seconds := parse_seconds(text)) is not None:
+        if seconds < LEAST_S:
+            raise EexError(f"--keep-records: keeps a minute at least, got '{text}'")
+        return Retention(seconds=seconds)
+    if not text.strip().endswith(tuple(unit for unit in BYTES if unit)):
+        raise EexError(f"--keep-records: expected an amount such as 10GB or a time such as 7d, got '{text}'")
+    if (size := parse_bytes(text, "--keep-records")) < LEAST_BYTES:
+        raise EexError(f"--keep-records: keeps 100kB at least, got '{text}'")
+    return Retention(bytes=size)

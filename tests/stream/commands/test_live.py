@@ -1,0 +1,66 @@
+"""`eex-live` as a user runs it."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from eex.stream.commands import live
+
+pytestmark = pytest.mark.timeout(120)
+
+MODULE = [sys.executable, "-m", "eex.stream.commands.live"]
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["eex-live", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        live.main()
+    return stop.value.code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "there is no source"),
+        (("--source", "a=ftp://x"), "stream 'a'"),
+        (("--source", "sample", "--threads", "-1"), "--threads"),
+        (("--source", "sample", "--status-s", "-1"), "--status-s"),
+        (("--source", "sample", "--batch", "0"), "--batch"),
+        (("--source", "sample", "--streams", "/no/such.toml"), "/no/such.toml: cannot be read"),
+        (("--source", "sample", "--keep-records", "much"), "--keep-records"),
+        (("--source", "sample", "--answers", "gopher://x", "--worker", "none"), "unknown scheme 'gopher'"),
+    ],
+)
+def test_a_mistake_is_one_line(monkeypatch, capsys, arguments, message):
+    status, said = run(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.process
+def test_sigterm_answers_what_was_taken_in_and_exits_with_0(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), (10, 200, 30)).save(picture, "PNG")
+    command = [*MODULE, "--source", "door=-", "--worker", "none", "--state", str(tmp_path / "state.npz")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for _ in range(3):
+            process.stdin.write(picture.getvalue())
+        process.stdin.flush()
+        lines = [json.loads(process.stdout.readline()) for _ in range(3)]
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out == b""
+    assert sorted(line["frame"] for line in lines) == [0, 1, 2]
+    assert b"door" in err
+    assert (tmp_path / "state.npz").exists()

@@ -1,0 +1,152 @@
+"""A live run: sources in, answers out, streams that come and go, an end that loses nothing."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from livenet import Cloud, three_exits
+from PIL import Image
+
+from eex.policies.core.errors import EexError
+from eex.stream.live import run as live_run
+from eex.stream.live.answers import Answer
+from eex.stream.live.config import LiveConfig
+from eex.stream.live.run import Sources, Stop, live, status
+from eex.stream.live.session import Session
+
+pytestmark = pytest.mark.timeout(60)
+
+CONFIG = LiveConfig(worker="none")
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    """Sessions on the small network."""
+
+    def opened(config, sinks):
+        return Session(config, sinks=sinks, net=three_exits(), offloader=Cloud())
+
+    monkeypatch.setattr(live_run, "Session", opened)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(5):
+        Image.new("RGB", (4, 4), (40 * k, 90, 200 - 40 * k)).save(folder / f"{k}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def until(what, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_every_picture_is_answered_or_refused(pictures, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    sources = Sources((f"a=images:{pictures}", f"b=images:{pictures}"))
+    summary = live(CONFIG, sources, (str(out),))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted((line["stream"], line["frame"]) for line in lines) == [(s, k) for s in "ab" for k in range(6)]
+    assert [line["reason"] for line in lines if line["kind"] == "refusal"] == ["undecodable"] * 2
+    assert {row["stream"]: (row["answered"], row["refused"]) for row in summary["streams"]} == {
+        "a": (5, {"undecodable": 1}),
+        "b": (5, {"undecodable": 1}),
+    }
+    assert summary["streams"][0]["source"]["frames"] == 5
+    assert summary["sinks"][0]["delivered"] == 12
+
+
+def test_a_source_that_fails_names_itself_and_the_others_go_on(pictures):
+    said = []
+    summary = live(CONFIG, Sources((f"good=images:{pictures}", "bad=images:/nowhere")), (), say=said.append)
+    assert any("stream 'bad'" in line and "/nowhere" in line for line in said)
+    assert next(row for row in summary["streams"] if row["stream"] == "good")["answered"] == 5
+    with pytest.raises(EexError, match="stream 'bad'"):
+        live(CONFIG, Sources((f"good=images:{pictures}", "bad=images:/nowhere")), (), require_all=True)
+    with pytest.raises(EexError, match="stream 'bad'"):
+        live(CONFIG, Sources(("bad=images:/nowhere",)), ())
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ((), "there is no source"),
+        (("a=sample", "a=camera"), "two streams are named 'a'"),
+        (("a=gopher://b",), "stream 'a'"),
+    ],
+)
+def test_sources_are_checked(specs, message):
+    with pytest.raises(EexError, match=message):
+        live(CONFIG, Sources(specs), ())
+
+
+def test_streams_come_change_and_go_when_the_file_is_read_again(tmp_path):
+    folders = {name: tmp_path / name for name in ("one", "two")}
+    for folder in folders.values():
+        folder.mkdir()
+    file = tmp_path / "streams.toml"
+
+    def describe(*names, **options):
+        tables = [f'[streams.{n}]\nsource = "{folders[n]}"\n' for n in names]
+        file.write_text("".join(t + "".join(f"{k} = {v}\n" for k, v in options.items()) for t in tables))
+
+    def put(name, k):
+        part = folders[name] / f".{k}"
+        Image.new("RGB", (2, 2), (k, k, k)).save(part, "PNG")
+        os.replace(part, folders[name] / f"{k}.png")
+
+    got, said, stop, summaries = [], [], Stop(), []
+    describe("one")
+    thread = threading.Thread(
+        target=lambda: summaries.append(
+            live(CONFIG, Sources(file=file), (), sinks=(got.append,), say=said.append, stop=stop)
+        )
+    )
+    thread.start()
+    time.sleep(0.5)
+    put("one", 1)
+    until(lambda: any(a.stream == "one" for a in got))
+    describe("two", overhead=0.5)
+    stop.ask_to_reread()
+    until(lambda: "stream 'one': removed" in said and "stream 'two': added" in said)
+    time.sleep(0.5)
+    put("two", 1)
+    until(lambda: any(a.stream == "two" for a in got))
+    file.write_text("[streams.two]\nsuorce = 3\n")
+    stop.ask_to_reread()
+    until(lambda: any("the streams stay as they are" in line for line in said))
+    put("two", 2)
+    until(lambda: sum(a.stream == "two" for a in got) == 2)
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert all(isinstance(a, Answer) for a in got)
+    assert {row["stream"] for row in summaries[0]["streams"]} == {"one", "two"}
+
+
+def test_a_signal_ends_the_run_and_the_next_one_gets_through():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop().by_signals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        until(lambda: stop.reread())
+        assert not stop.wait(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: stop.wait(0))
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_status_is_one_line(pictures):
+    said = []
+    line = status(live(CONFIG, Sources((f"a=images:{pictures}",)), (), say=said.append))
+    assert "5 of 6 frames answered (1 undecodable)" in line
+    assert "latency p50" in line
+    assert "\n" not in line
