@@ -26,8 +26,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Suffixes of the files that are decoded, in lower case."""
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
-"""The readers of Pillow that are used. Some of the others run programs (EPS runs Ghostscript) or read containers whose
-announced size says nothing of what is decoded (ICO)."""
+"""The readers of Pillow that are used. Some of the others run programs (EPS runs Ghostscript) or read containers that
+announce another size than that of the image inside (ICO)."""
 MAX_FILE_BYTES = 1 << 28
 MAX_PIXELS = 1 << 26
 """Pixels of the largest image that is decoded, 67 million: half a gigabyte while it is decoded."""
@@ -62,7 +62,7 @@ def decode(data: bytes, name: str = "", *, pixels: int = MAX_PIXELS) -> Image:
     ------
     ImageError
         If the format is unknown, the file is damaged or too large, or a value is not finite or outside [0, 1]. The
-        message says why; the caller knows the name.
+        message gives the reason, without the name.
     """
     if name.lower().endswith(".npy"):
         return _decode_array(data, pixels)

@@ -1,4 +1,4 @@
-"""Gaussian blur and noise on batches of images; a frame's pixels do not depend on its batch or the device."""
+"""Gaussian blur and noise on batches of images. A frame's pixels depend neither on its batch nor on the device."""
 
 import functools
 import math

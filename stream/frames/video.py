@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset(
     {
         *(".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv"),
+        *(".m2v", ".vob", ".mxf", ".3g2", ".f4v", ".divx", ".ivf", ".nut", ".rm", ".rmvb", ".qt", ".mpe", ".m2t"),
         *(".asf", ".flv", ".ogv", ".mjpg", ".mjpeg", ".y4m", ".h264", ".264", ".h265", ".265", ".hevc", ".m3u8"),
     }
 )
@@ -165,8 +166,9 @@ def _decoded(
         try:
             packet = next(packets, None)
             if packet is None:
-                if stream.frames > number:
-                    yield Damaged(number, f"the file announces {stream.frames:,} frames and ends after {number:,}")
+                announced, least = _announced(container, stream)
+                if number < least:
+                    yield Damaged(number, f"the file announces {announced} frames and ends after {number:,}")
                 return
             awaited.sent(packet)
             found += packet.decode()
@@ -199,6 +201,19 @@ def _decoded(
                 number += 1
         if without >= DAMAGED_IN_A_ROW:
             raise VideoError(f"is damaged: {without} packets in a row give no picture")
+
+
+def _announced(container: "av.container.InputContainer", stream: Any) -> tuple[str, int]:
+    """Number of frames that a file announces, in words, and the least that it then holds; 0 if it announces none.
+
+    Some formats state the number, others a duration, which may be that of a longer sound track.
+    """
+    if stream.frames:
+        return f"{stream.frames:,}", stream.frames
+    if container.duration is None or not stream.average_rate:
+        return "", 0
+    about = float(container.duration * stream.average_rate / 1_000_000)  # of microseconds
+    return f"about {about:,.0f}", int(0.9 * about) - 1
 
 
 class _Awaited:

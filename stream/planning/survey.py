@@ -10,7 +10,7 @@ import torch
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
-from eex.stream.frames.frames import Frames
+from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.planning import measure
 from eex.stream.planning.measure import LinkSpeed
 from eex.stream.planning.partition import Plan, Send, Times, best, every_plan, leaving
@@ -46,7 +46,11 @@ def exits_of_frames(frames: Frames, net: "EarlyExitNet") -> Floats:
     """Confidence of every exit in every frame of a source, (frames, N)."""
     from eex.stream.groups import every_exit
 
-    return np.concatenate([every_exit(net, batch.images)[0] for batch in frames.batches(frames.total, {})])
+    skipped: dict[str, str] = {}
+    found = [every_exit(net, batch.images)[0] for batch in frames.batches(frames.total, skipped)]
+    if not found:
+        raise nothing_usable(frames.config, skipped)
+    return np.concatenate(found)
 
 
 def survey(

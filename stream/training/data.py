@@ -1,4 +1,4 @@
-"""The images of a training: labelled, a part of them held out, and a test split to measure on."""
+"""Training data: labelled images, of which a part is held out, and a test split to measure the model on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,8 @@ from eex.stream.frames.sources import Source, load_all, open_source
 from eex.stream.training.options import TrainConfig
 
 HELD_OUT = 0
-"""Seed of which images are held out, whatever --seed: a training that starts from another's model must not train on
-images that the other held out."""
+"""Seed of the choice of held-out images, regardless of --seed: a training that starts from an earlier model must not
+train on images that were held out for that model."""
 
 NAMED = 10
 """Classes and skipped images that are named; the others are counted."""
@@ -23,7 +23,7 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class Data:
-    """What a model is trained on.
+    """The images that a model is trained, validated and measured on.
 
     Attributes
     ----------

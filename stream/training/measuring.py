@@ -1,4 +1,4 @@
-"""How a finished model does: accuracy and calibration by exit, expert, distortion and level; cost by threshold."""
+"""Measure a trained model: accuracy and calibration by exit, expert, distortion and level; cost by threshold."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
 
 LEVELS = {"pristine": (0.0,), "gaussian_blur": (0.5, 1.0, 1.5, 2.0), "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0)}
-"""Levels that a model is measured at: blur in pixels, noise on the 0–255 scale."""
+"""Levels of distortion to measure at: blur in pixels, noise on the 0–255 scale."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 AT_ONCE = 500
-"""Images that are distorted or classified at once: a whole test split would take gigabytes."""
+"""Number of images to distort or classify at once; a whole test split would take gigabytes."""
 
 
 def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """How a model does on uint8 images (N, C, H, W), each distorted in every way that it has an expert for.
+    """Measure a model on uint8 images (N, C, H, W), under every kind of distortion for which it has an expert.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def _parts(count: int) -> list[slice]:
 
 
 def _distorted(images: torch.Tensor, kind: str, level: float) -> torch.Tensor:
-    """Images (N, C, H, W) in [0, 1] from uint8 ones, all distorted alike."""
+    """Distort uint8 images, all at the same level; returns (N, C, H, W) in [0, 1]."""
     seen = images.float() / 255
     if kind not in DISTORTIONS:
         return seen
@@ -70,7 +70,7 @@ def _distorted(images: torch.Tensor, kind: str, level: float) -> torch.Tensor:
 
 
 def _recognised(net: "EarlyExitNet", images: torch.Tensor, kind: int) -> float:
-    """Share of images (N, C, H, W) that the distortion classifier takes for a kind."""
+    """Share of images (N, C, H, W) that the distortion classifier assigns to a kind."""
     assert net.classifier is not None
     with torch.inference_mode():
         found = [net.classifier(images[p].to(net.mean.device)).argmax(1).cpu() for p in _parts(len(images))]
@@ -83,7 +83,7 @@ def by_exit(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor, exp
     Parameters
     ----------
     logits
-        Of one expert, as trained, (exits, N, K).
+        Logits of one expert, before calibration, (exits, N, K).
     """
     rows = []
     for e, out in enumerate(logits):
@@ -108,7 +108,7 @@ def by_class(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor) ->
     Parameters
     ----------
     logits
-        Of the first expert, (exits, N, K).
+        Logits of the first expert, (exits, N, K).
     """
     right = logits[-1].argmax(1) == labels
     found = []

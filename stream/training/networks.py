@@ -1,4 +1,4 @@
-"""The network that a training starts from: a backbone or the user's own, with new, published or earlier weights."""
+"""The network to train: a backbone or the user's own, with new, published or earlier weights."""
 
 import copy
 import dataclasses
@@ -16,16 +16,16 @@ from eex.stream.training.data import Data
 from eex.stream.training.options import TrainConfig
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Normalisation that published weights expect."""
+"""Normalisation of the images on which published weights were trained."""
 
 
 def first_network(config: TrainConfig, own: EarlyExitNet | None, data: Data) -> EarlyExitNet:
-    """The network as configured, with the weights that training starts from, on the CPU.
+    """Build the configured network on the CPU, with its initial weights.
 
     Raises
     ------
     EexError
-        If it does not fit the data, or the weights do not fit it.
+        If the network does not fit the data, or the weights do not fit the network.
     """
     if own is None:
         net = _of_backbone(config, data)
@@ -77,7 +77,7 @@ def _published(path: Path) -> dict[str, torch.Tensor]:
 
 
 def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor) -> None:
-    """Give a network the mean of the weights of saved models, except for experts that it does not have.
+    """Set the weights of a network to the mean of those of saved models, leaving out experts that it does not have.
 
     The mean of several models, each trained from the one before, generalises better than each of them (Izmailov et al.
     2018, Averaging weights leads to wider optima, UAI); its norms take their statistics anew from the images.
@@ -85,7 +85,7 @@ def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor)
     Raises
     ------
     EexError
-        If a model is of another architecture.
+        If a model has another architecture.
     """
     state = net.state_dict()
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}

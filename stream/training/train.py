@@ -1,4 +1,4 @@
-"""`eex-train` as a function: train a network, calibrate it, add experts and a classifier, write weights and card."""
+"""`eex-train` as a function: train a network, calibrate it, add experts and a classifier, and save weights and card."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train as configured; returns what was measured.
+    """Train a model as configured and save it; returns its measurements on the test split, if there is one.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _source(config: TrainConfig, net: "EarlyExitNet") -> str:
 
 
 class _Task:
-    """A training under way: the network, its images, and a recipe for each part.
+    """A running training: the network, its images, and a recipe for each part.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class _Task:
         self.source = source
 
     def run(self, bars: Bars) -> dict[str, Any]:
-        """Train and calibrate every part; what the card records of it."""
+        """Train and calibrate every part; returns what the card records of it."""
         from eex.models.calibration import calibrate
         from eex.models.card import read_card
         from eex.models.network import PRISTINE
@@ -145,7 +145,7 @@ class _Task:
         )
 
     def _fit_classifier(self, bars: Bars) -> dict[str, float]:
-        """Train the distortion classifier and give it to the network; the share of each kind that it recognises."""
+        """Train the distortion classifier and add it to the network; returns its recall of each kind."""
         import torch
 
         from eex.models.network import PRISTINE
@@ -167,7 +167,7 @@ class _Task:
 
 
 def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":
-    """How the network is trained, and how its experts are."""
+    """Recipes for the network and for its experts."""
     from eex.models.training import Recipe
 
     recipe = Recipe(

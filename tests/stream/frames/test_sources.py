@@ -1,4 +1,4 @@
-"""Sources: what is read, what is skipped and told, and that nothing is ever unpickled."""
+"""Sources: what is read, what is skipped and reported, and that nothing is ever unpickled."""
 
 import itertools
 import os
@@ -270,7 +270,7 @@ def test_without_a_seed_they_come_as_they_lie():
     assert [f.name for f in itertools.islice(frames(numbered(3), seed=None), 7)] == list("0120120")
 
 
-def test_a_bad_image_is_told_once():
+def test_a_bad_image_is_reported_once():
     told = list(itertools.islice(frames(numbered(4, bad={2}), seed=0), 4 + 3 + 3))
     assert [f.reason for f in told if isinstance(f, Skipped)] == ["torn"]
     assert sorted(f.name for f in told if isinstance(f, Frame)) == sorted("013" * 3)
