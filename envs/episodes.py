@@ -12,7 +12,7 @@ from eex.envs.playlist import EpisodeOrder, Playlist
 from eex.policies.algorithms.agent import ActionKind, observation_names
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.features import EXPERTS, USUAL_MS, USUAL_QUEUE
-from eex.policies.core.base import Bools, Floats, Ints
+from eex.policies.core.base import Bools, Floats, Ints, Reward
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink, parse_link
@@ -20,7 +20,7 @@ from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.core.world import Step, step
 
-RewardKind = Literal["confidence", "accuracy"]
+RewardKind = Literal["confidence", "utility", "accuracy"]
 _OVERHEAD = 10  # purpose of draws
 Late = tuple[Ints, Floats, Floats, Floats, Floats]  # envs, confidences, gains (NaN: lost), thresholds, milliseconds
 
@@ -37,7 +37,8 @@ class Episodes:
     before there is one. All lie in [0, 1]; `names` has their names.
 
     **Reward**, summed over the window. "confidence": AdaEE's, :math:`\max(0, \Delta C) - o` for an offloaded frame and
-    :math:`-o` for one whose reply never came, else 0. "accuracy": 1 for a right answer, less :math:`o` for an
+    :math:`-o` for one whose reply never came, else 0. "utility": that and the
+    confidence at the last edge exit that it visited. "accuracy": 1 for a right answer, less :math:`o` for an
     offloaded frame. Both less `exit_cost` for each further edge exit. The reward is what the frame earns in the end,
     the observation what is known by now: of an offloaded frame, nothing before its reply has come over the link.
 
@@ -93,6 +94,7 @@ class Episodes:
         self.prices = tuple(np.broadcast_to(np.asarray(overhead, dtype=float), 2).tolist())
         self.link = parse_link(link) if isinstance(link, str) else link
         self.action, self.reward, self.exit_cost = action, reward, exit_cost
+        self.kind: Reward = "utility" if reward == "utility" else "adaee"
         _check(self, trace)
         self.names = observation_names(self.exits, action, experts, rate)
         self.actions = 1 if action == "grid" else self.exits  # thresholds that are chosen
@@ -177,7 +179,7 @@ class Episodes:
         row = self.row
         confidence = self.confidence.take(row, axis=1).T
         took, lost = (None, None) if self.link is None else self._round_trip(self.link)
-        stepped = step(confidence, threshold.T, None, self.overhead, self.exit_cost, lost=lost)
+        stepped = step(confidence, threshold.T, None, self.overhead, self.exit_cost, kind=self.kind, lost=lost)
         if took is not None:
             self._send(stepped, confidence, threshold, took)
         self.t += 1

@@ -78,7 +78,7 @@ class TrainRLConfig:
     """Thresholds of the action 'grid'."""
     window: int = 4
     """Frames for which an action holds in training. In the stream, every frame gets its own, except with an LSTM."""
-    reward: Literal["confidence", "accuracy"] = "confidence"
+    reward: Literal["confidence", "utility", "accuracy"] = "confidence"
     """Reward: AdaEE's confidence gain, or accuracy minus cost for traces with labels."""
     overhead: tuple[float, float] = (0.02, 0.5)
     """Lowest and highest price of offloading, drawn for each episode."""

@@ -19,6 +19,7 @@ import tyro
 import eex.policies
 from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
 from eex.policies.algorithms.arms import GRID
+from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
@@ -63,6 +64,9 @@ class RegretConfig:
     """Simulated link instead of a fixed delay: round trips in ms, each for a number of frames: "12:3000, 213:3000"."""
     exit_cost: float = 0.0
     """Price of each edge exit after the first that a frame visits, in units of confidence. AdaEE has none."""
+    reward: Reward = "adaee"
+    """What frames earn, and regret is of: AdaEE's reward, which is 0 wherever a frame leaves on the edge, or the
+    utility, which is the confidence of the answer less the prices paid for it."""
     seed: int = 0
     """Seed of all random draws."""
     grid: str = " ".join(f"{t:g}" for t in GRID)
@@ -191,6 +195,7 @@ def _sweep(config: RegretConfig) -> Sweep:
         delay=config.delay,
         link=parse_link(config.link) if config.link else None,
         exit_cost=config.exit_cost,
+        reward=config.reward,
         seed=config.seed,
         grid=tuple(sorted(_numbers("grid", config.grid))),
     )
@@ -240,9 +245,9 @@ def _checked_policies(config: RegretConfig, sweep: Sweep, traces: Sequence[Trace
 
 def _hindsight(sweep: Sweep, name: str, trace: Trace, overhead: float) -> dict[str, Any]:
     """The best fixed thresholds on the whole trace, and what they earn a frame."""
-    grid, cost = np.array(sweep.grid), sweep.exit_cost
-    threshold, earned = best_fixed(trace.confidence, overhead, grid, cost)
-    each, most = best_per_exit(trace.confidence, overhead, grid, cost)
+    given = trace.confidence, overhead, np.array(sweep.grid), sweep.exit_cost, sweep.reward
+    threshold, earned = best_fixed(*given)
+    each, most = best_per_exit(*given)
     return {
         "trace": name,
         "overhead": overhead,
@@ -333,9 +338,9 @@ def summarise(curves: "pd.DataFrame") -> dict[str, Any]:
     -------
     dict
         rows: one a trace, policy and overhead. regret_X: final regret, its mean over the runs, and regret_X_ci95, half
-        the width of its 95 % interval (Student's t; None for one run); reward, offloaded_share, accuracy (None without
-        labels): means; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of regret_best_arm, None
-        where `ucb` was not played.
+        the width of its 95 % interval (Student's t; None for one run); reward, utility, offloaded_share, accuracy
+        (None without labels): means; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of
+        regret_best_arm, None where `ucb` was not played.
 
         sums: one a trace and policy, the regrets summed over the overheads, and ratio_to_ucb for regret_best_arm,
         dynamic_ratio_to_ucb for regret_dynamic.
@@ -346,7 +351,7 @@ def summarise(curves: "pd.DataFrame") -> dict[str, Any]:
     rows = []
     for key, runs in last.groupby(keys, sort=False, observed=True):
         row = dict(zip(keys, key, strict=True)) | _means(runs, regrets)
-        row |= {name: float(runs[name].mean()) for name in ("reward", "offloaded", "accuracy")}
+        row |= {name: float(runs[name].mean()) for name in ("reward", "utility", "offloaded", "accuracy")}
         row["offloaded_share"] = row.pop("offloaded")
         row["accuracy"] = None if np.isnan(row["accuracy"]) else row["accuracy"]
         rows.append(row)

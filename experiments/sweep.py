@@ -18,10 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Floats, Ints
+from eex.policies.core.base import Floats, Ints, Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
-from eex.policies.core.references import best_arm, best_arm_of_segments, best_per_exit, fixed_rewards, oracle
+from eex.policies.core.references import (
+    best_arm,
+    best_arm_of_segments,
+    best_per_exit,
+    best_per_exit_of_segments,
+    fixed_rewards,
+    oracle,
+)
 from eex.policies.core.replay import Order, Replayed, replay
 from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
@@ -30,9 +37,9 @@ Columns = dict[str, NDArray[Any]]
 Take = Callable[["Part", Columns], None]
 Show = Callable[[int], None]
 
-REFERENCES = ("best_arm", "best_per_exit", "dynamic", "oracle", "even")
-"""What regret is measured against: the best fixed threshold common to all exits, one per exit, the best fixed threshold
-of each segment, the per-frame oracle, and an arm drawn evenly every round."""
+REFERENCES = ("best_arm", "best_per_exit", "best_per_exit_segments", "dynamic", "oracle", "even")
+"""What regret is measured against: the best fixed threshold common to all exits, one per exit, one per exit and
+segment, the best fixed threshold of each segment, the per-frame oracle, and an arm drawn evenly every round."""
 PARTS_PER_PROCESS = 4
 MOST_ROUNDS = 4_000_000
 """Of a part, runs and overheads together: some 300 MiB."""
@@ -59,6 +66,7 @@ class Sweep:
     exit_cost: float
     seed: int
     grid: tuple[float, ...]
+    reward: Reward = "adaee"
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ def play(sweep: Sweep, part: Part, trace: Trace, report: Callable[[int], None] =
         delay=sweep.delay,
         link=sweep.link,
         exit_cost=sweep.exit_cost,
+        kind=sweep.reward,
         report=report,
     )
     curves = [_curves(sweep, keys, trace, played, k) for k in range(len(overheads))]
@@ -138,6 +147,7 @@ def _curves(sweep: Sweep, keys: Ints, trace: Trace, played: Replayed, k: int) ->
         "run": np.broadcast_to(keys[:, None], reward.shape),
         "round": np.broadcast_to(marks, reward.shape),
         "reward": reward,
+        "utility": so_far(played.utility[mine]),
         "offloaded": so_far(played.offloaded[mine]) / marks,
         "accuracy": np.where(labelled > 0, so_far(right) / np.maximum(labelled, 1), np.nan),
     }
@@ -148,19 +158,26 @@ def _curves(sweep: Sweep, keys: Ints, trace: Trace, played: Replayed, k: int) ->
 
 def references(sweep: Sweep, trace: Trace, frame: Ints, overhead: float) -> dict[str, Floats]:
     """What each of `REFERENCES` earns on the rows of a trace that runs play, (runs, rounds) each."""
-    grid, cost = np.array(sweep.grid), sweep.exit_cost
-    earned = fixed_rewards(trace.confidence, overhead, grid, cost)
+    grid, paid = np.array(sweep.grid), (sweep.exit_cost, sweep.reward)
+    earned = fixed_rewards(trace.confidence, overhead, grid, *paid)
     segment = trace.segments
     best = best_arm(earned, frame)[1]
     one_exit, one_segment = trace.edge_exits == 1, not segment[-1]
-    per_exit = best
+    dynamic = best if one_segment else best_arm_of_segments(earned, frame, segment)
+    per_exit, per_segment = best, dynamic
     if not one_exit:
-        per_exit = np.stack([best_per_exit(trace.confidence[rows], overhead, grid, cost)[1] for rows in frame])
+        shown, at = trace.confidence, (overhead, grid)
+        per_exit = np.stack([best_per_exit(shown[rows], *at, *paid)[1] for rows in frame])
+        per_segment = per_exit
+        if not one_segment:
+            by_segment = (best_per_exit_of_segments(shown[rows], *at, segment[rows], *paid) for rows in frame)
+            per_segment = np.stack(list(by_segment))
     return {
         "best_arm": best,
         "best_per_exit": per_exit,
-        "dynamic": best if one_segment else best_arm_of_segments(earned, frame, segment),
-        "oracle": oracle(trace.confidence, overhead, cost)[frame],
+        "best_per_exit_segments": per_segment,
+        "dynamic": dynamic,
+        "oracle": oracle(trace.confidence, overhead, paid[0], kind=paid[1])[frame],
         "even": earned.mean(axis=1)[frame],
     }
 

@@ -32,6 +32,7 @@ POLICIES: dict[str, str] = {
     "sw-ucb": "eex.policies.algorithms.sw_ucb:SlidingWindowUCB",
     "d-ucb": "eex.policies.algorithms.d_ucb:DiscountedUCB",
     "gain-curve": "eex.policies.algorithms.gain_curve:GainCurve",
+    "stop-curve": "eex.policies.algorithms.stop_curve:StopCurve",
     "hi-lcb": "eex.policies.algorithms.hi_lcb:HILCB",
     "hedge-hi": "eex.policies.algorithms.hedge_hi:HedgeHI",
     "splitee-s": "eex.policies.algorithms.splitee_s:SplitEES",

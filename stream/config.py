@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import tyro
 
+from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.price import Price, parse_price
 from eex.policies.core.schedule import Schedule, parse_schedule
@@ -61,6 +62,9 @@ class PolicyConfig:
     megabyte (0.01/MB) or per joule (0.05/J@1.3W), a sum of these with +, or a budget (budget=10/s, budget=20%)."""
     exit_cost: float = 0.0
     """Price of each edge exit that a frame visits after the first, in units of confidence. AdaEE uses 0."""
+    reward: Reward = "adaee"
+    """What frames earn: AdaEE's reward, which is 0 wherever a frame leaves on the edge, or the utility, which is the
+    confidence of the answer less the prices paid for it."""
     drop_below: float = 0.0
     """Drop a frame instead of offloading it if its confidence at the last edge exit is below this value. Dropped frames
     are not sent and get no answer. 0 drops no frames."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from eex.models.network import EarlyExitNet
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward
 from eex.policies.core.columns import OUTCOMES, Rows
 from eex.policies.core.price import Price
 from eex.policies.core.reward import reward
@@ -73,6 +73,8 @@ class Engine:
         price and learns from the price paid. `Streams` bring their own.
     exit_cost
         Price of each edge exit after the first.
+    kind
+        What frames earn.
     gather
         Run a stage after the first exit only once this many frames wait for it, or a group has waited for
         `LONGEST_GATHER` micro-batches. Larger batches make deep stages faster and answers a little later. 0 never
@@ -106,6 +108,7 @@ class Engine:
         whole: bool = False,
         overhead: float | Price = 0.1,
         exit_cost: float = 0.0,
+        kind: Reward = "adaee",
         gather: int = 0,
         as_pixels: bool = False,
         drop_below: float = 0.0,
@@ -119,10 +122,11 @@ class Engine:
                 made_for, exits = f"{policy.exits} edge exits and {policy.runs} runs", net.edge_exits
                 raise ValueError(f"the policy is for {made_for}, the network has {exits} and a stream is one run")
             price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
+            policy.reward = kind
             self.streams = Streams.of(policy, price, usual_bytes(net, price), first)
         else:
             self.streams = policy
-        self.net, self.learners, self.clock = net, self.streams.learners, clock
+        self.net, self.learners, self.clock, self.kind = net, self.streams.learners, clock, kind
         if self.learners.exits != net.edge_exits:
             raise ValueError(f"the policy is for {self.learners.exits} edge exits, the network has {net.edge_exits}")
         self.whole = whole or net.partition == net.exits
@@ -237,7 +241,7 @@ class Engine:
         rows, row = self.ring.rows, self.ring.columns(slots)
         c = row["confidence"]
         rows.answer[slots] = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
-        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost)
+        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.kind)
         rows.reward[slots] = row["reward"]
         heard = self.learners.learn(Outcomes(**{name: row[name] for name in OUTCOMES}))
         rows.heard[slots], rows.heard_at[slots] = heard

@@ -9,6 +9,7 @@ from eex.policies.algorithms.options import not_negative, thresholds
 from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.errors import EexError
 from eex.policies.core.parts import Composite
+from eex.policies.core.reward import last_seen
 
 BINS = 50
 THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
@@ -175,14 +176,14 @@ class GainCurve(Composite):
         at = run * BINS + np.minimum((np.fmax(confidence, 0.0) * BINS).astype(np.int64), BINS - 1)
         weight = self.weight.take(run)
         if len(run) > 1 and not (run[1:] > run[:-1]).all():
-            weight *= self.growth ** _earlier(run, heard)
+            weight *= self.growth ** earlier(run, heard)
         if not heard.all():
             weight *= heard
         np.add.at(self.seen.reshape(-1), at, weight)
         np.add.at(self.heard, run, weight)
         np.add.at(self.news, run, weight)
-        gain = (outcomes.reward[sent] + outcomes.overhead[sent]) / np.maximum(1 - confidence[sent], 1e-9)
-        gain = np.clip(gain, -1.0, 1.0)
+        gain = np.fmax(0.0, outcomes.confidence[sent, -1] - last_seen(exits[sent])[0])  # no reply gained nothing
+        gain = np.minimum(gain / np.maximum(1 - confidence[sent], 1e-9), 1.0)
         at, weight = at[sent], weight[sent]
         off = np.full(len(run), np.nan)  # how far gains lie from the curve
         off[sent] = gain - self.curve.reshape(-1).take(at)
@@ -204,7 +205,7 @@ class GainCurve(Composite):
         self.change.hear(run, outcomes.frame, exits[:, 0], off)
 
 
-def _earlier(run: Ints, counts: Bools) -> Ints:
+def earlier(run: Ints, counts: Bools) -> Ints:
     """How many rows that count, of the same run, come before each row, (rows,)."""
     order = np.argsort(run, kind="stable")
     before: Ints = np.cumsum(counts[order]) - counts[order]

@@ -8,6 +8,7 @@ from eex.policies.algorithms.arms import GRID, Arms, add
 from eex.policies.algorithms.one_sided import exit_cost, first_exit
 from eex.policies.algorithms.options import positive
 from eex.policies.core.base import Context, Floats, Outcomes, Thresholds
+from eex.policies.core.reward import last_seen
 
 
 class HILCB(Arms):
@@ -95,6 +96,7 @@ class HILCB(Arms):
         bin = np.digitize(surest, self.grid) - 1
         binned = (bin >= 0) & (bin < len(self.grid) - 1)
         gone, edge, bin = gone[binned], edge[binned], bin[binned]
-        spared = exit_cost(gone) * first_exit(edge, self.grid[bin][:, None])[:, 0]
+        spared = exit_cost(gone, self.reward) * first_exit(edge, self.grid[bin][:, None])[:, 0]
+        kept = last_seen(edge)[0] if self.reward == "utility" else 0.0
         add(self.counts, gone.run, bin, 1.0)
-        add(self.totals, gone.run, bin, gone.reward + gone.overhead + spared)
+        add(self.totals, gone.run, bin, gone.reward - kept + gone.overhead + spared)

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints, Outcomes
+from eex.policies.core.base import Bools, Floats, Ints, Outcomes, Reward
 from eex.policies.core.reward import earned, last_seen
 from eex.policies.core.routing import last_visited, seen, walk
 
 
-def credit(outcomes: Outcomes, grid: Floats) -> tuple[Bools, Floats]:
+def credit(outcomes: Outcomes, grid: Floats, kind: Reward = "adaee") -> tuple[Bools, Floats]:
     r"""Which arms' rewards the frames reveal, and those rewards, both (rows, arms); 0 where not revealed.
 
     A frame played with threshold :math:`\theta_a` at every edge exit visited all exits that any lower threshold would
@@ -45,7 +45,9 @@ def credit(outcomes: Outcomes, grid: Floats) -> tuple[Bools, Floats]:
     edge = outcomes.confidence[:, :-1]
     known = (grid <= grid[outcomes.arm][:, None]) & ~np.isnan(outcomes.reward)[:, None]
     first = first_exit(edge, np.broadcast_to(grid, (len(edge), len(grid))))
-    left = 0.0 - exit_cost(outcomes)[:, None] * first
+    left = 0.0 - exit_cost(outcomes, kind)[:, None] * first
+    if kind == "utility":
+        left += np.take_along_axis(edge, np.minimum(first, edge.shape[1] - 1), axis=1)
     rewards = np.where(first < edge.shape[1], left, outcomes.reward[:, None])
     return known, np.where(known, rewards, 0.0)
 
@@ -63,15 +65,20 @@ def first_exit(edge: Floats, threshold: Floats) -> Ints:
     return walk(edge[:, None, :], np.broadcast_to(threshold[:, :, None], (*threshold.shape, edge.shape[1])))[0]
 
 
-def exit_cost(outcomes: Outcomes) -> Floats:
+def exit_cost(outcomes: Outcomes, kind: Reward = "adaee") -> Floats:
     """What each further edge exit cost a frame, (rows,), from what is left of its reward; 0 where it saw just one."""
     last, further = last_seen(outcomes.confidence[:, :-1])
     gain = np.fmax(0.0, outcomes.confidence[:, -1] - last)
-    paid = earned(gain, outcomes.offloaded, 0, outcomes.overhead) - outcomes.reward
+    paid = earned(gain, outcomes.offloaded, 0, outcomes.overhead, 0.0, _kept(last, kind)) - outcomes.reward
     return np.where(further > 0, paid / np.maximum(further, 1), 0.0)
 
 
-def as_if(outcomes: Outcomes, exit_at: Floats, skip_below: Floats) -> Outcomes:
+def _kept(last: Floats, kind: Reward) -> Floats | float:
+    """What the utility adds to AdaEE's reward."""
+    return last if kind == "utility" else 0.0
+
+
+def as_if(outcomes: Outcomes, exit_at: Floats, skip_below: Floats, kind: Reward = "adaee") -> Outcomes:
     """The outcomes that lower thresholds would have had: what their policy would have seen, and nothing more.
 
     Frames that would have left earlier show no later exit and no cloud; none counts as audited. A frame whose reward
@@ -88,8 +95,10 @@ def as_if(outcomes: Outcomes, exit_at: Floats, skip_below: Floats) -> Outcomes:
     exit, visited = walk(edge, exit_at, skip_below)
     early = exit < edge.shape[1]
     offloaded = outcomes.offloaded & ~early
-    gain = np.fmax(0.0, cloud - last_visited(edge, visited))
-    reward = earned(gain, ~early, visited - 1, outcomes.overhead, exit_cost(outcomes))
+    last = last_visited(edge, visited)
+    gain = np.fmax(0.0, cloud - last)
+    cost = exit_cost(outcomes, kind)
+    reward = earned(gain, ~early, visited - 1, outcomes.overhead, cost, _kept(last, kind))
     confidence, prediction = seen(outcomes.confidence, outcomes.prediction, visited, ~early)
     return replace(
         outcomes,

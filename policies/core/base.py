@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,17 @@ __all__ = [
     "Ints",
     "Outcomes",
     "Policy",
+    "Reward",
     "State",
     "Thresholds",
     "check_threshold",
 ]
 
 State = Mapping[str, NDArray[Any]]
+Reward = Literal["adaee", "utility"]
+"""What frames earn: AdaEE's reward, which is 0 wherever a frame leaves on the edge; or the utility, which adds the
+confidence at the last edge exit that it visited, so that depth counts: a frame answered at exit i earns its confidence
+less the cost of the further exits, an offloaded one the higher of its two confidences less that and the overhead."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,8 @@ class Policy(Arrays):
         Whether learners of many streams may be rows of one such policy (`eex.policies.core.learners`): each run may be
         at another frame, and all that it has learned is its row of the arrays in `state`, whose shapes never change.
         Otherwise, and by default, each stream gets a policy of its own.
+    reward
+        What the rewards that it learns from count (`Reward`); set by whoever plays the policy.
     keys
         Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
         the parts of a sweep do, so that they draw what the whole would.
@@ -157,6 +164,7 @@ class Policy(Arrays):
     """
 
     joint: ClassVar[bool] = False
+    reward: Reward = "adaee"
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         if exits < 1 or runs < 1:

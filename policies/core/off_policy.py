@@ -41,7 +41,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints, Outcomes, check_threshold
+from eex.policies.core.base import Bools, Floats, Ints, Outcomes, Reward, check_threshold
 from eex.policies.core.errors import EexError
 
 BINS, FOLDS = 20, 10
@@ -102,6 +102,7 @@ def estimate(
     *,
     overhead: float | None = None,
     exit_cost: float = 0.0,
+    kind: Reward = "adaee",
     least: float = 30.0,
 ) -> list[Estimate]:
     """Estimate what each of several thresholds would have earned a frame, from one run's log.
@@ -119,6 +120,8 @@ def estimate(
         Price of offloading; by default, what was paid in the log.
     exit_cost
         Price of each further edge exit.
+    kind
+        What frames earn.
     least
         Effective sample size below which the log cannot support an estimate: the intervals are normal ones, and too
         narrow where few frames carry the mean.
@@ -142,7 +145,7 @@ def estimate(
         if given.ndim > 1 or given.size not in (1, exits):
             raise EexError(f"expected one threshold, or one for each of {exits} edge exits, got {target}")
         at = np.broadcast_to([check_threshold("a threshold", float(b)) for b in given], exits)
-        found.append(_estimate_one(outcomes, arms, at, price, exit_cost, least))
+        found.append(_estimate_one(outcomes, arms, at, price, exit_cost, kind, least))
     return found
 
 
@@ -173,7 +176,7 @@ class _Arms:
 
 
 def _estimate_one(
-    outcomes: Outcomes, arms: _Arms, at: Floats, price: Floats, exit_cost: float, least: float
+    outcomes: Outcomes, arms: _Arms, at: Floats, price: Floats, exit_cost: float, kind: Reward, least: float
 ) -> Estimate:
     edge = outcomes.confidence[:, :-1]
     frames, exits = edge.shape
@@ -185,6 +188,8 @@ def _estimate_one(
     known = answered | (away & heard)
     gain = np.fmax(0.0, outcomes.confidence[:, -1] - edge[:, -1])  # 0 where the reply never came
     reward = np.where(away, gain - price, 0.0) - exit_cost * np.minimum(stop, exits - 1)
+    if kind == "utility":
+        reward = reward + edge[np.arange(frames), np.minimum(stop, exits - 1)]
     reward = np.where(known, reward, 0.0)
 
     def failed(problem: str, effective: float = 0.0) -> Estimate:

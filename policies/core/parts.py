@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Arrays, Bools, Floats, Ints, Policy, State
+from eex.policies.core.base import Arrays, Bools, Floats, Ints, Policy, Reward, State
 
 LEAST, MOST = 64, 16384  # slots of `Awaited`
 
@@ -26,10 +26,12 @@ class Composite(Policy):
     Attributes
     ----------
     parts
-        Names of the attributes that have a state. Those that are policies draw by the same `keys`.
+        Names of the attributes that have a state. Those that are policies draw by the same `keys` and learn from the
+        same kind of `reward`.
     """
 
     parts: tuple[str, ...] = ()
+    _reward: Reward = "adaee"
 
     @property
     def keys(self) -> Ints:
@@ -42,6 +44,18 @@ class Composite(Policy):
         for part in self._parts().values():
             if isinstance(part, Policy):
                 part.keys = keys
+
+    @property
+    def reward(self) -> Reward:
+        """What the rewards count, as for every `Policy`."""
+        return self._reward
+
+    @reward.setter
+    def reward(self, kind: Reward) -> None:
+        self._reward = kind
+        for part in self._parts().values():
+            if isinstance(part, Policy):
+                part.reward = kind
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """A copy of all that was learned."""

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy, Thresholds
+from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy, Reward, Thresholds
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
-from eex.policies.core.routing import answer, seen
+from eex.policies.core.routing import answer, last_visited, seen
 from eex.policies.core.trace import Trace
 from eex.policies.core.world import step
 
@@ -62,6 +62,8 @@ class Replayed:
         As chosen, and where the frame left; -1 where a live run dropped it.
     reward
         As `eex.policies.core.reward.reward` has it.
+    utility
+        The same as the utility has it, whatever the policy learned from; NaN where the reward is.
     answer
         Class that the frame was answered with; -1 where it was dropped.
     """
@@ -72,6 +74,7 @@ class Replayed:
     offloaded: Bools
     fallback: Bools
     reward: Floats
+    utility: Floats
     answer: Ints
 
 
@@ -110,6 +113,7 @@ def replay(
     link: SimulatedLink | None = None,
     feedback: Feedback | None = None,
     exit_cost: float = 0.0,
+    kind: Reward = "adaee",
     report: Callable[[int], None] = lambda done: None,
 ) -> Replayed:
     """Play a policy over a trace, round by round, all its runs side by side.
@@ -136,6 +140,8 @@ def replay(
         Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices.
     exit_cost
         Price of each further edge exit.
+    kind
+        What frames earn.
     report
         Called with the number of rounds done, now and then.
 
@@ -151,23 +157,27 @@ def replay(
     keys = np.arange(runs) if keys is None else keys
     drawn = draw_frames(trace, rounds, order, seed, keys)
     by_round = np.ascontiguousarray(drawn.T)
+    policy.reward = kind
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
     answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int16)
+    utility: Floats = np.zeros((rounds, runs))
     for t in range(rounds):
         for outcomes in delivery.due(t):
             policy.learn(outcomes)
         probabilities = None if trace.probabilities is None else trace.probabilities[by_round[t]][:, None]
         chosen = policy.choose(delivery.context(t, price, exit_cost, probabilities))
         took, fate = _fate(t, link, feedback, keys, seed)
-        outcomes, answers[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, took, fate)
+        outcomes, answers[t], utility[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate)
         delivery.add(t, outcomes)
         for name in _COPIED:
             done[name][t] = getattr(outcomes, name)
         if t % 256 == 255:
             report(t + 1)
     report(rounds)
-    return Replayed(frame=drawn, answer=answers.T, **{name: column.T for name, column in done.items()})
+    return Replayed(
+        frame=drawn, answer=answers.T, utility=utility.T, **{name: column.T for name, column in done.items()}
+    )
 
 
 _COPIED = {"arm": np.int16, "exit": np.int8, "offloaded": np.bool_, "fallback": np.bool_, "reward": np.float64}
@@ -206,13 +216,15 @@ def _played(
     chosen: Thresholds,
     price: Floats,
     exit_cost: float,
+    kind: Reward,
     took: Floats | None,
     fate: Mapping[str, Any],
-) -> tuple[Outcomes, Ints]:
-    """Outcomes of round t, in which each run plays a row of the trace, (runs,), and the classes of the answers."""
+) -> tuple[Outcomes, Ints, Floats]:
+    """Outcomes of round t, in which each run plays a row of the trace, (runs,); classes of the answers; utilities."""
     runs, exit_at = len(row), chosen.exit_at[:, 0]
     confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
-    stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, **fate)
+    stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, kind=kind, **fate)
+    kept = last_visited(confidence[:, :-1], stepped.visited) if kind == "adaee" else 0.0
     confidence, prediction = seen(confidence, prediction, stepped.visited, stepped.replied)
     outcomes = Outcomes(
         run=np.arange(runs),
@@ -231,7 +243,7 @@ def _played(
         overhead=price,
         reward=stepped.reward,
     )
-    return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1])
+    return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1]), stepped.reward + kept
 
 
 class _Delivery:

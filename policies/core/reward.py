@@ -1,13 +1,18 @@
-"""AdaEE's reward of a frame."""
+"""What a frame earns: AdaEE's reward, or its utility."""
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints
+from eex.policies.core.base import Bools, Floats, Ints, Reward
 from eex.policies.core.routing import last_visited
 
 
 def earned(
-    gain: Floats, offloaded: Bools, further: Ints | int, overhead: float | Floats, exit_cost: float | Floats = 0.0
+    gain: Floats,
+    offloaded: Bools,
+    further: Ints | int,
+    overhead: float | Floats,
+    exit_cost: float | Floats = 0.0,
+    kept: float | Floats = 0.0,
 ) -> Floats:
     r"""Reward of frames: :math:`\max(0, \Delta C) - o` if offloaded, else 0, less the cost of the further edge exits.
 
@@ -21,12 +26,14 @@ def earned(
         :math:`o`, in units of confidence.
     exit_cost
         Cost of every further edge exit, in units of confidence; 0 is AdaEE's.
+    kept
+        Confidence at the last edge exit that each frame visited, for the utility; 0 for AdaEE's reward.
 
     References
     ----------
     Pacheco, Bajpai, Shifrin, Couto, Menasché, Hanawal and Campista (2024), AdaEE: UCB-based adaptive early exit.
     """
-    return np.where(offloaded, gain - overhead, 0.0) - exit_cost * further
+    return np.where(offloaded, gain - overhead, 0.0) - exit_cost * further + kept
 
 
 def last_seen(edge: Floats) -> tuple[Floats, Ints]:
@@ -41,7 +48,14 @@ def last_seen(edge: Floats) -> tuple[Floats, Ints]:
     return last_visited(edge, visited), np.maximum(visited - 1, 0)
 
 
-def reward(confidence: Floats, offloaded: Bools, sent: Bools, overhead: Floats, exit_cost: float = 0.0) -> Floats:
+def reward(
+    confidence: Floats,
+    offloaded: Bools,
+    sent: Bools,
+    overhead: Floats,
+    exit_cost: float = 0.0,
+    kind: Reward = "adaee",
+) -> Floats:
     r"""Reward of finished frames, (rows,), as `earned` has it.
 
     :math:`\Delta C` is the cloud's confidence less that of the last visited edge exit. An offload whose reply never
@@ -57,9 +71,15 @@ def reward(confidence: Floats, offloaded: Bools, sent: Bools, overhead: Floats, 
         :math:`o`, (rows,), in units of confidence.
     exit_cost
         As for `earned`.
+    kind
+        What frames earn.
     """
-    if not exit_cost and not np.count_nonzero(offloaded):
+    if kind == "adaee" and not exit_cost and not np.count_nonzero(offloaded):
         return np.zeros(len(offloaded))
     last, further = last_seen(confidence[:, :-1])
     gain = np.fmax(0.0, confidence[:, -1] - last)  # 0 where the cloud gave no answer (NaN)
-    return np.where(offloaded & ~sent, np.nan, earned(gain, offloaded, further, overhead, exit_cost))
+    return np.where(
+        offloaded & ~sent,
+        np.nan,
+        earned(gain, offloaded, further, overhead, exit_cost, last if kind == "utility" else 0.0),
+    )

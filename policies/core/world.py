@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints
+from eex.policies.core.base import Bools, Floats, Ints, Reward
 from eex.policies.core.reward import earned
 from eex.policies.core.routing import drop, last_visited, walk
 
@@ -44,6 +44,7 @@ def step(
     overhead: float | Floats,
     exit_cost: float = 0.0,
     *,
+    kind: Reward = "adaee",
     drop_below: float = 0.0,
     audited: Bools | bool = False,
     sent: Bools | None = None,
@@ -63,6 +64,8 @@ def step(
         Thresholds, (…, edge exits) or with the final exit's column, as for `eex.policies.core.routing.walk`.
     overhead, exit_cost
         Price of offloading a frame, (…,) or one for all; price of every further edge exit.
+    kind
+        What frames earn.
     drop_below, audited
         As for `eex.policies.core.routing.drop`; by default no frame is audited.
     sent, lost
@@ -85,11 +88,13 @@ def step(
     edge = confidence[..., :exits]
     exit, visited = walk(edge, exit_at, skip_below)
     offloaded = exit == exits
-    last = edge[..., -1] if skip_below is None else last_visited(edge, visited)  # of offloaded frames
+    by_visits = kind == "utility" or skip_below is not None
+    last = last_visited(edge, visited) if by_visits else edge[..., -1]  # what matters are the offloaded frames
+    kept = last if kind == "utility" else 0.0
     gain = np.fmax(0.0, confidence[..., exits] - last)
     if drop_below <= 0 and sent is None and lost is None:
         none = np.zeros(exit.shape, dtype=bool)
-        reward = earned(gain, offloaded, visited - 1 if exit_cost else 0, overhead, exit_cost)
+        reward = earned(gain, offloaded, visited - 1 if exit_cost else 0, overhead, exit_cost, kept)
         return Step(exit, visited, offloaded, offloaded, offloaded, none, none, gain, reward)
     dropped = offloaded & drop(last, audited, drop_below)
     really_sent = offloaded & ~dropped if sent is None else offloaded & ~dropped & sent
@@ -100,6 +105,6 @@ def step(
         exit = np.where(fallback, known.argmax(axis=-1), exit)
     exit = np.where(dropped, -1, exit)
     gain = np.where(offloaded & ~replied, 0.0, gain)
-    reward = earned(gain, offloaded, visited - 1, overhead, exit_cost)
+    reward = earned(gain, offloaded, visited - 1, overhead, exit_cost, kept)
     reward = np.where(offloaded & ~really_sent, np.nan, reward)
     return Step(exit, visited, offloaded, really_sent, replied, fallback, dropped, gain, reward)

@@ -41,10 +41,10 @@ def estimates_of(run: Path, thresholds: list[list[float]], overhead: float | Non
     outcomes = outcomes_of(table)
     configs = [folder / "config.json" for folder in (run, run.parent)]
     config = next((path for path in configs if path.exists()), None)
-    exit_cost = 0.0 if config is None else from_json(config, StreamConfig).exit_cost
+    settings = StreamConfig() if config is None else from_json(config, StreamConfig)
     reward = outcomes.reward[~np.isnan(outcomes.reward)]
     earned = Mean(float(reward.mean()), float(reward.std() / np.sqrt(len(reward)))) if len(reward) else Mean()
-    return estimate(outcomes, thresholds, overhead=overhead, exit_cost=exit_cost), earned
+    return estimate(outcomes, thresholds, overhead=overhead, exit_cost=settings.exit_cost, kind=settings.reward), earned
 
 
 def rows(estimates: list[Estimate]) -> list[dict[str, Any]]:

@@ -123,6 +123,7 @@ class Player:
             send=self.sending.encoding,
             overhead=self.resolved.price,
             exit_cost=config.exit_cost,
+            kind=config.reward,
             gather=config.gather,
             drop_below=config.drop_below,
             first=recorder.first,
@@ -176,7 +177,7 @@ class Player:
 
         price, total, exits = self.resolved.price, tally.frames, self.net.edge_exits + 1
         overhead = price.of() if price.constant else tally.mean_overhead
-        reference = Reference(exits, overhead, GRID, self.config.exit_cost, self.config.drop_below)
+        reference = Reference(exits, overhead, GRID, self.config.exit_cost, self.config.drop_below, self.config.reward)
         started = shown = time.perf_counter()
         first, nothing = 0, Tally(exits)
         for batch in self.frames.batches(total, {}):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eex.policies.core.base import Floats, Ints
+from eex.policies.core.base import Floats, Ints, Reward
 from eex.policies.core.columns import Rows
 from eex.policies.core.references import fixed_reward, oracle
 
@@ -186,19 +186,27 @@ class Reference:
     drop_below
         As the policy played: the references drop by the same rule, and what is dropped earns 0 for all of them, so
         that sums are over the same frames.
+    kind
+        What frames earn.
     """
 
     def __init__(
-        self, exits: int, overhead: float, grid: Floats, exit_cost: float = 0.0, drop_below: float = 0.0
+        self,
+        exits: int,
+        overhead: float,
+        grid: Floats,
+        exit_cost: float = 0.0,
+        drop_below: float = 0.0,
+        kind: Reward = "adaee",
     ) -> None:
         self.exits, self.overhead, self.grid, self.exit_cost = exits, overhead, grid, exit_cost
-        self.drop_below = drop_below
+        self.drop_below, self.kind = drop_below, kind
         self.windows = Windows(len(grid) + 1)
         self.by_distortion: dict[str, Floats] = {}  # frames, labelled ones; per exit: right answers, sum of confidences
 
     def add(self, frame: Ints, names: list[str], labels: Ints, confidence: Floats, prediction: Ints) -> None:
         """Add the answers of every exit to some frames, each with the name of its distortion."""
-        rest = self.exit_cost, self.drop_below
+        rest = self.exit_cost, self.drop_below, self.kind
         earned = [fixed_reward(confidence, self.overhead, t, *rest) for t in self.grid]
         self.windows.add(frame, np.column_stack([*earned, oracle(confidence, self.overhead, *rest)]))
         known = labels >= 0

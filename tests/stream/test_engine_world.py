@@ -53,10 +53,11 @@ CLOUDS = {"whole": lambda net: None, "lossy": lossy_cloud, "none": lambda net: N
 @pytest.mark.parametrize("exits", [2, 4])
 @pytest.mark.parametrize("cloud", CLOUDS.values(), ids=CLOUDS)
 def test_the_engine_makes_what_the_world_makes(cloud, exits, exit_cost, drop_below):
+    kind = "utility" if exit_cost else "adaee"
     net = tiny_net(exits, EXPERTS, PixelClassifier())
     images = pictures(FRAMES)
     policy = Anywhere(exits=net.edge_exits, seed=exits)
-    driver = Driver(net, policy, cloud(net), overhead=OVERHEAD, exit_cost=exit_cost, drop_below=drop_below)
+    driver = Driver(net, policy, cloud(net), overhead=OVERHEAD, exit_cost=exit_cost, kind=kind, drop_below=drop_below)
     pieces = []
     for first in range(0, FRAMES, 32):
         batch = images[first : first + 32]
@@ -73,6 +74,7 @@ def test_the_engine_makes_what_the_world_makes(cloud, exits, exit_cost, drop_bel
         rows.skip_below,
         OVERHEAD,
         exit_cost,
+        kind=kind,
         drop_below=drop_below,
         audited=rows.audited,
         sent=rows.sent,

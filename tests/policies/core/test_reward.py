@@ -12,12 +12,13 @@ from routes import route
 
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Context
-from eex.policies.core.errors import EexError
 from eex.policies.core.references import (
     best_arm,
     best_arm_of_segments,
     best_fixed,
     best_per_exit,
+    best_per_exit_of_segments,
+    best_stopping,
     fixed_reward,
     fixed_rewards,
     oracle,
@@ -162,9 +163,80 @@ def test_best_threshold_per_exit_against_all_combinations(trace, overhead, exit_
     assert most >= best_fixed(trace, overhead, GRID, exit_cost)[1].sum() - 1e-9
 
 
-def test_too_many_combinations_are_refused():
-    with pytest.raises(EexError, match="101 thresholds at each of 4 exits are too many to compare"):
-        best_per_exit(np.zeros((2, 5)), 0.1, np.linspace(0, 1, 101))
+def utility_frame_by_frame(trace, overhead, thresholds, exit_cost):
+    """The utility of thresholds, one per exit, on all frames together; slow and plain."""
+    total = 0.0
+    for *edge, cloud in trace.tolist():
+        for e, (c, threshold) in enumerate(zip(edge, thresholds, strict=True)):
+            if c >= threshold:
+                total += c - exit_cost * e
+                break
+        else:
+            total += max(cloud, edge[-1]) - overhead - exit_cost * (len(edge) - 1)
+    return total
+
+
+@given(FULL_TRACES, st.floats(0, 1), st.sampled_from([0.0, 0.05]))
+@settings(deadline=None, max_examples=50)
+def test_utility_of_the_best_thresholds_per_exit_against_all_combinations(trace, overhead, exit_cost):
+    combinations = list(itertools.product(GRID.tolist(), repeat=trace.shape[1] - 1))
+    most = max(utility_frame_by_frame(trace, overhead, t, exit_cost) for t in combinations)
+    thresholds, earned = best_per_exit(trace, overhead, GRID, exit_cost, "utility")
+    assert earned.sum() == pytest.approx(most, abs=1e-9)
+    assert utility_frame_by_frame(trace, overhead, thresholds, exit_cost) == pytest.approx(most, abs=1e-9)
+    assert oracle(trace, overhead, exit_cost, kind="utility").sum() >= most - 1e-9
+
+
+def test_utility_by_hand():
+    rows = np.array([[0.5, 0.9, NAN], [0.5, 0.6, 0.9], [0.5, NAN, 0.9], [0.5, 0.8, 0.6], [0.5, 0.8, NAN]])
+    offloaded = np.array([False, True, True, True, True])
+    earned = reward(rows, offloaded, offloaded, np.full(5, 0.1), 0.02, "utility")
+    np.testing.assert_allclose(earned, [0.9 - 0.02, 0.9 - 0.1 - 0.02, 0.9 - 0.1, 0.8 - 0.1 - 0.02, 0.8 - 0.1 - 0.02])
+
+
+def test_with_one_exit_utilities_differ_as_rewards_do():
+    trace = np.random.default_rng(0).random((50, 2))
+    for threshold in GRID:
+        utility = fixed_reward(trace, 0.1, threshold, kind="utility")
+        np.testing.assert_allclose(utility - fixed_reward(trace, 0.1, threshold), trace[:, 0])
+
+
+def markov(frames, exits, seed=0):
+    """Confidences of which each depends on the one before alone, so that thresholds are the best that can be done."""
+    rng = np.random.default_rng(seed)
+    columns = [rng.random(frames)]
+    for _ in range(exits):
+        columns.append(np.clip(columns[-1] + rng.normal(0.08, 0.2, frames), 0, 1))
+    return np.column_stack(columns)
+
+
+@pytest.mark.parametrize("exit_cost", [0.0, 0.05])
+def test_optimal_stopping_comes_close_to_the_best_thresholds(exit_cost):
+    trace, grid = markov(4000, 3), np.linspace(0, 1, 26)
+    _, best = best_per_exit(trace, 0.1, grid, exit_cost, "utility")
+    thresholds, stopped = best_stopping(trace, 0.1, exit_cost, "utility")
+    assert best.mean() - 0.001 < stopped.mean()
+    np.testing.assert_allclose(stopped, fixed_reward(trace, 0.1, thresholds, exit_cost, kind="utility"))
+
+
+def test_many_exits_are_searched_one_after_another():
+    trace, grid = markov(500, 12), np.linspace(0, 1, 11)
+    thresholds, earned = best_per_exit(trace, 0.1, grid, 0.01, "utility")
+    _, common = best_fixed(trace, 0.1, grid, 0.01, "utility")
+    assert earned.mean() > common.mean()
+    for e, t in itertools.product(range(12), grid):  # no single threshold improves on it
+        other = np.where(np.arange(12) == e, t, thresholds)
+        assert fixed_reward(trace, 0.1, other, 0.01, kind="utility").mean() <= earned.mean() + 1e-12
+
+
+def test_thresholds_per_exit_and_segment():
+    trace = np.concatenate([markov(60, 2), 1 - markov(60, 2, 1)])
+    segment = np.repeat([0, 1], 60)
+    earned = best_per_exit_of_segments(trace, 0.1, GRID, segment, 0.02, "utility")
+    for s in (0, 1):
+        _, alone = best_per_exit(trace[segment == s], 0.1, GRID, 0.02, "utility")
+        np.testing.assert_allclose(earned[segment == s], alone)
+    assert earned.sum() >= best_per_exit(trace, 0.1, GRID, 0.02, "utility")[1].sum()
 
 
 @given(FULL_TRACES, st.floats(0, 1), st.integers(1, 3), st.integers(1, 30), st.integers(0, 2**32))

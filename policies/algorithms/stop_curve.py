@@ -1,0 +1,294 @@
+"""Our own policy for several exits: learn what going on is worth at each exit, by backward induction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.algorithms.change import Change
+from eex.policies.algorithms.gain_curve import BINS, THRESHOLDS, WIDTH, earlier
+from eex.policies.algorithms.options import not_negative, thresholds
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.core.errors import EexError
+from eex.policies.core.parts import Composite
+from eex.policies.core.reward import last_seen
+
+# Of the prior: as if two frames had gone on from each exit, and had won what was left to win uniformly over [0, 1]
+PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
+LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
+REST = 32  # decide anew once a 32nd of what is remembered is new
+TOGETHER = 8  # frames within which runs decide together: deciding one by one would take longer
+LARGEST_WEIGHT = 1e100
+MOST_ROWS = 4096  # learned at once, so that weights do not overflow
+LEAST_MEMORY = 100.0
+VARIANCES = (0.05, 0.08)  # of confidences and of relative gains, about, before any is known
+
+
+class StopCurve(Composite):
+    r"""Learn at which confidence going on pays, at every exit: optimal stopping from one-sided feedback.
+
+    A frame that leaves exit :math:`i` with confidence :math:`c` has the utility :math:`c`. One that goes on to the
+    next exit pays the exit cost :math:`k` and finds itself there with some confidence :math:`c'`; one that is offloaded
+    pays the overhead :math:`o` and gains :math:`\max(0, \Delta C)`. So the value of going on from exit :math:`i` is
+
+    .. math:: Q_i(c) = E\big[V_{i+1}(c_{i+1}) \mid c_i = c\big] - k, \qquad
+              V_i(c) = \max\big(c,\; Q_i(c),\; S_i(c)\big),
+
+    where :math:`Q` of the last edge exit is :math:`c + (1 - c)\, r(c) - o`, with the relative gain :math:`r` of
+    `gain-curve`, and :math:`S_i` is the same for a frame that skips the exits in between and goes to the cloud at once.
+
+    Whether a frame went on from exit :math:`i` depended on :math:`c_i` alone. So the pairs (bin of :math:`c_i`, bin of
+    :math:`c_{i+1}`) of the frames that did, counted and smoothed over neighbouring bins, estimate every
+    :math:`Q_i` without bias, and backward induction from the last exit to the first computes them all. What is played
+    is the policy that would be best if every curve were as high as it plausibly can be (by `beta` standard errors over
+    all exits together, never above 1): the threshold of each exit is
+
+    .. math:: \tau_i = \arg\max_\tau \sum_{c < \tau} p_i(c) \big(Q^+_i(c) - c\big)
+
+    over the confidences :math:`p_i` with which frames arrive there, and frames below a second threshold skip to the
+    cloud where that is likely to be worth more than going on.
+
+    What is learned is forgotten exponentially; when the first exit's confidences, or the gains of offloading beside
+    their curve, change at once (`eex.policies.algorithms.change.Change`), it begins anew. With one edge exit it makes
+    the choices of `gain-curve`. It maximises the utility, whatever the reward that is counted.
+
+    Parameters
+    ----------
+    grid
+        Thresholds that may be played, in [0, 1].
+    memory
+        Frames after which what was learned has lost two thirds of its weight; 0 never forgets.
+    beta
+        Standard errors above its mean up to which a curve is taken for plausible; 0 is greedy, and may get stuck.
+    alarm
+        How sure it must be that the stream has changed before it begins anew, see `Change`; 0 = it never does.
+    skip
+        Whether frames may skip the exits in between on their way to the cloud.
+    exits, runs, seed
+        As for every `Policy`; nothing is drawn.
+
+    Raises
+    ------
+    EexError
+        If the grid is empty or leaves [0, 1], or `memory`, `beta` or `alarm` is out of range.
+
+    Examples
+    --------
+    >>> policy = StopCurve(exits=2)
+    >>> policy.choose(Context(overhead=0.5, exit_cost=0.1)).exit_at[0, 0].round(2).tolist()  # of the prior alone
+    [0.84, 0.22, 0.0]
+    """
+
+    state = (
+        "moves", "offloads", "gains", "squares", "seen", "known", "news", "weight", "frames", "turn", "decided",
+        "exit_at", "skip_below", "curve",
+    )  # fmt: skip
+    parts = ("change",)
+    joint = True
+
+    def __init__(
+        self,
+        grid: Sequence[float] = THRESHOLDS,
+        memory: float = 4000.0,
+        beta: float = 1.0,
+        alarm: float = 4.0,
+        skip: bool = True,
+        exits: int = 1,
+        runs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.grid = np.unique(thresholds(grid))
+        if not (memory == 0 or LEAST_MEMORY <= memory < np.inf):
+            raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
+        not_negative("beta", beta)
+        if not 0 <= alarm < np.inf:
+            raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
+        self.change = Change(runs, alarm, VARIANCES)
+        super().__init__(exits, runs, seed)
+        self.beta = beta / exits**0.5  # of one exit; what a frame may gain on its way adds them up
+        self.skip = skip and exits > 1
+        self.growth = 1 / (1 - 1 / memory) if memory else 1.0
+        self.moves = np.zeros((runs, exits - 1, BINS, BINS))  # frames that went on, by confidence here and there
+        self.offloads = np.zeros((runs, exits, BINS))  # frames that came back, by the exit that sent them
+        self.gains = np.zeros((runs, exits, BINS))  # sums of their relative gains
+        self.squares = np.zeros((runs, exits))  # sums of the squares
+        self.seen = np.zeros((runs, exits, BINS))  # all frames that visited an exit
+        self.known = np.zeros(runs)  # weight of all frames
+        self.news = np.zeros(runs)  # and of those since the last decision
+        self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
+        self.frames = np.zeros(runs, dtype=np.int64)  # with feedback
+        self.turn = np.zeros(runs, dtype=np.int64)  # of the last decision: frames // TOGETHER
+        self.decided = np.full((runs, 2), np.nan)  # overhead and exit cost that was decided for; NaN = not yet
+        self.exit_at = np.zeros((runs, exits))
+        self.skip_below = np.zeros((runs, exits))
+        self.curve = np.full((runs, exits, BINS), PRIOR_MEAN)  # relative gain of offloading, as last estimated
+        self._centre = (np.arange(BINS) + 0.5) / BINS
+        kernel = np.exp(-0.5 * ((self._centre[:, None] - self._centre) / WIDTH) ** 2)
+        self._kernel = np.where(kernel < 1e-3, 0.0, kernel)
+        # how much of each bin lies below each threshold, (bins, arms)
+        self._below = np.clip(self.grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
+
+    # ---- choosing
+
+    def choose(self, context: Context) -> Thresholds:
+        """The same thresholds for all frames, decided anew when enough has been learned since."""
+        if self.change.alarmed.any():
+            self._forget(np.flatnonzero(self.change.alarmed))
+        price = np.empty((self.runs, 2))
+        price[:, 0], price[:, 1] = context.overhead, context.exit_cost
+        turn = self.frames // (TOGETHER if self.exits > 1 else 1)
+        due = (self.news * REST > self.known) & (turn != self.turn) | (self.decided != price).any(axis=1)
+        exit_at, skip_below = self.exit_at, self.skip_below
+        if due.any():
+            rows = np.flatnonzero(due)
+            exit_at, skip_below = exit_at.copy(), skip_below.copy()
+            exit_at[rows], skip_below[rows], curve = self._decide(rows, price[rows])
+            learned = self.known[rows] > 0  # what the prior says is no state: nothing was learned
+            rows = rows[learned]
+            self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
+            self.decided[rows], self.curve[rows], self.news[rows] = price[rows], curve[learned], 0.0
+            self.turn[rows] = turn[rows]
+        shape = (self.runs, context.frames)
+        thresholds = np.zeros((*shape, self.exits + 1))
+        thresholds[:, :, :-1] = exit_at[:, None]
+        skips = np.empty((*shape, self.exits))
+        skips[:] = skip_below[:, None]
+        return Thresholds(
+            thresholds, skips, np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+        )
+
+    def _forget(self, rows: Ints) -> None:
+        """Begin anew."""
+        for array in (self.moves, self.offloads, self.gains, self.squares, self.seen, self.known, self.news):
+            array[rows] = 0
+        self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
+        self.change.begin(rows)
+
+    def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, Floats]:
+        """Thresholds of some runs, (rows, exits) each, and the likeliest curves of the relative gain."""
+        unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh
+        overhead, cost = price[:, :1], price[:, 1:]
+        c, room = self._centre, 1 - self._centre
+        exit_at, skip_below = np.empty((len(rows), self.exits)), np.zeros((len(rows), self.exits))
+        curves = np.empty((len(rows), self.exits, BINS))
+        value: Floats = c  # of arriving at the next exit, (rows, bins), as high as it plausibly is
+        final: Floats = c  # confidence that the cloud would come to, as it is expected
+        for i in range(self.exits - 1, -1, -1):
+            arrived = self.seen[rows, i] + unit / BINS
+            if i == self.exits - 1:
+                relative, bonus = self._relative_gain(rows, i, unit, PRIOR_MEAN)
+                on = c + np.minimum(relative + bonus, 1.0) * room - overhead
+                final = c + relative * room
+            else:
+                on, final = self._ahead(rows, i, unit, value, final)
+                on = on - cost
+                relative = self.curve[rows, i]
+                if self.skip:
+                    relative, _ = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
+                    skips = c + relative * room - overhead
+                    skip_below[:, i] = self._threshold(arrived * (skips - np.maximum(on, c)))
+                    below = c < skip_below[:, i : i + 1]
+                    on = np.where(below, np.maximum(on, skips), on)
+            curves[:, i] = relative
+            exit_at[:, i] = self._threshold(arrived * (on - c))
+            value = np.maximum(c, on)
+        return exit_at, np.minimum(skip_below, exit_at), curves
+
+    def _threshold(self, gained: Floats) -> Floats:
+        """The threshold below which most is gained, (rows,), of (rows, bins)."""
+        best: Floats = self.grid[(gained @ self._below).argmax(axis=1)]
+        return best
+
+    def _relative_gain(self, rows: Ints, exit: int, unit: Floats, prior: Floats | float) -> tuple[Floats, Floats]:
+        """Of offloading from an exit, by confidence: likeliest value and `beta` standard errors, (rows, bins) each."""
+        offloads, gains = self.offloads[rows, exit], self.gains[rows, exit]
+        total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
+        mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
+        spread = (self.squares[rows, exit, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
+        near = offloads @ self._kernel + LOCAL * unit
+        expected = mean if np.ndim(prior) == 0 else prior
+        curve = (gains @ self._kernel + LOCAL * unit * expected) / near
+        return curve, self.beta * np.sqrt(spread * unit / near)
+
+    def _ahead(self, rows: Ints, exit: int, unit: Floats, value: Floats, final: Floats) -> tuple[Floats, Floats]:
+        """What an exit expects of the next one, by confidence, from what is expected there, (rows, bins) each.
+
+        Parameters
+        ----------
+        value, final
+            By the confidence at the next exit: the value of arriving there, and the cloud's confidence.
+
+        Returns
+        -------
+        value, final
+            By the confidence here; the value, before the exit's cost, as high as it plausibly is.
+        """
+        c, room = self._centre, 1 - self._centre
+        there = np.empty((len(rows), BINS, 4))
+        there[..., 0], there[..., 1], there[..., 2], there[..., 3] = 1.0, value, value**2, final
+        moves = self.moves[:, exit] if len(rows) == self.runs else self.moves[rows, exit]
+        count, values, squares, finals = np.moveaxis(moves @ there, 2, 0)
+        prior = PRIOR_FRAMES * unit
+        near = count @ self._kernel + LOCAL * unit
+        sums: Floats = values - count * c  # of V(c') - c
+        total = (count * room).sum(axis=1, keepdims=True) + prior / 2
+        scale = (count * room**2).sum(axis=1, keepdims=True) + prior / 3
+
+        def smoothed(sums: Floats) -> tuple[Floats, Floats]:
+            """Means over the frames nearby; and over all, in units of what was left to win."""
+            mean = (sums.sum(axis=1, keepdims=True) + PRIOR_MEAN * prior / 2) / total
+            return (sums @ self._kernel + LOCAL * unit * mean * room) / near, mean
+
+        gained, mean = smoothed(sums)
+        off = (squares - 2 * c * values + c**2 * count).sum(axis=1, keepdims=True)  # squares of V(c') - c
+        spread = np.maximum((off + PRIOR_SQUARE * prior / 3) / scale - mean**2, 0.0)
+        plausible = np.minimum(c + gained + self.beta * np.sqrt(spread * unit / near) * room, 1.0)
+        likely = c + smoothed(finals - count * c)[0] if self.skip else c + 0 * gained
+        return plausible, np.clip(likely, 0.0, 1.0)
+
+    # ---- learning
+
+    def learn(self, outcomes: Outcomes) -> None:
+        """Count visits, moves from exit to exit, and the relative gains of offloaded frames."""
+        for start in range(0, len(outcomes), MOST_ROWS):
+            self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
+
+    def _learn(self, outcomes: Outcomes) -> None:
+        edge, run, exits = outcomes.confidence[:, :-1], outcomes.run, self.exits
+        counts = ~np.isnan(outcomes.reward)
+        weight = self.weight.take(run)
+        if len(run) > 1 and not (run[1:] > run[:-1]).all():
+            weight *= self.growth ** earlier(run, counts)
+        weight = weight * counts
+        visited = ~np.isnan(edge)
+        bins = np.minimum((np.where(visited, edge, 0.0) * BINS).astype(np.int64), BINS - 1)
+        np.maximum(bins, 0, out=bins)
+        for i in range(exits):
+            at = np.flatnonzero(visited[:, i])
+            np.add.at(self.seen.reshape(-1), (run[at] * exits + i) * BINS + bins[at, i], weight[at])
+            if i:
+                cell = ((run[at] * (exits - 1) + i - 1) * BINS + bins[at, i - 1]) * BINS + bins[at, i]
+                np.add.at(self.moves.reshape(-1), cell, weight[at])
+        np.add.at(self.known, run, weight)
+        np.add.at(self.news, run, weight)
+        off = np.full(len(run), np.nan)  # how far gains lie from the curve
+        sent = np.flatnonzero(outcomes.offloaded & counts)
+        if len(sent):
+            last, further = last_seen(edge[sent])
+            # a reply that never came gained nothing
+            gain = np.fmax(0.0, outcomes.confidence[sent, -1] - last) / np.maximum(1 - last, 1e-9)
+            gain = np.clip(gain, 0.0, 1.0)
+            at = (run[sent] * exits + further) * BINS + bins[sent, further]
+            off[sent] = gain - self.curve.reshape(-1).take(at)
+            off[np.isnan(self.decided[run, 0])] = np.nan  # from no more than the prior, they all lie off
+            np.add.at(self.offloads.reshape(-1), at, weight[sent])
+            np.add.at(self.gains.reshape(-1), at, weight[sent] * gain)
+            np.add.at(self.squares.reshape(-1), run[sent] * exits + further, weight[sent] * gain**2)
+        np.multiply.at(self.weight, run[counts], self.growth)
+        np.add.at(self.frames, run[counts], 1)
+        if self.weight.max() > LARGEST_WEIGHT:
+            large = np.flatnonzero(self.weight > LARGEST_WEIGHT)
+            unit = self.weight[large]
+            for sums in (self.moves, self.offloads, self.gains, self.squares, self.seen, self.known, self.news):
+                sums[large] /= unit.reshape(-1, *(1,) * (sums.ndim - 1))
+            self.weight[large] = 1.0
+        self.change.hear(run, outcomes.frame, edge[:, 0], off)
