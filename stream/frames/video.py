@@ -35,7 +35,9 @@ ONE_FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg2video", 
 MISSING = "cannot be decoded"
 MAX_PIXELS = 1 << 26
 """Pixels of the largest frame that is decoded, 67 million: twice those of 8K."""
-_CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none"), "win32": ("dshow", "video={}")}
+_UNTIMED = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "png_pipe", "image2pipe", "h264", "hevc"})
+"""Formats without times, which FFmpeg makes up from a rate: they hold for a file, not for what comes over a network."""
+_CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
 
 
 class VideoError(EexError):
@@ -77,8 +79,18 @@ class Damaged:
 
 
 def camera(number: int) -> tuple[str, dict[str, str]]:
-    """What `decode_video` takes for the camera of a number: its device, and options that say how it is opened."""
-    kind, device = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
+    """What `decode_video` takes for the camera of a number: its device, and options that say how it is opened.
+
+    Raises
+    ------
+    EexError
+        If cameras have no numbers on this system.
+    """
+    if sys.platform not in _CAMERAS:
+        raise EexError(
+            "cameras can be opened by number on Linux and macOS only; use the camera's rtsp:// or http:// URL"
+        )
+    kind, device = _CAMERAS[sys.platform]
     return device.format(number), {"format": kind}
 
 
@@ -147,12 +159,13 @@ def decode_video(
                 f"is too large: {context.width}x{context.height}, at most {MAX_PIXELS:,} pixels are decoded"
             )
         context.options = {"max_pixels": str(MAX_PIXELS)}  # it may grow later
-        yield from _decoded(av, container, patience, size)
+        remote = isinstance(video, str) and video.startswith(("http:", "https:"))
+        yield from _decoded(av, container, patience, size, timed=not (remote and container.format.name in _UNTIMED))
         return container.duration is not None
 
 
 def _decoded(
-    av: Any, container: "av.container.InputContainer", patience: float, size: tuple[int, int] | None
+    av: Any, container: "av.container.InputContainer", patience: float, size: tuple[int, int] | None, timed: bool
 ) -> Iterator[Picture | Damaged]:
     stream = container.streams.video[0]
     stream.thread_type = "SLICE"  # threads by frame would hold back as many frames as there are threads
@@ -190,7 +203,7 @@ def _decoded(
                 yield Damaged(number, "a part of it is damaged")
             else:
                 without = 0
-                seconds = float("nan") if frame.time is None else float(frame.time)
+                seconds = float(frame.time) if timed and frame.time is not None else float("nan")
                 yield Picture(number, seconds, _upright(frame, size))
             number += 1
         if packet is not None and packet.size == 0:  # the last, which empties the decoder
