@@ -211,7 +211,9 @@ def overload(bench: Bench, images: Images) -> Iterator[dict[str, Any]]:
         f"{p99:.1f} ms, p50 {p50:.1f} ms; {fps:.0f} frames/s each",
     )
     stale = [count["stale"] for count in got.refused.values()]
-    yield row("twice the load: most stale / mean stale", max(stale) / float(np.mean(stale)), 1.5, f"{sum(stale):,} stale")
+    yield row(
+        "twice the load: most stale / mean stale", max(stale) / float(np.mean(stale)), 1.5, f"{sum(stale):,} stale"
+    )
     yield row("twice the load: memory grown, MB", grown, 20.0, "")
 
 
