@@ -178,8 +178,9 @@ def _decoded(
         try:
             packet = next(packets, None)
             if packet is None:
-                if stream.frames > number:
-                    yield Damaged(number, f"the file announces {stream.frames:,} frames and ends after {number:,}")
+                announced = stream.frames - awaited.cut  # 0 if it announces none
+                if announced > number:
+                    yield Damaged(number, f"the file announces {announced:,} frames and ends after {number:,}")
                 return
             awaited.sent(packet)
             found += packet.decode()
@@ -225,11 +226,18 @@ class _Awaited:
         self._known = codec in ONE_FRAME_PER_PACKET
         self._times: set[int] = set()
         self._begun = False  # what a stream that is joined halfway sends before its first key frame is not missed
+        self._sent_at: int | None = None  # decoding time of the last packet, which rises
+        self.cut = 0  # frames that the file says are not to be shown
 
     def sent(self, packet: Any) -> None:
         self._begun = self._begun or packet.is_keyframe
+        self.cut += bool(packet.is_discard)
+        if packet.dts is not None:
+            if self._sent_at is not None and packet.dts < self._sent_at:  # timestamps jumped back
+                self._times.clear()
+            self._sent_at = packet.dts
         if self._known and self._begun and packet.size and packet.pts is not None and not packet.is_discard:
-            if len(self._times) >= DEEPEST_DECODER:  # timestamps jumped back
+            if len(self._times) >= DEEPEST_DECODER:
                 self._times.clear()
             self._times.add(packet.pts)
 
@@ -239,8 +247,9 @@ class _Awaited:
     def missing(self, frame: Any) -> int:
         """Number of frames that should have come before this one."""
         self._known = self._known and not frame.interlaced_frame  # its two fields may come as two packets
-        if not self._known or frame.pts is None:
+        if not self._known:
             self._times.clear()
+        if frame.pts not in self._times:  # one from before a jump
             return 0
         lost = {time for time in self._times if time < frame.pts}
         self._times -= lost | {frame.pts}
