@@ -5,8 +5,11 @@ import hashlib
 import inspect
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,14 @@ import tyro
 import eex.policies
 from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
 from eex.policies.algorithms.arms import GRID
-from eex.policies.core.base import Reward
+from eex.policies.core.base import Policy, Reward, classes_of
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.references import best_fixed, best_per_exit
 from eex.policies.core.replay import Order
 from eex.policies.core.trace import Trace, read_trace
-from eex.policies.registry import POLICIES, make_policy
+from eex.policies.registry import make_policy, playable, split_policies
 from eex.stream.guard import guarded
 
 if TYPE_CHECKING:
@@ -219,11 +222,11 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _checked_policies(config: RegretConfig, sweep: Sweep, traces: Sequence[Trace]) -> tuple[dict[str, str], str]:
-    """What `make_policy` is given, by what the user wrote, each tried once; and a fingerprint of their code."""
+    """What `make_policy` is given, by what the user wrote, each tried once; and their fingerprint."""
     exits = {trace.edge_exits for trace in traces}
-    texts = [text.strip() for text in config.policies.split(",") if text.strip()]
-    policies, files = {}, set(Path(inspect.getfile(eex.policies)).parent.rglob("*.py"))
-    for text in texts or list(POLICIES):
+    texts = split_policies(config.policies)
+    policies, tried = {}, []
+    for text in texts or playable():
         try:
             made = [make_policy(text, exits=e, runs=1, seed=0) for e in exits]
         except EexError:
@@ -231,7 +234,7 @@ def _checked_policies(config: RegretConfig, sweep: Sweep, traces: Sequence[Trace
                 raise
             continue  # one that needs options
         policies[text] = text
-        files.add(Path(inspect.getfile(type(made[0]))))
+        tried.append(made[0])
         if "grid=" not in text:
             armed = f"{text}:grid={' '.join(str(t) for t in sweep.grid)}"
             try:
@@ -239,8 +242,47 @@ def _checked_policies(config: RegretConfig, sweep: Sweep, traces: Sequence[Trace
                 policies[text] = armed
             except EexError:
                 pass  # has no arms
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
-    return policies, code
+    return policies, fingerprint(tried, list(policies))
+
+
+def fingerprint(policies: Sequence[Policy], texts: Sequence[str]) -> str:
+    """What the policies of a sweep are made of, as a hash; a new one each time where that cannot be known.
+
+    It covers eex's policies with the agents that are shipped; the files and folders that options name; and of plug-ins,
+    also inside wrappers, their package, and every module outside the installed ones that is loaded with them.
+    """
+    files = _files_of(Path(inspect.getfile(eex.policies)).parent)
+    for value in (part.partition("=")[2] for text in texts for part in re.split("[:@]", text)):
+        if value and Path(value).exists():
+            files |= _files_of(Path(value))
+    foreign = {cls for policy in policies for cls in classes_of(policy) if cls.__module__.split(".")[0] != "eex"}
+    try:
+        for cls in foreign:
+            module = sys.modules[cls.__module__.split(".")[0]]
+            place = Path(inspect.getfile(module))
+            files |= _files_of(place.parent if place.name == "__init__.py" else place)
+    except (TypeError, KeyError):  # made where there is no file
+        return secrets.token_hex(32)
+    installed = [Path(path).resolve() for path in sysconfig.get_paths().values()]
+
+    def own(path: Path) -> bool:
+        return not any(path.is_relative_to(place) for place in installed)
+
+    if any(own(Path(inspect.getfile(cls)).resolve()) for cls in foreign):
+        modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] != "eex"]
+        loaded = {Path(file).resolve() for m in modules if (file := getattr(m, "__file__", None))}
+        files |= {path for path in loaded if own(path)}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _files_of(place: Path) -> set[Path]:
+    """A file, or those under a folder that hold code or what was learned."""
+    if place.is_file():
+        return {place.resolve()}
+    return {path.resolve() for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
 def _hindsight(sweep: Sweep, name: str, trace: Trace, overhead: float) -> dict[str, Any]:
@@ -338,8 +380,8 @@ def summarise(curves: "pd.DataFrame") -> dict[str, Any]:
     -------
     dict
         rows: one a trace, policy and overhead. regret_X: final regret, its mean over the runs, and regret_X_ci95, half
-        the width of its 95 % interval (Student's t; None for one run); reward, utility, offloaded_share, accuracy
-        (None without labels): means; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of
+        the width of its 95 % interval (Student's t; None if the runs do not differ); reward, utility, offloaded_share,
+        accuracy (None without labels): means; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of
         regret_best_arm, None where `ucb` was not played.
 
         sums: one a trace and policy, the regrets summed over the overheads, and ratio_to_ucb for regret_best_arm,
@@ -376,7 +418,8 @@ def _means(runs: "pd.DataFrame", names: Sequence[str]) -> dict[str, float | None
     n = len(runs)
     for name in names:
         values[name] = float(runs[name].mean())
-        values[f"{name}_ci95"] = float(stdtrit(n - 1, 0.975) * runs[name].std() / n**0.5) if n > 1 else None
+        differ = n > 1 and runs[name].nunique() > 1  # copies of one path, as played in order, have no interval
+        values[f"{name}_ci95"] = float(stdtrit(n - 1, 0.975) * runs[name].std() / n**0.5) if differ else None
     return values
 
 

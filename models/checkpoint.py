@@ -22,7 +22,7 @@ class Checkpoint:
     net
         The network that is trained; gets the weights in the file, if there is one.
     run
-        What the run is, in words. A file that names another run is refused.
+        What the run depends on, by name: texts that must equal those in the file.
     patience
         Epochs without a better validation loss after which a phase stops and returns to its best weights; 0 = never.
     path
@@ -34,9 +34,10 @@ class Checkpoint:
         If the file is damaged or of another run, or cannot be written.
     """
 
-    def __init__(self, net: EarlyExitNet, run: str, patience: int, path: Path | None) -> None:
+    def __init__(self, net: EarlyExitNet, run: dict[str, str], patience: int, path: Path | None) -> None:
         self.net, self.run, self.patience, self.path = net, run, patience, path
         self.phase, self.epoch, self.best, self.since_best = 0, 0, math.inf, 0
+        self.resumed = False
         self.history: list[dict[str, Any]] = []
         self.optimizer: dict[str, Tensor] = {}
         self.best_weights: dict[str, Tensor] = {}
@@ -52,8 +53,10 @@ class Checkpoint:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise EexError(f"{path}: not a training checkpoint ({error}); delete it to start anew") from None
-        if meta["run"] != self.run:
-            raise EexError(f"{path}: belongs to a run with other settings; repeat those, or delete it to start anew")
+        theirs = meta["run"] if isinstance(meta["run"], dict) else {}  # an older eex wrote a text
+        if differing := [name for name in self.run if theirs.get(name) != self.run[name]]:
+            what = " and ".join(differing)
+            raise EexError(f"{path}: belongs to a run with other {what}; repeat those, or delete it to start anew")
         self.phase, self.epoch = meta["phase"], meta["epoch"]
         self.best, self.since_best, self.history = meta["best"], meta["since_best"], meta["history"]
         try:
@@ -62,6 +65,7 @@ class Checkpoint:
             raise EexError(f"{path}: belongs to another network; delete it to start anew") from None
         self.optimizer = _part(tensors, "optimizer.")
         self.best_weights = _part(tensors, "best.")
+        self.resumed = True
 
     def start_phase(self, phase: int, optimizer: torch.optim.Optimizer) -> None:
         """Begin a phase, or give the optimizer the state in which a killed run left it."""
@@ -124,11 +128,20 @@ class Checkpoint:
             raise EexError(f"{self.path}: cannot be written: {error}") from None
 
 
-def weights_digest(net: EarlyExitNet, without: str) -> str:
-    """SHA-256 of all weights except those with a given text in their name."""
+def tensors_digest(*tensors: Tensor) -> str:
+    """SHA-256 of the types, shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def weights_digest(net: EarlyExitNet, without: str = "") -> str:
+    """SHA-256 of all weights, except those with a given text in their name."""
     digest = hashlib.sha256()
     for name, value in net.state_dict().items():
-        if without not in name:
+        if not without or without not in name:
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from eex.models.augmentation import augment, cut_out
-from eex.models.checkpoint import Checkpoint, weights_digest
+from eex.models.checkpoint import Checkpoint, tensors_digest, weights_digest
 from eex.models.network import PRISTINE, EarlyExitNet
+from eex.policies.core.code import code_digest
 from eex.policies.core.errors import EexError
 
 Method = Literal["joint", "branch-wise", "two-stage", "distillation", "hybrid", "expert"]
@@ -112,6 +113,7 @@ class Progress:
     """Where a training run stands, reported after steps and after each epoch.
 
     `accuracy` (per exit, in [0, 1]) and `validation_loss` are of the last finished epoch; empty and NaN before it.
+    `resumed` is set in the first report of a run that goes on from a checkpoint, at its `epoch`.
     """
 
     phase: str
@@ -123,6 +125,7 @@ class Progress:
     images_per_second: float
     validation_loss: float = math.nan
     accuracy: tuple[float, ...] = ()
+    resumed: bool = False
 
 
 def phases(method: Method, exits: int) -> list[Phase]:
@@ -176,6 +179,7 @@ def fit(
     validation: tuple[Tensor, Tensor] | None = None,
     checkpoint: Path | None = None,
     source: str = "",
+    modules: Sequence[str] = (),
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[dict[str, Any]]:
     """Train a network in place.
@@ -193,10 +197,13 @@ def fit(
     validation
         Held-out images and labels, looked at after each epoch; needed for `recipe.patience`.
     checkpoint
-        File that is written after every epoch; if it exists, training resumes from it.
+        File that is written after every epoch; if it exists, training resumes from it. It must come from the same
+        settings, images, labels and network, whose code counts too.
     source
-        What else the run depends on, in words (where the images come from, how they are distorted): training resumes
-        only from a checkpoint that was made with the same.
+        What else the run depends on, in words, such as how images are distorted: training resumes only from a
+        checkpoint that was made with the same.
+    modules
+        Names of the modules whose code makes the network, besides those that define its layers.
     report
         Called after every step (on a GPU a few times per second) and every epoch.
 
@@ -217,9 +224,13 @@ def fit(
     if len(weights) != net.exits:
         raise EexError(f"loss_weights must name {net.exits} exits, got {len(weights)}")
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = Checkpoint(net, _identity(net, recipe, expert, f"{source} {len(images)}"), recipe.patience, checkpoint)
+    run = {} if checkpoint is None else _identity(net, images, labels, recipe, expert, validation, source, modules)
+    state = Checkpoint(net, run, recipe.patience, checkpoint)
     task = _Task(net, images, labels, recipe, expert, distort, validation, weights, report)
     plan = phases(recipe.method, net.exits)
+    if state.resumed:
+        at = plan[state.phase].name, state.epoch, recipe.epochs, 0, task.steps
+        report(Progress(*at, math.nan, math.nan, resumed=True))
     for number in range(state.phase, len(plan)):
         _fit_phase(task, number, plan[number], state)
     net.requires_grad_(True)
@@ -306,12 +317,25 @@ def _fit_epoch(
     return mean, steps * recipe.batch / (time.perf_counter() - started)
 
 
-def _identity(net: EarlyExitNet, recipe: Recipe, expert: str, source: str) -> str:
-    """What a run is: a checkpoint with another identity belongs to another run."""
-    identity = repr((recipe, expert, source, net.architecture))
+def _identity(
+    net: EarlyExitNet,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    expert: str,
+    validation: tuple[Tensor, Tensor] | None,
+    source: str,
+    modules: Sequence[str],
+) -> dict[str, str]:
+    """What a run depends on: a checkpoint of which any of it differs belongs to another run."""
+    settings = repr((recipe, expert, source, net.architecture))
     if recipe.method == "expert":  # its frozen part comes from elsewhere: another one makes another run
-        identity += weights_digest(net, without=f".{expert}.")
-    return identity
+        settings += weights_digest(net, without=f".{expert}.")
+    return {
+        "settings": settings,
+        "images or labels": tensors_digest(images, labels, *(validation or ())),
+        "code of the network": code_digest({*modules, *(type(module).__module__ for module in net.modules())}),
+    }
 
 
 def _check_data(net: EarlyExitNet, images: Tensor, labels: Tensor) -> None:

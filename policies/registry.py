@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import re
 import sys
 import types
 import typing
@@ -56,6 +57,8 @@ RIVER = "river.bandit."
 """Names that start like this are policies of river.bandit, over the grid."""
 
 
+LISTS = (Sequence, list, tuple)
+"""Types of options that hold several numbers."""
 GIVEN = ("self", "exits", "runs", "seed")  # by whoever plays the policy, not by options
 
 
@@ -88,7 +91,8 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
         river's goes by its class: "river.bandit.UCB:delta=1"; one of the user's own by its module and class:
         "my_module:MyPolicy:option=1".
     options
-        More of its options, of the outermost wrapper if there are any, as text; lists are space-separated numbers.
+        More of its options, of the outermost wrapper if there are any, as text; lists are numbers with commas or spaces
+        between them.
     given
         `exits`, `runs` and `seed`.
 
@@ -103,8 +107,10 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     if name.startswith(RIVER):
         if at:
             raise EexError(f"policy {name} is not a wrapper; remove what follows the @")
-        return _make_river(name, texts, given)
+        return _make_river(name, name.removeprefix(RIVER), texts, given)
     cls = policy_class(name)
+    if not issubclass(cls, Policy):
+        return _make_river(name, cls, texts, given)
     wraps = is_wrapper(cls)
     if wraps and not within:
         raise EexError(f"{name} wraps another policy: write {name}@ucb, say")
@@ -129,6 +135,21 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
         if name in OWN:
             raise
         raise EexError(f"policy {name} cannot be made with exits, runs and seed: {error}") from None
+
+
+def split_policies(text: str) -> list[str]:
+    """The policies of a comma-separated list, whose options may hold comma-separated numbers themselves.
+
+    >>> split_policies("ucb:grid=0.5,0.9, fixed:p_tar=0.8")
+    ['ucb:grid=0.5,0.9', 'fixed:p_tar=0.8']
+    """
+    found: list[str] = []
+    for piece in filter(None, map(str.strip, text.split(","))):
+        if found and "=" in found[-1] and re.match(r"[+-]?[\d.]", piece):
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return found
 
 
 def is_wrapper(cls: type[Policy]) -> bool:
@@ -164,10 +185,18 @@ def _parameters(cls: type[Policy]) -> dict[str, Any]:
     return {p.name: hints.get(p.name, str) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
+def playable() -> list[str]:
+    """Names of all policies that stand alone: eex's own, and those of plug-ins."""
+    return [*POLICIES, *sorted(name for name in _plugins() if name not in OWN)]
+
+
 def list_policies() -> list[tuple[str, str, str]]:
     """Name, what it does in one line, and options with their defaults: of every policy, wrapper and plug-in."""
     rows = [_row(name, policy_class(name)) for name in OWN]
-    for name in sorted(_plugins().keys() - OWN.keys()):
+    for name, where in sorted(_plugins().items()):
+        if name in OWN:
+            rows.append((where, f"A plug-in by the name of eex's own {name}; write {where}.", ""))
+            continue
         try:
             rows.append(_row(name, policy_class(name)))
         except EexError as error:
@@ -186,11 +215,11 @@ def _row(name: str, cls: type[Policy]) -> tuple[str, str, str]:
 # ---- river's, and other packages'
 
 
-def _make_river(name: str, texts: Mapping[str, str], given: Mapping[str, Any]) -> Policy:
+def _make_river(name: str, kind: str | type, texts: Mapping[str, str], given: Mapping[str, Any]) -> Policy:
     from eex.policies.algorithms.river_bandit import RiverBandit, river_class
 
-    kind = name.removeprefix(RIVER)
-    parameters = inspect.signature(river_class(kind)).parameters
+    cls = river_class(kind) if isinstance(kind, str) else kind
+    parameters = inspect.signature(cls).parameters
     known = ["grid", *(p for p in parameters if p not in ("seed", "reward_scaler"))]
     values: dict[str, Any] = {}
     for key, text in texts.items():
@@ -224,8 +253,10 @@ def _plugin_class(where: str) -> type[Policy]:
     except (Exception, SystemExit) as error:  # whatever a stranger's module may raise
         reason = (str(error).splitlines() or [""])[0]
         raise EexError(f"plug-in {where} cannot be imported: {type(error).__name__}: {reason}") from None
+    if inspect.isclass(found) and any(c.__module__ == "river.bandit.base" for c in found.__mro__):
+        return found  # a policy as river has them
     if not (inspect.isclass(found) and issubclass(found, Policy)):
-        raise EexError(f"plug-in {where} is not a subclass of eex.policies.core.base.Policy")
+        raise EexError(f"plug-in {where} is not a subclass of eex.policies.core.base.Policy, nor of river.bandit's")
     try:
         options_of(found)
     except (NameError, TypeError, ValueError) as error:
@@ -252,18 +283,20 @@ def _shown(value: Any) -> str:
 
 
 def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):  # "float | None": what is not None
-        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    if isinstance(kind, types.UnionType):  # "float | None": what is not None; of a number or several, several
+        kinds = [k for k in typing.get_args(kind) if k is not types.NoneType]
+        lists = [k for k in kinds if typing.get_origin(k) in LISTS]
+        kind = lists[0] if lists and len(text.replace(",", " ").split()) > 1 else kinds[0]
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         if kind in (int, float, str):
             return kind(text)
-        if typing.get_origin(kind) is Sequence:
-            return [float(word) for word in text.replace(";", " ").split()]
+        if typing.get_origin(kind) in LISTS:
+            return [float(word) for word in text.replace(";", " ").replace(",", " ").split()]
     except (ValueError, KeyError):
         pass
-    wanted = "space-separated numbers" if typing.get_origin(kind) is Sequence else getattr(kind, "__name__", str(kind))
+    wanted = "numbers such as 0.5,0.7" if typing.get_origin(kind) in LISTS else getattr(kind, "__name__", str(kind))
     raise EexError(f"policy {policy}: option {key} must be {wanted}, got '{text}'")
 
 

@@ -1,5 +1,6 @@
 """The options of a run and their parsed form. Heavy libraries are not imported, so --help is instant."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -10,8 +11,8 @@ import tyro
 from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.price import Price, parse_price
-from eex.policies.core.schedule import Schedule, parse_schedule
-from eex.policies.registry import RECOMMENDED, split_option
+from eex.policies.core.schedule import Schedule
+from eex.policies.registry import RECOMMENDED, split_option, split_policies
 from eex.stream.frames.frames import FrameConfig
 from eex.stream.wire.connection import Connection, ConnectionConfig
 
@@ -130,10 +131,10 @@ class StreamConfig(PolicyConfig, ConnectionConfig, FrameConfig):
         """
         FrameConfig.check(self)
         price = self.price()
-        return Resolved(parse_schedule(self.distortion, self.seed), price, self.connection(), self._choices())
+        return Resolved(self.schedule(), price, self.connection(), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
-        rivals = [name.strip() for name in self.compare.split(",") if name.strip()]
+        rivals = split_policies(self.compare)
         named = [(":".join([self.policy, *self.policy_option]), self.policy, self.options())]
         named += [(name, name, {}) for name in rivals]
         labels = [label for label, _, _ in named]
@@ -176,8 +177,8 @@ def from_json(path: Path, kind: type[Config]) -> Config:
         If the file cannot be read or is not the configuration of a run.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))
+        return msgspec.convert(json.loads(path.read_bytes()), type=kind, dec_hook=lambda kind, value: kind(value))
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise EexError(f"{path}: not the configuration of a run: {error}") from None

@@ -1,5 +1,6 @@
 """Setup and error handling shared by all commands."""
 
+import io
 import os
 import signal
 import sys
@@ -7,12 +8,19 @@ from collections.abc import Callable
 
 from eex.policies.core.errors import EexError
 
+SOURCE_LOST = 3
+"""Exit status of a run whose source broke off: what was played until then is finished and saved."""
+
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status. An `EexError` is printed in one line, without a traceback.
 
-    Exit status 2 stands for a user's mistake or a file, folder or peer that cannot be used; 130 for an interruption.
+    Exit status 2 stands for a user's mistake or a file, folder or peer that cannot be used; 3 for a run whose source
+    broke off; 130 for an interruption.
     """
+    for output in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)  # not by way of SIGINT, which shells make background jobs ignore
     try:
         return command() or 0

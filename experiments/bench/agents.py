@@ -77,7 +77,8 @@ def record(data: str, out: Path) -> None:
     from eex.models.fast import optimised
     from eex.policies.core.schedule import parse_schedule
     from eex.stream.frames.distortions import distort
-    from eex.stream.frames.sources import Split, load_all, open_source
+    from eex.stream.frames.folders import Split
+    from eex.stream.frames.sources import load_all, open_source
     from eex.stream.groups import every_exit
 
     net = load()

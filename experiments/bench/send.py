@@ -14,7 +14,6 @@ from rich.table import Table
 
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.columns import Rows, joined
-from eex.policies.core.schedule import parse_schedule
 from eex.stream.config import FrameConfig
 from eex.stream.driver import Driver
 from eex.stream.frames.frames import Frames
@@ -38,7 +37,7 @@ def play(bench: Bench, encoding: Encoding) -> Rows:
     """Stream the frames, with the cloud in this process; the rows of the offloaded ones."""
     config = bench.frames
     net = load_network(config)
-    frames = Frames(config, parse_schedule(config.distortion, config.seed), net)
+    frames = Frames(config, config.schedule(), net)
     policy = Fixed(p_tar=bench.threshold, exits=net.edge_exits)
     engine = Driver(net, policy, InMemoryOffloader(make_tail(net)), send=encoding)
     parts = []

@@ -1,24 +1,28 @@
 """The fixed threshold: what early-exit networks do without a policy."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from eex.policies.core.base import Context, Policy, Thresholds, check_threshold
+from eex.policies.core.errors import EexError
 
 
 class Fixed(Policy):
-    """Leave at the first exit whose confidence reaches one fixed threshold.
+    """Leave at the first exit whose confidence reaches a fixed threshold.
 
     Parameters
     ----------
     p_tar
-        The threshold, in [0, 1], at every exit.
+        The threshold, in [0, 1], at every exit; or one per edge exit. Hardly any confidence reaches 1, so "1,1,0.8"
+        decides at the last of three edge exits.
     exits, runs, seed
         As for every `Policy`; nothing is drawn.
 
     Raises
     ------
     ValueError
-        If the threshold leaves [0, 1].
+        If a threshold leaves [0, 1], or there is not one per edge exit.
 
     Examples
     --------
@@ -32,11 +36,16 @@ class Fixed(Policy):
 
     joint = True
 
-    def __init__(self, p_tar: float = 0.8, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
+    def __init__(self, p_tar: float | Sequence[float] = 0.8, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         super().__init__(exits, runs, seed)
-        self.p_tar = check_threshold("p_tar", p_tar)
+        given = np.atleast_1d(np.asarray(p_tar, dtype=float)).tolist()
+        if len(given) not in (1, exits):
+            raise EexError(f"p_tar must be one threshold, or one for each of {exits} edge exits, got {len(given)}")
+        self.p_tar = [check_threshold("p_tar", threshold) for threshold in given]
 
     def choose(self, context: Context) -> Thresholds:
         """The same thresholds for every frame."""
         shape = (self.runs, context.frames)
-        return self.same_at_every_exit(np.full(shape, self.p_tar), np.zeros(shape, dtype=np.int64))
+        chosen = self.same_at_every_exit(np.full(shape, self.p_tar[-1]), np.zeros(shape, dtype=np.int64))
+        chosen.exit_at[..., :-1] = self.p_tar
+        return chosen

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, State, Thresholds
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Reward, State, Thresholds
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 
 PREFIX = "river.bandit."
-_PURPOSE = 4  # of draws
+_PURPOSE, _SUCCESS = 4, 5  # of draws
+LARGE = 1e100
 
 
 class RiverBandit(Arms):
@@ -23,8 +24,10 @@ class RiverBandit(Arms):
     River's policies draw from generators of their own; here these are set anew, keyed by run and frame, before each
     pull, so that neither batching nor saving changes what is drawn. The arms in flight count as pulled while the next
     one is: where an object goes by its counts (UCB, any `burn_in`), it does not play one arm until the first reply.
-    Rewards are passed on as they come: what wants them to be 0 or 1 (BayesUCB, a Beta distribution) takes every reward
-    but 0 for a success. Exp3 weighs each by the probability that its arm had when it was chosen.
+    Rewards are scaled to [0, 1] (`scaled`). A policy that counts successes (BayesUCB, a Beta distribution) gets 1 with
+    the scaled reward's probability and else 0, which leaves its means as they are (Agrawal and Goyal, "Analysis of
+    Thompson sampling for the multi-armed bandit problem", 2012). Exp3 weighs each reward by the probability that its
+    arm had when it was chosen.
 
     What it has learned is the arms and rewards it was told, in order, from which its objects are rebuilt: 24 bytes a
     frame, and river's speed, about ten microseconds a frame.
@@ -32,10 +35,10 @@ class RiverBandit(Arms):
     Parameters
     ----------
     kind
-        Class in river.bandit: "UCB", "EpsilonGreedy", "ThompsonSampling", …
+        Class in river.bandit by name ("UCB", "EpsilonGreedy", "ThompsonSampling", …), or a class like those.
     options
-        Its arguments; `reward_obj` is a class of river.proba or river.stats by name, "proba.Gaussian" (Thompson
-        sampling's by default).
+        Its arguments; `reward_obj` is a class of river.proba or river.stats by name, for Thompson sampling by default
+        "proba.Gaussian" with a burn-in of at least 2, and else "proba.Beta".
     grid
         The arms: confidence thresholds in [0, 1].
     exits, runs, seed
@@ -59,7 +62,7 @@ class RiverBandit(Arms):
 
     def __init__(
         self,
-        kind: str,
+        kind: str | type,
         options: Mapping[str, Any] | None = None,
         grid: Sequence[float] = GRID,
         exits: int = 1,
@@ -67,8 +70,18 @@ class RiverBandit(Arms):
         seed: int = 0,
     ) -> None:
         super().__init__(grid, exits, runs, seed)
-        self.kind, self.options = kind, dict(options or {})
-        river_class(kind)  # or fail
+        self.kind, self.options = kind if isinstance(kind, str) else kind.__name__, dict(options or {})
+        cls = river_class(kind) if isinstance(kind, str) else kind
+        self._cls, self.name = cls, PREFIX + kind if isinstance(kind, str) else cls.__name__
+        if self.kind == "ThompsonSampling":
+            learns = self.options.get("burn_in", 0) >= 2
+            self.options.setdefault("reward_obj", "proba.Gaussian" if learns else "proba.Beta")
+        if self.options.get("reward_obj") == "proba.Gaussian" and self.options.get("burn_in", 0) < 2:
+            raise EexError(
+                f"{self.name}: a Gaussian knows no spread before its second reward, so arms not yet played would never "
+                "be; add burn_in=2, or leave reward_obj out"
+            )
+        self._counts_successes = self.kind == "BayesUCB" or self.options.get("reward_obj") == "proba.Beta"
         self.arms: Ints = np.zeros((runs, 0), dtype=np.int64)  # told, in order; padded with 0
         self.rewards: Floats = np.zeros((runs, 0))
         self.chances: Floats = np.zeros((runs, 0))  # of those arms when they were chosen; 0 = none
@@ -103,8 +116,13 @@ class RiverBandit(Arms):
             more = ((0, 0), (0, max(64, 2 * most) - self.arms.shape[1]))
             self.arms = np.pad(self.arms, more)
             self.rewards, self.chances = np.pad(self.rewards, more), np.pad(self.chances, more)
+        rewards = scaled(heard.reward, heard.overhead, self.reward)
+        if self._counts_successes:
+            keys, frames = self.keys[heard.run], heard.frame
+            u = [uniform(self.seed, keys[k : k + 1], frames[k : k + 1], 1, _SUCCESS)[0, 0, 0] for k in range(len(keys))]
+            rewards = (np.array(u).reshape(-1) < rewards).astype(float)
         for run, arm, reward, chance in zip(
-            heard.run.tolist(), heard.arm.tolist(), heard.reward.tolist(), heard.probability.tolist(), strict=True
+            heard.run.tolist(), heard.arm.tolist(), rewards.tolist(), heard.probability.tolist(), strict=True
         ):
             at, chance = self.filled[run], np.nan_to_num(chance)
             self.arms[run, at], self.rewards[run, at], self.chances[run, at] = arm, reward, chance
@@ -132,7 +150,7 @@ class RiverBandit(Arms):
         from river import proba, stats
 
         options = dict(self.options)
-        wanted = options.get("reward_obj", "proba.Gaussian" if self.kind == "ThompsonSampling" else None)
+        wanted = options.get("reward_obj")
         if wanted is not None:
             module, _, name = str(wanted).rpartition(".")
             cls = getattr({"proba": proba, "stats": stats}.get(module), name, None)
@@ -140,11 +158,18 @@ class RiverBandit(Arms):
                 raise EexError(f"reward_obj must be a class such as proba.Gaussian or stats.Mean, got '{wanted}'")
             options["reward_obj"] = cls()
         try:
-            learner = river_class(self.kind)(**options, seed=0)
+            learner = self._cls(**options, seed=0)
             learner.pull(list(range(self.grid.size)))  # makes what it keeps of each arm
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise EexError(f"{PREFIX}{self.kind}: {str(error).splitlines()[0]}") from None
+            raise EexError(f"{self.name}: {str(error).splitlines()[0]}") from None
         return learner
+
+
+def scaled(reward: Floats, overhead: Floats, kind: Reward) -> Floats:
+    """Rewards on the scale from the least to the most that a frame can earn, in [0, 1]; an exit cost may cut it off."""
+    span = 1.0 if kind == "adaee" else 1.0 + overhead
+    found: Floats = np.clip((reward + overhead) / span, 0.0, 1.0)
+    return found
 
 
 def river_class(kind: str) -> Any:
@@ -170,6 +195,10 @@ def _tell(learner: Any, arm: int, reward: float, chance: float) -> None:
     if chance:
         learner._probabilities = {arm: chance}
     learner.update(arm, reward)
+    weights = getattr(learner, "_weights", {})
+    if weights and (most := max(weights.values())) > LARGE:  # only their ratios matter; they would overflow
+        for known in weights:
+            weights[known] /= most
 
 
 def _reseed(learner: Any, seed: int) -> None:

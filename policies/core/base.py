@@ -1,6 +1,6 @@
 """The contract between policies and whatever plays them: context, thresholds, outcomes, two verbs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,9 @@ __all__ = [
     "State",
     "Thresholds",
     "check_threshold",
+    "check_thresholds",
+    "classes_of",
+    "is_foreign",
 ]
 
 State = Mapping[str, NDArray[Any]]
@@ -194,6 +197,47 @@ class Policy(Arrays):
             probability=np.full((runs, frames), np.nan) if probability is None else probability,
             audited=np.zeros((runs, frames), dtype=bool),
         )
+
+
+def classes_of(policy: Policy) -> Iterator[type]:
+    """The classes that a policy is made of: its own with their bases, and those of the policies inside."""
+    yield from (cls for cls in type(policy).__mro__ if cls is not object)
+    for part in vars(policy).values():
+        if isinstance(part, Policy):
+            yield from classes_of(part)
+        elif isinstance(part, type):
+            yield part
+
+
+def is_foreign(policy: Policy) -> bool:
+    """Whether any part of a policy comes from elsewhere than eex, so that its thresholds are to be checked."""
+    return any(cls.__module__.split(".")[0] != "eex" for cls in classes_of(policy))
+
+
+def check_thresholds(policy: Policy, chosen: Thresholds, frames: int) -> None:
+    """Whether what a policy chose for some frames are thresholds.
+
+    Raises
+    ------
+    EexError
+        If not, with the name of the policy: if it is no `Thresholds`, has another shape, or holds NaN or what lies
+        outside [0, 1] and is not inf.
+    """
+    name = type(policy).__name__
+    if not isinstance(chosen, Thresholds):
+        raise EexError(f"policy {name}: choose must return Thresholds, got {type(chosen).__name__}")
+    runs = policy.runs, frames
+    shapes: dict[str, tuple[int, ...]] = {"exit_at": (*runs, policy.exits + 1), "skip_below": (*runs, policy.exits)}
+    shapes |= {"arm": runs, "probability": runs, "audited": runs}
+    for column, shape in shapes.items():
+        if np.shape(getattr(chosen, column)) != shape:
+            got = np.shape(getattr(chosen, column))
+            raise EexError(f"policy {name}: {column} must have the shape {shape}, got {got}")
+    for column in ("exit_at", "skip_below"):
+        values = np.asarray(getattr(chosen, column))
+        good = ((values >= 0) & (values <= 1)) | (values == np.inf)
+        if not good.all():
+            raise EexError(f"policy {name}: {column} must lie in [0, 1], or be inf; got {values[~good][0]:g}")
 
 
 def check_threshold(name: str, value: float) -> float:

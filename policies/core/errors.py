@@ -20,6 +20,10 @@ class ImageError(EexError):
     """One image of a source cannot be used; the stream goes on without it."""
 
 
+class SourceLost(EexError):
+    """A source broke off, such as a camera that was unplugged; what came before it stands."""
+
+
 class ModelError(EexError):
     """A model's files are missing, damaged or do not belong together."""
 

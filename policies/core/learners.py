@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Context, Ints, Outcomes, Policy, State, Thresholds
+from eex.policies.core.base import Context, Ints, Outcomes, Policy, State, Thresholds, check_thresholds, is_foreign
 from eex.policies.core.parts import Composite
 
 FEWEST = 8
@@ -49,6 +49,7 @@ class Learners:
         self._make = make
         self._whole = make(1)
         self.exits, self.joint = self._whole.exits, self._whole.joint
+        self._foreign = is_foreign(self._whole)
         self._parts: dict[int, Policy] = {}
         self._own: list[Policy | None] = []  # by row, of a policy that is not joint
         self._free: list[int] = []
@@ -68,6 +69,7 @@ class Learners:
             raise ValueError(f"a stream is one run, got a policy of {policy.runs}")
         learners = cls.__new__(cls)
         learners._whole, learners.exits, learners.joint = policy, policy.exits, False
+        learners._foreign = is_foreign(policy)
         learners._parts, learners._own, learners._free = {}, [policy], []
         learners.next, learners.learned = np.array([first]), np.array([first])
         return learners
@@ -226,7 +228,10 @@ class Learners:
             with _Moved(self, rows) as policy:
                 chosen = policy.choose(asked)
         else:
-            chosen = self.policy(int(rows[0])).choose(asked)
+            policy = self.policy(int(rows[0]))
+            chosen = policy.choose(asked)
+        if self._foreign:
+            check_thresholds(policy, chosen, frames)
         if len(rows) == 1:
             return numbers, Thresholds(**{f.name: getattr(chosen, f.name)[0] for f in fields(Thresholds)})
         flat = {f.name: getattr(chosen, f.name) for f in fields(Thresholds)}

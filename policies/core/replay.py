@@ -8,7 +8,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Policy, Reward, Thresholds
+from eex.policies.core.base import (
+    Bools,
+    Context,
+    Floats,
+    Ints,
+    Outcomes,
+    Policy,
+    Reward,
+    Thresholds,
+    check_thresholds,
+    is_foreign,
+)
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
@@ -158,15 +169,18 @@ def replay(
     drawn = draw_frames(trace, rounds, order, seed, keys)
     by_round = np.ascontiguousarray(drawn.T)
     policy.reward = kind
+    foreign = is_foreign(policy)
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
-    answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int16)
+    answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int32)  # a trace may have a million classes
     utility: Floats = np.zeros((rounds, runs))
     for t in range(rounds):
         for outcomes in delivery.due(t):
             policy.learn(outcomes)
         probabilities = None if trace.probabilities is None else trace.probabilities[by_round[t]][:, None]
         chosen = policy.choose(delivery.context(t, price, exit_cost, probabilities))
+        if foreign:
+            check_thresholds(policy, chosen, 1)
         took, fate = _fate(t, link, feedback, keys, seed)
         outcomes, answers[t], utility[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate)
         delivery.add(t, outcomes)

@@ -1,7 +1,10 @@
 """Traces: what every exit would say of every frame; the currency between engine, replay and environments."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from eex.policies.core.schedule import PRISTINE
 
 FORMAT = b"eex-trace-1"
 MOST_CLASSES = 1_000_000
+MOST_EXITS = 1000
 ROUNDING = 1e-6
 """How far above 1 a softmax in single precision may come."""
 
@@ -167,7 +171,7 @@ def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
     Parameters
     ----------
     path
-        What ends in .csv is read as CSV; its columns are told by their names.
+        What ends in .csv or .csv.gz is read as CSV; its columns are recognised by their names.
     classes
         If given, the classes that the trace must have, as on a model's card.
 
@@ -177,7 +181,8 @@ def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
         If the file cannot be read, is something else, or holds what a trace must not.
     """
     try:
-        trace = _read_csv(path) if path.suffix.lower() == ".csv" else _read_arrow(path)
+        name = path.name.lower()
+        trace = _read_csv(path) if name.endswith((".csv", ".csv.gz")) else _read_arrow(path)
     except EexError as error:
         raise EexError(f"{path}: {error}") from None
     except OSError as error:
@@ -199,8 +204,12 @@ def _read_arrow(path: Path) -> Trace:
         except (pa.ArrowException, OSError, ValueError):  # of an open file: what it holds
             raise EexError("is neither a trace that eex-record wrote (Arrow) nor a .csv file, or is cut off") from None
     metadata = table.schema.metadata or {}
-    if metadata.get(b"format") != FORMAT:
+    if metadata.get(b"format", FORMAT) != FORMAT:
         raise EexError(f"is an Arrow file, but not a trace: expected the format {FORMAT.decode()} in its metadata")
+    if (
+        b"format" not in metadata and "confidence_1" not in table.column_names
+    ):  # a library may have dropped the metadata
+        raise EexError(f"is an Arrow file, but not a trace; its columns: {_few(tuple(table.column_names))}")
     exits = _exits(table.column_names, "confidence_{}", "prediction_{}", "seconds_{}")
     exits = max(2, exits)  # one on the edge and the cloud at least
     wanted = ["label", "distortion", "level"]
@@ -210,13 +219,7 @@ def _read_arrow(path: Path) -> Trace:
     _need(table.column_names, wanted)
     if not len(table):
         raise EexError("has no rows")
-    label, classes = _index(table, "label")
-    prediction = []
-    for e in range(exits):
-        index, named = _index(table, f"prediction_{e + 1}")
-        if named != classes:
-            raise EexError(f"prediction_{e + 1} has other classes ({_few(named)}) than label ({_few(classes)})")
-        prediction.append(index)
+    label, *prediction, classes = _indices(table, ["label", *(f"prediction_{e + 1}" for e in range(exits))])
     kind, kinds = _index(table, "distortion")
     if (kind < 0).any():
         raise EexError(f"distortion must be named: frame {int((kind < 0).argmax())} has none")
@@ -247,14 +250,36 @@ def _names(index: Ints, names: Sequence[str]) -> Any:
     )
 
 
+def _indices(table: Any, names: Sequence[str]) -> Iterator[Any]:
+    """Numbers of the classes in each of some columns, then the classes.
+
+    Columns of plain text, as libraries make of dictionaries, each name just the classes that occur there.
+    """
+    import pyarrow as pa
+
+    found = {name: _index(table, name) for name in names}
+    plain = [name for name in names if not pa.types.is_dictionary(table[name].type)]
+    classes = found[names[0]][1]
+    if plain:
+        classes = tuple(dict.fromkeys(c for name in names for c in found[name][1]))
+    number = {c: k for k, c in enumerate(classes)}
+    for name, (index, named) in found.items():
+        if named != classes and not plain:
+            raise EexError(f"{name} has other classes ({_few(named)}) than {names[0]} ({_few(classes)})")
+        yield np.append([number[c] for c in named], -1)[index] if named != classes else index
+    yield classes
+
+
 def _index(table: Any, name: str) -> tuple[Ints, tuple[str, ...]]:
     """Numbers and names of a dictionary column; -1 for null."""
     import pyarrow as pa
 
     column = table[name]
-    if not pa.types.is_dictionary(column.type) or not pa.types.is_string(column.type.value_type):
+    named = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(named) or pa.types.is_large_string(named)):
         raise EexError(f"{name} must hold names, got {column.type}")
-    whole = column.combine_chunks()
+    whole = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    whole = whole.combine_chunks()
     whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
     index = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return index, tuple(whole.dictionary.to_pylist())
@@ -271,9 +296,24 @@ def _floats(table: Any, name: str) -> Floats:
 
 
 def _exits(names: Sequence[str], *columns: str) -> int:
-    """The highest exit that one of the columns, as "confidence_{}", is there for; 0 for none."""
-    found = (name[len(c) - 2 :] for name in names for c in columns if name.startswith(c[:-2]))
-    return max((int(number) for number in found if number.isdecimal()), default=0)
+    """The highest exit that one of the columns, as "confidence_{}", is there for; 0 for none.
+
+    Raises
+    ------
+    EexError
+        If there is a column twice, or one for an exit beyond `MOST_EXITS`.
+    """
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise EexError(f"has the column {_few((twice,))} twice; keep the right one")
+    found = [(name, name[len(c) - 2 :]) for name in names for c in columns if name.startswith(c[:-2])]
+    numbered = [(name, number) for name, number in found if number.isascii() and number.isdecimal()]
+    for name, number in numbered:
+        if len(number) > 6 or int(number) > MOST_EXITS:
+            raise EexError(
+                f"the column {_few((name,))} is for an exit beyond the {MOST_EXITS}th, the last that is read"
+            )
+    return max((int(number) for _, number in numbered), default=0)
 
 
 # CSV files of AdaEE's authors: what a column is called in each of their layouts, {} standing for the exit
@@ -296,11 +336,14 @@ CSV_LAYOUTS: dict[str, dict[str, str]] = {
 
 
 def _read_csv(path: Path) -> Trace:
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
         try:
             header, *table = [row for row in csv.reader(file) if row] or [[]]
         except csv.Error as error:
             raise EexError(f"is not CSV: {error}") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise EexError(f"is not a whole gzip file: {error}") from None
     if not header:
         raise EexError("is empty")
     layout = next((names for names in CSV_LAYOUTS.values() if _exits(header, names["prediction"])), None)

@@ -1,4 +1,4 @@
-"""`eex-evaluate`: estimate the reward of other thresholds from the records of one run."""
+"""`eex-evaluate`: estimate the reward of other thresholds from the records of runs."""
 
 import json
 import sys
@@ -16,21 +16,21 @@ from eex.stream.run.estimates import ESTIMATORS, estimates_of, rows
 
 @dataclass(frozen=True)
 class Command:
-    """Estimate the reward per frame of other fixed thresholds from the records of one run.
+    """Estimate the reward per frame of other fixed thresholds from the records of each run.
 
-    The run's policy must draw its arms at random (eex-stream --policy random), except for thresholds below all that
+    A run's policy must draw its arms at random (eex-stream --policy random), except for thresholds below all that
     were played. A note explains each estimate that the records cannot support. Intervals are 95 % intervals.
     """
 
-    run: tyro.conf.Positional[Path]
-    """Folder of a run, or its folder of records."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, or their folders of records."""
     thresholds: str = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
     """Comma-separated thresholds to estimate. Each applies to all edge exits; to give one per exit, separate them by
     slashes, as in 0.9/0.8/0.7."""
     overhead: float | None = None
     """Price of offloading a frame. By default, the price that the run paid."""
     json: bool = False
-    """Print only JSON to standard output."""
+    """Print only JSON to standard output, one line per run."""
 
 
 def _thresholds(text: str) -> list[list[float]]:
@@ -79,11 +79,17 @@ def main() -> None:
 
 def _main() -> None:
     command = tyro.cli(Command, prog="eex-evaluate", config=(tyro.conf.FlagCreatePairsOff,))
-    estimates, earned = estimates_of(command.run, _thresholds(command.thresholds), command.overhead)
-    if command.json:
-        own = None if np.isnan(earned.value) else earned.value
-        print(json.dumps({"rows": rows(estimates), "run": own}))
-    else:
+    if not command.runs:
+        raise EexError("give the folder of at least one run, such as runs/20261121-173855-random")
+    thresholds = _thresholds(command.thresholds)
+    found = [(run, *estimates_of(run, thresholds, command.overhead)) for run in command.runs]
+    for k, (run, estimates, earned) in enumerate(found):
+        if command.json:
+            own = None if np.isnan(earned.value) else earned.value
+            print(json.dumps({"folder": str(run), "rows": rows(estimates), "run": own}))
+            continue
+        if len(found) > 1:
+            print(f"\n{run}:" if k else f"{run}:")
         _print(estimates, earned)
 
 

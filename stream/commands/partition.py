@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from eex.stream.frames.frames import FrameConfig
 from eex.stream.guard import guarded, share_cores
 from eex.stream.wire.connection import Connection, ConnectionConfig
 
+SHORT_DRIFT = "pristine:200, gaussian_blur@1:200, gaussian_noise@20:200"
+"""Distortion of the shipped sample: enough frames of each kind to count where they leave."""
 DEADLINE_MS = 5000.0
 """Deadline for replies of the measured worker."""
 
@@ -27,9 +29,7 @@ class Command:
     share of frames that leave at each exit comes from a trace, or from running the frames of the source.
     """
 
-    measure: tyro.conf.OmitArgPrefixes[FrameConfig] = field(
-        default_factory=lambda: FrameConfig(distortion="pristine:200, gaussian_blur@1:200, gaussian_noise@20:200")
-    )
+    measure: tyro.conf.OmitArgPrefixes[FrameConfig] = field(default_factory=FrameConfig)
     threshold: float = 0.8
     """Confidence at which a frame leaves at a side branch, the same for all."""
     trace: Path | None = None
@@ -92,16 +92,18 @@ def found_by(command: Command) -> dict[str, Any]:
         If model, source, trace, link or worker cannot be used.
     """
     command.check()
-    from eex.policies.core.schedule import parse_schedule
     from eex.stream.frames.frames import Frames
     from eex.stream.network import load_network
     from eex.stream.planning.survey import recommendation, survey
 
-    net = load_network(command.measure)
+    measure = command.measure
+    if measure.source == "sample" and not (measure.distortion or measure.frames):
+        measure = replace(measure, distortion=SHORT_DRIFT)
+    net = load_network(measure)
     net.partition = max(1, net.exits - 1)  # so that every side branch runs on the edge
     times, speed = survey(
         net,
-        Frames(command.measure, parse_schedule(command.measure.distortion, command.measure.seed), net),
+        Frames(measure, measure.schedule(), net),
         command.trace,
         command.threshold,
         link=parse_link(command.link) if command.link else None,

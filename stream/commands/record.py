@@ -12,7 +12,7 @@ import tyro
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace, write_trace
 from eex.stream.config import FrameConfig, earlier
-from eex.stream.guard import guarded
+from eex.stream.guard import SOURCE_LOST, guarded
 from eex.stream.run.recording import record
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     sys.exit(guarded(_main))
 
 
-def _main() -> None:
+def _main() -> int:
     arguments = sys.argv[1:]
     command = tyro.cli(
         Command,
@@ -89,10 +89,14 @@ def _main() -> None:
     )
     _check_out(command.out)
     with _bar(command.quiet) as report:
-        trace, skipped = record(command.record, report)
+        trace, skipped, lost = record(command.record, report)
     write_trace(command.out, trace)
     if not command.quiet:
         print(closing_line(command.out, trace, skipped))
+    if lost:
+        print(f"error: {lost}; the trace ends there", file=sys.stderr)
+        return SOURCE_LOST
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tyro
 
 from eex.policies.core.errors import EexError
 from eex.stream.config import StreamConfig, earlier, from_json
-from eex.stream.guard import guarded, share_cores
+from eex.stream.guard import SOURCE_LOST, guarded, share_cores
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,12 @@ def _main() -> int:
         from eex.stream.run.display import print_summary
 
         print_summary(summary)
-    return 130 if summary["interrupted"] else 0
+    if summary["interrupted"]:
+        return 130
+    if lost := summary["source"]["lost"]:
+        print(f"error: {lost}; {summary['frames']:,} frames were played before", file=sys.stderr)
+        return SOURCE_LOST
+    return 0
 
 
 def _parse(arguments: list[str]) -> Command:

@@ -8,6 +8,9 @@ import tyro
 from eex.stream.guard import guarded
 from eex.stream.training.options import TrainConfig
 
+NAMED = 20
+"""Classes that are shown."""
+
 
 def main() -> None:
     """Entry point of `eex-train`."""
@@ -20,20 +23,37 @@ def _main() -> None:
 
     measured = train(config)
     if measured and not config.quiet:
-        _print(measured["exits"])
+        _print(measured["exits"], measured["classes"])
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]], classes: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="accuracy on the test split", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("distortion", "level", "expert", "exit", "accuracy", "ECE before", "after"):
-        table.add_column(name, justify="left" if name in ("distortion", "expert") else "right")
+        text = name in ("distortion", "expert")
+        table.add_column(name, justify="left" if text else "right", no_wrap=text, min_width=14 if text else None)
     columns = ("distortion", "level", "expert", "exit", "accuracy", "ece_before", "ece_after")
     for row in rows:
         table.add_row(*(f"{row[c]:.3f}" if c in columns[4:] else str(row[c]) for c in columns))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for line in _by_class(classes):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _by_class(classes: list[dict[str, Any]]) -> list[str]:
+    """Sentences on the accuracy of each class, the worst first."""
+    worst = sorted(classes, key=lambda row: row["accuracy"])
+    shown = ", ".join(f"{row['class']} {row['accuracy']:.3f} ({row['images']:,})" for row in worst[:NAMED])
+    more = f", … {len(worst) - NAMED} more in card.json" if len(worst) > NAMED else ""
+    mean = sum(row["accuracy"] for row in classes) / len(classes)
+    return [
+        "",
+        f"final exit, undistorted, by class (test images): {shown}{more}",
+        f"mean of the classes: {mean:.3f}",
+    ]
 
 
 if __name__ == "__main__":

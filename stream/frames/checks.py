@@ -6,7 +6,8 @@ from itertools import islice
 import numpy as np
 
 from eex.policies.core.errors import ContractError, ImageError
-from eex.stream.frames.sources import Frame, Image, Skipped, Source, frames
+from eex.stream.frames.decoding import Image
+from eex.stream.frames.sources import Frame, Skipped, Source, frames
 
 LOOK = 64
 """Maximum number of images to read."""

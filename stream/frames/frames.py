@@ -1,23 +1,30 @@
 """Frames of a source under a distortion schedule, in micro-batches."""
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eex.policies.core.errors import EexError, ImageError
+from eex.policies.core.errors import EexError, ImageError, SourceLost
+from eex.policies.core.schedule import PRISTINE, Schedule, parse_schedule
+from eex.stream.frames.folders import Split
 
 if TYPE_CHECKING:
     import torch
 
     from eex.models.network import EarlyExitNet
-    from eex.policies.core.schedule import Schedule
     from eex.stream.frames.batch import Batch
     from eex.stream.frames.sources import Source
 
+DRIFT = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
+"""What happens to the shipped sample, so that there is something to adapt to."""
+NAMED = 20
+"""Classes that a report names."""
 MOST_IN_BATCH = 4096
 """Frames of a micro-batch, at most."""
 CACHE_BYTES = 256 << 20
@@ -55,15 +62,17 @@ class SourceConfig:
     """Options that select the frames of a played stream."""
 
     source: str = "sample"
-    """Source of the frames: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one, the
-    original folder of CIFAR-10 or Caltech-256, or a video."""
-    split: Literal["train", "validation", "test", "all"] = "test"
+    """Source of the frames: 'sample' (shipped test images), 'camera', or the path of an image folder, a zip of one, a
+    single image, a video, or the original folder of CIFAR-10 or Caltech-256."""
+    split: Split = "test"
     """Split of the source, if it has splits."""
-    distortion: str = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
+    distortion: str = ""
     """Distortion schedule: comma-separated parts kind@level:frames, played in order; a..b as the level is a ramp, +
-    combines kinds, 3x(…) repeats, random(…) draws."""
+    combines kinds, 3x(…) repeats, random(…) draws. By default, the sample becomes blurred, then noisy; other sources
+    are not distorted."""
     frames: int = 0
-    """Number of frames. 0 = the length of the distortion schedule, or the whole source once if it has no length."""
+    """Number of frames. 0 = the length of the distortion schedule, or the whole source once if it has no length. A
+    camera or a video is always played to its end, unless a number is given."""
     shuffle: bool = True
     """Shuffle the images. Frames of a video stay in order."""
     resize: bool = False
@@ -75,6 +84,16 @@ class SourceConfig:
 @dataclass(frozen=True)
 class FrameConfig(NetworkConfig, SourceConfig):
     """Options that select the frames and the network."""
+
+    def schedule(self) -> Schedule:
+        """The distortion schedule, by default the sample's drift, and for other sources none.
+
+        Raises
+        ------
+        EexError
+            If it cannot be parsed.
+        """
+        return parse_schedule(self.distortion or (DRIFT if self.source == "sample" else PRISTINE), self.seed)
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
@@ -90,9 +109,13 @@ class Frames:
     Attributes
     ----------
     total
-        Number of frames; 0 = until a live source ends.
+        Number of frames, at most; 0 = until a live source ends.
     live
         Whether the source is a camera or a video, whose frames can be read only once.
+    unknown
+        Classes of the source that the model does not have. Their images count as unlabelled.
+    lost
+        Why the source broke off in the last pass; empty if it did not.
 
     Raises
     ------
@@ -100,15 +123,35 @@ class Frames:
         If the source cannot be used.
     """
 
-    def __init__(self, config: FrameConfig, schedule: "Schedule", net: "EarlyExitNet") -> None:
+    def __init__(self, config: FrameConfig, schedule: Schedule, net: "EarlyExitNet") -> None:
         from eex.stream.frames.sources import open_source
 
         shape = net.architecture.input_shape
         source = open_source(config.source, split=config.split, shape=shape, resize=config.resize)
-        self.source = _cached(_relabelled(source, net.classes))
+        known = matching(source.classes, net.classes)
+        self.unknown = tuple(name for name, index in zip(source.classes, known, strict=True) if index < 0)
+        self.source = _cached(_relabelled(source, known))
         self.config, self.schedule, self.device = config, schedule, net.mean.device
-        self.total = config.frames or schedule.length or len(source)
         self.live = source.stream is not None
+        self.classes = net.classes
+        asked = config.frames or (0 if self.live else schedule.length)
+        self.total = asked or len(source)
+        self._once = not asked
+        self.lost = ""
+
+    def report(self) -> dict[str, Any]:
+        """What is played, as plain JSON values."""
+        return {
+            "name": self.source.name,
+            "images": None if self.live else len(self.source),
+            "labelled": bool(self.source.classes),
+            "unknown_classes": list(self.unknown[:NAMED]),
+            "known_classes": len(self.source.classes) - len(self.unknown),
+            "model_classes": list(self.classes[:NAMED]),
+            "distortion": str(self.schedule),
+            "notes": list(self.source.notes),
+            "lost": self.lost,
+        }
 
     def batches(self, total: int, skipped: dict[str, str], first: int = 0) -> Iterator["Batch"]:
         """Yield distorted micro-batches on the network's device.
@@ -125,11 +168,18 @@ class Frames:
         import torch
 
         from eex.stream.frames.batch import Batch
+        from eex.stream.frames.decoding import check_finite
         from eex.stream.frames.distortions import distort
-        from eex.stream.frames.sources import Frame, Skipped, check_finite, frames
+        from eex.stream.frames.sources import Frame, Skipped, frames
+
+        def arriving() -> Iterator[Frame | Skipped]:
+            try:
+                yield from frames(self.source, self.config.seed if self.config.shuffle else None, once=self._once)
+            except SourceLost as error:
+                self.lost = str(error)
 
         def usable() -> Iterator[Frame]:
-            for frame in frames(self.source, self.config.seed if self.config.shuffle else None):
+            for frame in arriving():
                 if isinstance(frame, Skipped):
                     skipped[frame.name] = frame.reason
                     continue
@@ -141,11 +191,9 @@ class Frames:
                     continue
                 yield frame
 
-        arriving = itertools.islice(usable(), first, None)
+        rest = itertools.islice(usable(), first, None)
         while first < total or not total:
-            taken = list(
-                itertools.islice(arriving, min(self.config.batch, total - first) if total else self.config.batch)
-            )
+            taken = list(itertools.islice(rest, min(self.config.batch, total - first) if total else self.config.batch))
             if not taken:
                 return
             names, labels, images = ([getattr(f, c) for f in taken] for c in ("name", "label", "image"))
@@ -163,12 +211,34 @@ def nothing_usable(config: FrameConfig, skipped: dict[str, str]) -> EexError:
     return EexError(f"{config.source}: no frame could be used; {name}: {reason}")
 
 
-def _relabelled(source: "Source", classes: tuple[str, ...]) -> "Source":
-    """The source with its labels in the model's order; -1 if the model has no class of that name."""
-    if source.classes == classes or not source.classes:
+def matching(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
+    """Index in `ours` of each class name; -1 where there is none.
+
+    Upper and lower case, and blanks, hyphens and underscores, count as equal where only one class is meant.
+
+    Examples
+    --------
+    >>> matching(["Cat", "traffic_light", "emu"], ["cat", "dog", "Traffic light"])
+    [0, 2, -1]
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+
+    exact = {name: i for i, name in enumerate(ours)}
+    counts, wanted = Counter(map(plain, ours)), Counter(map(plain, theirs))
+    alike = {plain(name): i for i, name in enumerate(ours) if counts[plain(name)] == 1}
+    return [
+        exact[name] if name in exact else alike.get(plain(name), -1) if wanted[plain(name)] == 1 else -1
+        for name in theirs
+    ]
+
+
+def _relabelled(source: "Source", index: Sequence[int]) -> "Source":
+    """The source with class i as the model's class `index[i]`."""
+    if not source.classes:
         return source
-    index = np.array([classes.index(c) if c in classes else -1 for c in source.classes])
-    return replace(source, labels=np.where(source.labels >= 0, index[source.labels], -1))
+    return replace(source, labels=np.where(source.labels >= 0, np.array(index)[source.labels], -1))
 
 
 def _cached(source: "Source") -> "Source":

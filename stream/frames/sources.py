@@ -1,34 +1,23 @@
 """Sources of frames: the shipped sample, image folders and zips, CIFAR-10, Caltech-256, video."""
 
-import io
 import itertools
 import pickletools
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.errors import EexError, ImageError
+from eex.policies.core.errors import EexError, ImageError, SourceLost
+from eex.stream.frames.decoding import IMAGE_SUFFIXES, Image, as_uint8, check_bytes, decode, decode_file, resized
+from eex.stream.frames.folders import Listing, Split, arrange, folder_files, printable, suffix_of, zip_files
 from eex.stream.frames.video import VIDEO_SUFFIXES, Damaged, VideoError, camera, decode_video, require_pyav
 
-Image = NDArray[np.uint8] | NDArray[np.float32]
-Split = Literal["train", "validation", "test", "all"]
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".npy"}
-IMAGE_FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "WEBP",
-)  # the only readers of Pillow that are used: one of the others runs Ghostscript
-MAX_FILE_BYTES = 1 << 28
-SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+ANIMATED = {".gif", ".apng", ".png"}
+"""Suffixes of images that may be videos, if they are a source by themselves."""
 REOPEN_S = (0.5, 1.0, 2.0, 4.0)
 """Seconds before each attempt to open a lost camera again."""
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -71,6 +60,10 @@ class Source:
         Returns an image by index: uint8 (H, W, 3) or float32 in [0, 1]. Raises `ImageError`.
     stream
         For sources without an index, such as a camera: yields frames. `names` and `labels` are then empty.
+    notes
+        Sentences on what lies there and was left out.
+    unreadable
+        Classes without an image that can be decoded, and the suffixes of what they hold instead.
     """
 
     name: str
@@ -79,16 +72,23 @@ class Source:
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     read: Callable[[int], Image] | None = None
     stream: Callable[[], Iterator[Frame | Skipped]] | None = None
+    notes: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
+def frames(source: Source, seed: int | None = 0, *, once: bool = False) -> Iterator[Frame | Skipped]:
     """Yield all frames of a source, pass after pass, each in a new random order, or in stored order if `seed` is None.
 
     An unusable image is reported once and left out of later passes. If no image is usable, there is only one pass. A
     camera or a video is read once, in its own order.
+
+    Parameters
+    ----------
+    once
+        End after one pass.
     """
     if source.stream is not None:
         yield from source.stream()
@@ -105,7 +105,7 @@ def frames(source: Source, seed: int | None = 0) -> Iterator[Frame | Skipped]:
             except ImageError as error:
                 bad.add(i)
                 yield Skipped(source.names[i], str(error))
-        if len(bad) == len(source):
+        if once or len(bad) == len(source):
             return
 
 
@@ -132,27 +132,31 @@ def open_source(
         If the source does not exist or has no images.
     """
     try:
-        source = replace(_open(spec, split, seed), name=spec)
+        source = replace(_open(spec, split, seed), name=printable(spec))
     except OSError as error:
-        raise EexError(f"{spec}: cannot be read: {error.strerror}") from None
+        where = f"{printable(str(error.filename))}: " if error.filename not in (None, spec) else ""
+        raise EexError(f"{printable(spec)}: cannot be read: {where}{error.strerror}") from None
     if source.stream is None and not len(source):
-        raise EexError(f"{spec}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in split '{split}'")
+        suffixes, notes = ", ".join(sorted(IMAGE_SUFFIXES)), "".join(f"; {note}" for note in source.notes)
+        raise EexError(f"{printable(spec)}: no images ({suffixes}) in split '{split}'{notes}")
     return source if shape is None else _fit(source, shape, resize)
 
 
 def _open(spec: str, split: Split, seed: int) -> Source:
     kind, _, number = spec.partition(":")
     if kind == "sample" and not number:
-        return _folder(Path(__file__).parents[1] / "shipped" / "cifar10-sample.zip", "all")
+        return _zip(Path(__file__).parents[1] / "shipped" / "cifar10-sample.zip", "all")
     if kind == "camera":
         if number and not number.isdecimal():
             raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
         return _video(spec, int(number or 0))
     path = Path(spec)
     if not path.exists():
-        raise EexError(f"{spec}: no such source; expected 'sample', 'camera' or the path of images or a video")
-    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-        return _video(spec)
+        raise EexError(
+            f"{printable(spec)}: no such source; expected 'sample', 'camera' or the path of images or a video"
+        )
+    if not path.is_dir():
+        return _file(path, spec, split)
     if (root := _find(path, "data_batch_1")) is not None:
         return _cifar10(root, split)
     if path.name == "256_ObjectCategories":
@@ -160,6 +164,28 @@ def _open(spec: str, split: Split, seed: int) -> Source:
     if (root := _find(path, "256_ObjectCategories")) is not None:
         return _caltech256(root / "256_ObjectCategories", split, seed)
     return _folder(path, split)
+
+
+def _file(path: Path, spec: str, split: Split) -> Source:
+    """A file that is a source by itself: a zip, a video or an image."""
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES or (suffix in ANIMATED and path.is_file() and _is_animated(path)):
+        return _video(spec)
+    if suffix in IMAGE_SUFFIXES:
+        return _image(path)
+    if suffix == ".zip" or zipfile.is_zipfile(path):
+        return _zip(path, split)
+    raise EexError(f"{printable(spec)}: neither a folder nor a zip of images, nor an image or a video")
+
+
+def _is_animated(path: Path) -> bool:
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path, formats=["GIF", "PNG"]) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # Pillow's readers raise all kinds of exceptions on damaged files
+        return False
 
 
 def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
@@ -175,11 +201,11 @@ def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     skipped: list[Skipped] = []
-    for frame in itertools.islice(frames(source, seed=None), len(source)):  # one pass
+    for frame in frames(source, seed=None, once=True):
         if isinstance(frame, Skipped):
             skipped.append(frame)
             continue
-        image = _as_uint8(frame.image)
+        image = as_uint8(frame.image)
         if images and image.shape != images[0].shape:
             (height, width), (others_height, others_width) = image.shape[:2], images[0].shape[:2]
             raise EexError(
@@ -222,63 +248,6 @@ def download_cifar10(folder: Path) -> Path:
     return Path(next(f for f in files if f.endswith("data_batch_1"))).parent
 
 
-def decode(data: bytes, name: str) -> Image:
-    """Decode the bytes of a file: uint8 (H, W, 3), or float32 in [0, 1] from a `.npy` array.
-
-    Raises
-    ------
-    ImageError
-        If the format is unknown, or a value is not finite or outside [0, 1].
-    """
-    if name.lower().endswith(".npy"):
-        return _decode_array(data)
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
-            image: Pillow.Image = opened
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip, not scale
-                image = Pillow.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            if "transparency" in image.info:  # else Pillow warns of palettes with alpha
-                image = image.convert("RGBA")
-            return np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow's readers raise all kinds of exceptions on damaged files
-        reason = " ".join(str(error).split("<")[0].split()).rstrip(".") or type(error).__name__
-        raise ImageError(f"not a readable image: {reason}") from None
-
-
-def _decode_array(data: bytes) -> Image:
-    try:
-        array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # a damaged header raises more than is documented
-        raise ImageError(f"not a readable array: {' '.join(str(error).split())}") from None
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise ImageError(f"expected an array of uint8 or floats, got {array.dtype}")
-    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise ImageError(f"expected an array of shape (H, W, 3), got {array.shape}")
-    if array.dtype == np.uint8:
-        return array
-    return check_finite(array).astype(np.float32)
-
-
-def check_finite(image: NDArray[Any]) -> NDArray[Any]:
-    """Return the image if all its values lie in [0, 1].
-
-    Raises
-    ------
-    ImageError
-        If a value is not finite or outside [0, 1].
-    """
-    if not np.isfinite(image).all():
-        raise ImageError(f"{int((~np.isfinite(image)).sum())} values are NaN or infinite")
-    low, high = float(image.min(initial=0)), float(image.max(initial=0))
-    if low < 0 or high > 1:
-        raise ImageError(f"values must lie in [0, 1], got {low:g}…{high:g}")
-    return image
-
-
 def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
     """The same source with every image of the height and width of `shape` (C, H, W)."""
     height, width = shape[1:]
@@ -290,30 +259,18 @@ def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
             raise ImageError(
                 f"is {image.shape[1]}x{image.shape[0]}, the model takes {width}x{height} (--resize scales images)"
             )
-        return _resized(image, height, width)
+        return resized(image, height, width)
 
     read, stream = source.read, source.stream
     if stream is not None:
         return replace(
             source,
             stream=lambda: (
-                f if isinstance(f, Skipped) else replace(f, image=_resized(f.image, height, width)) for f in stream()
+                replace(f, image=resized(f.image, height, width)) if isinstance(f, Frame) else f for f in stream()
             ),
         )
     assert read is not None
     return replace(source, read=lambda i: fit(read(i)))
-
-
-def _resized(image: Image, height: int, width: int) -> Image:
-    """Scaled so that the shorter side fits, and cropped at the middle."""
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    return np.array(ImageOps.fit(Pillow.fromarray(_as_uint8(image)), (width, height), Pillow.Resampling.BILINEAR))
-
-
-def _as_uint8(image: Image) -> NDArray[np.uint8]:
-    return (image if image.dtype == np.uint8 else (image * 255).round()).astype(np.uint8)
 
 
 def _find(path: Path, entry: str) -> Path | None:
@@ -324,75 +281,45 @@ def _find(path: Path, entry: str) -> Path | None:
 
 
 def _folder(path: Path, split: Split) -> Source:
-    """An image folder or a zip of one: [top/][split/]class/image, or images alone."""
-    if path.is_dir():
-        names = _image_names(p.relative_to(path).as_posix() for p in path.rglob("*"))
-        data = partial(_file_bytes, path)
+    """An image folder: [top/][split/]class/image, or images alone."""
+    return _arranged(path, arrange(folder_files(path), split), lambda name: decode_file(path / name))
+
+
+def _zip(path: Path, split: Split) -> Source:
+    """A zip of an image folder."""
+    archive, files = zip_files(path)
+    return _arranged(path, arrange(list(files), split), lambda name: _from_zip(archive, files[name]))
+
+
+def _arranged(path: Path, found: Listing, read: Callable[[str], Image]) -> Source:
+    if not found.names and found.parts:
+        has = ", ".join(f"'{part}' ({count:,} images)" for part, count in found.parts.items())
+        notes: tuple[str, ...] = (f"it has {has}", *found.notes)
     else:
-        try:
-            archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise EexError(f"{path}: neither a folder nor a zip of images ({error})") from None
-        names = _image_names(archive.namelist())
-        data = partial(_zip_bytes, archive)
-
-    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
-    depth = _split_depth(list(folders.values()))
-    if depth is None:
-        within = folders
-    else:
-        part = {n: SPLITS[f[depth]] for n, f in folders.items() if len(f) > depth and f[depth] in SPLITS}
-        within = {n: folders[n][depth + 1 :] for n in part}
-        names = [n for n in part if split in ("all", part[n])]
-    classes = tuple(sorted({f[-1] for f in within.values() if f}))  # of all splits, so that each numbers them alike
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[within[n][-1]] if within[n] else -1 for n in names], dtype=np.int64)
-    return Source(str(path), classes, names, labels, lambda i: decode(data(names[i]), names[i]))
-
-
-def _split_depth(folders: Sequence[tuple[str, ...]]) -> int | None:
-    """Depth of the folders named after splits: at the top, or below a single top folder."""
-    for depth in (0, 1):
-        here = {f[depth] for f in folders if len(f) > depth}
-        if here and (here <= SPLITS.keys() or here >= {"train", "test"}):  # "train" alone among others may be a class
-            return depth
-        if len(here) != 1:
-            break
-    return None
-
-
-def _image_names(names: Iterable[str]) -> list[str]:
-    """The sorted names with an image suffix, without hidden files and those that macOS adds to zips."""
-    return sorted(
-        name
-        for name in names
-        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+        notes = found.notes
+    return Source(
+        str(path),
+        found.classes,
+        [printable(name) for name in found.names],
+        found.labels,
+        lambda i: read(found.names[i]),
+        notes=notes,
+        unreadable=found.unreadable,
     )
 
 
-def _file_bytes(folder: Path, name: str) -> bytes:
-    path = folder / name
-    try:
-        if not path.is_file():  # reading a pipe would block
-            raise ImageError("cannot be read: not a file")
-        _check_bytes(path.stat().st_size)
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from None
+def _image(path: Path) -> Source:
+    """A single image."""
+    return Source(str(path), (), [printable(path.name)], np.array([-1]), lambda i: decode_file(path))
 
 
-def _zip_bytes(archive: zipfile.ZipFile, name: str) -> bytes:
-    _check_bytes(archive.getinfo(name).file_size)
+def _from_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Image:
+    check_bytes(info.file_size)
     try:
-        return archive.read(name)
+        data = archive.read(info)
     except Exception as error:  # encrypted, damaged and unknown compression raise different exceptions
         raise ImageError(f"cannot be read: {error}") from None
-
-
-def _check_bytes(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise ImageError(f"cannot be read: {size:,} bytes, at most {MAX_FILE_BYTES:,} are possible")
+    return decode(data, info.filename)
 
 
 def _cifar10(root: Path, split: Split) -> Source:
@@ -435,7 +362,7 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = _image_names(p.name for p in (root / name).iterdir())
+        files = sorted(p.name for p in (root / name).iterdir() if suffix_of(p.name) in IMAGE_SUFFIXES)
         order = np.random.default_rng((seed, label)).permutation(len(files))
         a, b = round(0.8 * len(files)), round(0.9 * len(files))
         part = {"train": order[:a], "validation": order[a:b], "test": order[b:], "all": order}[split]
@@ -444,15 +371,15 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
     return Source(
         str(root),
         classes,
-        names,
+        [printable(name) for name in names],
         np.array(labels, dtype=np.int64),
-        lambda i: decode(_file_bytes(root, names[i]), names[i]),
+        lambda i: decode_file(root / names[i]),
     )
 
 
 def _video(spec: str, device: int | None = None) -> Source:
     """A video file, or the camera of a number; a camera that is lost is opened again a few times."""
-    require_pyav(spec)
+    require_pyav(printable(spec))
     video, options = (f"file:{spec}", {}) if device is None else camera(device)
 
     def stream() -> Iterator[Frame | Skipped]:
@@ -460,7 +387,7 @@ def _video(spec: str, device: int | None = None) -> Source:
         while True:
             try:
                 for frame in decode_video(video, options):
-                    name = f"{spec}#{number}"
+                    name = f"{printable(spec)}#{number}"
                     number += 1
                     if isinstance(frame, Damaged):
                         yield Skipped(name, frame.reason)
@@ -473,7 +400,7 @@ def _video(spec: str, device: int | None = None) -> Source:
             except VideoError as error:
                 problem = str(error)
             if device is None or not number or failed == len(REOPEN_S):
-                raise EexError(f"{spec}: {problem}")
+                raise (SourceLost if number else EexError)(f"{printable(spec)}: {problem}")
             time.sleep(REOPEN_S[failed])
             failed += 1
 

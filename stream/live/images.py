@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import ImageError
-from eex.stream.frames.sources import _resized, check_finite, decode
+from eex.stream.frames.decoding import check_finite, decode, resized
 
 Given = NDArray[Any] | bytes | bytearray | memoryview
 """An array (H, W, 3) or (H, W) of grey, of uint8, uint16 or floats in [0, 1]; or the bytes of a JPEG or PNG file."""
@@ -43,4 +43,4 @@ def as_taken(image: Given, height: int, width: int) -> NDArray[np.uint8]:
         raise ImageError(f"expected an array of uint8, uint16 or floats in [0, 1], got {pixels.dtype}")
     if pixels.shape[:2] == (height, width):
         return pixels.copy() if pixels is image or pixels.base is not None else pixels
-    return np.asarray(_resized(pixels, height, width), dtype=np.uint8)
+    return resized(pixels, height, width)

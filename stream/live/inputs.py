@@ -242,11 +242,11 @@ def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
     ImageError
         If it cannot be decoded.
     """
-    from eex.stream.frames.sources import _as_uint8, decode
+    from eex.stream.frames.decoding import as_uint8, decode
 
     if not data:
         raise ImageError("is empty: zero bytes")
-    return _as_uint8(decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name))
+    return as_uint8(decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name))
 
 
 def _shot(data: bytes, name: str, captured: float | None = None) -> Shot | Broken:
@@ -257,7 +257,8 @@ def _shot(data: bytes, name: str, captured: float | None = None) -> Shot | Broke
 
 
 def _images(spec: str, classes: tuple[str, ...]) -> Shots:
-    from eex.stream.frames.sources import Skipped, _as_uint8, frames, open_source
+    from eex.stream.frames.decoding import as_uint8
+    from eex.stream.frames.sources import Skipped, frames, open_source
 
     source = open_source(spec, split="all")
     index = [classes.index(name) if name in classes else None for name in source.classes]
@@ -268,7 +269,7 @@ def _images(spec: str, classes: tuple[str, ...]) -> Shots:
             yield Broken(frame.name, frame.reason)
         else:
             label = index[frame.label] if frame.label >= 0 and index else None
-            yield Shot(frame.name, _as_uint8(frame.image), label=label)
+            yield Shot(frame.name, as_uint8(frame.image), label=label)
     return True
 
 
@@ -278,7 +279,7 @@ def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
     Hidden files and those that end in .part or .tmp are left alone: write a file under such a name and rename it, and
     it is taken whole and at once.
     """
-    from eex.stream.frames.sources import IMAGE_SUFFIXES, _file_bytes
+    from eex.stream.frames.decoding import IMAGE_SUFFIXES, read_bytes
 
     def look() -> dict[str, tuple[int, int]]:
         """Time in ns and size of each image."""
@@ -295,7 +296,7 @@ def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
     def take(name: str) -> Shot | Broken:
         shown_as = os.fsencode(name).decode("utf-8", "replace")  # a name need not be UTF-8
         try:
-            return _shot(_file_bytes(folder, name), shown_as, found[name][0] / 1e9)
+            return _shot(read_bytes(folder / name), shown_as, found[name][0] / 1e9)
         except ImageError as error:
             return Broken(shown_as, str(error))
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eex.policies.core.price import parse_price
+from eex.policies.core.schedule import PRISTINE
 from eex.stream.run.play import Glance
 
 
@@ -125,9 +126,9 @@ def _column(row: dict[str, Any]) -> dict[str, str]:
 
 
 def bought(summary: dict[str, Any]) -> list[str]:
-    """Sentences on what adapting gained and on what went wrong."""
+    """Sentences on what was played, what adapting gained and what went wrong."""
     first, *rivals = summary["policies"]
-    lines = []
+    lines = played(summary)
     for rival in rivals:
         if rival["frames"] != first["frames"]:  # interrupted: not the same stream
             continue
@@ -161,7 +162,10 @@ def bought(summary: dict[str, Any]) -> list[str]:
             f"accuracy is that of the answered frames"
         )
     if unanswered := summary["fallbacks"] - summary["withheld"]:
-        lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
+        if summary["worker"]:
+            lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
+        else:
+            lines.append(f"{unanswered:,} frames would have been offloaded; without a worker the edge answered them")
     if summary["unrecorded"]:
         lines.append(f"records end before the stream: {summary['unrecorded']}")
     if summary["skipped"]:
@@ -170,6 +174,42 @@ def bought(summary: dict[str, Any]) -> list[str]:
         lines.append(f"{summary['skipped']} images skipped: {named}{more}")
     if summary["interrupted"]:
         lines.append("interrupted: all finished frames were saved")
+    return lines
+
+
+def played(summary: dict[str, Any]) -> list[str]:
+    """Sentences on the frames: where they came from, what was done to them, and how each class fared."""
+    source, frames = summary["source"], summary["frames"]
+    name, distortion = source["name"], source["distortion"]
+    number = f"{frames:,} frame{'s' if frames != 1 else ''}"
+    if source["images"] is None:
+        what = f"{number} of {name}"
+    else:
+        usable = source["images"] - summary["skipped"]
+        if frames == usable:
+            what = f"{number}: each image of {name} once"
+        elif frames > usable:
+            what = f"{number}: {usable:,} images of {name}, each {frames / usable:.3g} times on average"
+        else:
+            what = f"{number} of {name}, which has {source['images']:,} images"
+    lines = [f"{what}; {'not distorted' if distortion == PRISTINE else f'distorted: {distortion}'}"]
+    lines += [f"{name}: {note}" for note in source["notes"]]
+    ours = ", ".join(source["model_classes"][:3])
+    unknown = ", ".join(source["unknown_classes"][:3]) + (", …" if len(source["unknown_classes"]) > 3 else "")
+    if not source["labelled"]:
+        lines.append("no accuracy: the images have no labels")
+    elif not source["known_classes"]:
+        lines.append(f"no accuracy: the source's classes ({unknown}) are none of the model's ({ours}, …)")
+    elif source["unknown_classes"]:
+        lines.append(f"accuracy leaves out classes that the model does not have: {unknown}")
+    classes = sorted(summary["by_class"], key=lambda row: row["accuracy"])
+    if len(classes) > 1:
+        low, high = (
+            f"{_percent(row['accuracy'])} ({row['class']}, {row['frames']:,} frames)"
+            for row in (classes[0], classes[-1])
+        )
+        mean = sum(row["accuracy"] for row in classes) / len(classes)
+        lines.append(f"accuracy by class from {low} to {high}, {_percent(mean)} on average")
     return lines
 
 

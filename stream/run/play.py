@@ -114,7 +114,7 @@ class Player:
         from eex.stream.driver import Driver
 
         net, config = self.net, self.config
-        played = Played(label, Tally(net.edge_exits + 1))
+        played = Played(label, Tally(net.edge_exits + 1, len(net.classes)))
         recorder = Recorder(folder, net, resume)
         driver = Driver(
             net,

@@ -4,20 +4,26 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eex.policies.core.schedule import parse_schedule
 from eex.policies.core.trace import Trace
 from eex.stream.config import FrameConfig
 from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.network import load_network
 
 
-def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done, total: None) -> tuple[Trace, int]:
-    """Run every exit on every frame; the trace, and how many images were skipped. Only the trace's columns are kept.
+def record(
+    config: FrameConfig, report: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Trace, int, str]:
+    """Run every exit on every frame. Only the trace's columns are kept.
 
     Parameters
     ----------
     report
         Called after each micro-batch with the number of frames done, and of all; 0 where the source does not say.
+
+    Returns
+    -------
+    trace, skipped, lost
+        The trace, how many images were skipped, and why the source broke off; empty if it did not.
 
     Raises
     ------
@@ -25,7 +31,7 @@ def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done
         If the configuration, the model or the source cannot be used.
     """
     config.check()
-    schedule = parse_schedule(config.distortion, config.seed)
+    schedule = config.schedule()
     from eex.stream.groups import every_exit  # only now torch, which takes seconds
 
     net = load_network(config)
@@ -54,4 +60,4 @@ def record(config: FrameConfig, report: Callable[[int, int], None] = lambda done
         experts=() if net.classifier is None else net.experts,
         model=net.fingerprint,
     )
-    return trace, len(skipped)
+    return trace, len(skipped), frames.lost

@@ -83,6 +83,8 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         "why": sending.why,
         "candidates": list(sending.candidates),
     }
+    summary["source"] = frames.report()
+    summary["worker"] = config.worker != "none"
     summary["folder"] = str(folder)
     curves = {p.policy: p.tally.curves() for p in played}
     if reference is not None:

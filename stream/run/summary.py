@@ -39,6 +39,11 @@ def summarise(
     summary["unrecorded"] = first.unrecorded
     summary["interrupted"] = interrupted
     summary["policies"] = rows
+    summary["by_class"] = [
+        {"class": name, "frames": int(seen), "accuracy": right / seen}
+        for name, (seen, right) in zip(net.classes, first.tally.by_class.tolist(), strict=True)
+        if seen
+    ]
     if reference is not None:
         summary["best_fixed_threshold"] = reference.best
         summary["by_exit"] = reference.rows()

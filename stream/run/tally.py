@@ -62,18 +62,21 @@ class Tally:
     ----------
     exits
         Exits of the network, the final one included.
+    classes
+        Classes of the network, to count right answers by class.
     """
 
     WINDOW = ("reward", "correct", "labelled", "offloaded", "fallback", "threshold")
     # latency histogram: 5 % wide bins from 10 µs on, so that a percentile needs no row kept
     BOUNDS = 0.01 * 1.05 ** np.arange(400)
 
-    def __init__(self, exits: int) -> None:
+    def __init__(self, exits: int, classes: int = 0) -> None:
         self.exits = exits
         self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
         self.dropped = 0
         self.reward = self.bytes = self.threshold = self.overhead = 0.0
         self.by_exit = np.zeros(exits, dtype=np.int64)
+        self.by_class = np.zeros((classes, 2), dtype=np.int64)  # labelled frames, and those answered right
         self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
         self.split_ms = np.zeros(3)
         self.windows = Windows(len(self.WINDOW) + exits)
@@ -98,6 +101,9 @@ class Tally:
         self.reward += float(rows.reward[taught].sum())
         self.bytes += float(rows.bytes.sum())
         self.overhead += float(rows.overhead.sum())
+        if len(self.by_class):
+            for column, counted in enumerate((known, correct)):
+                self.by_class[:, column] += np.bincount(rows.label[counted], minlength=len(self.by_class))
         threshold = _typical_threshold(rows.exit_at)
         self.threshold = float(threshold[-1])
         self.by_exit += left.sum(axis=0).astype(np.int64)
@@ -112,14 +118,14 @@ class Tally:
         return own | {f"windows.{name}": np.array(value) for name, value in vars(self.windows).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from totals of as many exits; those of an older eex know no dropped frames.
+        """Go on from totals of as many exits; those of an older eex know neither dropped frames nor classes.
 
         Raises
         ------
         ValueError
             If an array is missing, unknown or of another shape.
         """
-        mine, state = self.state_dict(), {"dropped": np.array(0)} | dict(state)
+        mine, state = self.state_dict(), {"dropped": np.array(0), "by_class": self.by_class} | dict(state)
         if {k: v.shape for k, v in mine.items()} != {k: np.shape(v) for k, v in state.items()}:
             raise ValueError("the totals are of another network")
         for name, value in state.items():

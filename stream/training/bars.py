@@ -1,6 +1,6 @@
 """Progress bars of a training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,37 +12,55 @@ Bars = Callable[[str], "Callable[[Progress], None]"]
 
 
 @contextmanager
-def training_bars(quiet: bool) -> Iterator[Bars]:
-    """Progress bars on standard error, one for each part that is trained; without a terminal, one line per epoch."""
+def training_bars(quiet: bool, said: Sequence[str] = ()) -> Iterator[Bars]:
+    """Progress bars on standard error, one for each part that is trained; without a terminal, one line per epoch.
+
+    Parameters
+    ----------
+    said
+        Lines to print once the training begins.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Display
+    from rich.table import Column
 
-    console = Console(stderr=True)
+    console, first = Console(stderr=True), list(said)
     columns = (
-        TextColumn("{task.description:<15}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.description}", table_column=Column(min_width=len("gaussian_noise"), no_wrap=True)),
+        BarColumn(bar_width=6),
+        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         TimeRemainingColumn(),
     )
     with Display(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
 
+        def say() -> None:
+            while first and not quiet:
+                console.print(first.pop(0), highlight=False, soft_wrap=True, markup=False)
+
         def bar(name: str) -> "Callable[[Progress], None]":
             task = bars.add_task(name, text="", total=None)
-            validation = ""
+            accuracy = ""
 
             def report(progress: "Progress") -> None:
-                nonlocal validation
+                nonlocal accuracy
+                say()
+                if progress.resumed:
+                    if not quiet:
+                        at = f"{progress.phase}, after epoch {progress.epoch} of {progress.epochs}"
+                        console.print(f"{name}: goes on from its checkpoint: {at}", highlight=False, soft_wrap=True)
+                    return
                 epoch = f"{progress.epoch + 1}/{progress.epochs}"
                 if progress.accuracy:
-                    validation = "validation " + " / ".join(f"{100 * a:.1f}" for a in progress.accuracy) + " %"
+                    shares = [f"{100 * a:.1f}" for a in progress.accuracy]
+                    validation, accuracy = f"validation {' / '.join(shares)} %", f"val {'/'.join(shares)} %"
                     if not console.is_terminal and not quiet:
-                        console.print(f"{name}: epoch {epoch}: {validation}", highlight=False)
+                        console.print(f"{name}: epoch {epoch}: {validation}", highlight=False, soft_wrap=True)
                 done = progress.epoch * progress.steps + progress.step
-                text = f"{progress.phase} {epoch}  loss {progress.loss:.3f}  "
-                text += f"{progress.images_per_second:,.0f} images/s  {validation}"
+                text = f"{progress.phase} {epoch} loss {progress.loss:.2f} {accuracy}"
                 bars.update(task, completed=done, total=progress.epochs * progress.steps, text=text)
 
             return report
 
         yield bar
+        say()

@@ -1,6 +1,7 @@
 """The images of a training: labelled, a part of them held out, and a test split to measure on."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,16 @@ from numpy.typing import NDArray
 
 from eex.policies.core.base import Ints
 from eex.policies.core.errors import EexError
+from eex.stream.frames.frames import matching
 from eex.stream.frames.sources import Source, load_all, open_source
 from eex.stream.training.options import TrainConfig
 
 HELD_OUT = 0
 """Seed of which images are held out, whatever --seed: a training that starts from another's model must not train on
 images that the other held out."""
+
+NAMED = 10
+"""Classes and skipped images that are named; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,10 @@ class Data:
         Class names, in the order of the labels.
     kept, held
         Indices of the images to train on, and of those held out for validation and calibration.
-    skipped
-        Name and reason of each image that could not be used.
+    said
+        Sentences on what was found and what was left out.
     test
-        Images to measure the model on; None where there are none, or none are wanted.
+        Labelled images to measure the model on; None where there are none, or none are wanted.
     """
 
     images: NDArray[np.uint8]
@@ -39,7 +44,7 @@ class Data:
     classes: tuple[str, ...]
     kept: Ints
     held: Ints
-    skipped: tuple[tuple[str, str], ...]
+    said: tuple[str, ...]
     test: Source | None
 
 
@@ -54,33 +59,81 @@ def read_data(config: TrainConfig, shape: tuple[int, int, int] | None) -> Data:
     Raises
     ------
     EexError
-        If there are no labelled images, or too few to hold some out.
+        If there are no labelled images, only one class, a class without a usable image, or too few images to hold
+        some out.
     """
     fitted: dict[str, Any] = {}
     if shape is not None or config.size:
         fitted = {"shape": shape or (3, config.size, config.size), "resize": True}
     source = open_source(config.data, split="train", **fitted)
+    for name, suffixes in source.unreadable.items():
+        raise EexError(
+            f"{source.name}: no image of class {name} can be read ({suffixes}); convert them, or move the class away"
+        )
     images, labels, skipped = load_all(source)
-    if not source.classes or labels.min() < 0:
-        raise EexError(f"{config.data}: training needs labelled images, in a folder for each class")
-    if not 0 < config.holdout < len(images):
-        raise EexError(f"--holdout must be between 1 and {len(images) - 1}, got {config.holdout}")
+    present = np.unique(source.labels[source.labels >= 0])
+    if not len(present):
+        raise EexError(f"{source.name}: training needs labelled images, in a folder for each class")
+    classes = tuple(source.classes[i] for i in present)
+    if len(classes) == 1:
+        raise EexError(
+            f"{source.name}: training needs at least two classes, and all images are in the folder of one, {classes[0]}"
+        )
+    if lost := set(present.tolist()) - set(labels.tolist()):
+        name = source.classes[min(lost)]
+        of = {source.names[i] for i in np.flatnonzero(source.labels == min(lost)).tolist()}
+        why = next(frame for frame in skipped if frame.name in of)
+        raise EexError(f"{source.name}: no image of class {name} can be used; the first, {why.name}: {why.reason}")
+    labelled = labels >= 0
+    images, labels = images if labelled.all() else images[labelled], np.searchsorted(present, labels[labelled])
+    counts = np.bincount(labels, minlength=len(classes))
+    said = [f"{len(images):,} images of {len(classes)} classes to train on: {_counted(classes, counts)}", *source.notes]
+    if not labelled.all():
+        said.append(f"{int((~labelled).sum()):,} images are left out, because they are in no class's folder")
+    said += [f"skipped {frame.name}: {frame.reason}" for frame in skipped[:NAMED]]
+    if len(skipped) > NAMED:
+        said.append(f"skipped {len(skipped) - NAMED:,} more images")
+    if others := sorted(set(source.classes) - set(classes)):
+        said.append(f"not among the training images, and so not learnt: {', '.join(others[:NAMED])}")
     order = np.random.default_rng(HELD_OUT).permutation(len(images))
-    return Data(
-        images,
-        labels,
-        source.classes,
-        kept=order[config.holdout :],
-        held=order[: config.holdout],
-        skipped=tuple((frame.name, frame.reason) for frame in skipped),
-        test=_test_split(config.data, source, fitted) if config.measure else None,
-    )
+    held = config.held_out(len(images))
+    test = None
+    if config.measure:
+        test, why_not = _test_split(config.data, source, classes, fitted)
+        if why_not:
+            said.append(why_not)
+    return Data(images, labels, classes, kept=order[held:], held=order[:held], said=tuple(said), test=test)
 
 
-def _test_split(data: str, train: Source, fitted: dict[str, Any]) -> Source | None:
-    """The images to measure a model on; None where there are none but those it is trained on."""
+def _counted(classes: Sequence[str], counts: Ints) -> str:
+    shown = [f"{name} {count:,}" for name, count in zip(classes, counts.tolist(), strict=True)]
+    if len(shown) > NAMED:
+        shown = [*shown[:NAMED], f"…; the smallest class has {counts.min():,}, the largest {counts.max():,}"]
+    return ", ".join(shown)
+
+
+def _test_split(data: str, train: Source, classes: Sequence[str], fitted: dict[str, Any]) -> tuple[Source | None, str]:
+    """The labelled images of the test split, and what to say of it where the model is not measured on all of them."""
+    unmeasured = "the model will not be measured"
     try:
         test = open_source(data, split="test", **fitted)
     except EexError:
-        return None
-    return None if list(test.names) == list(train.names) else test
+        return None, f"{train.name} has no test split: {unmeasured}"
+    if list(test.names) == list(train.names):
+        return None, f"{train.name} has no test split: {unmeasured}"
+    index = np.array([*matching(test.classes, classes), -1])  # the last one for label -1
+    labels = index[test.labels]
+    known = np.flatnonzero(labels >= 0).tolist()
+    if not known:
+        return None, f"the test split of {train.name} has no labels: {unmeasured}"
+    read = test.read
+    assert read is not None
+    chosen = replace(
+        test,
+        classes=tuple(classes),
+        names=[test.names[i] for i in known],
+        labels=labels[known].astype(np.int64),
+        read=lambda i: read(known[i]),
+    )
+    unknown = len(test) - len(known)
+    return chosen, f"{unknown:,} test images have no label that was trained, and are left out" if unknown else ""

@@ -27,7 +27,8 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
     dict
         `exits`: rows of distortion, level, expert, exit (from 1), accuracy, confidence, ECE before and after
         calibration; `thresholds`: accuracy and multiply-adds, as a share of the whole network's, at fixed thresholds
-        on pristine images; `classifier`: share of each kind that the distortion classifier recognises, over all levels.
+        on pristine images; `classes`: images and accuracy of each class at the final exit, on pristine images;
+        `classifier`: share of each kind that the distortion classifier recognises, over all levels.
     """
     rows, recalls = [], {}
     for kind in (kind for kind in LEVELS if kind in net.experts):
@@ -49,6 +50,7 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
         "images": len(images),
         "exits": rows,
         "thresholds": by_threshold(net, pristine, labels),
+        "classes": by_class(net, pristine, labels),
         "classifier": recalls,
     }
 
@@ -98,6 +100,23 @@ def by_exit(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor, exp
             }
         )
     return rows
+
+
+def by_class(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
+    """Images and accuracy of each class at the final exit; classes without images are left out.
+
+    Parameters
+    ----------
+    logits
+        Of the first expert, (exits, N, K).
+    """
+    right = logits[-1].argmax(1) == labels
+    found = []
+    for number, name in enumerate(net.classes):
+        mine = labels == number
+        if images := int(mine.sum()):
+            found.append({"class": name, "images": images, "accuracy": float(right[mine].double().mean())})
+    return found
 
 
 def by_threshold(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:

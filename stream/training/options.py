@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
+from eex.stream.frames.folders import printable
 
 Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc"]
 
@@ -86,8 +87,8 @@ class TrainConfig:
     """Peak learning rate of expert branches."""
     classifier_epochs: int = 6
     """Number of epochs for the distortion classifier."""
-    holdout: int = 2500
-    """Number of training images held out for validation and calibration."""
+    holdout: float = 0.05
+    """Training images held out for validation and calibration: a share of them, below 1, or a number."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Numerical precision; auto uses bfloat16 if the hardware supports it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -106,6 +107,8 @@ class TrainConfig:
         for name, low in (("threads", 0), ("seed", 0), ("size", 0), ("classifier_epochs", 1)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if not self.holdout >= 0 or (self.holdout >= 1 and self.holdout % 1):
+            raise EexError(f"--holdout must be a whole number, or a share below 1, got {self.holdout:g}")
         if self.network and self.weights is not None:
             raise EexError("--weights is for mobilenet_v2; your own network (--network) comes with its weights")
         if not self.epochs and not self.start:
@@ -137,6 +140,23 @@ class TrainConfig:
             found[kind] = bounds
         return found
 
+    def held_out(self, count: int) -> int:
+        """Number of images to hold out of `count`.
+
+        Raises
+        ------
+        EexError
+            If none would be held out, or all.
+        """
+        share = 0 < self.holdout < 1
+        held = max(1, round(self.holdout * count)) if share else int(self.holdout)
+        if not 0 < held < count:
+            raise EexError(
+                f"--holdout must be between 1 and {count - 1}, of {count:,} images, or a share such as 0.1; "
+                f"got {self.holdout:g}"
+            )
+        return held
+
     def weights_of_losses(self, exits: int) -> tuple[float, ...]:
         """The weight of each exit's loss.
 
@@ -159,6 +179,6 @@ class TrainConfig:
         # where and how it ran; the architecture stores the confidence, and the card describes 'start' itself
         for key in ("out", "threads", "quiet", "measure", "device", "start", "confidence"):
             del values[key]
-        values["data"] = Path(self.data).name
+        values["data"] = printable(Path(self.data).name)
         values["weights"] = self.weights.name if self.weights else None
         return values

@@ -1,8 +1,6 @@
 """`eex-train` as a function: train a network, calibrate it, add experts and a classifier, write weights and card."""
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eex.policies.core.errors import EexError
@@ -38,12 +36,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    net = first_network(config, own, data).to(pick_device(config.device))
-    task = _Task(config, net, data)
+    net = first_network(config, own, data)
+    source = _source(config, net)
+    net = net.to(pick_device(config.device))
+    task = _Task(config, net, data, source)
     if config.start:
         start_from(config.start, net, task.images)
-    _say_what_is_left_out(config, data)
-    with training_bars(config.quiet) as bars:
+    with training_bars(config.quiet, data.said) as bars:
         trained = task.run(bars)
     training = config.on_the_card() | trained
     save(net, config.out, name=config.name, training=training)
@@ -65,18 +64,24 @@ def _own_network(config: TrainConfig) -> "EarlyExitNet | None":
     return make_network(config.network)
 
 
-def _say_what_is_left_out(config: TrainConfig, data: Data) -> None:
-    lines = [f"skipped {name}: {reason}" for name, reason in data.skipped]
-    if config.measure and data.test is None:
-        lines.append(f"{config.data} has no test split: the model will not be measured")
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
+def _source(config: TrainConfig, net: "EarlyExitNet") -> str:
+    """What a training depends on besides recipe, images and code: the weights that it starts from."""
+    from eex.models.card import read_card
+    from eex.models.checkpoint import weights_digest
+
+    return f"{config.network} {weights_digest(net)} {[read_card(folder).sha256 for folder in config.start]}"
 
 
 class _Task:
-    """A training under way: the network, its images, and a recipe for each part."""
+    """A training under way: the network, its images, and a recipe for each part.
 
-    def __init__(self, config: TrainConfig, net: "EarlyExitNet", data: Data) -> None:
+    Parameters
+    ----------
+    source
+        What else it depends on: it resumes only from checkpoints that were made with the same.
+    """
+
+    def __init__(self, config: TrainConfig, net: "EarlyExitNet", data: Data, source: str) -> None:
         import torch
 
         from eex.stream.frames.distortions import random_distortion
@@ -89,6 +94,7 @@ class _Task:
         self.distorts: dict[str, Distort] = {kind: random_distortion(kind, *levels[kind]) for kind in levels}
         self.recipe, self.expert_recipe = _recipes(config, net.exits)
         self.checkpoints = config.out / "training"
+        self.source = source
 
     def run(self, bars: Bars) -> dict[str, Any]:
         """Train and calibrate every part; what the card records of it."""
@@ -104,8 +110,7 @@ class _Task:
             raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
         history = []
         if config.epochs:
-            source = f"{Path(config.data).name} {config.weights} {config.network} {config.start}"
-            history = self._fit(PRISTINE, self.recipe, source, bars)
+            history = self._fit(PRISTINE, self.recipe, self.source, bars)
         score = evaluate(net, *self.validation)
         calibration = {PRISTINE: calibrate(net, *self.validation, PRISTINE)}
         for kind, distort in self.distorts.items():
@@ -135,6 +140,7 @@ class _Task:
             validation=self.validation,
             checkpoint=self.checkpoints / f"{expert}.safetensors",
             source=source,
+            modules=[self.config.network.partition(":")[0]] if self.config.network else [],
             report=bars(expert),
         )
 

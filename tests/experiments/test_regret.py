@@ -1,5 +1,6 @@
 """`eex-regret` as a user types it; regrets worked by hand; sweeps that are cut, killed and put on other machines."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -20,10 +21,10 @@ from eex.experiments import regret as command
 from eex.experiments import sweep as sweeping
 from eex.experiments.bench.policies import synthetic_trace
 from eex.experiments.plotting import read_curves
-from eex.experiments.regret import RegretConfig, compare, rounds_to_best
+from eex.experiments.regret import RegretConfig, compare, fingerprint, rounds_to_best
 from eex.experiments.sweep import Part, Sweep, checkpoints, parts_left, play
 from eex.policies.core.trace import Trace, write_trace
-from eex.policies.registry import POLICIES
+from eex.policies.registry import POLICIES, make_policy
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -472,3 +473,43 @@ def test_bad_options_are_told_before_any_work(arguments, expected, trace, tmp_pa
 def test_missing_traces(tmp_path, monkeypatch, capsys):
     assert "name at least one trace: --trace FILE" in refused(monkeypatch, capsys, "--policies", "ucb")
     assert "cannot be read: No such file" in refused(monkeypatch, capsys, "--trace", tmp_path / "gone.arrow")
+
+
+# ---- what a finished comparison was made of
+
+
+def test_fingerprints_cover_agents_wrapped_plug_ins_and_what_they_import(tmp_path, monkeypatch):
+    (tmp_path / "fp_help.py").write_text("STEP = 0.1\n")
+    (tmp_path / "fp_mine.py").write_text(
+        "import fp_help\nfrom eex.policies.algorithms.fixed import Fixed\n\n\nclass Mine(Fixed):\n    pass\n"
+    )
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "weights").write_bytes(b"1")
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = ["drift@fp_mine:Mine"]
+    made = [make_policy(text) for text in texts]
+    options = [f"rl:model={tmp_path / 'agent'}"]
+
+    def now():
+        return fingerprint(made, texts), fingerprint([], options), fingerprint([], ["ucb"])
+
+    plug_in, agent, own = now()
+    assert now() == (plug_in, agent, own)
+    (tmp_path / "fp_help.py").write_text("STEP = 0.2\n")
+    assert now()[0] != plug_in
+    assert now()[1:] == (agent, own)
+    (tmp_path / "agent" / "weights").write_bytes(b"2")
+    assert now()[1] != agent
+    assert now()[2] == own
+
+
+def test_a_policy_without_a_file_is_never_resumed():
+    scope = {"__name__": "nowhere"}
+    exec("from eex.policies.algorithms.fixed import Fixed\nclass Mine(Fixed): pass", scope)
+    made = [scope["Mine"]()]
+    assert fingerprint(made, ["x"]) != fingerprint(made, ["x"])
+
+
+def test_copies_of_one_path_have_no_interval(trace, tmp_path):
+    config = RegretConfig(trace=(trace,), policies="fixed", order="in-order", runs=3, rounds=20, out=tmp_path / "r")
+    assert all(row["regret_best_arm_ci95"] is None for row in compare(dataclasses.replace(config, processes=1))["rows"])

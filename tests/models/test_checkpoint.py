@@ -42,12 +42,13 @@ def test_a_checkpoint_of_other_settings_gives_one_clear_line(tmp_path):
     path, (images, labels) = tmp_path / "run.safetensors", tiny_data()
     fit(tiny_network(), images, labels, tiny_recipe(epochs=1), checkpoint=path)
     cases = [
-        (tiny_network(), images, tiny_recipe(epochs=2)),
-        (tiny_network(), images[:90], tiny_recipe(epochs=1)),
-        (tiny_network("noisy"), images, tiny_recipe(epochs=1)),
+        (tiny_network(), images, tiny_recipe(epochs=2), "settings"),
+        (tiny_network(), images[:90], tiny_recipe(epochs=1), "images or labels"),
+        (tiny_network(), images.flip(0), tiny_recipe(epochs=1), "images or labels"),
+        (tiny_network("noisy"), images, tiny_recipe(epochs=1), "settings"),
     ]
-    for net, some, plan in cases:
-        with pytest.raises(EexError, match="belongs to a run with other settings") as caught:
+    for net, some, plan, differing in cases:
+        with pytest.raises(EexError, match=f"belongs to a run with other {differing};") as caught:
             fit(net, some, labels[: len(some)], plan, checkpoint=path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)

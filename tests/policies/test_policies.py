@@ -193,7 +193,7 @@ def test_deex_final_exit():
         ("ucb:c", {}, "a policy option is written name=value, got 'c'"),
         ("ucb:=1", {}, "a policy option is written name=value, got '=1'"),
         ("ucb", {"c": "much"}, "policy ucb: option c must be float, got 'much'"),
-        ("ucb", {"grid": "0.5 high"}, "policy ucb: option grid must be space-separated numbers, got '0.5 high'"),
+        ("ucb", {"grid": "0.5 high"}, "policy ucb: option grid must be numbers such as 0.5,0.7, got '0.5 high'"),
         ("deex:extended=perhaps", {}, "policy deex: option extended must be bool, got 'perhaps'"),
         ("fixed:p_tar=1.5", {}, "policy fixed: p_tar must lie in [0, 1], got 1.5"),
         ("fixed:p_tar=nan", {}, "policy fixed: p_tar must lie in [0, 1], got nan"),
@@ -228,6 +228,6 @@ def test_list_shows_every_policy():
     for name, (summary, options) in listed.items():
         assert summary, name
         assert "seed" not in options
-    assert listed["fixed"][0] == "Leave at the first exit whose confidence reaches one fixed threshold."
+    assert listed["fixed"][0] == "Leave at the first exit whose confidence reaches a fixed threshold."
     assert listed["ucb"][1] == "grid=0 0.1 … 1, c=1.0"
     assert listed["deex"][1] == "p_d=0.5, p_tar=0.8, extended=False"

@@ -6,8 +6,9 @@ import textwrap
 
 import pytest
 
+from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
-from eex.policies.registry import RECOMMENDED, list_policies, make_policy
+from eex.policies.registry import RECOMMENDED, list_policies, make_policy, split_policies
 
 MODULE = '''
 import numpy as np
@@ -140,3 +141,16 @@ def test_a_users_module_is_found_where_the_command_is_started(tmp_path):
         [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("0.25\n", "")
+
+
+def test_lists_of_numbers_with_commas():
+    assert split_policies("ucb:grid=0.5,0.9, fixed:p_tar=0.8,safe:bound=0.05@ucb") == [
+        "ucb:grid=0.5,0.9",
+        "fixed:p_tar=0.8",
+        "safe:bound=0.05@ucb",
+    ]
+    assert make_policy("ucb:grid=0.5,0.9").grid.tolist() == [0.5, 0.9]
+    last = make_policy("fixed:p_tar=1,1,0.8", exits=3).choose(Context())
+    assert last.exit_at[0, 0].tolist() == [1.0, 1.0, 0.8, 0.8]
+    with pytest.raises(EexError, match="one for each of 3 edge exits, got 2"):
+        make_policy("fixed:p_tar=1,0.8", exits=3)

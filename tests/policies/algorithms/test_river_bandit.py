@@ -118,3 +118,40 @@ def test_wishes_that_cannot_be_met(name, message):
         make_policy(name)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["river.bandit.BayesUCB", "river.bandit.ThompsonSampling", "river.bandit.Exp3:gamma=0.2"]
+)
+def test_what_wants_successes_learns_the_best_arm_too(name):
+    rng = np.random.default_rng(0)
+    edge = rng.uniform(0.2, 1.0, 3000)
+    confidence = np.column_stack([edge, np.minimum(1.0, edge + 0.3)])  # the cloud adds less than it costs
+    nothing = np.zeros((3000, 2), dtype=np.int64)
+    trace = Trace(confidence, nothing, nothing[:, 0], ("a",))
+    played = replay(make_policy(name + ":grid=0,1", runs=3), trace, 0.8, order="in-order")
+    assert played.offloaded[:, 1500:].mean() < 0.25
+
+
+def test_exp3_weights_do_not_overflow():
+    policy = make_policy("river.bandit.Exp3:gamma=0.9:grid=0.2,0.8")
+    told = MadeUpStream(1).outcomes(policy.choose(Context(frames=1)), 0)
+    told.probability[:], told.reward[:], told.overhead[:] = 0.05, 0.9, 0.1
+    for _ in range(2000):
+        policy.learn(told)
+    assert np.isfinite(list(policy._learners[0]._weights.values())).all()
+    policy.choose(Context(frames=3, first=1))
+
+
+def test_a_gaussian_that_could_never_try_an_arm_is_refused():
+    with pytest.raises(EexError, match="add burn_in=2"):
+        make_policy("river.bandit.ThompsonSampling:reward_obj=proba.Gaussian")
+
+
+def test_a_policy_of_ones_own_in_rivers_manner(tmp_path, monkeypatch):
+    (tmp_path / "mine_river.py").write_text(
+        "from river.bandit import EpsilonGreedy\n\n\nclass Mine(EpsilonGreedy):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = make_policy("mine_river:Mine:epsilon=0.5:grid=0.5,0.9", exits=2).choose(Context(frames=40))
+    assert set(chosen.exit_at[..., :2].ravel()) == {0.5, 0.9}

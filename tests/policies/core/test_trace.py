@@ -200,7 +200,10 @@ OTHER = {
     "without the label": (lambda t: t.drop_columns(["label"]), "column label is missing"),
     "seconds of some exits": (lambda t: t.drop_columns(["seconds_3"]), "column seconds_3 is missing"),
     "no rows": (lambda t: t[:0], "has no rows"),
-    "no format": (lambda t: t.replace_schema_metadata({}), "is an Arrow file, but not a trace"),
+    "no format": (
+        lambda t: t.drop_columns(["confidence_1"]).replace_schema_metadata({}),
+        "is an Arrow file, but not a trace; its columns",
+    ),
     "NaN": (with_column("confidence_2", [np.nan] * 50), "confidence must lie in [0, 1]: frame 0 (of 50) has nan"),
     "null": (with_column("confidence_2", [0.5, None] * 25), "frame 1 (of 50) has nan"),
     "above 1": (with_column("confidence_2", [1.5] * 50), "frame 0 (of 50) has 1.5"),
@@ -362,3 +365,54 @@ BAD_CSV = {
 def test_csv_files_that_are_no_trace(tmp_path, case):
     text, told = BAD_CSV[case]
     assert told in refusal(csv(tmp_path, text))
+
+
+def written_csv(path, rows="0.5,0.9,0,0,1,1,0\n", extra=""):
+    header = "conf_branch_1,conf_branch_2,infered_class_branches_1,infered_class_branches_2,correct_branch_1,"
+    path.write_text(header + "correct_branch_2,target" + extra + "\n" + rows)
+    return path
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = written_csv(tmp_path / "twice.csv", "0.5,0.9,0,0,1,1,0,0.8\n", ",conf_branch_1")
+    with pytest.raises(EexError, match="has the column conf_branch_1 twice"):
+        read_trace(path)
+
+
+def test_a_column_of_a_billionth_exit_is_refused_before_anything_is_made_of_it(tmp_path):
+    path = written_csv(tmp_path / "many.csv", "0.5,0.9,0,0,1,1,0,0.8\n", ",conf_branch_1000000000")
+    with pytest.raises(EexError, match="conf_branch_1000000000 is for an exit beyond the 1000th"):
+        read_trace(path)
+
+
+def test_gzipped_csv(tmp_path):
+    import gzip
+
+    plain = written_csv(tmp_path / "plain.csv")
+    (tmp_path / "packed.CSV.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_trace(tmp_path / "packed.CSV.gz").confidence.tolist() == [[0.5, 0.9]]
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(plain.read_bytes() * 50)[:-12])
+    with pytest.raises(EexError, match="not a whole gzip file"):
+        read_trace(tmp_path / "cut.csv.gz")
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_trace_that_pandas_wrote(text, tmp_path):
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    names = ("cat", "dog", "emu")
+    prediction = rng.integers(0, 3, (40, 3))
+    trace = Trace(rng.random((40, 3)), prediction, np.where(rng.random(40) < 0.2, -1, prediction[:, 0]), names)
+    write_trace(tmp_path / "own.arrow", trace)
+    with pa.OSFile(str(tmp_path / "own.arrow"), "rb") as source, pa.ipc.open_file(source) as reader:
+        frame = reader.read_all().to_pandas()
+    if text:
+        frame = frame.astype({c: "str" for c in frame if isinstance(frame[c].dtype, pd.CategoricalDtype)})
+        frame["label"] = frame["label"].where(frame["label"] != "nan", None)
+    frame.to_feather(tmp_path / "pandas.arrow", compression="uncompressed")
+    found = read_trace(tmp_path / "pandas.arrow")
+    np.testing.assert_array_equal(found.confidence, trace.confidence)
+    np.testing.assert_array_equal(found.label >= 0, trace.label >= 0)
+    right = (found.prediction == found.label[:, None])[found.label >= 0]
+    np.testing.assert_array_equal(right, (trace.prediction == trace.label[:, None])[trace.label >= 0])

@@ -66,9 +66,22 @@ def test_a_log_without_propensities_says_so(tmp_path):
     assert rows[1]["problem"].startswith("no ")
 
 
+def test_several_runs_one_after_another(random_run):
+    alone = call("evaluate", random_run, "--thresholds", "0.5", "--json").stdout
+    done = call("evaluate", random_run, random_run / "records", "--thresholds", "0.5", "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first == json.loads(alone)
+    assert first["rows"] == second["rows"]
+    assert [first["folder"], second["folder"]] == [str(random_run), str(random_run / "records")]
+    done = call("evaluate", random_run, random_run, "--thresholds", "0.5")
+    assert done.stdout.count("the run itself") == 2
+    assert done.stdout.count(f"{random_run}:\nestimated reward") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((), "give the folder of at least one run"),
         (("nowhere",), "no records here"),
         ((".", "--thresholds", "0.5,half"), "'half' is not a threshold"),
     ],

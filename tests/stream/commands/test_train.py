@@ -1,9 +1,11 @@
 """`eex-train` as a user types it: on tiny images, killed and started again, with a network of one's own."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -216,6 +218,133 @@ def test_experts_of_another_backbone_are_refused(home, tmp_path):
     assert "other settings" in again.stderr
 
 
+SHORT = (*TINY, "--epochs", 2, "--experts", "", "--no-measure", "--out", "model")
+
+
+@pytest.fixture
+def again(tmp_path, monkeypatch):
+    """A folder of its own with images, the user's modules and a finished training, to change and repeat."""
+    monkeypatch.delitem(sys.modules, "my_net", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a change within the same second would go unnoticed
+    draw_images(tmp_path / "images", 16, count=20, tests=0)
+    own = OWN.replace("from eex.models import cut", "from eex.models import cut\nfrom my_parts import activation")
+    (tmp_path / "my_net.py").write_text(own.replace("nn.ReLU()", "activation()"))
+    (tmp_path / "my_parts.py").write_text("from torch.nn import ReLU as activation\n")
+    train(*SHORT, cwd=tmp_path)
+    return tmp_path
+
+
+def test_training_says_what_it_goes_on_from(again):
+    done = train(*SHORT, cwd=again)
+    assert "pristine: goes on from its checkpoint: joint, after epoch 2 of 2" in done.stderr
+    assert "epoch 1/2" not in done.stderr
+
+
+def relabel(home):
+    for name in ("dark", "light"):
+        (home / "images" / "train" / name).rename(home / name)
+    (home / "dark").rename(home / "images" / "train" / "light")
+    (home / "light").rename(home / "images" / "train" / "dark")
+
+
+def redraw(home):
+    Image.new("RGB", (16, 16)).save(home / "images" / "train" / "dark" / "000.png")
+
+
+def reprogram(home):
+    (home / "my_parts.py").write_text("from torch.nn import GELU as activation\n")  # the weights stay the same
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(relabel, "other images or labels"), (redraw, "other images or labels"), (reprogram, "other code of the network")],
+)
+def test_checkpoints_of_other_data_or_code_are_refused(again, change, message):
+    change(again)
+    refused(call("train", *SHORT, cwd=again), message)
+
+
+# ---- what the images are
+
+
+def made(folder, *names, count=8):
+    """Images in folders, by which they differ."""
+    for k, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (20 * k, i, 0)).save(folder / name / f"{i}.png")
+    return folder
+
+
+QUICK = ("--width", 8, "--epochs", 1, "--experts", "", "--holdout", 0.25, "--batch", 4, "--after", 0)
+
+
+def test_classes_are_counted_and_what_is_left_out_is_said(tmp_path):
+    images = made(tmp_path / "images", "Train/cat", "Train/dog", "valid/cat", "Test/dog", "Test/emu")
+    Image.new("RGB", (8, 8)).save(images / "Train" / "stray.png")
+    (images / "Train" / "cat" / "notes.txt").write_text("hello")
+    (images / "Train" / "dog" / "broken.png").write_bytes(b"no image")
+    done = train("--data", images, "--out", tmp_path / "model", *QUICK)
+    assert "16 images of 2 classes to train on: cat 8, dog 8" in done.stderr
+    assert "1 file was not read: 1 .txt" in done.stderr
+    assert "1 images are left out, because they are in no class's folder" in done.stderr
+    assert "skipped Train/dog/broken.png: not a readable image" in done.stderr
+    assert "not among the training images, and so not learnt: emu" in done.stderr
+    assert "8 test images have no label that was trained, and are left out" in done.stderr
+    assert "final exit, undistorted, by class (test images): dog" in done.stdout
+    card = read_card(tmp_path / "model")
+    assert card.architecture.classes == ("cat", "dog")
+    assert card.measured["images"] == 8
+    assert [(row["class"], row["images"]) for row in card.measured["classes"]] == [("dog", 8)]
+
+
+@pytest.mark.parametrize("test", ["test", "test/unknown"])
+def test_an_unlabelled_test_part_claims_nothing(tmp_path, test):
+    images = made(tmp_path / "images", "train/cat", "train/dog", test)
+    done = train("--data", images, "--out", tmp_path / "model", *QUICK)
+    assert "has no labels: the model will not be measured" in done.stderr
+    assert "accuracy" not in done.stdout
+    assert read_card(tmp_path / "model").measured == {}
+
+
+def test_names_that_are_not_utf8_can_be_trained(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    images = made(tmp_path / name, f"train/{name}", "train/tea", f"test/{name}")
+    train("--data", images, "--out", tmp_path / "model", *QUICK)
+    card = read_card(tmp_path / "model")
+    assert card.architecture.classes == ("caf\\xe9", "tea")
+    assert card.training["data"] == "caf\\xe9"
+
+
+def test_transparent_icons_differ(tmp_path):
+    for name, mask in (("ring", 0), ("disc", 255)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            icon = Image.new("RGBA", (8, 8), (0, 0, 0, mask))  # black, its shape in the alpha channel
+            icon.putpixel((i % 8, i // 8), (0, 0, 0, 255))
+            icon.save(tmp_path / "images" / name / f"{i}.png")
+    train("--data", tmp_path / "images", "--out", tmp_path / "model", *QUICK[:2], "--epochs", 6, *QUICK[4:])
+    assert read_card(tmp_path / "model").training["validation_accuracy"][-1] == 1
+
+
+WRONG = {
+    "a single class": (["train/images"], {}, "at least two classes"),
+    "a class of pictures that cannot be read": (["cat", "dog"], {"owl/1.heic": b"x"}, "owl can be read (1 .heic)"),
+    "a class without a usable image": (["cat", "dog"], {"owl/1.png": b"x"}, "owl can be used; the first, owl/1.png"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_classes_do_not_vanish(tmp_path, case):
+    folders, files, message = WRONG[case]
+    made(tmp_path / "images", *folders)
+    for name, data in files.items():
+        (tmp_path / "images" / name).parent.mkdir()
+        (tmp_path / "images" / name).write_bytes(data)
+    refused(call("train", "--data", tmp_path / "images", "--out", tmp_path / "model", *QUICK), message)
+    assert not (tmp_path / "model").exists()
+
+
 def test_checkpoints_of_other_settings_are_refused(trained, home):
     refused(call("train", *TINY, "--epochs", 4, "--out", "model", cwd=home))
 
@@ -242,6 +371,7 @@ BAD = {
     "expert with a falling range": (["--experts", "gaussian_blur@2..1"], "rising range"),
     "expert beyond the levels": (["--experts", "gaussian_blur@1..1e9"], "gaussian_blur"),
     "everything held out": (["--holdout", "80"], "--holdout must be between 1 and 79"),
+    "part of an image held out": (["--holdout", "2.5"], "--holdout must be a whole number, or a share below 1"),
     "nothing held out": (["--holdout", "0"], "--holdout must be between 1 and 79"),
     "no epochs": (["--epochs", "0"], "--epochs 0 needs --start"),
     "no expert epochs": (["--expert-epochs", "0"], "epochs must be at least 1"),

@@ -15,8 +15,8 @@ from clips import clip, pyav
 from PIL import Image as Pillow
 
 from eex.policies.core.errors import EexError, ImageError
-from eex.stream.frames import sources
-from eex.stream.frames.sources import Frame, Skipped, Source, decode, download_cifar10, frames, load_all, open_source
+from eex.stream.frames import decoding, sources
+from eex.stream.frames.sources import Frame, Skipped, Source, download_cifar10, frames, load_all, open_source
 from eex.stream.frames.video import Damaged, Picture, VideoError
 
 
@@ -156,74 +156,6 @@ def test_a_file_that_is_no_zip(tmp_path):
 # --- single images ---
 
 
-def test_grey_and_palettes_and_alpha(tmp_path):
-    grey = picture()[:, :, 0]
-    save(tmp_path / "grey" / "x.png", grey, mode="L")
-    np.testing.assert_array_equal(only(tmp_path / "grey"), np.repeat(grey[:, :, None], 3, axis=2))
-
-    flat = np.zeros((4, 4, 3), dtype=np.uint8) + np.array([10, 200, 30], dtype=np.uint8)
-    save(tmp_path / "palette" / "x.png", flat, mode="P")
-    np.testing.assert_array_equal(
-        only(tmp_path / "palette"), np.array(Pillow.fromarray(flat).convert("P").convert("RGB"))
-    )
-
-    save(tmp_path / "clear" / "x.png", flat, mode="P", transparency=bytes(range(16)))  # Pillow would warn
-    assert only(tmp_path / "clear").shape == (4, 4, 3)
-
-    save(tmp_path / "alpha" / "x.png", np.dstack([picture(), grey]), mode="RGBA")
-    np.testing.assert_array_equal(only(tmp_path / "alpha"), picture())
-
-    save(tmp_path / "deep" / "x.png", grey.astype(np.uint16) * 257, mode="I;16")  # scaled, not clipped to white
-    np.testing.assert_array_equal(only(tmp_path / "deep"), np.repeat(grey[:, :, None], 3, axis=2))
-
-    save(tmp_path / "bits" / "x.png", grey > 128, mode="1")
-    assert set(np.unique(only(tmp_path / "bits"))) == {0, 255}
-
-
-def test_jpeg(tmp_path):
-    flat = np.full((16, 16, 3), 90, dtype=np.uint8)
-    save(tmp_path / "a" / "x.JPG", flat, quality=95, format="JPEG")
-    np.testing.assert_allclose(only(tmp_path / "a"), 90, atol=2)
-    save(tmp_path / "b" / "x.jpeg", flat, mode="CMYK")
-    np.testing.assert_allclose(only(tmp_path / "b"), 90, atol=4)
-
-
-def bad_png(tmp_path, cut):
-    save(tmp_path / "whole.png", picture(height=64, width=64))
-    data = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "whole.png").unlink()
-    return data[: int(len(data) * cut)]
-
-
-@pytest.mark.parametrize("cut", [0, 0.001, 0.01, 0.1, 0.5, 0.9])
-def test_truncated_png(tmp_path, cut):
-    with pytest.raises(ImageError, match=r"not a readable image: \w"):
-        decode(bad_png(tmp_path, cut), "x.png")
-
-
-def test_any_damage_is_an_image_error(tmp_path):
-    for name in ("x.png", "x.jpg", "x.bmp", "x.webp"):
-        save(tmp_path / name, picture(height=16, width=16))
-        whole = (tmp_path / name).read_bytes()
-        for seed in range(60):
-            rng = np.random.default_rng(seed)
-            data = bytearray(whole)
-            for at in rng.integers(0, len(data), 4):
-                data[at] = rng.integers(256)
-            data = data[: rng.integers(1, len(data) + 1)]
-            try:
-                assert decode(bytes(data), name).dtype == np.uint8
-            except ImageError as error:
-                assert "\n" not in str(error)  # noqa: PT017
-
-
-def test_postscript_never_reaches_ghostscript(monkeypatch):
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
-    monkeypatch.setattr("subprocess.check_call", lambda *a, **k: pytest.fail("ran a program"))
-    with pytest.raises(ImageError, match="not a readable image"):
-        decode(eps, "x.jpg")
-
-
 def test_what_cannot_be_read_is_skipped_alone(tmp_path):
     save(tmp_path / "good.png", picture())
     (tmp_path / "folder.jpg").mkdir()
@@ -260,7 +192,7 @@ def test_a_file_that_went_away_is_skipped(labelled):
 
 def test_huge_files_are_skipped(labelled, tmp_path, monkeypatch):
     path = zipped(labelled, tmp_path / "images.zip")
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 20)
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 20)
     for spec in (path, labelled):
         with pytest.raises(ImageError, match="at most 20"):
             open_source(str(spec)).read(0)
@@ -301,45 +233,6 @@ def test_resizing_keeps_the_middle(tmp_path):
     assert (open_source(str(tmp_path), shape=(3, 10, 10), resize=True).read(0) == 255).all()
 
 
-# --- arrays ---
-
-
-def array_file(tmp_path, array, **options):
-    np.save(tmp_path / "x.npy", array, **options)
-    return tmp_path
-
-
-def test_arrays(tmp_path):
-    np.testing.assert_array_equal(only(array_file(tmp_path, picture())), picture())
-    floats = picture() / 255
-    for array in (floats, floats.astype(np.float32), floats.transpose(2, 0, 1), floats.astype(">f8")):
-        image = only(array_file(tmp_path, array))
-        assert image.dtype == np.float32
-        np.testing.assert_allclose(image, floats, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("array", "reason"),
-    [
-        (np.where(picture() == picture()[0, 0, 0], np.nan, 0.5), "NaN or infinite"),
-        (np.full((8, 8, 3), np.inf), "192 values are NaN or infinite"),
-        (np.full((8, 8, 3), 1e300), "values must lie in"),
-        (np.full((8, 8, 3), -0.1), "values must lie in"),
-        (np.full((8, 8, 3), 2.0), r"values must lie in \[0, 1\], got 0…2"),
-        (np.zeros((8, 8)), r"expected an array of shape \(H, W, 3\), got \(8, 8\)"),
-        (np.zeros((2, 8, 8, 3)), "expected an array of shape"),
-        (np.zeros((0, 8, 3)), "expected an array of shape"),
-        (np.float64(0), "expected an array of shape"),
-        (np.zeros((8, 8, 3), dtype=np.int64), "uint8 or floats, got int64"),
-        (np.zeros((8, 8, 3), dtype=complex), "uint8 or floats"),
-        (np.full((8, 8, 3), "a"), "uint8 or floats"),
-    ],
-)
-def test_bad_arrays(tmp_path, array, reason):
-    with pytest.raises(ImageError, match=reason):
-        only(array_file(tmp_path, array))
-
-
 class Bomb:
     """Unpickled, it makes the file `path`."""
 
@@ -348,28 +241,6 @@ class Bomb:
 
     def __reduce__(self):
         return os.system, (f"touch {self.path}",)
-
-
-def test_object_arrays_are_never_unpickled(tmp_path):
-    mark = tmp_path / "mark"
-    folder = tmp_path / "arrays"
-    folder.mkdir()
-    array_file(folder, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
-    (folder / "bare.npy").write_bytes(pickle.dumps(Bomb(mark)))
-    np.savez(folder / "many.npz", a=np.zeros((8, 8, 3)))
-    (folder / "many.npz").rename(folder / "many.npy")
-    assert [type(f) for f in one_pass(open_source(str(folder)))] == [Skipped] * 3
-    assert not mark.exists()
-
-
-def test_damaged_arrays(tmp_path):
-    whole = (array_file(tmp_path, picture() / 255) / "x.npy").read_bytes()
-    for at in range(0, len(whole), 7):
-        with pytest.raises(ImageError):
-            decode(whole[:at], "x.npy")
-    huge = whole.replace(b"(8, 8, 3)", b"(8" + b"0" * 3 + b",8,3)")[:-1]
-    with pytest.raises(ImageError):
-        decode(huge, "x.npy")
 
 
 # --- passes ---
@@ -429,7 +300,7 @@ def test_load_all_leaves_out_bad_images():
 
 
 def test_load_all_takes_floats(tmp_path):
-    array_file(tmp_path, picture() / 255)
+    np.save(tmp_path / "x.npy", picture() / 255)
     np.testing.assert_array_equal(load_all(open_source(str(tmp_path)))[0][0], picture().transpose(2, 0, 1))
 
 
