@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError
+from eex.stream.frames.decoding import MAX_PIXELS
 
 if TYPE_CHECKING:
     import av
@@ -33,8 +34,6 @@ DEEPEST_DECODER = 64
 """More packets than any decoder holds back before their frames come."""
 ONE_FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg2video", "mpeg4", "png", "vp9"})
 MISSING = "cannot be decoded"
-MAX_PIXELS = 1 << 26
-"""Pixels of the largest frame that is decoded, 67 million: twice those of 8K."""
 _UNTIMED = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "png_pipe", "image2pipe", "h264", "hevc"})
 """Formats without times, which FFmpeg makes up from a rate: they hold for a file, not for what comes over a network."""
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
