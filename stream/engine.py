@@ -125,11 +125,10 @@ class Engine:
             self.streams = Streams.of(policy, price, usual_bytes(net, price), first)
         else:
             self.streams = policy
-        self.net, self.learners, self.clock = net, self.streams.learners, clock
+        self.net, self.learners, self.clock, self.kind = net, self.streams.learners, clock, kind
         if self.learners.exits != net.edge_exits:
             raise ValueError(f"the policy is for {self.learners.exits} edge exits, the network has {net.edge_exits}")
         self.whole = whole or net.partition == net.exits
-        self.kind = kind
         self.learners.count(kind)
         self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
         self.edge_exits = net.edge_exits

@@ -150,12 +150,12 @@ class Policy(Arrays):
 
     Attributes
     ----------
-    reward
-        What the rewards that it learns from count (`Reward`); set by whoever plays the policy.
     joint
         Whether learners of many streams may be rows of one such policy (`eex.policies.core.learners`): each run may be
         at another frame, and all that it has learned is its row of the arrays in `state`, whose shapes never change.
         Otherwise, and by default, each stream gets a policy of its own.
+    reward
+        What the rewards that it learns from count (`Reward`); set by whoever plays the policy.
     keys
         Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
         the parts of a sweep do, so that they draw what the whole would.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError
+from eex.stream.frames.decoding import MAX_PIXELS
 
 if TYPE_CHECKING:
     import av
@@ -34,9 +35,9 @@ DEEPEST_DECODER = 64
 """More packets than any decoder holds back before their frames come."""
 ONE_FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg2video", "mpeg4", "png", "vp9"})
 MISSING = "cannot be decoded"
-MAX_PIXELS = 1 << 26
-"""Pixels of the largest frame that is decoded, 67 million: twice those of 8K."""
-_CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none"), "win32": ("dshow", "video={}")}
+_UNTIMED = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "png_pipe", "image2pipe", "h264", "hevc"})
+"""Formats without times, which FFmpeg makes up from a rate: they hold for a file, not for what comes over a network."""
+_CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
 
 
 class VideoError(EexError):
@@ -78,8 +79,18 @@ class Damaged:
 
 
 def camera(number: int) -> tuple[str, dict[str, str]]:
-    """What `decode_video` takes for the camera of a number: its device, and options that say how it is opened."""
-    kind, device = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
+    """What `decode_video` takes for the camera of a number: its device, and options that say how it is opened.
+
+    Raises
+    ------
+    EexError
+        If cameras have no numbers on this system.
+    """
+    if sys.platform not in _CAMERAS:
+        raise EexError(
+            "cameras can be opened by number on Linux and macOS only; use the camera's rtsp:// or http:// URL"
+        )
+    kind, device = _CAMERAS[sys.platform]
     return device.format(number), {"format": kind}
 
 
@@ -148,12 +159,13 @@ def decode_video(
                 f"is too large: {context.width}x{context.height}, at most {MAX_PIXELS:,} pixels are decoded"
             )
         context.options = {"max_pixels": str(MAX_PIXELS)}  # it may grow later
-        yield from _decoded(av, container, patience, size)
+        remote = isinstance(video, str) and video.startswith(("http:", "https:"))
+        yield from _decoded(av, container, patience, size, timed=not (remote and container.format.name in _UNTIMED))
         return container.duration is not None
 
 
 def _decoded(
-    av: Any, container: "av.container.InputContainer", patience: float, size: tuple[int, int] | None
+    av: Any, container: "av.container.InputContainer", patience: float, size: tuple[int, int] | None, timed: bool
 ) -> Iterator[Picture | Damaged]:
     stream = container.streams.video[0]
     stream.thread_type = "SLICE"  # threads by frame would hold back as many frames as there are threads
@@ -167,7 +179,7 @@ def _decoded(
             packet = next(packets, None)
             if packet is None:
                 announced, least = _announced(container, stream)
-                if number < least:
+                if number < least - awaited.cut:
                     yield Damaged(number, f"the file announces {announced} frames and ends after {number:,}")
                 return
             awaited.sent(packet)
@@ -192,7 +204,7 @@ def _decoded(
                 yield Damaged(number, "a part of it is damaged")
             else:
                 without = 0
-                seconds = float("nan") if frame.time is None else float(frame.time)
+                seconds = float(frame.time) if timed and frame.time is not None else float("nan")
                 yield Picture(number, seconds, _upright(frame, size))
             number += 1
         if packet is not None and packet.size == 0:  # the last, which empties the decoder
@@ -227,11 +239,18 @@ class _Awaited:
         self._known = codec in ONE_FRAME_PER_PACKET
         self._times: set[int] = set()
         self._begun = False  # what a stream that is joined halfway sends before its first key frame is not missed
+        self._sent_at: int | None = None  # decoding time of the last packet, which rises
+        self.cut = 0  # frames that the file says are not to be shown
 
     def sent(self, packet: Any) -> None:
         self._begun = self._begun or packet.is_keyframe
+        self.cut += bool(packet.is_discard)
+        if packet.dts is not None:
+            if self._sent_at is not None and packet.dts < self._sent_at:  # timestamps jumped back
+                self._times.clear()
+            self._sent_at = packet.dts
         if self._known and self._begun and packet.size and packet.pts is not None and not packet.is_discard:
-            if len(self._times) >= DEEPEST_DECODER:  # timestamps jumped back
+            if len(self._times) >= DEEPEST_DECODER:
                 self._times.clear()
             self._times.add(packet.pts)
 
@@ -241,8 +260,9 @@ class _Awaited:
     def missing(self, frame: Any) -> int:
         """Number of frames that should have come before this one."""
         self._known = self._known and not frame.interlaced_frame  # its two fields may come as two packets
-        if not self._known or frame.pts is None:
+        if not self._known:
             self._times.clear()
+        if frame.pts not in self._times:  # one from before a jump
             return 0
         lost = {time for time in self._times if time < frame.pts}
         self._times -= lost | {frame.pts}

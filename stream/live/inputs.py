@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import re
 import sys
 import time
@@ -292,6 +293,13 @@ def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
                 found[path.name] = state.st_mtime_ns, state.st_size
         return found
 
+    def take(name: str) -> Shot | Broken:
+        shown_as = os.fsencode(name).decode("utf-8", "replace")  # a name need not be UTF-8
+        try:
+            return _shot(read_bytes(folder / name), shown_as, found[name][0] / 1e9)
+        except ImageError as error:
+            return Broken(shown_as, str(error))
+
     taken: dict[str, tuple[int, int]] = {}
     before: dict[str, tuple[int, int]] | None = None
     while not stop.is_set():
@@ -308,10 +316,7 @@ def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
         for name in sorted(ready, key=lambda name: (found[name], name)):
             if stop.is_set():
                 return True
-            try:
-                yield _shot(read_bytes(folder / name), name, found[name][0] / 1e9)
-            except ImageError as error:
-                yield Broken(name, str(error))
+            yield take(name)
         taken = {name: state for name, state in taken.items() if name in found} | {n: found[n] for n in ready}
         before = found
         yield None
@@ -472,4 +477,5 @@ def _message(frames: list[bytes], name: str) -> Shot | Broken:
             header = msgspec.json.decode(headers[-1], type=Header)
         except msgspec.DecodeError as error:
             return Broken(name, f"its header is not JSON with name and captured: {error}")
-    return _shot(data, header.name or name, header.captured)
+    captured = time.time() if header.captured is None else header.captured
+    return _shot(data, header.name or name, captured)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from eex.policies.core.base import Ints
+from eex.policies.core.base import Ints, Policy
 from eex.policies.core.columns import Rows
 from eex.policies.core.errors import EexError, ImageError
 from eex.policies.core.price import parse_price
@@ -185,7 +185,7 @@ class Session:
                 EmbeddedWorker(models, config.network, processes=connection.processes)
             )
         self.net = net = load_network(config) if net is None else net
-        make = partial(_policy, config.policy, config.options(), net.edge_exits, config.seed)
+        make = partial(_policy, config, net.edge_exits)
         make(1)  # or fail before a worker is waited for
         encoding = None
         if offloader is None:
@@ -208,6 +208,7 @@ class Session:
             deadlines_ms=self._deadlines_ms,
             left=self._answer,
             exit_cost=config.exit_cost,
+            kind=config.reward,
             gather=config.gather,
             drop_below=config.drop_below,
             capacity=max(CAPACITY, 4 * config.batch),
@@ -222,6 +223,7 @@ class Session:
         self._unrecorded = ""
         self._made_for = {
             "policy": ":".join([config.policy, *config.policy_option]),
+            "reward": config.reward,
             "edge exits": net.edge_exits,
             "network": net.fingerprint,
             "learners": config.learn,
@@ -830,8 +832,10 @@ class Session:
         log.warning("%s", text)
 
 
-def _policy(name: str, options: dict[str, str], exits: int, seed: int, runs: int) -> Any:
-    return make_policy(name, options, exits=exits, runs=runs, seed=seed)
+def _policy(config: LiveConfig, exits: int, runs: int) -> Policy:
+    policy = make_policy(config.policy, config.options(), exits=exits, runs=runs, seed=config.seed)
+    policy.reward = config.reward
+    return policy
 
 
 def _with(config: Any, options: dict[str, Any]) -> Any:

@@ -431,7 +431,7 @@ class Careful(Fixed):
     """Answers on the edge while no worker is believed to be there."""
 
     def choose(self, context):
-        self.p_tar = 0.9 if context.reachable else 0.1
+        self.p_tar = (0.9 if context.reachable else 0.1,)
         return super().choose(context)
 
 

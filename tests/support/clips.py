@@ -19,14 +19,26 @@ def shade(number):
     return 20 + 6 * (number % 36)
 
 
-def clip(path, frames=20, size=(48, 64), rate=25, codec="mpeg4", grey=shade, times=None, colour=None, **options):
+def clip(
+    path,
+    frames=20,
+    size=(48, 64),
+    rate=25,
+    codec="mpeg4",
+    grey=shade,
+    times=None,
+    colour=None,
+    gop=5,
+    reordered=0,
+    **options,
+):
     """Write a video whose frame k is of one grey, or of the colour; its left upper quarter is white."""
     av = pyav()
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        stream.options = {"g": "5"}
+        stream.options = {"g": str(gop), "bf": str(reordered)}
         for number in range(frames):
             image = np.full((*size, 3), grey(number) if colour is None else colour, dtype=np.uint8)
             image[: size[0] // 2, : size[1] // 2] = 255

@@ -1,7 +1,9 @@
 """Videos as PyAV decodes them: their pictures, times, rotation and colours, and what is damaged."""
 
 import io
+import shutil
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -116,6 +118,22 @@ def test_damaged_frames_are_passed_over_and_counted(tmp_path, codec, lost):
     good = {f.number: int(f.image[-10, -10, 0]) for f in frames if isinstance(f, Picture)}
     assert len(good) >= 14  # a group of pictures at most is lost
     assert list(good.values()) == pytest.approx([shade(k) for k in good], abs=4)
+
+
+def test_videos_one_after_another_in_a_file_are_not_damaged(tmp_path):
+    """Their timestamps jump back, while frames of the first are still in the decoder."""
+    path = clip(tmp_path / "a.ts", codec="mpeg2video", reordered=2)
+    path.write_bytes(path.read_bytes() * 3)
+    frames = list(decode_video(str(path)))
+    assert [type(f) for f in frames] == [Picture] * 60
+    assert [int(f.image[-10, -10, 0]) for f in frames] == pytest.approx([shade(k) for k in range(20)] * 3, abs=8)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg to cut a video")
+def test_frames_that_a_file_says_are_not_to_be_shown_are_not_missed(tmp_path):
+    path, part = clip(tmp_path / "a.mp4", gop=20), tmp_path / "cut.mp4"
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-ss", "0.4", "-i", path, "-c", "copy", part], check=True)
+    assert {type(f) for f in decode_video(str(part))} == {Picture}
 
 
 def test_a_video_cut_short_gives_what_there_is(tmp_path):

@@ -218,6 +218,16 @@ def test_a_camera_that_goes_and_comes_back(server, fed):
     assert int(taken[-1].image[-2, -2, 0]) in {value for k in range(36) for value in range(shade(k) - 4, shade(k) + 5)}
 
 
+def test_frames_without_timestamps_are_captured_when_they_come(server, fed):
+    """FFmpeg makes up 25 frames per second for MJPEG: at other rates they would seem ever older, or newer."""
+    server.interval = 0.1
+    _, taken = fed(f"{server.url}/cam")
+    taken.wait(12)
+    assert np.diff([a.captured for a in taken[4:]]) == pytest.approx(0.1, abs=0.06)
+    ages = [time.time() - time.perf_counter() + a.arrived - a.captured for a in taken]
+    assert max(map(abs, ages)) < 0.1
+
+
 def test_a_stream_that_stalls_without_closing(server, fed):
     feed, taken = fed(f"{server.url}/stalled", patience_s=0.3)
     wait_for(lambda: server.connections >= 3)
