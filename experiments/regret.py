@@ -470,7 +470,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     exits = max(len(h["thresholds_per_exit"]) for h in summary["hindsight"])
     columns = {"regret_best_arm": "best fixed\nthreshold"}
     if exits > 1:
-        columns["regret_best_per_exit"] = "best, one\nan exit"
+        columns["regret_best_per_exit"] = "best, one\nper exit"
     if any(abs(row["regret_dynamic"] - row["regret_best_arm"]) > 1e-6 for row in summary["rows"]):
         columns["regret_dynamic"] = "best of each\nsegment"
     columns["regret_oracle"] = "\noracle"
