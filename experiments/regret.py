@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 import eex.policies
+from eex.experiments.imports import imported_by
 from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
 from eex.policies.algorithms.arms import GRID
 from eex.policies.core.base import Policy, Reward, classes_of
@@ -249,7 +250,8 @@ def fingerprint(policies: Sequence[Policy], texts: Sequence[str]) -> str:
     """What the policies of a sweep are made of, as a hash; a new one each time where that cannot be known.
 
     It covers eex's policies with the agents that are shipped; the files and folders that options name; and of plug-ins,
-    also inside wrappers, their package, and every module outside the installed ones that is loaded with them.
+    also inside wrappers, their package, and every module outside the installed ones that is loaded with them or that
+    they may import later.
     """
     files = _files_of(Path(inspect.getfile(eex.policies)).parent)
     for value in (part.partition("=")[2] for text in texts for part in re.split("[:@]", text)):
@@ -272,6 +274,8 @@ def fingerprint(policies: Sequence[Policy], texts: Sequence[str]) -> str:
         modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] != "eex"]
         loaded = {Path(file).resolve() for m in modules if (file := getattr(m, "__file__", None))}
         files |= {path for path in loaded if own(path)}
+        for cls in foreign:
+            files |= imported_by(cls.__module__, own)
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -470,7 +474,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     exits = max(len(h["thresholds_per_exit"]) for h in summary["hindsight"])
     columns = {"regret_best_arm": "best fixed\nthreshold"}
     if exits > 1:
-        columns["regret_best_per_exit"] = "best, one\nan exit"
+        columns["regret_best_per_exit"] = "best, one\nper exit"
     if any(abs(row["regret_dynamic"] - row["regret_best_arm"]) > 1e-6 for row in summary["rows"]):
         columns["regret_dynamic"] = "best of each\nsegment"
     columns["regret_oracle"] = "\noracle"

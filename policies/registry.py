@@ -206,6 +206,7 @@ def list_policies() -> list[tuple[str, str, str]]:
 
 def _row(name: str, cls: type[Policy]) -> tuple[str, str, str]:
     summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+    summary = re.sub(r"(?::[\w:]+:)?`+([^`]*)`+", r"\1", summary).replace("\\", "")  # without the site's markup
     if name == RECOMMENDED and "recommended" not in summary:
         summary += " (recommended)"
     defaults = ", ".join(f"{k}={_shown(v)}" for k, (_, v) in options_of(cls).items())

@@ -29,8 +29,9 @@ NOTES = """
   is nothing published to set beside ours.
 - The streams are recordings of the shipped model on CIFAR-10's test images, with the expert branches that its
   classifier selects: one stream a distortion level, and one that goes through all of them (`changing`). Beside them,
-  the authors' own traces of a one-branch AlexNet (`--published FOLDER` names the folder of their CSV files). Frames are
-  drawn with replacement from a stream, and feedback is not delayed.
+  the authors' own traces (`--published FOLDER` names the folder of their CSV files): of a one-branch AlexNet, and a
+  timed one that is named after AlexNet too but is MobileNetV2 by the authors' configuration. Frames are drawn
+  with replacement from a stream, and feedback is not delayed.
 - Beside AdaEE (`ucb`, c = 1, the thresholds 0, 0.1 … 1) play `gain-curve`, the policy that we recommend, `random`, and
   every fixed threshold. Regret is against the best fixed threshold of hindsight, of each segment where the stream
   changes.

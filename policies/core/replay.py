@@ -194,7 +194,7 @@ def replay(
     )
 
 
-_COPIED = {"arm": np.int16, "exit": np.int8, "offloaded": np.bool_, "fallback": np.bool_, "reward": np.float64}
+_COPIED = {"arm": np.int32, "exit": np.int16, "offloaded": np.bool_, "fallback": np.bool_, "reward": np.float64}
 
 
 def _check(policy: Policy, trace: Trace, overhead: float | Floats, delay: int, feedback: Feedback | None) -> None:

@@ -92,6 +92,12 @@ def test_by_entry_point():
     assert type(make_policy("ucb")).__name__ == "UCB"  # names of eex's own stay its own
 
 
+def test_list_is_plain_text():
+    shown = " ".join(summary for _, summary, _ in list_policies())
+    assert "`" not in shown
+    assert "\\" not in shown
+
+
 @pytest.mark.usefixtures("plugins")
 def test_list_shows_plugins_and_wrappers_and_what_is_recommended():
     listed = {name: (summary, options) for name, summary, options in list_policies()}

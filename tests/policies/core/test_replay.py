@@ -334,3 +334,11 @@ def test_segments():
     np.testing.assert_array_equal(drawn, np.broadcast_to(expected, (3, 9000)))
     assert set(frames.ravel()) == set(range(90))
     assert (frames != draw_frames(trace, 9000, "in-order", 2, np.arange(3))).mean() > 0.9
+
+
+def test_more_exits_than_a_byte_counts():
+    confidence = np.full((4, 202), 0.1)
+    confidence[:, 200] = 1.0
+    answers = np.zeros((4, 202), dtype=int)
+    played = replay(Fixed(p_tar=0.9, exits=201), Trace(confidence, answers, answers[:, 0], ("cat",)), 0.1)
+    assert (played.exit == 200).all()
