@@ -1,6 +1,8 @@
 """The network of a run: the model, its device and partition point."""
 
+import logging
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,21 +14,69 @@ if TYPE_CHECKING:
 
 
 def load_network(config: NetworkConfig) -> "EarlyExitNet":
-    """Load the configured network, optimised for inference, on its device.
+    """Load the configured network, optimised for inference, on its device, to be run by the configured backend.
+
+    With `backend` "auto", a folder that holds both weights and ONNX files is run by the backend that takes less time
+    for a micro-batch on this machine; otherwise by the one that can.
 
     Raises
     ------
     EexError
         If the network cannot be used, or the device or partition point does not exist.
     """
-    from eex.models.card import load
-    from eex.models.fast import optimised
+    from eex.models.card import WEIGHTS
 
-    net = optimised(load(config.model, pick_device(config.device), make_network(config.network)))
+    folder = config.model
+    exported = folder is not None and (folder / "onnx.json").exists()
+    weights = folder is None or not exported or (folder / WEIGHTS).exists()
+    if config.backend == "torch" and not weights:
+        raise EexError(f"--backend torch: {folder} holds no {WEIGHTS}, only ONNX files; name the folder they came from")
+    if config.backend == "onnx" or (config.backend == "auto" and exported):
+        from eex.models.onnx import load_onnx
+
+        if folder is None:
+            raise EexError("--backend onnx needs an exported model: run eex-export --out DIR, then add --model DIR")
+        if config.device == "cuda":
+            raise EexError("--device cuda: ONNX files run on the processor here; expected --device cpu or auto")
+        net: EarlyExitNet = load_onnx(folder)
+        if config.backend == "auto" and weights:
+            net = _faster(net, _torch_network(config), getattr(config, "batch", 1))
+    else:
+        net = _torch_network(config)
     if config.partition > net.exits:
         raise EexError(f"--partition must lie in 1…{net.exits}, the model's stages; got {config.partition}")
     net.partition = config.partition or net.partition
     return net
+
+
+def _torch_network(config: NetworkConfig) -> "EarlyExitNet":
+    from eex.models.card import load
+    from eex.models.fast import optimised
+
+    return optimised(load(config.model, pick_device(config.device), make_network(config.network)))
+
+
+def _faster(onnx: "EarlyExitNet", torch_net: "EarlyExitNet", batch: int) -> "EarlyExitNet":
+    """The one of two networks that takes less time for all stages and exits of a micro-batch, by medians."""
+    import torch
+
+    taken: dict[str, list[float]] = {"onnx": [], "torch": []}
+    nets = {"onnx": onnx, "torch": torch_net}
+    with torch.inference_mode():
+        for _ in range(7):  # in turn, so that a busy machine slows both
+            for name, net in nets.items():
+                x = torch.zeros(batch, *net.architecture.input_shape, device=net.mean.device)
+                started = time.perf_counter()
+                for i in range(net.exits):
+                    x = net.stage(i, x)
+                    net.branch(i, net.experts[0], x).cpu()
+                taken[name].append(time.perf_counter() - started)
+    ms = {name: 1000 * sorted(times[2:])[2] for name, times in taken.items()}  # the first two warm up
+    best = min(ms, key=lambda name: ms[name])
+    logging.getLogger(__name__).warning(
+        "backend %s: a micro-batch of %d takes %.2f ms in onnx, %.2f ms in torch", best, batch, ms["onnx"], ms["torch"]
+    )
+    return nets[best]
 
 
 def make_network(name: str) -> "EarlyExitNet | None":

@@ -43,6 +43,9 @@ class NetworkConfig:
     """Random seed for the image order, the distortions and the policies."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device for the network; when streaming, for its edge part."""
+    backend: Literal["auto", "torch", "onnx"] = "auto"
+    """What runs the network: torch, or ONNX Runtime for a model that eex-export wrote. auto measures where the model's
+    folder has both forms."""
     partition: int = 0
     """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
     the fastest."""

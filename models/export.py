@@ -1,0 +1,123 @@
+"""A model as ONNX files, one per stage, branch and distortion classifier, with the card that describes them."""
+
+import copy
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from eex.models.card import CARD, load, read_card
+from eex.models.network import EarlyExitNet
+from eex.models.onnx import MANIFEST, Manifest, branch_file, digest, stage_file
+from eex.policies.core.errors import EexError, ModelError
+from eex.policies.core.files import replacing
+
+OPSET = 20
+
+
+def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> list[Path]:
+    """Write a saved model's stages, calibrated branches and classifier as ONNX in float32, and its card.
+
+    Each weight is written once. The batch axis is dynamic. The manifest, which names the files and their SHA-256, is
+    written last: a folder without one holds no exported model.
+
+    Parameters
+    ----------
+    model
+        Folder of weights and card; by default the shipped model.
+    out
+        Folder to write to; the model's own folder gives one that both backends run.
+    net
+        For a custom backbone: the network as its own code cuts it.
+
+    Returns
+    -------
+    list of Path
+        The ONNX files.
+
+    Raises
+    ------
+    EexError
+        If the model cannot be loaded, one of its operations has no ONNX form, or the folder cannot be written.
+    """
+    card = read_card(model)
+    net = load(model, "cpu", net)
+    parts: dict[str, bytes] = {}
+    x = torch.rand(2, *net.architecture.input_shape)
+    if net.classifier is not None:
+        parts["classifier.onnx"] = _onnx(net.classifier, x, "the distortion classifier")
+    with torch.no_grad():
+        for i in range(net.exits):
+            parts[stage_file(i)] = _onnx(_Stage(net, i), x, f"stage {i + 1}")
+            x = net.stage(i, x)
+            for expert in net.experts:
+                name = f"the branch '{expert}' at exit {i + 1}"
+                parts[branch_file(i, expert)] = _onnx(_Branch(net, i, expert), x, name)
+    costs = {k: list(v) for k, v in asdict(net.costs()).items()}
+    manifest = Manifest(1, net.fingerprint, costs, {name: digest(data) for name, data in parts.items()})
+    for name, data in parts.items():
+        with replacing(out / name) as part:
+            part.write_bytes(data)
+    if not (out / CARD).exists() or read_card(out) != card:
+        with replacing(out / CARD) as part:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n")
+    with replacing(out / MANIFEST) as part:
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    return [out / name for name in parts]
+
+
+class _Stage(nn.Module):
+    """A stage with the normalisation before it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: EarlyExitNet, i: int) -> None:
+        super().__init__()
+        self.layers = copy.deepcopy(net.stages[i])
+        self.first = i == 0
+        self.register_buffer("mean", net.mean.clone())
+        self.register_buffer("std", net.std.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers((x - self.mean) / self.std if self.first else x)
+        return out
+
+
+class _Branch(nn.Module):
+    """A branch with its temperature."""
+
+    def __init__(self, net: EarlyExitNet, i: int, expert: str) -> None:
+        super().__init__()
+        self.layers = copy.deepcopy(net.branches[i][expert])  # type: ignore[index]
+        self.temperature = net.temperature[i][expert]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x) / self.temperature
+        return out
+
+
+def _onnx(module: nn.Module, x: Tensor, name: str) -> bytes:
+    try:
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError:
+        raise EexError("exporting needs onnx and onnxscript: pip install 'eex[export]'") from None
+    module.eval()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporter, about itself
+            batch = torch.export.Dim("batch", min=1)
+            program = torch.onnx.export(
+                module, (x,), dynamo=True, dynamic_shapes=({0: batch},), opset_version=OPSET, verbose=False
+            )
+    except Exception as error:
+        line = next((line for line in str(error.__cause__ or error).splitlines() if line.strip()), "no reason given")
+        raise ModelError(f"{name} cannot be exported to ONNX: {line.strip()[:300]}") from None
+    assert program is not None
+    data: bytes = program.model_proto.SerializeToString()
+    return data

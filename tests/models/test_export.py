@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from eex.models.card import SHIPPED, load, save
+from eex.models.export import export
+from eex.models.network import make
+from eex.models.onnx import MANIFEST, digest, load_onnx
+from eex.models.spectrum import DistortionClassifier
+from eex.policies.core.errors import EexError, ModelError
+from eex.stream.frames.frames import FrameConfig
+from eex.stream.groups import every_exit
+from eex.stream.network import load_network
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small model in both forms: weights and ONNX files."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    net = make("resnet", ["a", "b", "c"], shares=[0.5], width=8, input_shape=(3, 16, 16))
+    net.add_expert("gaussian_blur")
+    net.classifier = DistortionClassifier(("pristine", "gaussian_blur"))
+    net.temperature[0]["gaussian_blur"] = 2.0
+    save(net.eval(), folder)
+    export(folder, folder)
+    return folder
+
+
+@pytest.fixture
+def exported(model, tmp_path):
+    """The ONNX form alone."""
+    for path in model.iterdir():
+        if path.name != "weights.safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def config(model, backend, device="cpu"):
+    return FrameConfig(model=model, backend=backend, device=device, batch=2)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "auto"])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_backends_answer_like_the_saved_model(model, backend, batch):
+    saved, net = load(model), load_network(config(model, backend))
+    assert (net.fingerprint, net.experts) == (saved.fingerprint, saved.experts)
+    assert net.costs().feature_bytes == saved.costs().feature_bytes
+    if backend == "onnx":
+        assert net.costs() == saved.costs()
+    images = torch.rand(batch, 3, 16, 16)
+    with torch.inference_mode():
+        expected, found = every_exit(saved, images), every_exit(net, images)
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_allclose(found[2], expected[2], atol=1e-4)
+        x = saved.stage(0, images)
+        torch.testing.assert_close(net.stage(0, images), x, atol=1e-4, rtol=1e-4)
+        for expert in saved.experts:
+            torch.testing.assert_close(net.branch(0, expert, x), saved.branch(0, expert, x), atol=1e-4, rtol=1e-4)
+
+
+def test_auto_says_what_it_measured(model, caplog):
+    load_network(config(model, "auto"))
+    assert "a micro-batch of 2 takes" in caplog.text
+
+
+def test_an_exported_model_needs_no_weights(exported):
+    assert load_network(config(exported, "auto")).fingerprint == load_network(config(exported, "onnx")).fingerprint
+    with pytest.raises(EexError, match=r"--backend torch: .* holds no weights\.safetensors"):
+        load_network(config(exported, "torch"))
+    with pytest.raises(EexError, match="--device cuda: ONNX files run on the processor"):
+        load_network(config(exported, "onnx", "cuda"))
+
+
+def test_what_is_not_exported():
+    with pytest.raises(EexError, match="run eex-export --out DIR"):
+        load_network(config(None, "onnx"))
+    with pytest.raises(ModelError, match=r"onnx\.json: missing"):
+        load_network(config(SHIPPED, "onnx"))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08\x07 no ONNX"])
+def test_a_damaged_file(exported, data):
+    (exported / "stage-1.onnx").write_bytes(data)
+    with pytest.raises(ModelError, match=r"stage-1\.onnx: does not match onnx\.json"):
+        load_onnx(exported)
+    change(exported, lambda manifest: manifest["sha256"].update({"stage-1.onnx": digest(data)}))
+    with pytest.raises(ModelError, match=r"stage-1\.onnx: ONNX Runtime .* cannot run it"):
+        load_onnx(exported)
+
+
+def test_a_missing_file(exported):
+    (exported / "stage-2.onnx").unlink()
+    with pytest.raises(ModelError, match=r"stage-2\.onnx: cannot be read"):
+        load_onnx(exported)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format": 2}, "has format 2, expected 1"),
+        ({"fingerprint": "0" * 16}, "does not match the card"),
+        ({"costs": {}}, "run eex-export again"),
+        ({"extra": 1}, "not written by this version"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(exported, changed, message):
+    change(exported, lambda manifest: manifest.update(changed))
+    with pytest.raises(ModelError, match=message):
+        load_onnx(exported)
+
+
+def change(folder, how):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    how(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
