@@ -1,5 +1,6 @@
 """`eex-worker`: run the rest of the network for edges."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class Worker:
     key_clients: int = 32
     """Maximum number of connections with the same key."""
     metrics_port: int | None = None
-    """Serve /health and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
+    """Serve /health, /ready, /alive and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
     metrics_host: str = "127.0.0.1"
     """Address for --metrics-port to listen on."""
     with_parent: bool = False
@@ -112,8 +113,8 @@ class Worker:
             )
         if not 0 <= self.p_tar <= 1:
             raise EexError(f"--p-tar must lie in [0, 1], got {self.p_tar:g}")
-        if not self.deadline_ms > 0:
-            raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
+        if not 0 < self.deadline_ms < math.inf:
+            raise EexError(f"--deadline-ms must be more than 0 and finite, got {self.deadline_ms:g}")
         if self.upstream_keys is None and not self.plain:
             raise EexError("--upstream needs --upstream-keys, a folder with edge.key and worker.pub, or --plain")
         if len(self.models) > 1:
@@ -144,7 +145,7 @@ def _main() -> int:
         keys = read_keys()
         stop_with_parent(stop)
     elif not options.plain:
-        keys = worker_keys(options.keys or default_folder())
+        keys = worker_keys(options.keys or default_folder(), log)
     elif not is_loopback(options.bind):
         log(f"plain text on {options.bind}: anyone who can reach it can read and send frames")
     stats = Stats()

@@ -9,6 +9,7 @@ import zmq
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.protocol import MAX_FRAMES, Buffer
+from eex.stream.wire.reach import Lookup, is_address, split
 from eex.stream.wire.security import HANDSHAKE_EVENTS, HANDSHAKE_MS, read_event, secure_edge
 from eex.stream.wire.sockets import receive, send
 
@@ -36,10 +37,19 @@ class Channel:
 
     def __init__(self, context: zmq.Context[Any], endpoint: str, keys: EdgeKeys | None) -> None:
         self.context, self.endpoint, self.keys = context, endpoint, keys
+        host, _ = split(endpoint)
+        self._ipv6 = "[" in endpoint
+        self._lookup = None if is_address(host) else Lookup(host)
         self.open()
+
+    @property
+    def misses_ipv6(self) -> bool:
+        """Whether the name turned out to have IPv6 addresses only, so that the connection must be made anew."""
+        return self._lookup is not None and self._lookup.ipv6_only and not self._ipv6
 
     def open(self) -> None:
         """Make the socket and connect it."""
+        self._ipv6 |= self.misses_ipv6
         self.socket = self.context.socket(zmq.DEALER)
         for option, value in {
             zmq.LINGER: 0,
@@ -53,7 +63,7 @@ class Channel:
             zmq.HEARTBEAT_TIMEOUT: 3000,
             zmq.RECONNECT_IVL: 50,
             zmq.RECONNECT_IVL_MAX: 400,
-            zmq.IPV6: int("[" in self.endpoint),
+            zmq.IPV6: int(self._ipv6),
         }.items():
             self.socket.setsockopt(option, value)
         if self.keys is not None:

@@ -5,6 +5,7 @@
 """
 
 import math
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +18,9 @@ from eex.stream.wire.channel import Channel, timed_out
 from eex.stream.wire.encoding import Encoded
 from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.offload import Reply
-from eex.stream.wire.peer import Peer
+from eex.stream.wire.peer import REOPEN_S, Peer
 from eex.stream.wire.protocol import MAX_BYTES, Welcome
+from eex.stream.wire.reach import why_unreachable
 from eex.stream.wire.requests import Requests
 from eex.stream.wire.security import check_plain, fatal, why_handshake_failed
 
@@ -130,9 +132,9 @@ class ZmqOffloader:
             if welcome := next((peer.welcome for peer in self._peers if peer.welcome), None):
                 return welcome
             self._step(min(end, now + CONNECT_STEP_S))
-        nobody = f"no eex-worker answered within {timeout_s:g} s; is it running there, and reachable?"
         self.close()
-        raise OffloadError("; ".join(f"{peer.endpoint}: {peer.problem or nobody}" for peer in self._peers))
+        why = [f"{peer.endpoint}: {peer.problem or why_unreachable(peer.endpoint, timeout_s)}" for peer in self._peers]
+        raise OffloadError("; ".join(why))
 
     def submit(self, id: int, stage: int, expert: str, features: NDArray[Any] | Encoded) -> bool:
         """Send features to go on from a stage, without waiting; see `Offloader`.
@@ -189,6 +191,9 @@ class ZmqOffloader:
             if channel.monitor in ready:
                 self._read_events(peer, channel)
         now = time.monotonic()
+        for peer, channel in zip(self._peers, self._channels, strict=True):
+            if channel.misses_ipv6:
+                peer.reopen_at = self._requests.due = -math.inf
         if now >= self._requests.due:  # all that had come by then was read
             self._reopen(now)
             self._requests.tend(now)
@@ -215,6 +220,7 @@ class ZmqOffloader:
             else:
                 problem = why_handshake_failed(event, value, channel.keys)
                 peer.handshake_failed(now, problem, final=fatal(event), hangs=timed_out(event, value))
+                peer.reopen_at += random.random() * REOPEN_S  # many edges that come back do not come at once
         if broke:
             self._requests.lost(now, peer)
 

@@ -5,9 +5,12 @@ printable characters. The pair `worker` belongs to the worker, the others to cli
 public halves lie in its folder. An edge needs its own pair and `worker.pub`. `eex-keys` makes them.
 """
 
+import errno
 import os
 import re
 import stat
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +48,17 @@ Known = Callable[[bytes], str]
 
 @dataclass(frozen=True)
 class WorkerKeys:
-    """What a worker needs: its own pair, and which clients it knows."""
+    """What a worker needs: its own pair, and which clients it knows.
+
+    Attributes
+    ----------
+    refresh
+        Reads again what may have changed; to be called about once per second.
+    """
 
     own: Pair
     known: Known
+    refresh: Callable[[], None] = lambda: None
 
 
 def default_folder() -> Path:
@@ -120,8 +130,7 @@ def read_pair(path: Path) -> Pair:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            text = file.read(200).strip()
+        text = _head(path).strip()
     except FileNotFoundError:
         raise EexError(f"{path}: there is no such key; make keys with: eex-keys {path.parent}") from None
     except OSError as error:
@@ -131,25 +140,151 @@ def _read(path: Path) -> bytes:
     return text
 
 
-def worker_keys(folder: Path) -> WorkerKeys:
-    """A worker's keys from a folder. Clients are looked up as they connect, so their keys may come and go meanwhile.
+class KeyFolder:
+    """The public halves in a folder, kept in memory: looking one up costs a `stat` of the folder and a dictionary.
+
+    Only regular, small, readable files with a printable UTF-8 name count; others are skipped and reported once.
+    A change of the folder (a key added, deleted or renamed) is noticed at the next look-up. A file that is changed in
+    place is noticed by `refresh`, which is to be called every now and then, from any thread.
+
+    Parameters
+    ----------
+    log
+        Receives one line per file that is skipped.
+    """
+
+    def __init__(self, folder: Path, log: Callable[[str], None] = lambda line: None) -> None:
+        self._folder, self._log = os.fsencode(folder), log
+        self._lock = threading.Lock()  # `refresh` may run in several threads
+        self._files: dict[bytes, tuple[_Version, bytes]] = {}  # by file name: what was read, empty if it is no key
+        self._names: dict[bytes, str] = {}  # of clients, by public half
+        self._seen: int | None = None  # the folder's time of change at the last reading; None: read it again
+        self._reported: set[bytes] = set()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def known(self, public: bytes) -> str:
+        """The name of the client with a public half; empty for a stranger. Never raises."""
+        if self._seen is None or self._seen != self._changed():
+            self.refresh()
+        return self._names.get(public, "")
+
+    def refresh(self) -> None:
+        """Read what has changed since the last time. Never raises."""
+        with self._lock:
+            changed, now = self._changed(), time.time_ns()
+            try:
+                found = self._read()
+            except FileNotFoundError:
+                found = {}
+            except OSError as error:  # as when no descriptor is free: what was known still is
+                self._report(b"", f"the folder of keys cannot be read: {error.strerror}")
+                return
+            self._reported &= found.keys()
+            names: dict[bytes, str] = {}
+            for name in sorted(found):
+                if found[name][1]:
+                    names.setdefault(found[name][1], os.fsdecode(name.removesuffix(_PUB)))
+            self._files, self._names = found, names
+            # a change just after this one may carry the same time
+            self._seen = changed if changed is not None and now - changed > _GRAIN_NS else None
+
+    def _changed(self) -> int | None:
+        try:
+            return os.stat(self._folder).st_mtime_ns
+        except OSError:
+            return None
+
+    def _read(self) -> dict[bytes, tuple["_Version", bytes]]:
+        found: dict[bytes, tuple[_Version, bytes]] = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if not name.endswith(_PUB) or name == os.fsencode(WORKER) + _PUB:
+                    continue
+                try:
+                    state = entry.stat()  # of what a link leads to
+                except OSError as error:
+                    self._report(name, error.strerror)
+                    continue
+                version = state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size
+                if name in self._files and self._files[name][0] == version:
+                    found[name] = self._files[name]
+                    continue
+                try:
+                    found[name] = version, self._key(name, state)
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE):  # those pass: it is read the next time
+                        found[name] = version, b""
+                        self._report(name, error.strerror)
+        return found
+
+    def _key(self, name: bytes, state: os.stat_result) -> bytes:
+        """The public half in a file; empty if there is none."""
+        problem = ""
+        if not _printable(name):
+            problem = "its name is not printable UTF-8 of at most 200 bytes"
+        elif not stat.S_ISREG(state.st_mode):
+            problem = "it is not a regular file"
+        elif state.st_size > _MOST_BYTES:
+            problem = f"it has {state.st_size:,} bytes, a key has 40"
+        else:
+            text = _head(os.path.join(self._folder, name)).strip()
+            if _Z85.fullmatch(text):
+                return text
+            problem = "it does not hold 40 characters of Z85"
+        self._report(name, problem)
+        return b""
+
+    def _report(self, name: bytes, problem: str | None) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
+            path = os.path.join(self._folder, name).decode(errors="backslashreplace") if name else ""
+            self._log(f"{ascii(path)[1:-1]}: not used as a client's key: {problem}" if name else f"{problem}")
+
+
+_Version = tuple[int, int, int, int]
+_PUB = b".pub"
+_MOST_BYTES = 200
+_GRAIN_NS = 50_000_000  # file systems date changes by a clock that may tick this slowly
+
+
+def _printable(name: bytes) -> bool:
+    try:
+        return name.decode().isprintable() and len(name) <= 200
+    except UnicodeDecodeError:
+        return False
+
+
+def _head(path: bytes | Path) -> bytes:
+    """The first bytes of a regular file; a FIFO or a device is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return os.read(descriptor, _MOST_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def worker_keys(folder: Path, log: Callable[[str], None] = lambda line: None) -> WorkerKeys:
+    """A worker's keys from a folder. Clients' keys may come and go while the worker runs.
+
+    Parameters
+    ----------
+    log
+        Receives one line per `.pub` file that cannot be used.
 
     Raises
     ------
     EexError
         If the worker's own pair cannot be read.
     """
-
-    def known(public: bytes) -> str:
-        for path in sorted(folder.glob("*.pub")):
-            try:
-                if path.stem != WORKER and _read(path) == public:
-                    return path.stem
-            except EexError:  # somebody else's file, or one that is just being written
-                continue
-        return ""
-
-    return WorkerKeys(read_pair(folder / f"{WORKER}.key"), known)
+    own = read_pair(folder / f"{WORKER}.key")
+    clients = KeyFolder(folder, log)
+    return WorkerKeys(own, clients.known, clients.refresh)
 
 
 def edge_keys(folder: Path, name: str = EDGE) -> EdgeKeys:

@@ -3,8 +3,11 @@
 Plain text is for loopback, and only on request; beyond loopback it takes a second, more explicit request.
 """
 
+import contextlib
 import ipaddress
+import math
 import struct
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +21,13 @@ ZAP = "inproc://zeromq.zap.01"
 DOMAIN = "eex"
 HANDSHAKE_MS = 1000
 """A peer that has not finished the handshake by then is dropped."""
+
+STRANGERS_PER_S = 50
+STRANGERS_AT_ONCE = 25
+"""Rejections per second, and how many may be made at once after a quiet time."""
+
+MOST_STRANGERS = 1000  # that wait for their rejection
+QUESTIONS_AT_ONCE = 256
 
 _MECHANISM_MISMATCH = 0x11000002
 
@@ -76,18 +86,78 @@ def zap_socket(context: zmq.Context[Any]) -> zmq.Socket[bytes]:
     return socket
 
 
-def answer_zap(socket: zmq.Socket[bytes], known: Known) -> str:
-    """Answer one question of libzmq's (ZeroMQ RFC 27); the reason if the client was rejected, else empty."""
-    frames = socket.recv_multipart()
-    cut = frames.index(b"") + 1  # after the envelope
-    version, request, _, address, _, mechanism, *credentials = frames[cut:]
-    name = known(z85.encode(credentials[0])) if mechanism == b"CURVE" and credentials else ""
-    status, text = (b"200", b"OK") if name else (b"400", b"unknown client")
-    socket.send_multipart([*frames[:cut], version, request, status, text, name.encode(), b""])
-    if name:
-        return ""
-    key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else "none"
-    return f"rejected a client from {address.decode(errors='replace')} whose key is not known: {key}"
+class Doorkeeper:
+    """Answers libzmq's questions about clients (ZeroMQ RFC 27): the known at once, strangers a few per second.
+
+    A stranger that is rejected comes back at once, and each handshake costs; one that waits for its answer does not.
+    A stranger's question that has waited for longer than a handshake may take is dropped.
+
+    Parameters
+    ----------
+    socket
+        Of `zap_socket`.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], known: Known) -> None:
+        self.socket, self._known = socket, known
+        self._strangers: deque[tuple[float, list[bytes], str]] = deque()  # since when, the reply, why
+        self._next_at = -math.inf  # when the next stranger may be answered
+
+    def answer(self, now: float) -> list[str]:
+        """Answer what can be answered now; one line per stranger that was rejected."""
+        for _ in range(QUESTIONS_AT_ONCE):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._question(frames, now)
+        rejected = []
+        self._next_at = max(self._next_at, now - STRANGERS_AT_ONCE / STRANGERS_PER_S)
+        while self._strangers and (self._next_at <= now or self._stale(now)):
+            stale = self._stale(now)
+            _, reply, line = self._strangers.popleft()
+            rejected.append(line)
+            if not stale:
+                self._next_at += 1 / STRANGERS_PER_S
+                self._send(reply)
+        return rejected
+
+    def due_in_ms(self, now: float) -> float:
+        """When the next stranger can be answered; infinite if none waits."""
+        return max(0.0, 1000 * (self._next_at - now)) if self._strangers else math.inf
+
+    def _stale(self, now: float) -> bool:
+        return 1000 * (now - self._strangers[0][0]) > HANDSHAKE_MS
+
+    def _question(self, frames: list[bytes], now: float) -> None:
+        cut = frames.index(b"") + 1  # after the envelope
+        version, request, _, address, _, mechanism, *credentials = frames[cut:]
+        curve = mechanism == b"CURVE" and len(credentials) == 1 and len(credentials[0]) == 32
+        key = z85.encode(credentials[0]) if curve else b""
+        head = [*frames[:cut], version, request]
+        if name := self._known(key) if key else "":
+            self._send([*head, b"200", b"OK", client_id(key, name).encode(), b""])
+        elif len(self._strangers) < MOST_STRANGERS:  # others' handshakes time out
+            line = (
+                f"rejected a client from {address.decode(errors='replace')} whose key is not known: "
+                f"{key.decode() or 'none'}"
+            )
+            self._strangers.append((now, [*head, b"400", b"unknown client", b"", b""], line))
+
+    def _send(self, frames: list[bytes]) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # libzmq does not wait for it any more
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+
+
+def client_id(key: bytes, name: str) -> str:
+    """What libzmq attaches to each message of a client as its User-Id: its public half and its name."""
+    return f"{key.decode()} {name}"
+
+
+def still_known(known: Known, client: str) -> bool:
+    """Whether a key, by `client_id`, is known under the name that it had when it connected."""
+    key, _, name = client.partition(" ")
+    return known(key.encode()) == name
 
 
 def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None) -> str:

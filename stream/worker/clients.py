@@ -1,6 +1,7 @@
 """Whom a worker serves, how much of each, and the replies that wait until their client reads them. No sockets."""
 
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -8,7 +9,11 @@ from eex.stream.wire.protocol import Buffer, Refusal
 from eex.stream.worker.stats import Stats
 
 GONE_S = 3.0
-"""A client that was silent for this long makes room for others; edges ping several times a second."""
+"""A client that was silent for this long is gone; edges ping several times per second."""
+
+IDLE_S = 3.0
+"""A client that asked for nothing for this long makes room for others, even if it pings; it is served again when it
+asks, if there is room."""
 
 UNREAD_S = 1.0
 """A reply that its client has not read by then is dropped."""
@@ -67,7 +72,9 @@ class Client:
     seen
         When its last message came.
     key
-        The name of its key; empty in plain text.
+        Its public half and its name (`eex.stream.wire.security.client_id`); empty in plain text.
+    asked
+        When its last hello or request came.
     waiting
         Requests accepted and not answered yet.
     outbox
@@ -78,6 +85,7 @@ class Client:
     seen: float
     key: str = ""
     waiting: int = 0
+    asked: float = -math.inf
     outbox: deque[tuple[float, list[Buffer]]] = field(default_factory=deque)
 
 
@@ -105,23 +113,47 @@ class Clients:
         """A client that is served, by id."""
         return self._clients.get(id)
 
-    def admit(self, id: bytes, now: float, key: str) -> Client:
+    def admit(self, id: bytes, now: float, key: str, *, asks: bool = True) -> Client:
         """The client that sent a message, new or not.
+
+        Parameters
+        ----------
+        asks
+            Whether it wants something. If not, and there is no room, the client returned is not kept.
 
         Raises
         ------
         RefusedError
-            If there are too many already, also once those that went silent have made room.
+            If there are too many already, and none of them is idle.
         """
         client = self._clients.get(id)
         if client is None or client.key != key:  # a client may choose an id that another key's had
-            if self._problem(key):
-                self._drop_silent(now)
-                if problem := self._problem(key):
+            if (problem := self._problem(key)) and not (asks and self._make_room(now, key)):
+                if asks:
                     raise RefusedError("clients", problem)
-            client = self._clients[id] = Client(id, now, key)
+                return Client(id, now, key, asked=now)
+            client = self._clients[id] = Client(id, now, key, asked=now)
         client.seen = now
+        if asks:
+            client.asked = now
         return client
+
+    @property
+    def served_keys(self) -> set[str]:
+        """Keys of the clients that are served."""
+        return {client.key for client in self._clients.values()}
+
+    def revoke(self, key: str) -> None:
+        """Serve the clients of a key no more."""
+        for client in list(self._clients.values()):
+            if client.key == key:
+                client.waiting -= len(client.outbox)
+                client.outbox.clear()
+                del self._clients[client.id]
+
+    def present(self, now: float) -> int:
+        """Clients that have been heard of lately."""
+        return sum(now - client.seen <= GONE_S for client in list(self._clients.values()))
 
     def check_room(self, client: Client, window: int) -> None:
         """See that a client may have one more request under way.
@@ -136,7 +168,7 @@ class Clients:
         if client.key:
             waiting = sum(other.waiting for other in self._clients.values() if other.key == client.key)
             if waiting >= self._limits.key_requests:
-                text = f"{self._limits.key_requests} requests of the key '{client.key}' are under way already"
+                text = f"{self._limits.key_requests} requests of the key '{_name(client.key)}' are under way already"
                 raise RefusedError("busy", text)
 
     def _problem(self, key: str) -> str:
@@ -145,13 +177,26 @@ class Clients:
         if len(self._clients) >= limits.clients:
             return f"the worker serves {limits.clients} clients already"
         if key and sum(client.key == key for client in self._clients.values()) >= limits.key_clients:
-            return f"the worker serves {limits.key_clients} clients with the key '{key}' already"
+            return f"the worker serves {limits.key_clients} clients with the key '{_name(key)}' already"
         return ""
 
-    def _drop_silent(self, now: float) -> None:
-        for client in list(self._clients.values()):
-            if now - client.seen > GONE_S and not client.waiting and not client.outbox:
-                del self._clients[client.id]
+    def _make_room(self, now: float, key: str) -> bool:
+        """Drop a client that is idle or gone: one of the same key if that has too many, else of the one with most."""
+        counts = Counter(client.key for client in self._clients.values())
+        own = bool(key) and counts[key] >= self._limits.key_clients
+        idle = [
+            client
+            for client in self._clients.values()
+            if now - client.asked > IDLE_S
+            and not client.waiting
+            and not client.outbox
+            and (client.key == key or not own)
+        ]
+        if not idle:
+            return False
+        least = min(idle, key=lambda client: (now - client.seen <= GONE_S, -counts[client.key], client.asked))
+        del self._clients[least.id]
+        return not self._problem(key)
 
     # ---- replies
 
@@ -192,3 +237,8 @@ class Clients:
             client.outbox.clear()
             self._clients.pop(client.id, None)
             return True
+
+
+def _name(key: str) -> str:
+    """Of a client's key, whose public half comes before it."""
+    return key.partition(" ")[2] or key

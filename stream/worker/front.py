@@ -9,16 +9,17 @@ import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import zmq
 
 from eex.stream.wire.keys import Known
 from eex.stream.wire.protocol import Buffer, Welcome
-from eex.stream.wire.security import answer_zap
+from eex.stream.wire.security import Doorkeeper, still_known
 from eex.stream.wire.sockets import receive, send
 from eex.stream.worker.clients import Limits
+from eex.stream.worker.connections import Connections
+from eex.stream.worker.log import Log, Throttled
 from eex.stream.worker.pool import Replica, ReplicaPool
 from eex.stream.worker.service import Service
 from eex.stream.worker.stats import Stats
@@ -28,7 +29,7 @@ DRAIN_POLL_MS = 10
 FLUSH_MS = 2  # between two attempts to send what a client has no room for
 READ_AT_ONCE = 64  # messages that are read before batches are handed out
 MOST_PARTS = 16  # of a message; the protocol's have three
-LINES_A_SECOND = 20
+SWEEP_S = 0.5  # how late it is noticed that a client's key is gone
 
 
 class Front:
@@ -46,8 +47,15 @@ class Front:
         To count in, where the replicas count too.
     zap, known
         The socket on which libzmq asks about clients, and who is known.
+    connections
+        Of the socket; None if nobody bounds them.
     log
-        Takes a line for each refusal and each lost replica, at most `LINES_A_SECOND`.
+        Receives a line for each refusal and each lost replica, within the limits of `eex.stream.worker.log.Throttled`.
+
+    Attributes
+    ----------
+    turned
+        When `serve` last looked at its sockets.
 
     Raises
     ------
@@ -66,11 +74,15 @@ class Front:
         stats: Stats | None = None,
         zap: zmq.Socket[bytes] | None = None,
         known: Known = lambda key: "",
+        connections: Connections | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
         self.socket, self.stats, self.limits = socket, stats or Stats(), limits or Limits()
-        self._zap, self._known = zap, known
-        self._log = Throttled(log)
+        self._door = None if zap is None else Doorkeeper(zap, known)
+        self._known, self._connections = known, connections
+        self._swept = self.turned = time.monotonic()
+        self._written, self._log = log, Throttled(log)
+        self.stats.log = self._log
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._woken, False)
         self.pool = ReplicaPool(replicas, self._wake, self._log)
@@ -91,6 +103,10 @@ class Front:
     def busy_ms(self) -> float:
         """For how long the longest call of a model has been running."""
         return self.pool.busy_ms(time.monotonic())
+
+    def unwritten(self) -> int:
+        """Lines that the log could not write, where it counts them."""
+        return self._written.dropped if isinstance(self._written, Log) else 0
 
     def serve(self, stop: threading.Event) -> None:
         """Answer until `stop` is set, then what has been accepted by then."""
@@ -117,17 +133,40 @@ class Front:
             wait_ms = min(wait_ms, self.service.waiting.due_in_ms(time.monotonic()))
         if self.service.clients.owed:
             wait_ms = min(wait_ms, FLUSH_MS)
+        if self._door is not None:
+            wait_ms = min(wait_ms, self._door.due_in_ms(time.monotonic()))
         ready = dict(self._poller.poll(math.ceil(wait_ms)))
         if self._woken in ready:
             os.read(self._woken, 4096)
-        if self._zap is not None and self._zap in ready and (line := answer_zap(self._zap, self._known)):
-            self.stats.strangers += 1
-            self._log(line)
+        self.turned = now = time.monotonic()
+        try:
+            self._guard(now)
+        except Exception as error:  # whatever strangers do, the known are served
+            self._log(f"a connection could not be handled: {type(error).__name__}: {error}")
         if self.socket in ready:
             self._read()
         self._collect()
         self._hand_out()
         self.service.clients.flush(time.monotonic())
+
+    def _guard(self, now: float) -> None:
+        """Let clients in, and end connections that may not stay."""
+        if self._connections is not None:
+            self._connections.update(now)
+            self._connections.check(now, lambda: self._read() < READ_AT_ONCE)
+        if self._door is None:
+            return
+        for line in self._door.answer(now):
+            self.stats.strangers += 1
+            self._log(line)
+        if now - self._swept > SWEEP_S:
+            self._swept = now
+            for key in self.service.clients.served_keys:
+                if not still_known(self._known, key):
+                    self.service.clients.revoke(key)
+                    self._log(f"the key '{key.partition(' ')[2]}' is not known any more; its connections are ended")
+            if self._connections is not None:
+                self._connections.end_strangers(lambda key: still_known(self._known, key))
 
     def _read(self) -> int:
         """Take in what has come; how many messages."""
@@ -135,9 +174,15 @@ class Front:
             message = receive(self.socket, MOST_PARTS)
             if message is None:
                 return k
-            key = "" if self._zap is None else str(message[-1].get("User-Id"))  # the name that `answer_zap` gave
+            now = time.monotonic()
+            key = "" if self._door is None else str(message[-1].get("User-Id"))  # see `client_id`
+            if self._connections is not None:
+                self._connections.took(message[-1], key, now)
+            new = self.service.clients.get(message[0].bytes) is None
+            if new and self._door is not None and not still_known(self._known, key):
+                continue
             frames: list[Buffer] = [frame.buffer for frame in message[1:]]
-            self.service.take_in(time.monotonic(), message[0].bytes, frames, key)
+            self.service.take_in(now, message[0].bytes, frames, key)
         return READ_AT_ONCE
 
     def _hand_out(self) -> None:
@@ -166,18 +211,3 @@ class Front:
     def _wake(self) -> None:
         """Called by other threads: there is something to collect."""
         os.write(self._waker, b"\0")
-
-
-class Throttled:
-    """A log that takes a limited number of lines per second, so that strangers cannot fill a disk with it."""
-
-    def __init__(self, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._log, self._clock = log, clock
-        self._times: deque[float] = deque(maxlen=LINES_A_SECOND)
-
-    def __call__(self, line: str) -> None:
-        """Log a line, unless there were too many within a second."""
-        now = self._clock()
-        if len(self._times) < LINES_A_SECOND or now - self._times[0] > 1:
-            self._times.append(now)
-            self._log(line)

@@ -20,6 +20,7 @@ INLINE_S = 0.002
 """A call that was quicker than this the last time runs in the calling thread: handing it over costs as much."""
 
 RECOVER_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0  # whether an idle replica is still there
 JOIN_S = 1.0  # for a thread to end; one whose model hangs does not
 
 
@@ -115,7 +116,7 @@ class ReplicaPool:
     @property
     def ready(self) -> int:
         """Replicas that are there."""
-        return len(self._ready)
+        return sum(is_alive(self.replicas[k]) for k in list(self._ready))
 
     @property
     def free(self) -> bool:
@@ -175,18 +176,31 @@ class ReplicaPool:
     def _run(self, k: int) -> None:
         """What the thread of replica k does."""
         replica = self.replicas[k]
-        while (batch := self._work.get()) is not None:
+        while True:
+            try:
+                batch = self._work.get(timeout=CHECK_EVERY_S)
+            except queue.Empty:
+                if not self._ending and not is_alive(replica):
+                    self._lost(k, "it ended while it had nothing to do")
+                continue
+            if batch is None:
+                return
             try:
                 self._results.append((batch, answer(replica, batch)))
                 self._wake()
             except ReplicaLostError as error:
                 self._ready.discard(k)
                 self._results.append((batch, None))
-                self._log(f"a replica is gone: {one_line(str(error))}")
-                self._wake()
-                self._recover(replica)
-                self._ready.add(k)
-                self._wake()
+                self._lost(k, str(error))
+
+    def _lost(self, k: int, why: str) -> None:
+        """Replica k is gone; bring it back."""
+        self._ready.discard(k)
+        self._log(f"a replica is gone: {one_line(why)}")
+        self._wake()
+        self._recover(self.replicas[k])
+        self._ready.add(k)
+        self._wake()
 
     def _recover(self, replica: Replica) -> None:
         while not self._ending:
@@ -196,6 +210,11 @@ class ReplicaPool:
             except Exception as error:
                 self._log(f"a replica does not come back: {one_line(str(error))}")
                 time.sleep(RECOVER_EVERY_S)
+
+
+def is_alive(replica: Replica) -> bool:
+    """Whether a replica is there, as far as it can say without being run."""
+    return bool(getattr(replica, "alive", True))
 
 
 def answer(replica: Replica, batch: RequestBatch) -> tuple[list[Answer], float]:

@@ -36,6 +36,11 @@ class ProcessReplica:
         self._socket: zmq.Socket[bytes] | None = None
         worker.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process is running."""
+        return self._worker.running
+
     def connect(self) -> list[Welcome]:
         """Wait until it listens; what its models are.
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +16,10 @@ from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import MAX_HEADER_BYTES, Welcome
 from eex.stream.wire.security import HANDSHAKE_MS, check_plain, secure_worker, zap_socket
 from eex.stream.worker.clients import Limits
+from eex.stream.worker.connections import Connections
 from eex.stream.worker.embedded import GRACE_S, READY
 from eex.stream.worker.front import Front
+from eex.stream.worker.log import Log
 from eex.stream.worker.pool import LocalReplica, Replica
 from eex.stream.worker.prometheus import monitoring
 from eex.stream.worker.stats import Stats
@@ -27,9 +29,16 @@ QUEUE = 8
 """Most messages that wait in the socket for or from one client."""
 
 
-def log(line: str) -> None:
-    """Print one line for the user on stderr."""
-    print(f"eex-worker: {line}", file=sys.stderr, flush=True)
+log = Log(2, "eex-worker: ")
+"""Has one line for the user written on stderr."""
+
+REFRESH_S = 1.0
+"""Time between two looks at the files of keys."""
+
+RESERVED = 64
+"""Descriptors kept for what is not a client's connection."""
+
+MOST_DESCRIPTORS = 1 << 16
 
 
 def serve(
@@ -84,6 +93,8 @@ def listen(
     """
     if keys is None:
         check_plain(bind, anywhere)
+    message_bytes = max(w.max_bytes for w in welcomes) + MAX_HEADER_BYTES
+    out = Log(1)
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
         zap = None if keys is None else stack.enter_context(zap_socket(context))
@@ -92,7 +103,7 @@ def listen(
             zmq.LINGER: 1000,  # ms for the last replies to leave
             zmq.SNDHWM: QUEUE,
             zmq.RCVHWM: QUEUE,
-            zmq.MAXMSGSIZE: max(w.max_bytes for w in welcomes) + MAX_HEADER_BYTES,
+            zmq.MAXMSGSIZE: message_bytes,
             zmq.ROUTER_MANDATORY: 1,
             zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
             zmq.HEARTBEAT_IVL: 2000,  # ms; lets go of clients that vanished
@@ -102,19 +113,51 @@ def listen(
             socket.setsockopt(option, value)
         if keys is not None:
             secure_worker(socket, keys)
+        connections = Connections(socket, context, most_connections(), message_bytes)
+        stack.callback(connections.close)
         try:
             socket.bind(bind)
         except zmq.ZMQError as error:
             raise OffloadError(f"cannot listen on {bind}: {error}; expected tcp://address:port that is free") from None
         known = (lambda key: "") if keys is None else keys.known
         front = Front(
-            socket, welcomes, replicas, shapes=shapes, limits=limits, stats=stats, zap=zap, known=known, log=log
+            socket,
+            welcomes,
+            replicas,
+            shapes=shapes,
+            limits=limits,
+            stats=stats,
+            zap=zap,
+            known=known,
+            connections=connections,
+            log=log,
         )
+        if keys is not None:
+            threading.Thread(target=_refresh, args=(keys, stop), daemon=True).start()
         if metrics is not None:
             url = stack.enter_context(monitoring(front, metrics[1], metrics[0]))
-            print(f"eex-worker: {url}/metrics and {url}/health", flush=True)
-        print(READY + socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"), flush=True)
+            out(f"eex-worker: {url}/metrics, {url}/health, {url}/ready and {url}/alive")
+        out(READY + socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
         front.serve(stop)
+    for written in (out, log):
+        written.flush()
+
+
+def most_connections() -> int:
+    """How many connections the process has descriptors for, after raising its soft limit as far as is sensible."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    limit = MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MOST_DESCRIPTORS)
+    return max(8, (limit - RESERVED) * 7 // 8)
+
+
+def _refresh(keys: WorkerKeys, stop: threading.Event) -> None:
+    while not stop.wait(REFRESH_S):
+        keys.refresh()
 
 
 def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:

@@ -103,7 +103,7 @@ class Service:
             return
         client = Client(id, now)
         try:
-            client = self.clients.admit(id, now, key)
+            client = self.clients.admit(id, now, key, asks=not isinstance(header, Ping))
             if isinstance(header, Ping):
                 self.clients.notify(client, pack(Pong(header.id, self.queued, self._busy_ms(now), self.draining)))
             elif self.draining:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from eex.stream.worker.log import Throttled
+
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LATENCY_BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
@@ -50,6 +52,8 @@ class Stats:
         Replies that their clients did not read.
     strangers
         Connections rejected for their keys.
+    log
+        Counts the lines that were not logged, if there is one.
     upstream
         Frames by what became of them where there is an upstream worker: here, forwarded, fallback (`tiers`).
     """
@@ -60,6 +64,7 @@ class Stats:
     expired: int = 0
     unread: int = 0
     strangers: int = 0
+    log: Throttled | None = None
     upstream: Counter[str] = field(default_factory=Counter)
     batch_frames: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
     latency_ms: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_MS))

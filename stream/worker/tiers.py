@@ -3,6 +3,7 @@
 To the edge it is a worker like any other. To the upstream worker it is an edge: the same client, keys and deadlines.
 """
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.base import Bools, Floats, Ints
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.offload import Offloader, Reply, Tail
@@ -96,11 +97,15 @@ class Upstream:
     deadline_ms
         After which frames have no answer, however busy the upstream worker is.
     log
-        Takes a line when the upstream worker goes and when it comes back.
+        Receives a line when the upstream worker goes and when it comes back.
+    reachable
+        Whether the user believes that it is there; the first line says so where that is wrong.
     """
 
-    def __init__(self, offloader: Offloader, deadline_ms: float, log: Callable[[str], None] = print) -> None:
-        self.offloader, self.deadline_ms, self._log = offloader, deadline_ms, log
+    def __init__(
+        self, offloader: Offloader, deadline_ms: float, log: Callable[[str], None] = print, reachable: bool = True
+    ) -> None:
+        self.offloader, self.deadline_ms, self._log, self._reachable = offloader, deadline_ms, log, reachable
         self._inbox: queue.SimpleQueue[_Forwarded | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -129,7 +134,7 @@ class Upstream:
         """What the thread does: submit what was asked, hand out replies, and keep the connection alive in between."""
         waiting: deque[_Forwarded] = deque()
         awaited: dict[int, _Forwarded] = {}
-        ids, reachable = itertools.count(1), True
+        ids, reachable = itertools.count(1), self._reachable
         try:
             while True:
                 try:
@@ -145,12 +150,14 @@ class Upstream:
                 while waiting and self._leaves(waiting[0], ids, awaited):
                     waiting.popleft()
                 for reply in self.offloader.poll(POLL_MS):
-                    message = awaited.pop(reply.id)
-                    message.reply = reply
-                    message.settled.set()
+                    if (message := awaited.pop(reply.id, None)) is not None:
+                        message.reply = reply
+                        message.settled.set()
                 if self.offloader.reachable != reachable:
                     reachable = not reachable
-                    self._log("the upstream worker is back" if reachable else "the upstream worker does not answer")
+                    line = "the upstream worker is back" if reachable else "the upstream worker does not answer"
+                    with contextlib.suppress(Exception):  # whatever the log is, upstream is asked on
+                        self._log(line)
         finally:
             for message in [*waiting, *awaited.values()]:
                 message.settled.set()
@@ -236,7 +243,7 @@ def serve_middle(
     stats: Stats,
     log: Callable[[str], None] = print,
 ) -> Served:
-    """Load one model and connect to the upstream worker.
+    """Load one model and connect to the upstream worker; until that answers, frames are answered here.
 
     Parameters
     ----------
@@ -250,7 +257,7 @@ def serve_middle(
     Raises
     ------
     EexError
-        If the model cannot be used, has too few stages, or no upstream worker answers.
+        If the model cannot be used, or has too few stages.
     """
     nets: list[EarlyExitNet] = []
 
@@ -265,8 +272,14 @@ def serve_middle(
             f"--partition must lie in 1…{welcome.stages - 1}, the last exit is the upstream worker's; got {partition}"
         )
     offloader = ZmqOffloader(endpoints, welcome.model, deadline_ms, keys=keys, anywhere=anywhere)
-    offloader.connect()
+    try:
+        offloader.connect()
+        up = True
+    except OffloadError as error:
+        up = False
+        log(f"{error}; frames are answered here until the upstream worker answers")
+        offloader = ZmqOffloader(endpoints, welcome.model, deadline_ms, keys=keys, anywhere=anywhere)  # that is closed
     head, rest, computing = make_head(net, partition, p_tar), loaded.tails[welcome.model], threading.Lock()
-    upstream = Upstream(offloader, deadline_ms, log)
+    upstream = Upstream(offloader, deadline_ms, log, up)
     replicas = [MiddleReplica(head, rest, partition, upstream, stats, computing) for _ in range(AT_ONCE)]
     return Served([*replicas], loaded.welcomes, loaded.shapes)

@@ -6,7 +6,7 @@ from loopback import PATIENCE_S, Cloud, Gate, collect, features, submit, until
 
 from eex.policies.core.errors import OffloadError
 from eex.stream.worker.clients import Limits
-from eex.stream.worker.front import LINES_A_SECOND, Throttled
+from eex.stream.worker.log import LINES_A_SECOND, Throttled
 from eex.stream.worker.pool import LocalReplica, ReplicaLostError
 
 pytestmark = pytest.mark.timeout(120)
