@@ -54,6 +54,9 @@ class Worker:
     deadline_ms: float = 500.0
     """With --upstream: time in milliseconds after which the most confident exit here answers a frame. Choose less than
     the deadline of the edge."""
+    require_upstream: bool = False
+    """With --upstream: exit if no upstream worker answers at the start, instead of answering all frames here until one
+    does."""
     threads: int = 0
     """Number of CPU threads per model; 0 = torch's default."""
     device: str = "cpu"
@@ -100,7 +103,7 @@ class Worker:
 
     def _check_upstream(self) -> None:
         if not self.upstream:
-            for name in ("partition", "p_tar", "upstream_keys", "deadline_ms"):
+            for name in ("partition", "p_tar", "upstream_keys", "deadline_ms", "require_upstream"):
                 if getattr(self, name) != getattr(Worker, name):
                     raise EexError(f"--{name.replace('_', '-')} goes with --upstream")
             return
@@ -185,7 +188,15 @@ def _served(options: Worker, stats: Stats) -> Served:
 
         keys = None if options.upstream_keys is None else edge_keys(options.upstream_keys)
         way = options.endpoints, options.partition, options.p_tar, options.deadline_ms
-        return serve_middle(models, *way, keys=keys, anywhere=options.plain_beyond_loopback, stats=stats, log=log)
+        return serve_middle(
+            models,
+            *way,
+            keys=keys,
+            anywhere=options.plain_beyond_loopback,
+            stats=stats,
+            required=options.require_upstream,
+            log=log,
+        )
     from eex.stream.worker import replicas
 
     if options.ray:

@@ -20,7 +20,7 @@ from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.offload import Reply
 from eex.stream.wire.peer import REOPEN_S, Peer
 from eex.stream.wire.protocol import MAX_BYTES, Welcome
-from eex.stream.wire.reach import why_unreachable
+from eex.stream.wire.reach import UnreachableError, why_unreachable
 from eex.stream.wire.requests import Requests
 from eex.stream.wire.security import check_plain, fatal, why_handshake_failed
 
@@ -124,17 +124,23 @@ class ZmqOffloader:
 
         Raises
         ------
+        UnreachableError
+            If none does in time, with the reason; the offloader is closed.
         OffloadError
-            If none does in time, or all turn the edge away, with the reason; the offloader is closed.
+            If all turn the edge away, as they do when they do not know its key.
         """
         end = time.monotonic() + timeout_s
         while (now := time.monotonic()) < end and not all(peer.turned_away for peer in self._peers):
             if welcome := next((peer.welcome for peer in self._peers if peer.welcome), None):
                 return welcome
             self._step(min(end, now + CONNECT_STEP_S))
+        refused = all(peer.turned_away for peer in self._peers)
         self.close()
-        why = [f"{peer.endpoint}: {peer.problem or why_unreachable(peer.endpoint, timeout_s)}" for peer in self._peers]
-        raise OffloadError("; ".join(why))
+        nobody = f"no eex-worker answered within {timeout_s:g} s"
+        text = "; ".join(
+            f"{peer.endpoint}: {peer.problem or f'{nobody}; {why_unreachable(peer.endpoint)}'}" for peer in self._peers
+        )
+        raise OffloadError(text) if refused else UnreachableError(text)
 
     def submit(self, id: int, stage: int, expert: str, features: NDArray[Any] | Encoded) -> bool:
         """Send features to go on from a stage, without waiting; see `Offloader`.

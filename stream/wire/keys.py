@@ -207,6 +207,7 @@ class KeyFolder:
                 try:
                     state = entry.stat()  # of what a link leads to
                 except OSError as error:
+                    found[name] = (0, 0, 0, 0), b""
                     self._report(name, error.strerror)
                     continue
                 version = state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size

@@ -14,6 +14,10 @@ PROBE_S = 1.0
 """How long a report waits for a connection."""
 
 
+class UnreachableError(OffloadError):
+    """No worker answers at an endpoint; one may later."""
+
+
 def split(endpoint: str) -> tuple[str, int]:
     """Host and port of an endpoint; the host of an IPv6 address comes without its brackets.
 
@@ -86,17 +90,17 @@ class Lookup:
             self.problem = f"the name '{self._host}' has no address ({reason}); check it for typing errors"
 
 
-def why_unreachable(endpoint: str, waited_s: float) -> str:
-    """Find out why no worker answered at an endpoint within some seconds, by looking up its name and connecting."""
+def why_unreachable(endpoint: str) -> str:
+    """Find out why no worker answered at an endpoint, by looking up its name and connecting."""
     host, port = split(endpoint)
     if not is_address(host) and (problem := Lookup(host).wait()):
         return problem
     try:
         socket.create_connection((host, port), PROBE_S).close()
     except ConnectionRefusedError:
-        return f"the connection was refused; no eex-worker listens on port {port}: is it running there?"
+        return f"the connection was refused; nothing listens on port {port}: is the worker running there?"
     except TimeoutError:
-        return f"the connection timed out after {waited_s:g} s; is the host up, and does a firewall block port {port}?"
+        return f"the connection timed out; is the host up, and does a firewall block port {port}?"
     except OSError as error:
         return f"the host cannot be reached: {error.strerror or error}"
-    return f"something listens there, but no eex-worker answered within {waited_s:g} s"
+    return "something listens there, but it may not be an eex-worker"

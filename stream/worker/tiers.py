@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.base import Bools, Floats, Ints
-from eex.policies.core.errors import EexError, OffloadError
+from eex.policies.core.errors import EexError
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.offload import Offloader, Reply, Tail
+from eex.stream.wire.reach import UnreachableError
 from eex.stream.worker.stats import Stats
 from eex.stream.worker.tail import Models, Served, features_tensor, load_models, make_tail, stage_shapes
 
@@ -241,6 +242,7 @@ def serve_middle(
     keys: EdgeKeys | None,
     anywhere: bool,
     stats: Stats,
+    required: bool = False,
     log: Callable[[str], None] = print,
 ) -> Served:
     """Load one model and connect to the upstream worker; until that answers, frames are answered here.
@@ -253,11 +255,14 @@ def serve_middle(
         Number of stages after which the upstream worker takes over.
     p_tar
         Confidence at which an exit answers here.
+    required
+        Whether an upstream worker must answer now.
 
     Raises
     ------
     EexError
-        If the model cannot be used, or has too few stages.
+        If the model cannot be used, has too few stages, or the upstream worker refuses this one; if it is `required`,
+        also if none answers.
     """
     nets: list[EarlyExitNet] = []
 
@@ -275,7 +280,9 @@ def serve_middle(
     try:
         offloader.connect()
         up = True
-    except OffloadError as error:
+    except UnreachableError as error:
+        if required:
+            raise
         up = False
         log(f"{error}; frames are answered here until the upstream worker answers")
         offloader = ZmqOffloader(endpoints, welcome.model, deadline_ms, keys=keys, anywhere=anywhere)  # that is closed

@@ -3,10 +3,12 @@
 import contextlib
 import subprocess
 import sys
+import time
 
 import pytest
 
 from eex.models.card import load
+from eex.policies.core.errors import OffloadError
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import edge_keys
 from eex.stream.worker.embedded import READY
@@ -39,6 +41,13 @@ def test_keys_open_the_worker(tmp_path):
             endpoint = line.removeprefix(READY).strip()
             with contextlib.closing(ZmqOffloader(endpoint, load(None).fingerprint, keys=keys)) as offloader:
                 assert offloader.connect(PATIENCE_S).model == offloader.fingerprint
+                (folder / "edge.pub").unlink()  # a key that is deleted ends its connections
+                until = time.monotonic() + PATIENCE_S
+                while offloader.reachable:
+                    assert time.monotonic() < until
+                    offloader.poll(100)
+                with pytest.raises(OffloadError, match="key"):
+                    ZmqOffloader(endpoint, offloader.fingerprint, keys=keys).connect(10)
             worker.terminate()
             assert worker.wait(PATIENCE_S) == 0
         finally:

@@ -73,7 +73,7 @@ def test_a_worker_that_would_be_open_does_not_start(arguments, says, refusal):
     ("options", "says"),
     [
         (("--partition", 4), "--partition must lie in 1…3, the last exit is the upstream worker's; got 4"),
-        (("--partition", 2), "no eex-worker answered within 0.5 s"),
+        (("--partition", 2, "--require-upstream"), "no eex-worker answered within 0.5 s"),
         (("--partition", 2, "--upstream", "tcp://192.0.2.1:5555"), "--plain sends frames unprotected"),
     ],
 )

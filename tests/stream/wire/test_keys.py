@@ -1,12 +1,13 @@
 """Keys lie in files that only their owner can read, and say who may come."""
 
+import errno
 import os
 
 import pytest
 
 from eex.policies.core.errors import EexError
 from eex.stream.wire import keys
-from eex.stream.wire.keys import edge_keys, make_keys, new_pair, worker_keys
+from eex.stream.wire.keys import KeyFolder, edge_keys, make_keys, new_pair, worker_keys
 
 
 def test_keys_lie_in_files_that_are_secret(tmp_path):
@@ -51,3 +52,70 @@ def test_where_keys_lie(monkeypatch, tmp_path):
     monkeypatch.delenv("EEX_KEYS")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert keys.default_folder() == tmp_path / "eex" / "keys"
+
+
+# ---- clients' keys in a folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_keys(tmp_path, ("door", "gate"))
+    return tmp_path
+
+
+def public(folder, name):
+    return (folder / f"{name}.pub").read_bytes().strip()
+
+
+def test_keys_come_and_go(folder):
+    keys = KeyFolder(folder)
+    assert keys.known(public(folder, "door")) == "door"
+    assert keys.known(b"0" * 40) == ""
+    other = new_pair().public
+    (folder / "late.pub").write_bytes(other + b"\n")
+    keys.refresh()
+    assert keys.known(other) == "late"
+    gone = public(folder, "door")
+    (folder / "door.pub").unlink()
+    keys.refresh()
+    assert keys.known(gone) == ""
+    assert keys.known(public(folder, "gate")) == "gate"
+
+
+def test_what_is_no_key_is_named_once_and_waited_for_never(folder):
+    os.mkfifo(folder / "a.pub")
+    (folder / "folder.pub").mkdir()
+    (folder / "long.pub").write_bytes(b"x" * 5000)
+    (folder / "short.pub").write_bytes(b"no key")
+    (folder / "dangling.pub").symlink_to(folder / "nothing")
+    with open(os.fsencode(folder) + b"/\xff\xfe.pub", "wb") as file:
+        file.write(new_pair().public)
+    lines: list[str] = []
+    keys = KeyFolder(folder, lines.append)
+    keys.refresh()
+    assert len(lines) == 6
+    assert all("not used as a client's key" in line and line.isascii() for line in lines)
+    assert sorted(name for name in ("door", "gate") if keys.known(public(folder, name)) == name) == ["door", "gate"]
+    assert len(keys) == 2
+
+
+def test_without_a_free_descriptor_what_was_known_still_is(folder, monkeypatch):
+    keys = KeyFolder(folder)
+    door = public(folder, "door")
+
+    def none_left(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "scandir", none_left)
+    keys.refresh()
+    assert keys.known(door) == "door"
+
+
+def test_looking_up_reads_no_file(folder, monkeypatch):
+    os.utime(folder, (1, 1))
+    keys = KeyFolder(folder)
+    door = public(folder, "door")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("a file was opened"))
+    monkeypatch.setattr(os, "scandir", lambda *_: pytest.fail("the folder was read"))
+    assert keys.known(door) == "door"
+    assert keys.known(b"0" * 40) == ""

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import resource
 import socket
 import struct
 import subprocess
@@ -77,6 +79,23 @@ def test_an_edge_with_keys_does_not_talk_to_a_worker_without():
     with TrivialWorker() as worker:
         found, _ = turned_away(worker.endpoint, EdgeKeys(new_pair(), new_pair().public))
         assert "plain text" in found
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
+def test_connections_that_use_up_all_descriptors_do_not_end_the_worker():
+    with TrivialWorker(guarded=True) as worker, Stream(worker.endpoint, keys=worker.keys) as stream:
+        stream.feed_until(stream.answered())
+        pid = worker.process.pid
+        open_now = len(os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + 10, open_now + 10))
+        host, port = worker.endpoint.removeprefix("tcp://").split(":")
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+            stream.feed_until(stream.answered(40))
+        stream.feed_until(stream.answered(40))
+        assert worker.process.poll() is None
+        stream.end()
 
 
 def test_a_recorded_connection_cannot_be_replayed():
