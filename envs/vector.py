@@ -66,7 +66,15 @@ class ThresholdVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Play the next window of every environment."""
+        """Play the next window of every environment.
+
+        Raises
+        ------
+        ValueError
+            If the actions do not have the shape of `action_space`.
+        """
+        if np.shape(actions) != self.action_space.shape:
+            raise ValueError(f"expected actions of shape {self.action_space.shape}, got {np.shape(actions)}")
         observations, rewards, over = self.episodes.step(actions)
         info: dict[str, Any] = {}
         if over:

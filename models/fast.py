@@ -2,7 +2,7 @@
 
 import copy
 import math
-import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
@@ -60,13 +60,9 @@ def optimised(net: EarlyExitNet, dtype: torch.dtype | None = None) -> EarlyExitN
 
 def _fold(module: nn.Module) -> None:
     """Fold each batch norm that follows a convolution in an `nn.Sequential` or a traced graph."""
-    for name, child in list(module.named_children()):
+    for child in module.children():
         if isinstance(child, torch.fx.GraphModule):
-            with warnings.catch_warnings():  # the import itself uses torch.jit, which torch deprecates
-                warnings.simplefilter("ignore", DeprecationWarning)
-                from torch.fx.experimental.optimization import fuse
-
-            setattr(module, name, fuse(child))
+            _fold_graph(child)
         else:
             _fold(child)
     if isinstance(module, nn.Sequential):
@@ -81,6 +77,26 @@ def _fold(module: nn.Module) -> None:
                 del module._modules[key]
             for i, layer in enumerate(kept):
                 module.add_module(str(i), layer)
+
+
+def _fold_graph(graph_module: torch.fx.GraphModule) -> None:
+    """Fold each batch norm that follows a convolution; one that is called more than once would be folded per call."""
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    nodes = [node for node in graph_module.graph.nodes if node.op == "call_module"]
+    calls = Counter(id(modules[str(node.target)]) for node in nodes)
+    for node in nodes:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, norm = modules[str(before.target)], modules[str(node.target)]
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if norm.track_running_stats and calls[id(convolution)] == calls[id(norm)] == 1:
+            graph_module.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(before)
+            graph_module.graph.erase_node(node)
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
 
 
 def _fold_temperatures(net: EarlyExitNet) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from eex.models.cutting import cut
 from eex.models.fast import optimised
 from eex.models.network import make
 from eex.models.spectrum import DistortionClassifier
@@ -57,3 +58,30 @@ def test_half_precision_keeps_the_answers():
     for a, b in zip(half, full, strict=True):
         assert a.dtype == torch.bfloat16
         assert (a.float() - b).abs().max() < 0.05 * b.abs().max()
+
+
+class Tied(torch.nn.Module):
+    """One convolution and norm, called three times within a stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.tied = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.end, self.head = torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for _ in range(3):
+            x = self.norm(self.tied(x)).relu()
+        return self.head(self.end(x).mean((2, 3)))
+
+
+def test_a_layer_called_more_than_once_is_not_folded_per_call():
+    net = cut(Tied(), ["end"], "ab", input_shape=(3, 32, 32))
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.1, 0.3)
+    net.eval()
+    x = torch.rand(4, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimised(net)(x), net(x), rtol=1e-3, atol=1e-4)
