@@ -17,10 +17,7 @@ def test_ten_lines_of_python(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    short = code.replace(":1000", ":32")
-    assert short != code
-    exec(compile(short, "README.md", "exec"), {})
+    exec(compile(code, "README.md", "exec"), {})
     said = capsys.readouterr().out
-    assert "gain-curve: accuracy" in said
-    assert "ucb: accuracy" in said
-    assert "records and pictures" in said
+    assert " edge " in said or " cloud " in said
+    assert "'ship'" in said
