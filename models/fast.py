@@ -137,6 +137,11 @@ class PackedConvolution(nn.Module):
         self.rest: tuple[Any, ...] = (*self.geometry, "relu" if relu else "none", [], "")
         self.bias = () if c.bias is None else (c.bias,)  # in a tuple, where torch's attributes do not slow it down
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the convolution, for networks that look at the type of their weights."""
+        return self.convolution.weight
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32:
             out: Tensor = self.convolution(x)

@@ -42,7 +42,15 @@ def stage_file(i: int) -> str:
 
 
 def branch_file(i: int, expert: str) -> str:
-    """File name of an expert's branch at exit i."""
+    """File name of an expert's branch at exit i.
+
+    Raises
+    ------
+    EexError
+        If the expert's name would lead to another folder.
+    """
+    if any(c in expert for c in "/\\\0") or expert.startswith("."):
+        raise EexError(f"expert {expert!r}: the name cannot be part of a file's; rename the expert")
     return f"branch-{i + 1}-{expert}.onnx"
 
 

@@ -46,7 +46,8 @@ class Recipe:
         "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do
         not decay.
     stage_lr
-        Peak rate of the stages, where they come pre-trained; 0 = as `lr`, which then applies to the branches.
+        Peak rate of the stages, where they come pre-trained: None = as `lr`, which applies to the branches; 0 = the
+        stages are frozen, norms included.
     schedule
         "one-cycle": linear warm-up over a fifth of the steps, then linearly down to 0. "cosine": from the peak to 0.
     batch
@@ -71,7 +72,7 @@ class Recipe:
     loss_weights: tuple[float, ...] = ()
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.12
-    stage_lr: float = 0.0
+    stage_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
@@ -91,7 +92,7 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise EexError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("patience", "shift", "cutout", "weight_decay", "momentum", "stage_lr"):
-            if not getattr(self, name) >= 0:
+            if not (getattr(self, name) or 0) >= 0:
                 raise EexError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise EexError(f"the learning rate must be positive, got {self.lr}")
@@ -261,7 +262,7 @@ class _Task:
 def _fit_phase(task: _Task, number: int, phase: Phase, state: Checkpoint) -> None:
     """Train one phase, from the epoch at which its checkpoint stands."""
     recipe = task.recipe
-    optimizer = _optimizer(task.net, _freeze_all_but(task.net, phase, task.expert), recipe)
+    optimizer = _optimizer(task.net, _freeze_all_but(task.net, phase, task.expert, recipe.stage_lr == 0), recipe)
     state.start_phase(number, optimizer)
     for epoch in range(state.epoch, recipe.epochs):
         if state.stopped:
@@ -312,9 +313,19 @@ def _fit_epoch(
         now = time.perf_counter()
         if device.type == "cpu" or now - reported > REPORT_S:  # a report waits for the GPU
             mean, speed, reported = float(total) / (step + 1), (step + 1) * recipe.batch / (now - started), now
+            _check_loss(mean, epoch)
             task.report(Progress(phase.name, epoch, recipe.epochs, step + 1, steps, mean, speed))
     mean = float(total) / steps
+    _check_loss(mean, epoch)
     return mean, steps * recipe.batch / (time.perf_counter() - started)
+
+
+def _check_loss(mean: float, epoch: int) -> None:
+    if not math.isfinite(mean):
+        kept = f"the checkpoint holds the state after epoch {epoch}" if epoch else "nothing is kept"
+        raise EexError(
+            f"the loss is {mean} in epoch {epoch + 1}: training stops here, {kept}; a lower learning rate may help"
+        )
 
 
 def _identity(
@@ -350,11 +361,11 @@ def _check_data(net: EarlyExitNet, images: Tensor, labels: Tensor) -> None:
         raise EexError(f"labels must lie in 0…{len(net.classes) - 1}, got {int(labels.min())}…{int(labels.max())}")
 
 
-def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str) -> list[nn.Module]:
-    """Freeze everything but what a phase trains, norms included; returns the modules that learn."""
+def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str, stages: bool) -> list[nn.Module]:
+    """Freeze all but what a phase trains, norms included, and the `stages` too if asked; the modules that learn."""
     net.requires_grad_(False)
     net.eval()
-    trained = [net.stages[i] for i in phase.stages]
+    trained: list[nn.Module] = [] if stages else [net.stages[i] for i in phase.stages]
     trained += [net.branches[i][expert] for i in phase.exits]  # type: ignore[index]
     for module in trained:
         module.requires_grad_(True)
@@ -365,7 +376,7 @@ def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str) -> list[nn.Mod
 def _optimizer(net: EarlyExitNet, modules: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
     """An optimizer whose groups hold, as `share`, their part of the learning rate."""
     stages = {id(p) for p in net.stages.parameters()}
-    share = recipe.stage_lr / recipe.lr if recipe.stage_lr else 1.0
+    share = 1.0 if recipe.stage_lr is None else recipe.stage_lr / recipe.lr
     groups = []
     for decays in (True, False):
         parameters = [p for m in modules for p in m.parameters() if (p.dim() > 1) == decays]

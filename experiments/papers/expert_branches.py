@@ -159,7 +159,7 @@ def _network(work: Work, recipe: ExpertsRecipe, images: Images) -> "EarlyExitNet
         _load_weights(net, work.weights)
     same: dict[str, Any] = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "patience": recipe.patience}
     expert = same | {"epochs": recipe.expert_epochs, "lr": recipe.expert_lr, "batch": recipe.expert_batch}
-    stage_lr = recipe.stage_lr if work.weights else 0.0
+    stage_lr = (recipe.stage_lr or None) if work.weights else None
     work.train(
         "pristine", net, images, epochs=recipe.epochs, lr=recipe.lr, stage_lr=stage_lr, batch=recipe.batch, **same
     )

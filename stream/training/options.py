@@ -64,8 +64,9 @@ class TrainConfig:
     """SGD with Nesterov momentum, or Adam with decoupled weight decay."""
     lr: float = 0.12
     """Peak learning rate."""
-    stage_lr: float = 0.0
-    """Peak learning rate of the backbone's stages if they are pre-trained (--weights, --start); 0 = same as --lr."""
+    stage_lr: float | None = None
+    """Peak learning rate of the backbone's stages if they are pre-trained (--weights, --start). By default
+    it is --lr; 0 freezes the stages."""
     weight_decay: float = 5e-4
     """Weight decay of kernels and matrices; not applied to norms and biases."""
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"

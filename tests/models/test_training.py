@@ -192,3 +192,19 @@ def test_a_batch_larger_than_the_data_is_one_step():
     told: list[Progress] = []
     fit(net, images, labels, tiny_recipe(epochs=1, batch=64), report=told.append)
     assert [(p.step, p.steps) for p in told] == [(1, 1), (1, 1)]
+
+
+def test_a_loss_that_is_no_number_stops_the_training():
+    net, (images, labels) = tiny_network(), tiny_data()
+    with pytest.raises(EexError, match=r"the loss is (nan|inf) in epoch \d+: training stops here.*lower learning rate"):
+        fit(net, images, labels, tiny_recipe(epochs=30, lr=1e12))
+
+
+def test_a_rate_of_nothing_freezes_the_stages():
+    net, (images, labels) = tiny_network(), tiny_data()
+    before = {name: value.clone() for name, value in net.stages.state_dict().items()}
+    branches = {name: value.clone() for name, value in net.branches.state_dict().items()}
+    fit(net, images, labels, tiny_recipe(epochs=1, stage_lr=0.0))
+    after = net.stages.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not all(torch.equal(net.branches.state_dict()[name], value) for name, value in branches.items())
