@@ -79,7 +79,7 @@ def save(
     from safetensors.torch import save_file
 
     def stored(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().cpu().contiguous().clone()  # a module that stages share is stored with each of them
         return tensor.half() if half and tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
 
     with replacing(folder / CARD) as card_part, replacing(folder / WEIGHTS) as weights_part:

@@ -107,7 +107,7 @@ class Checkpoint:
         from safetensors.torch import save_file
 
         assert self.path is not None
-        tensors = {f"net.{k}": v.contiguous() for k, v in self.net.state_dict().items()}
+        tensors = {f"net.{k}": v.contiguous().clone() for k, v in self.net.state_dict().items()}
         for index, entries in optimizer.state_dict()["state"].items():
             for name, value in entries.items():
                 if value is not None:

@@ -379,7 +379,8 @@ def _optimizer(net: EarlyExitNet, modules: Sequence[nn.Module], recipe: Recipe) 
     share = 1.0 if recipe.stage_lr is None else recipe.stage_lr / recipe.lr
     groups = []
     for decays in (True, False):
-        parameters = [p for m in modules for p in m.parameters() if (p.dim() > 1) == decays]
+        # a module that stages share is there twice
+        parameters = list(dict.fromkeys(p for m in modules for p in m.parameters() if (p.dim() > 1) == decays))
         if share == 1:
             parts = [(parameters, 1.0)]
         else:

@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_training import SHAPE, Killed, killer, noise, same, tiny_data, tiny_network, tiny_recipe, weights
+from torch import nn
 
+from eex.models.card import save
+from eex.models.cutting import cut
 from eex.models.network import make
-from eex.models.training import fit
+from eex.models.training import Recipe, fit
 from eex.policies.core.errors import EexError
 
 
@@ -83,3 +88,40 @@ def test_checkpoint_is_safetensors(tmp_path: Path):
     with safe_open(path, framework="pt") as file:
         saved = {k.removeprefix("net."): file.get_tensor(k) for k in file.keys() if k.startswith("net.")}  # noqa: SIM118
     assert same(weights(net), saved)
+
+
+def test_stages_that_share_a_module_go_on_and_are_saved(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.gate = (
+                nn.Conv2d(3, 4, 3, padding=1),
+                nn.Conv2d(4, 4, 3, padding=1),
+                nn.Identity(),
+            )
+            self.end, self.head = nn.ReLU(), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.gate(self.block(self.stem(x)))
+            return self.head(self.end(self.block(x)).mean((2, 3)))
+
+    def tied():
+        torch.manual_seed(0)
+        return cut(Tied(), ["gate", "end"], ["a", "b", "c"], input_shape=(3, 8, 8), structure="pool_fc")
+
+    images = torch.randint(0, 256, (96, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(96) % 3
+    plan = Recipe(epochs=3, batch=32, lr=0.05)
+
+    def kill(progress):
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tied(), images, labels, plan, checkpoint=tmp_path / "state", report=kill)
+    net = tied()
+    history = fit(net, images, labels, plan, checkpoint=tmp_path / "state")
+    assert len(history) == 3
+    save(net, tmp_path / "model", name="tied", half=False)
+    saved = load_file(tmp_path / "model" / "weights.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in net.state_dict().items())
