@@ -235,7 +235,7 @@ def check_thresholds(policy: Policy, chosen: Thresholds, frames: int) -> None:
             raise EexError(f"policy {name}: {column} must have the shape {shape}, got {got}")
     for column in ("exit_at", "skip_below"):
         values = np.asarray(getattr(chosen, column))
-        good = ((values >= 0) & (values <= 1)) | (values == np.inf)
+        good = ((values >= 0) & (values <= 1 + 1e-6)) | (values == np.inf)  # just above 1 is "never", too
         if not good.all():
             raise EexError(f"policy {name}: {column} must lie in [0, 1], or be inf; got {values[~good][0]:g}")
 
