@@ -272,8 +272,8 @@ def fingerprint(policies: Sequence[Policy], texts: Sequence[str]) -> str:
 
     if any(own(Path(inspect.getfile(cls)).resolve()) for cls in foreign):
         modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] != "eex"]
-        loaded = {Path(file).resolve() for m in modules if (file := getattr(m, "__file__", None))}
-        files |= {path for path in loaded if own(path)}
+        named = [file for module in modules if isinstance(file := getattr(module, "__file__", None), str)]
+        files |= {path for path in (Path(file).resolve() for file in named) if own(path) and path.is_file()}
         for cls in foreign:
             files |= imported_by(cls.__module__, own)
     digest = hashlib.sha256()
