@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eex.envs.playlist import reordered
-from eex.policies.algorithms.gain_curve import THRESHOLDS
+from eex.policies.algorithms.curves import THRESHOLDS
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink

@@ -5,24 +5,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.change import Change
-from eex.policies.algorithms.options import not_negative, thresholds
-from eex.policies.core.base import Bools, Context, Floats, Ints, Outcomes, Thresholds
-from eex.policies.core.errors import EexError
+from eex.policies.algorithms.curves import (
+    BINS,
+    CENTRES,
+    LOCAL,
+    MOST_ROWS,
+    PRIOR_FRAMES,
+    PRIOR_MEAN,
+    PRIOR_SQUARE,
+    REST,
+    THRESHOLDS,
+    VARIANCES,
+    WIDTH,
+    bins_of,
+    checked_options,
+    kernel,
+    rescale,
+    shares_below,
+    weights_of,
+)
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
-
-BINS = 50
-THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
-
-# Of the relative gain's prior: as if two frames had come back, and their gains were uniform over [0, 1]
-PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
-WIDTH = 0.06  # of the kernel: confidences so close gain about the same
-LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
-REST = 32  # decide anew once a 32nd of what is remembered is new
-LARGEST_WEIGHT = 1e100
-MOST_ROWS = 4096  # learned at once, so that weights do not overflow
-LEAST_MEMORY = 100.0
-VARIANCES = (0.05, 0.08)  # of confidences and relative gains, about, before any is known
 
 
 class GainCurve(Composite):
@@ -89,16 +93,10 @@ class GainCurve(Composite):
         runs: int = 1,
         seed: int = 0,
     ) -> None:
-        self.grid = np.unique(thresholds(grid))
-        if not (memory == 0 or LEAST_MEMORY <= memory < np.inf):
-            raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
-        not_negative("beta", beta)
-        if not 0 <= alarm < np.inf:
-            raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
+        self.grid, self.growth = checked_options(grid, memory, beta, alarm)
         self.change = Change(runs, alarm, VARIANCES)
         super().__init__(exits, runs, seed)
         self.beta = beta
-        self.growth = 1 / (1 - 1 / memory) if memory else 1.0
         self.offloads = np.zeros((runs, BINS))  # by confidence, weighted
         self.gains = np.zeros((runs, BINS))  # sums of relative gains
         self.squares = np.zeros(runs)  # sum of their squares
@@ -109,12 +107,8 @@ class GainCurve(Composite):
         self.arm = np.zeros(runs, dtype=np.int64)
         self.decided = np.full(runs, np.nan)  # price of offloading that the arm was decided for; NaN = not yet
         self.curve = np.full((runs, BINS), PRIOR_MEAN)  # relative gain, as last estimated
-        centre = (np.arange(BINS) + 0.5) / BINS
-        self._room = 1 - centre  # what can be gained at most
-        kernel = np.exp(-0.5 * ((centre[:, None] - centre) / WIDTH) ** 2)
-        self._kernel = np.where(kernel < 1e-3, 0.0, kernel)
-        # how much of each bin lies below each threshold, (bins, arms)
-        self._below = np.clip(self.grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
+        self._room = 1 - CENTRES  # what can be gained at most
+        self._kernel, self._below = kernel(WIDTH), shares_below(self.grid)
 
     def choose(self, context: Context) -> Thresholds:
         """The same threshold for all frames, decided anew when enough has been learned since."""
@@ -173,12 +167,8 @@ class GainCurve(Composite):
         confidence = exits[:, 0] if self.exits == 1 else np.fmax.reduce(exits, axis=1)  # of the surest edge exit
         heard = ~np.isnan(outcomes.reward)
         sent = np.flatnonzero(outcomes.offloaded & heard)
-        at = run * BINS + np.minimum((np.fmax(confidence, 0.0) * BINS).astype(np.int64), BINS - 1)
-        weight = self.weight.take(run)
-        if len(run) > 1 and not (run[1:] > run[:-1]).all():
-            weight *= self.growth ** earlier(run, heard)
-        if not heard.all():
-            weight *= heard
+        at = run * BINS + bins_of(confidence)
+        weight = weights_of(self.weight, self.growth, run, heard)
         np.add.at(self.seen.reshape(-1), at, weight)
         np.add.at(self.heard, run, weight)
         np.add.at(self.news, run, weight)
@@ -194,22 +184,5 @@ class GainCurve(Composite):
         weight *= gain
         np.add.at(self.squares, run[sent], weight)
         np.multiply.at(self.weight, run[heard], self.growth)
-        if self.weight.max() > LARGEST_WEIGHT:
-            large = self.weight > LARGEST_WEIGHT
-            unit = self.weight[large]
-            for curve in (self.seen, self.offloads, self.gains):
-                curve[large] /= unit[:, None]
-            for sums in (self.squares, self.heard, self.news):
-                sums[large] /= unit
-            self.weight[large] = 1.0
+        rescale(self, self.weight, "seen", "offloads", "gains", "squares", "heard", "news")
         self.change.hear(run, outcomes.frame, exits[:, 0], off)
-
-
-def earlier(run: Ints, counts: Bools) -> Ints:
-    """How many rows that count, of the same run, come before each row, (rows,)."""
-    order = np.argsort(run, kind="stable")
-    before: Ints = np.cumsum(counts[order]) - counts[order]
-    first = np.r_[True, run[order][1:] != run[order][:-1]]
-    earlier = np.empty(len(run), dtype=np.int64)
-    earlier[order] = before - before[first][np.cumsum(first) - 1]
-    return earlier

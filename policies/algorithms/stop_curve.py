@@ -5,22 +5,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.change import Change
-from eex.policies.algorithms.gain_curve import BINS, THRESHOLDS, WIDTH, earlier
-from eex.policies.algorithms.options import not_negative, thresholds
+from eex.policies.algorithms.curves import (
+    BINS,
+    CENTRES,
+    LOCAL,
+    MOST_ROWS,
+    PRIOR_FRAMES,
+    PRIOR_MEAN,
+    PRIOR_SQUARE,
+    REST,
+    THRESHOLDS,
+    VARIANCES,
+    WIDTH,
+    bins_of,
+    checked_options,
+    kernel,
+    rescale,
+    shares_below,
+    weights_of,
+)
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
-from eex.policies.core.errors import EexError
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
 
-# Of the prior: as if two frames had gone on from each exit, and had won what was left to win uniformly over [0, 1]
-PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
-LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
-REST = 32  # decide anew once a 32nd of what is remembered is new
 TOGETHER = 8  # frames within which runs decide together: deciding one by one would take longer
-LARGEST_WEIGHT = 1e100
-MOST_ROWS = 4096  # learned at once, so that weights do not overflow
-LEAST_MEMORY = 100.0
-VARIANCES = (0.05, 0.08)  # of confidences and of relative gains, about, before any is known
 
 
 class StopCurve(Composite):
@@ -96,17 +104,11 @@ class StopCurve(Composite):
         runs: int = 1,
         seed: int = 0,
     ) -> None:
-        self.grid = np.unique(thresholds(grid))
-        if not (memory == 0 or LEAST_MEMORY <= memory < np.inf):
-            raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
-        not_negative("beta", beta)
-        if not 0 <= alarm < np.inf:
-            raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
+        self.grid, self.growth = checked_options(grid, memory, beta, alarm)
         self.change = Change(runs, alarm, VARIANCES)
         super().__init__(exits, runs, seed)
         self.beta = beta / exits**0.5  # of one exit; what a frame may gain on its way adds them up
         self.skip = skip and exits > 1
-        self.growth = 1 / (1 - 1 / memory) if memory else 1.0
         self.moves = np.zeros((runs, exits - 1, BINS, BINS))  # frames that went on, by confidence here and there
         self.offloads = np.zeros((runs, exits, BINS))  # frames that came back, by the exit that sent them
         self.gains = np.zeros((runs, exits, BINS))  # sums of their relative gains
@@ -121,11 +123,7 @@ class StopCurve(Composite):
         self.exit_at = np.zeros((runs, exits))
         self.skip_below = np.zeros((runs, exits))
         self.curve = np.full((runs, exits, BINS), PRIOR_MEAN)  # relative gain of offloading, as last estimated
-        self._centre = (np.arange(BINS) + 0.5) / BINS
-        kernel = np.exp(-0.5 * ((self._centre[:, None] - self._centre) / WIDTH) ** 2)
-        self._kernel = np.where(kernel < 1e-3, 0.0, kernel)
-        # how much of each bin lies below each threshold, (bins, arms)
-        self._below = np.clip(self.grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
+        self._kernel, self._below = kernel(WIDTH), shares_below(self.grid)
 
     # ---- choosing
 
@@ -167,7 +165,7 @@ class StopCurve(Composite):
         """Thresholds of some runs, (rows, exits) each, and the likeliest curves of the relative gain."""
         unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh
         overhead, cost = price[:, :1], price[:, 1:]
-        c, room = self._centre, 1 - self._centre
+        c, room = CENTRES, 1 - CENTRES
         exit_at, skip_below = np.empty((len(rows), self.exits)), np.zeros((len(rows), self.exits))
         curves = np.empty((len(rows), self.exits, BINS))
         value: Floats = c  # of arriving at the next exit, (rows, bins), as high as it plausibly is
@@ -222,7 +220,7 @@ class StopCurve(Composite):
         value, final
             By the confidence here; the value, before the exit's cost, as high as it plausibly is.
         """
-        c, room = self._centre, 1 - self._centre
+        c, room = CENTRES, 1 - CENTRES
         there = np.empty((len(rows), BINS, 4))
         there[..., 0], there[..., 1], there[..., 2], there[..., 3] = 1.0, value, value**2, final
         moves = self.moves[:, exit] if len(rows) == self.runs else self.moves[rows, exit]
@@ -255,13 +253,8 @@ class StopCurve(Composite):
     def _learn(self, outcomes: Outcomes) -> None:
         edge, run, exits = outcomes.confidence[:, :-1], outcomes.run, self.exits
         counts = ~np.isnan(outcomes.reward)
-        weight = self.weight.take(run)
-        if len(run) > 1 and not (run[1:] > run[:-1]).all():
-            weight *= self.growth ** earlier(run, counts)
-        weight = weight * counts
-        visited = ~np.isnan(edge)
-        bins = np.minimum((np.where(visited, edge, 0.0) * BINS).astype(np.int64), BINS - 1)
-        np.maximum(bins, 0, out=bins)
+        weight = weights_of(self.weight, self.growth, run, counts)
+        visited, bins = ~np.isnan(edge), bins_of(edge)
         for i in range(exits):
             at = np.flatnonzero(visited[:, i])
             np.add.at(self.seen.reshape(-1), (run[at] * exits + i) * BINS + bins[at, i], weight[at])
@@ -285,10 +278,5 @@ class StopCurve(Composite):
             np.add.at(self.squares.reshape(-1), run[sent] * exits + further, weight[sent] * gain**2)
         np.multiply.at(self.weight, run[counts], self.growth)
         np.add.at(self.frames, run[counts], 1)
-        if self.weight.max() > LARGEST_WEIGHT:
-            large = np.flatnonzero(self.weight > LARGEST_WEIGHT)
-            unit = self.weight[large]
-            for sums in (self.moves, self.offloads, self.gains, self.squares, self.seen, self.known, self.news):
-                sums[large] /= unit.reshape(-1, *(1,) * (sums.ndim - 1))
-            self.weight[large] = 1.0
+        rescale(self, self.weight, "moves", "offloads", "gains", "squares", "seen", "known", "news")
         self.change.hear(run, outcomes.frame, edge[:, 0], off)

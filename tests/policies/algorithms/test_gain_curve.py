@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eex.policies.algorithms.gain_curve import BINS, LOCAL, WIDTH, GainCurve
+from eex.policies.algorithms.curves import BINS, LOCAL, WIDTH
+from eex.policies.algorithms.gain_curve import GainCurve
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
 from eex.policies.core.references import fixed_reward

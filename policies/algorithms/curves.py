@@ -1,0 +1,94 @@
+"""What `gain-curve` and `stop-curve` share: bins of the confidence, their kernel, a prior, and evidence that fades."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eex.policies.algorithms.options import not_negative, thresholds
+from eex.policies.core.base import Arrays, Bools, Floats, Ints
+from eex.policies.core.errors import EexError
+
+BINS = 50
+THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
+CENTRES: Floats = (np.arange(BINS) + 0.5) / BINS
+
+# Of a relative gain's prior: as if two frames had come back, and their gains were uniform over [0, 1]
+PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
+WIDTH = 0.06  # of the kernel: confidences so close gain about the same
+LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
+REST = 32  # decide anew once a 32nd of what is remembered is new
+LARGEST_WEIGHT = 1e100
+MOST_ROWS = 4096  # learned at once, so that weights do not overflow
+LEAST_MEMORY = 100.0
+VARIANCES = (0.05, 0.08)  # of confidences and relative gains, about, before any is known
+
+
+def kernel(width: float) -> Floats:
+    """Weights of the bins for each other, (bins, bins): Gaussian, of this standard deviation."""
+    near = np.exp(-0.5 * ((CENTRES[:, None] - CENTRES) / width) ** 2)
+    return np.where(near < 1e-3, 0.0, near)
+
+
+def shares_below(grid: Floats) -> Floats:
+    """How much of each bin lies below each threshold of the grid, (bins, arms)."""
+    return np.clip(grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
+
+
+def bins_of(confidence: Floats) -> Ints:
+    """The bin of each confidence; the first for NaN."""
+    found: Ints = np.minimum((np.fmax(confidence, 0.0) * BINS).astype(np.int64), BINS - 1)
+    return found
+
+
+def checked_options(grid: Sequence[float], memory: float, beta: float, alarm: float) -> tuple[Floats, float]:
+    """The grid, rising, and by how much each frame weighs more than the one before.
+
+    Raises
+    ------
+    EexError
+        If an option is out of range.
+    """
+    rising = np.unique(thresholds(grid))
+    if not (memory == 0 or LEAST_MEMORY <= memory < np.inf):
+        raise EexError(f"memory must be 0 (never forget) or at least {LEAST_MEMORY:g} frames, got {memory:g}")
+    not_negative("beta", beta)
+    if not 0 <= alarm < np.inf:
+        raise EexError(f"alarm must be 0 (never) or more, got {alarm}")
+    return rising, 1 / (1 - 1 / memory) if memory else 1.0
+
+
+def weights_of(weight: Floats, growth: float, run: Ints, counts: Bools) -> Floats:
+    """What finished frames weigh, (rows,): each more than those of its run before it, and nothing if it does not count.
+
+    Parameters
+    ----------
+    weight
+        Of the next frame of each run, (runs,).
+    """
+    weights = weight.take(run)
+    if len(run) > 1 and not (run[1:] > run[:-1]).all():
+        weights *= growth ** _earlier(run, counts)
+    if not counts.all():
+        weights *= counts
+    return weights
+
+
+def rescale(policy: Arrays, weight: Floats, *names: str) -> None:
+    """Divide a policy's sums, named attributes of (runs, …), by the weights of runs that have grown too large."""
+    if weight.max() > LARGEST_WEIGHT:
+        large = np.flatnonzero(weight > LARGEST_WEIGHT)
+        unit = weight[large]
+        for name in names:
+            sums = getattr(policy, name)
+            sums[large] /= unit.reshape(-1, *(1,) * (sums.ndim - 1))
+        weight[large] = 1.0
+
+
+def _earlier(run: Ints, counts: Bools) -> Ints:
+    """How many rows that count, of the same run, come before each row, (rows,)."""
+    order = np.argsort(run, kind="stable")
+    before: Ints = np.cumsum(counts[order]) - counts[order]
+    first = np.r_[True, run[order][1:] != run[order][:-1]]
+    earlier = np.empty(len(run), dtype=np.int64)
+    earlier[order] = before - before[first][np.cumsum(first) - 1]
+    return earlier
