@@ -1,8 +1,10 @@
 """What the streams of a session have learned, kept in a file from one session to the next."""
 
 import json
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,58 @@ from eex.policies.core.files import replacing
 Learned = tuple[int, dict[str, NDArray[Any]]]
 """Frames that a learner had chosen for, and its state: that of a policy of one run."""
 FORMAT = 1
+STREAMS_KEPT = 1024
+"""Streams that were closed whose learning is kept, at most: the latest."""
+
+
+class Kept:
+    """What streams that are not open have learned, and the file in which it outlasts the session.
+
+    Parameters
+    ----------
+    path
+        The file; None for none.
+    made_for
+        As for `write`.
+    note
+        Receives a line for what cannot be read or saved.
+    """
+
+    def __init__(self, path: Path | None, made_for: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        self.path, self.made_for, self._note = path, made_for, note
+        self.learned: OrderedDict[str, Learned] = OrderedDict()
+        self._saver: threading.Thread | None = None
+        if path is not None:
+            try:
+                self.learned |= read(path, made_for)
+            except EexError as error:
+                note(f"{error}; the session learns anew")
+
+    def put(self, name: str, learned: Learned) -> None:
+        """Keep what a stream has learned."""
+        self.learned[name] = learned
+        self.learned.move_to_end(name)
+        while len(self.learned) > STREAMS_KEPT:
+            self.learned.popitem(last=False)
+
+    def save(self, learned: Mapping[str, Learned]) -> None:
+        """Save what all streams have learned; what goes wrong is noted."""
+        assert self.path is not None
+        try:
+            write(self.path, self.made_for, learned)
+        except EexError as error:
+            self._note(str(error))
+
+    def save_aside(self, learned: Callable[[], Mapping[str, Learned]]) -> None:
+        """Save in a thread of its own, as the disk may be slow, unless that still saves."""
+        if self._saver is None or not self._saver.is_alive():
+            self._saver = threading.Thread(target=self.save, args=(learned(),), name="eex-save", daemon=True)
+            self._saver.start()
+
+    def join(self) -> None:
+        """Wait for the thread that saves."""
+        if self._saver is not None:
+            self._saver.join()
 
 
 def write(path: Path, made_for: Mapping[str, Any], learned: Mapping[str, Learned]) -> None:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from eex.policies.core.base import Ints, Policy
-from eex.policies.core.columns import Rows
 from eex.policies.core.errors import EexError, ImageError
 from eex.policies.core.price import parse_price
 from eex.policies.registry import make_policy
@@ -26,9 +25,11 @@ from eex.stream.live.answers import Answer, Reason, Refusal, Sink, iso
 from eex.stream.live.arrivals import Arrivals, Queue, Waiting
 from eex.stream.live.config import LiveConfig, StreamOptions
 from eex.stream.live.images import Given, as_taken
+from eex.stream.live.outbox import Outbox
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
+    from eex.stream.run.tally import Tally
     from eex.stream.wire.offload import Offloader
 
 PATIENCE_S = 60.0
@@ -43,12 +44,6 @@ SAVE_S = 60.0
 """Seconds between two times that what was learned is saved."""
 CAPACITY = 8192
 """Frames under way, at most."""
-ANSWERS_KEPT = 8192
-"""Answers that wait for somebody to take them by `answers`, at most."""
-ERRORS_NAMED = 16
-"""Different errors of a sink that the summary names, at most."""
-STREAMS_KEPT = 1024
-"""Streams that were closed whose learning and totals are kept, at most: the latest."""
 
 Said = TypeVar("Said")
 
@@ -75,13 +70,11 @@ class _Stream:
     """
 
     def __init__(self, name: str, options: StreamOptions, config: LiveConfig) -> None:
-        from eex.stream.run.tally import Tally
-
         self.queue = Queue(name, extra=self)
         self.number, self.under_way = -1, 0
         self.answered = 0
         self.refused: Counter[str] = Counter()
-        self.tally: Tally | None = None
+        self.tally: Tally | None = None  # with its first finished frames
         self.set(options, config)
 
     def set(self, options: StreamOptions, config: LiveConfig) -> None:
@@ -143,13 +136,9 @@ class Session:
         self._tasks: deque[Callable[[], None]] = deque()  # for the session's thread
         self._closing = self._asleep = self._done = False
         self._failure: BaseException | None = None
-        self._sinks = [(sink, Counter[str]()) for sink in sinks]
-        self._sinking = threading.RLock()
+        self._outbox = Outbox(sinks)
         self._leaving: list[_Stream] = []
         self._released = False
-        self._answers: deque[Answer | Refusal] = deque(maxlen=ANSWERS_KEPT)
-        self._unread = 0  # answers that nobody took by `answers`
-        self._news = threading.Condition()
         self._awake, self._wake = os.pipe()
         os.set_blocking(self._awake, False)
         os.set_blocking(self._wake, False)
@@ -168,10 +157,10 @@ class Session:
     def _open(self, net: "EarlyExitNet | None", offloader: "Offloader | None") -> None:
         from eex.stream.driver import Driver
         from eex.stream.engine import usual_bytes
+        from eex.stream.live.totals import Totals
         from eex.stream.network import load_network
         from eex.stream.planning.sending import choose_sending
         from eex.stream.run.records import RecordWriter
-        from eex.stream.run.tally import Tally
         from eex.stream.streams import Streams
         from eex.stream.wire.connection import connected
         from eex.stream.worker.embedded import EmbeddedWorker
@@ -215,33 +204,23 @@ class Session:
         )
         self._ring = self._driver.engine.ring
         self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
-        self._tally = Tally(net.edge_exits + 1)
-        self._taken = 0  # frames summed up
-        self._records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
-        self._retention = config.retention()
-        self.record_seconds = 0.0  # spent on summing up and recording
-        self._unrecorded = ""
-        self._made_for = {
+        self.notes: list[str] = []
+        records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
+        self._totals = Totals(net.edge_exits + 1, records, config.retention(), self._note)
+        made_for = {
             "policy": ":".join([config.policy, *config.policy_option]),
             "reward": config.reward,
             "edge exits": net.edge_exits,
             "network": net.fingerprint,
             "learners": config.learn,
         }
-        self._learned: OrderedDict[str, learning.Learned] = OrderedDict()
-        self.notes: list[str] = []
-        if config.state is not None:
-            try:
-                self._learned |= learning.read(config.state, self._made_for)
-            except EexError as error:
-                self._note(f"{error}; the session learns anew")
-        if config.learn == "shared" and "" in self._learned:
-            first, state = self._learned.pop("")
+        self._kept = learning.Kept(config.state, made_for, self._note)
+        if config.learn == "shared" and "" in self._kept.learned:
+            first, state = self._kept.learned.pop("")
             try:
                 self._engine_streams.learners.set_state(0, state, first)
             except ValueError as error:
                 self._note(f"the streams learn anew; what they had learned does not fit: {error}")
-        self._saver: threading.Thread | None = None
 
     # ---- frames in
 
@@ -333,24 +312,16 @@ class Session:
         Each goes to one reader. Those that nobody has taken yet are kept, the latest 8,192 of them; `summary` counts
         the others as `unread`. Sinks and futures miss none.
         """
-        while True:
-            with self._news:
-                while not self._answers and not self._done:
-                    self._news.wait()
-                if not self._answers:
-                    return
-                given = self._answers.popleft()
-            yield given
+        return self._outbox.answers()
 
     @property
     def unread(self) -> int:
         """How many answers and refusals wait for somebody to take them."""
-        return len(self._answers)
+        return len(self._outbox)
 
     def next_answer(self) -> Answer | Refusal | None:
         """The next of what `answers` yields; None if there is none now."""
-        with self._news:
-            return self._answers.popleft() if self._answers else None
+        return self._outbox.next()
 
     @property
     def closed(self) -> bool:
@@ -461,7 +432,7 @@ class Session:
             If it cannot be written.
         """
         if self.config.state is not None:
-            learning.write(self.config.state, self._made_for, self._ask(self._all_learned))
+            learning.write(self.config.state, self._kept.made_for, self._ask(self._all_learned))
 
     # ---- the session's thread
 
@@ -481,8 +452,7 @@ class Session:
             self._lock.notify_all()
         for task in tasks:
             task()
-        with self._news:
-            self._news.notify_all()
+        self._outbox.end()
 
     def _loop(self) -> None:
         summed_up = saved = time.perf_counter()
@@ -514,7 +484,7 @@ class Session:
                 self._sum_up()
                 summed_up = now
             if self.config.state is not None and now - saved > SAVE_S:
-                self._save_aside()
+                self._kept.save_aside(self._all_learned)
                 saved = now
 
     def _wait(self, until: float) -> None:
@@ -582,8 +552,8 @@ class Session:
             its = self._streams[frame.stream]
             its.under_way -= 1
             its.answered += 1
-            self._give(
-                frame,
+            self._outbox.give(
+                frame.future,
                 Answer(
                     stream=frame.stream,
                     frame=frame.frame,
@@ -606,8 +576,8 @@ class Session:
                 its = self._streams.get(frame.stream) or self._left_streams.get(frame.stream)
                 if its is not None:
                     its.refused[reason] += 1
-            self._give(
-                frame,
+            self._outbox.give(
+                frame.future,
                 Refusal(
                     stream=frame.stream,
                     frame=frame.frame,
@@ -617,20 +587,6 @@ class Session:
                     captured=iso(frame.captured),
                 ),
             )
-
-    def _give(self, frame: Waiting, given: Answer | Refusal) -> None:
-        frame.future.set_result(given)
-        with self._news:
-            self._unread += len(self._answers) == ANSWERS_KEPT
-            self._answers.append(given)
-            self._news.notify()
-        with self._sinking if self._sinks else contextlib.nullcontext():
-            for sink, errors in self._sinks:
-                try:
-                    sink(given)
-                except Exception as error:
-                    kind = f"{type(error).__name__}: {error}"[:200]
-                    errors[kind if kind in errors or len(errors) < ERRORS_NAMED else "others"] += 1
 
     def _stream(self, name: str) -> _Stream:
         """A stream by name, opened if need be; with the lock held."""
@@ -666,13 +622,13 @@ class Session:
 
     def _enter(self, its: _Stream) -> None:
         """Enter a stream into the engine, with what it learned before."""
-        first, state = self._learned.get(its.queue.name, (0, None))
+        first, state = self._kept.learned.get(its.queue.name, (0, None))
         try:
             its.number = self._engine_streams.add(its.queue.name, None, state, first)
         except ValueError as error:
             self._note(f"stream '{its.queue.name}' learns anew; what it had learned does not fit: {error}")
             its.number = self._engine_streams.add(its.queue.name)
-        self._learned.pop(its.queue.name, None)
+        self._kept.learned.pop(its.queue.name, None)
         self._apply(its)
 
     def _apply(self, its: _Stream) -> None:
@@ -702,7 +658,7 @@ class Session:
             del self._streams[its.queue.name]
             self._arrivals.streams = len(self._streams)
             self._left_streams[its.queue.name] = its
-            while len(self._left_streams) > STREAMS_KEPT:
+            while len(self._left_streams) > learning.STREAMS_KEPT:
                 self._left_streams.popitem(last=False)
         if its.number >= 0:
             self._keep_learned(its)
@@ -717,84 +673,44 @@ class Session:
         return its.number < 0 or not (self._ring.source[under_way] == its.number).any()
 
     def _keep_learned(self, its: _Stream) -> None:
-        learners = self._engine_streams.learners
-        row = int(self._engine_streams.learner[its.number])
         if self.config.learn == "each":
-            self._learned[its.queue.name] = int(learners.next[row]), learners.state_of(row)
-            self._learned.move_to_end(its.queue.name)
-            while len(self._learned) > STREAMS_KEPT:
-                self._learned.popitem(last=False)
+            self._kept.put(its.queue.name, self._learned_by(its))
+
+    def _learned_by(self, its: _Stream) -> learning.Learned:
+        learners, row = self._engine_streams.learners, int(self._engine_streams.learner[its.number])
+        return int(learners.next[row]), learners.state_of(row)
 
     def _all_learned(self) -> dict[str, learning.Learned]:
         """What all streams have learned, the closed ones too."""
         learners = self._engine_streams.learners
         if self.config.learn == "shared":
             return {"": (int(learners.next[0]), learners.state_of(0))}
-        found = dict(self._learned)
+        found = dict(self._kept.learned)
         with self._lock:
             there = [its for its in self._streams.values() if its.number >= 0]
-        for its in there:
-            row = int(self._engine_streams.learner[its.number])
-            found[its.queue.name] = int(learners.next[row]), learners.state_of(row)
-        return found
-
-    def _save_aside(self) -> None:
-        """Save what was learned in a thread of its own: the disk may be slow."""
-        if self._saver is not None and self._saver.is_alive():
-            return
-        self._saver = threading.Thread(target=self._save, args=(self._all_learned(),), name="eex-save", daemon=True)
-        self._saver.start()
-
-    def _save(self, learned: dict[str, learning.Learned]) -> None:
-        assert self.config.state is not None
-        try:
-            learning.write(self.config.state, self._made_for, learned)
-        except EexError as error:
-            self._note(str(error))
+        return found | {its.queue.name: self._learned_by(its) for its in there}
 
     def _sum_up(self) -> None:
         """Sum up and record the frames that have left the engine."""
-        started = time.perf_counter()
         for rows in self._driver.take():
-            self._tally.add(_renumbered(rows, self._taken))
-            self._taken += len(rows)
-            self._sum_up_streams(rows)
-            if self._records is not None and not self._unrecorded:
-                try:
-                    self._records.write(rows)
-                    self._retention.apply(self._records)
-                except EexError as error:
-                    self._unrecorded = str(error)
-                    self._records.abandon()
-                    self._note(f"records end here: {error}")
-        self.record_seconds += time.perf_counter() - started
+            self._totals.add(rows, self._tally_of)
 
-    def _sum_up_streams(self, rows: Rows) -> None:
+    def _tally_of(self, name: str) -> "Tally":
         from eex.stream.run.tally import Tally
 
-        names = rows.stream
-        alone = (names == names[0]).all()
-        for name in [names[0]] if alone else sorted(set(names.tolist())):
-            its = self._streams[name]
-            mine = rows if alone else rows[names == name]
-            if its.tally is None:
-                its.tally = Tally(self.net.edge_exits + 1)
-            its.tally.add(_renumbered(mine, its.tally.frames))
+        its = self._streams[name]
+        if its.tally is None:
+            its.tally = Tally(self.net.edge_exits + 1)
+        return its.tally
 
     def _finish(self) -> None:
         """Finish what is under way, and save what was learned."""
         self._driver.drain()
         self._sum_up()
-        if self._records is not None and not self._unrecorded:
-            try:
-                self._records.close()
-            except EexError as error:
-                self._unrecorded = str(error)
-                self._note(f"records end here: {error}")
+        self._totals.close()
         if self.config.state is not None:
-            if self._saver is not None:
-                self._saver.join()
-            self._save(self._all_learned())
+            self._kept.join()
+            self._kept.save(self._all_learned())
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
@@ -853,10 +769,3 @@ def _with(config: Any, options: dict[str, Any]) -> Any:
         if name not in known:
             raise EexError(f"unknown option '{name}'; there are {', '.join(sorted(known))}")
     return replace(config, **options)
-
-
-def _renumbered(rows: Rows, first: int) -> Rows:
-    """The rows with frames counted in the order in which they leave: learners' own numbers start where they were."""
-    from dataclasses import replace
-
-    return replace(rows, frame=np.arange(first, first + len(rows)))

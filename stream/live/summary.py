@@ -23,15 +23,15 @@ def summarise(session: "Session") -> dict[str, Any]:
         "answered": sum(row["answered"] for row in rows),
         "refused": _added([row["refused"] for row in rows]),
     }
-    summary |= _figures(session._tally)
+    summary |= _figures(session._totals.all)
     summary |= {
         "open_streams": opened,
         "policy_seconds": engine.policy_seconds,
         "routing_seconds": engine.routing_seconds,
-        "record_seconds": session.record_seconds,
-        "unread": session._unread,
-        "unrecorded": session._unrecorded,
-        "sinks": [{"sink": _named(sink), "errors": dict(errors)} for sink, errors in session._sinks],
+        "record_seconds": session._totals.seconds,
+        "unread": session._outbox.missed,
+        "unrecorded": session._totals.unrecorded,
+        "sinks": [{"sink": _named(sink), "errors": dict(errors)} for sink, errors in session._outbox.sinks],
         "notes": list(session.notes),
         "link": session._offloader.report(),
         "streams": rows,

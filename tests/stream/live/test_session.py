@@ -430,9 +430,9 @@ def test_a_stream_that_comes_back_goes_on(net):
         session.close_stream("door")
         while session.streams:
             time.sleep(0.01)
-        assert session._learned["door"][0] == 50
+        assert session._kept.learned["door"][0] == 50
         assert session.answer(images(1)[0], "door").frame == 50
-        assert "door" not in session._learned
+        assert "door" not in session._kept.learned
         row = session.summary()["streams"][0]
     assert (row["stream"], row["frames"], row["answered"]) == ("door", 51, 51)
 
