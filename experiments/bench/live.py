@@ -160,7 +160,7 @@ def many(bench: Bench, images: Images) -> Iterator[dict[str, Any]]:
 def timed(session: Any) -> dict[str, float]:
     """Processor time that a session's thread spends on choosing, learning and records, from now on."""
     spent = {"choosing": 0.0, "learning": 0.0, "records": 0.0}
-    learners = session._engine_streams.learners
+    learners = session._playing.engine_streams.learners
 
     def watch(name: str, owner: Any, method: str) -> None:
         inner = getattr(owner, method)
@@ -176,7 +176,7 @@ def timed(session: Any) -> dict[str, float]:
 
     watch("choosing", learners, "choose")
     watch("learning", learners, "learn")
-    watch("records", session, "_sum_up_streams")
+    watch("records", session._playing.totals, "add")
     return spent
 
 
@@ -225,7 +225,7 @@ def push(bench: Bench, images: Images) -> Iterator[dict[str, Any]]:
     engine_s = 0.0
 
     with opened() as session:
-        feed = session._driver.feed
+        feed = session._playing.driver.feed
 
         def timed(batch: Any) -> None:
             nonlocal engine_s
@@ -233,7 +233,7 @@ def push(bench: Bench, images: Images) -> Iterator[dict[str, Any]]:
             feed(batch)
             engine_s += time.thread_time() - started
 
-        session._driver.feed = timed
+        session._playing.driver.feed = timed
 
         def some(thread: int) -> list[Future[Answer | Refusal]]:
             return [session.submit(images[k % len(images)], f"s{thread}") for k in range(count // threads)]
@@ -251,9 +251,9 @@ def push(bench: Bench, images: Images) -> Iterator[dict[str, Any]]:
 def beside_us(images: Images, count: int = 4000) -> float:
     """Processor time per frame of all that a session does beside the engine's own work, in microseconds."""
     with opened() as session:
-        driver = session._driver
+        driver = session._playing.driver
         spent = 0.0
-        feed, answer = driver.feed, session._answer
+        feed, answer = driver.feed, session._playing.answer
 
         def timed(batch: Any) -> None:
             nonlocal spent

@@ -7,7 +7,7 @@ import os
 import select
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from eex.policies.core.base import Ints, Policy
 from eex.policies.core.errors import EexError, ImageError
 from eex.policies.core.price import parse_price
-from eex.policies.registry import make_policy
 from eex.stream.live import learning
 from eex.stream.live.answers import Answer, Reason, Refusal, Sink, iso
-from eex.stream.live.arrivals import Arrivals, Queue, Waiting
+from eex.stream.live.arrivals import Arrivals, Waiting
 from eex.stream.live.config import LiveConfig, StreamOptions
 from eex.stream.live.images import Given, as_taken
 from eex.stream.live.outbox import Outbox
+from eex.stream.live.playing import Playing, Stream, policy_for
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
-    from eex.stream.run.tally import Tally
     from eex.stream.wire.offload import Offloader
 
 PATIENCE_S = 60.0
@@ -42,8 +40,6 @@ SUM_UP_S = 10.0
 """Seconds between two times that finished frames are summed up and recorded."""
 SAVE_S = 60.0
 """Seconds between two times that what was learned is saved."""
-CAPACITY = 8192
-"""Frames under way, at most."""
 
 Said = TypeVar("Said")
 
@@ -56,33 +52,6 @@ class Refused(EexError):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(f"frame {refusal.frame} of stream '{refusal.stream}': {refusal.reason}: {refusal.detail}")
         self.refusal = refusal
-
-
-class _Stream:
-    """One stream of a session.
-
-    Attributes
-    ----------
-    number
-        In the engine's `Streams`; -1 until its first frame is run.
-    under_way
-        Frames in the engine.
-    """
-
-    def __init__(self, name: str, options: StreamOptions, config: LiveConfig) -> None:
-        self.queue = Queue(name, extra=self)
-        self.number, self.under_way = -1, 0
-        self.answered = 0
-        self.refused: Counter[str] = Counter()
-        self.tally: Tally | None = None  # with its first finished frames
-        self.set(options, config)
-
-    def set(self, options: StreamOptions, config: LiveConfig) -> None:
-        """Change the options."""
-        self.options = options
-        keep = options.keep or config.keep
-        self.queue.keep = "all" if keep == "auto" else keep
-        self.queue.most = options.queue or config.queue
 
 
 class Session:
@@ -130,14 +99,14 @@ class Session:
         self.config = _with(config or LiveConfig(), options)
         self.config.check()
         self._lock = threading.Condition()
-        self._streams: dict[str, _Stream] = {}
-        self._left_streams: OrderedDict[str, _Stream] = OrderedDict()
+        self._streams: dict[str, Stream] = {}
+        self._left_streams: OrderedDict[str, Stream] = OrderedDict()
         self._arrivals = Arrivals(self.config.batch, self.config.batch_wait_ms / 1000)
         self._tasks: deque[Callable[[], None]] = deque()  # for the session's thread
         self._closing = self._asleep = self._done = False
         self._failure: BaseException | None = None
         self._outbox = Outbox(sinks)
-        self._leaving: list[_Stream] = []
+        self._leaving: list[Stream] = []
         self._released = False
         self._awake, self._wake = os.pipe()
         os.set_blocking(self._awake, False)
@@ -155,13 +124,8 @@ class Session:
         self._thread.start()
 
     def _open(self, net: "EarlyExitNet | None", offloader: "Offloader | None") -> None:
-        from eex.stream.driver import Driver
-        from eex.stream.engine import usual_bytes
-        from eex.stream.live.totals import Totals
         from eex.stream.network import load_network
         from eex.stream.planning.sending import choose_sending
-        from eex.stream.run.records import RecordWriter
-        from eex.stream.streams import Streams
         from eex.stream.wire.connection import connected
         from eex.stream.worker.embedded import EmbeddedWorker
 
@@ -174,8 +138,7 @@ class Session:
                 EmbeddedWorker(models, config.network, processes=connection.processes)
             )
         self.net = net = load_network(config) if net is None else net
-        make = partial(_policy, config, net.edge_exits)
-        make(1)  # or fail before a worker is waited for
+        policy_for(config, net.edge_exits, 1)  # or fail before a worker is waited for
         encoding = None
         if offloader is None:
             if worker is not None:
@@ -183,44 +146,9 @@ class Session:
             connect = partial(connected, connection, net.fingerprint, config.seed, embedded, required=False)
             encoding = choose_sending(connection, net, None, connect).encoding
             offloader = self._resources.enter_context(connect())
-        self._offloader = offloader
         offloader.wake_on(self._awake)
-        price = config.price()
-        self._engine_streams = Streams(make, price, usual_bytes(net, price), config.learn == "shared")
-        self._deadlines_ms: dict[int, float] = {}
-        self._driver = Driver(
-            net,
-            self._engine_streams,
-            offloader,
-            send=encoding,
-            waits=False,
-            deadlines_ms=self._deadlines_ms,
-            left=self._answer,
-            exit_cost=config.exit_cost,
-            kind=config.reward,
-            gather=config.gather,
-            drop_below=config.drop_below,
-            capacity=max(CAPACITY, 4 * config.batch),
-        )
-        self._ring = self._driver.engine.ring
-        self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
         self.notes: list[str] = []
-        records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
-        self._totals = Totals(net.edge_exits + 1, records, config.retention(), self._note)
-        made_for = {
-            "policy": ":".join([config.policy, *config.policy_option]),
-            "reward": config.reward,
-            "edge exits": net.edge_exits,
-            "network": net.fingerprint,
-            "learners": config.learn,
-        }
-        self._kept = learning.Kept(config.state, made_for, self._note)
-        if config.learn == "shared" and "" in self._kept.learned:
-            first, state = self._kept.learned.pop("")
-            try:
-                self._engine_streams.learners.set_state(0, state, first)
-            except ValueError as error:
-                self._note(f"the streams learn anew; what they had learned does not fit: {error}")
+        self._playing = Playing(config, net, offloader, encoding, self._streams, self._outbox, self._note)
 
     # ---- frames in
 
@@ -360,7 +288,7 @@ class Session:
                 raise EexError(f"stream '{name}': the session is closed")
             its = self._stream(name)
             its.set(options, self.config)
-            self._tasks.append(partial(self._apply, its))
+            self._tasks.append(partial(self._playing.apply, its))
             self._lock.notify_all()
         self._rouse()
 
@@ -432,7 +360,7 @@ class Session:
             If it cannot be written.
         """
         if self.config.state is not None:
-            learning.write(self.config.state, self._kept.made_for, self._ask(self._all_learned))
+            learning.write(self.config.state, self._playing.kept.made_for, self._ask(self._all_learned))
 
     # ---- the session's thread
 
@@ -461,7 +389,7 @@ class Session:
             with self._lock:
                 tasks = list(self._tasks)
                 self._tasks.clear()
-                room = self._ring.capacity - (self._ring.next - self._ring.head)
+                room = self._playing.room
                 due = self._arrivals.due()
                 batch = self._arrivals.take(room) if due <= now or self._closing else []
                 if batch:
@@ -473,23 +401,23 @@ class Session:
             for task in tasks:
                 task()
             if batch:
-                self._feed(batch)
+                self._playing.feed(batch)
             elif not tasks:
                 until = now + IDLE_S if due == -math.inf else min(due, now + IDLE_S)  # -inf: there was no room
                 self._wait(until)
             if self._leaving:
                 self._let_go()
             now = time.perf_counter()
-            if self._driver.worth_taking or now - summed_up > SUM_UP_S or not room:
-                self._sum_up()
+            if self._playing.driver.worth_taking or now - summed_up > SUM_UP_S or not room:
+                self._playing.sum_up()
                 summed_up = now
             if self.config.state is not None and now - saved > SAVE_S:
-                self._kept.save_aside(self._all_learned)
+                self._playing.kept.save_aside(self._all_learned)
                 saved = now
 
     def _wait(self, until: float) -> None:
         """Wait for an arrival or a reply, until a time at most."""
-        driver = self._driver
+        driver = self._playing.driver
         driver.hurry()
         until = min(until, driver.due)
         wait_s = max(0.0, until - time.perf_counter())
@@ -506,68 +434,6 @@ class Session:
         """Wake the session's thread."""
         with contextlib.suppress(BlockingIOError, OSError):  # the pipe is full, or the session is gone
             os.write(self._wake, b".")
-
-    def _feed(self, batch: list[Waiting]) -> None:
-        import torch
-
-        from eex.stream.frames.batch import Batch
-
-        first, capacity = self._ring.next, self._ring.capacity
-        numbers = np.empty(len(batch), dtype=np.int64)
-        for k, frame in enumerate(batch):
-            self._under_way[(first + k) % capacity] = frame
-            its = self._streams[frame.stream]
-            if its.number < 0:
-                self._enter(its)
-            its.under_way += 1
-            numbers[k] = its.number
-        pixels = torch.from_numpy(np.stack([frame.image for frame in batch])).permute(0, 3, 1, 2)
-        self._driver.feed(
-            Batch(
-                pixels.to(self.net.mean.device).float().div_(255),
-                [frame.name for frame in batch],
-                np.array([frame.label for frame in batch]),
-                np.zeros((len(batch), 2)),
-                numbers,
-                np.array([frame.since for frame in batch]),
-            )
-        )
-
-    def _answer(self, slots: Ints) -> None:
-        """Give frames their answers."""
-        rows, net = self._ring.rows, self.net
-        exit, given = rows.exit[slots], rows.answer[slots]
-        confidence = rows.confidence[slots]
-        by = np.where(rows.prediction[slots] == given[:, None], confidence, np.nan)
-        own = by[np.arange(len(slots)), exit]  # of the exit that answered, or of the surest that said so
-        sure = np.where(np.isnan(own), np.fmax.reduce(by, axis=1), own)
-        columns = (exit, given, np.nan_to_num(sure), rows.fallback[slots], rows.latency_ms[slots])
-        cloud = net.edge_exits if not self._driver.engine.whole else -1
-        for slot, e, index, c, fallback, ms in zip(
-            slots.tolist(), *(column.tolist() for column in columns), strict=True
-        ):
-            frame = self._under_way[slot]
-            assert frame is not None
-            self._under_way[slot] = None
-            its = self._streams[frame.stream]
-            its.under_way -= 1
-            its.answered += 1
-            self._outbox.give(
-                frame.future,
-                Answer(
-                    stream=frame.stream,
-                    frame=frame.frame,
-                    name=frame.name,
-                    label=net.classes[index] if index >= 0 else "",
-                    index=index,
-                    confidence=c,
-                    exit=e + 1,
-                    where="cloud" if e == cloud else "edge",
-                    fallback=fallback,
-                    latency_ms=ms,
-                    captured=iso(frame.captured),
-                ),
-            )
 
     def _refuse(self, frames: Iterable[Waiting], reason: Reason, detail: str) -> None:
         """Give frames their refusals; from any thread."""
@@ -588,19 +454,19 @@ class Session:
                 ),
             )
 
-    def _stream(self, name: str) -> _Stream:
+    def _stream(self, name: str) -> Stream:
         """A stream by name, opened if need be; with the lock held."""
         its = self._streams.get(name)
         if its is None:
             its = self._left_streams.pop(name, None)
             if its is None:
-                its = _Stream(name, StreamOptions(), self.config)
+                its = Stream(name, StreamOptions(), self.config)
             its.queue.closing = False
             self._streams[name] = its
             self._arrivals.streams = len(self._streams)
         return its
 
-    def _why_closed(self, its: _Stream) -> tuple[Reason, str]:
+    def _why_closed(self, its: Stream) -> tuple[Reason, str]:
         if self._failure is not None:
             return "failed", f"the session failed: {self._failure}"
         return "closed", "the session is closed" if self._closing else "the stream is closed"
@@ -620,104 +486,44 @@ class Session:
         if options.keep not in (None, "auto", "all", "newest"):
             raise EexError(f"{where}: keep must be all or newest, got {options.keep!r}")
 
-    def _enter(self, its: _Stream) -> None:
-        """Enter a stream into the engine, with what it learned before."""
-        first, state = self._kept.learned.get(its.queue.name, (0, None))
-        try:
-            its.number = self._engine_streams.add(its.queue.name, None, state, first)
-        except ValueError as error:
-            self._note(f"stream '{its.queue.name}' learns anew; what it had learned does not fit: {error}")
-            its.number = self._engine_streams.add(its.queue.name)
-        self._kept.learned.pop(its.queue.name, None)
-        self._apply(its)
-
-    def _apply(self, its: _Stream) -> None:
-        """Let a stream's options count from its next frame on."""
-        if its.number < 0:
-            return
-        options = its.options
-        price = None if options.overhead is None else parse_price(options.overhead)
-        if price != self._engine_streams.price_of(its.number):
-            self._engine_streams.set_price(its.number, price)
-        self._deadlines_ms.pop(its.number, None)
-        if options.deadline_ms is not None:
-            self._deadlines_ms[its.number] = options.deadline_ms
-
     def _let_go(self) -> None:
         """Let go of closing streams of which nothing is under way any more."""
-        self._sum_up()
+        self._playing.sum_up()
         self._leaving = [its for its in self._leaving if not self._leave(its)]
 
-    def _leave(self, its: _Stream) -> bool:
+    def _leave(self, its: Stream) -> bool:
         """Let a stream go, if nothing of it is under way; whether it has gone, or has been opened again."""
         with self._lock:
             if not its.queue.closing or self._streams.get(its.queue.name) is not its:
                 return True
-            if its.queue.frames or its.under_way or not self._settled(its):
+            if its.queue.frames or its.under_way or not self._playing.settled(its):
                 return False
             del self._streams[its.queue.name]
             self._arrivals.streams = len(self._streams)
             self._left_streams[its.queue.name] = its
             while len(self._left_streams) > learning.STREAMS_KEPT:
                 self._left_streams.popitem(last=False)
-        if its.number >= 0:
-            self._keep_learned(its)
-            self._engine_streams.remove(its.number)
-            self._deadlines_ms.pop(its.number, None)
-            its.number = -1
+        self._playing.leave(its)
         return True
-
-    def _settled(self, its: _Stream) -> bool:
-        """Whether all frames of a stream have left the engine's ring."""
-        under_way = np.arange(self._ring.head, self._ring.next) % self._ring.capacity
-        return its.number < 0 or not (self._ring.source[under_way] == its.number).any()
-
-    def _keep_learned(self, its: _Stream) -> None:
-        if self.config.learn == "each":
-            self._kept.put(its.queue.name, self._learned_by(its))
-
-    def _learned_by(self, its: _Stream) -> learning.Learned:
-        learners, row = self._engine_streams.learners, int(self._engine_streams.learner[its.number])
-        return int(learners.next[row]), learners.state_of(row)
 
     def _all_learned(self) -> dict[str, learning.Learned]:
         """What all streams have learned, the closed ones too."""
-        learners = self._engine_streams.learners
-        if self.config.learn == "shared":
-            return {"": (int(learners.next[0]), learners.state_of(0))}
-        found = dict(self._kept.learned)
         with self._lock:
-            there = [its for its in self._streams.values() if its.number >= 0]
-        return found | {its.queue.name: self._learned_by(its) for its in there}
-
-    def _sum_up(self) -> None:
-        """Sum up and record the frames that have left the engine."""
-        for rows in self._driver.take():
-            self._totals.add(rows, self._tally_of)
-
-    def _tally_of(self, name: str) -> "Tally":
-        from eex.stream.run.tally import Tally
-
-        its = self._streams[name]
-        if its.tally is None:
-            its.tally = Tally(self.net.edge_exits + 1)
-        return its.tally
+            there = list(self._streams.values())
+        return self._playing.all_learned(there)
 
     def _finish(self) -> None:
         """Finish what is under way, and save what was learned."""
-        self._driver.drain()
-        self._sum_up()
-        self._totals.close()
+        self._playing.finish()
         if self.config.state is not None:
-            self._kept.join()
-            self._kept.save(self._all_learned())
+            self._playing.kept.join()
+            self._playing.kept.save(self._all_learned())
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._failure, self._closing = error, True
             left = self._arrivals.clear()
-            under_way = [frame for frame in self._under_way if frame is not None]
-            self._under_way = [None] * len(self._under_way)
+            under_way = self._playing.abandon()
             self._lock.notify_all()
         log.error("the session failed: %s", error, exc_info=error)
         self._refuse([*under_way, *left], "failed", f"the session failed: {error}")
@@ -746,12 +552,6 @@ class Session:
     def _note(self, text: str) -> None:
         self.notes.append(text)
         log.warning("%s", text)
-
-
-def _policy(config: LiveConfig, exits: int, runs: int) -> Policy:
-    policy = make_policy(config.policy, config.options(), exits=exits, runs=runs, seed=config.seed)
-    policy.reward = config.reward
-    return policy
 
 
 def _with(config: Any, options: dict[str, Any]) -> Any:

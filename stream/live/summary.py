@@ -4,42 +4,44 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eex.stream.live.session import Session, _Stream
+    from eex.stream.live.playing import Stream
+    from eex.stream.live.session import Session
     from eex.stream.run.tally import Tally
 
 
 def summarise(session: "Session") -> dict[str, Any]:
     """Plain JSON values; called in the session's thread, or after its end."""
-    session._sum_up()
+    playing = session._playing
+    playing.sum_up()
     with session._lock:
         there = [*session._streams.items(), *session._left_streams.items()]
         rows = [_row(name, stream) for name, stream in there]
         opened = len(session._streams)
     seconds = time.perf_counter() - session._started
-    engine = session._driver.engine
+    engine = playing.driver.engine
     summary: dict[str, Any] = {
         "seconds": seconds,
         "frames": sum(row["frames"] for row in rows),
         "answered": sum(row["answered"] for row in rows),
         "refused": _added([row["refused"] for row in rows]),
     }
-    summary |= _figures(session._totals.all)
+    summary |= _figures(playing.totals.all)
     summary |= {
         "open_streams": opened,
         "policy_seconds": engine.policy_seconds,
         "routing_seconds": engine.routing_seconds,
-        "record_seconds": session._totals.seconds,
+        "record_seconds": playing.totals.seconds,
         "unread": session._outbox.missed,
-        "unrecorded": session._totals.unrecorded,
+        "unrecorded": playing.totals.unrecorded,
         "sinks": [{"sink": _named(sink), "errors": dict(errors)} for sink, errors in session._outbox.sinks],
         "notes": list(session.notes),
-        "link": session._offloader.report(),
+        "link": playing.offloader.report(),
         "streams": rows,
     }
     return summary
 
 
-def _row(name: str, stream: "_Stream") -> dict[str, Any]:
+def _row(name: str, stream: "Stream") -> dict[str, Any]:
     row: dict[str, Any] = {
         "stream": name,
         "frames": stream.queue.submitted,

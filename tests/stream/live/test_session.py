@@ -381,7 +381,7 @@ def test_a_sink_may_submit_and_close(net):
 
 def test_a_session_that_fails_refuses_and_says_so(net, caplog):
     session = opened(net)
-    session._driver.feed = lambda batch: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    session._playing.driver.feed = lambda batch: (_ for _ in ()).throw(RuntimeError("out of memory"))
     futures = [session.submit(image) for image in images(5)]
     assert {future.result(10).reason for future in futures} == {"failed"}
     assert "out of memory" in futures[0].result().detail
@@ -402,8 +402,8 @@ def test_streams_learn_apart_or_together(net):
                     session.submit(image, stream)
             while session.summary()["answered"] < 300:
                 time.sleep(0.01)
-            row = int(session._engine_streams.learner[0])
-            assert session._engine_streams.learners.learned[row] == learned
+            row = int(session._playing.engine_streams.learner[0])
+            assert session._playing.engine_streams.learners.learned[row] == learned
 
 
 def test_a_streams_choices_do_not_depend_on_the_others(net):
@@ -430,9 +430,9 @@ def test_a_stream_that_comes_back_goes_on(net):
         session.close_stream("door")
         while session.streams:
             time.sleep(0.01)
-        assert session._kept.learned["door"][0] == 50
+        assert session._playing.kept.learned["door"][0] == 50
         assert session.answer(images(1)[0], "door").frame == 50
-        assert "door" not in session._kept.learned
+        assert "door" not in session._playing.kept.learned
         row = session.summary()["streams"][0]
     assert (row["stream"], row["frames"], row["answered"]) == ("door", 51, 51)
 
@@ -460,8 +460,8 @@ def test_streams_that_come_and_go_leave_nothing_behind(net):
             session.close_stream(f"stream {k}")
             while session.streams:
                 time.sleep(0.001)
-        assert len(session._engine_streams.name) == 8
-        assert len(session._engine_streams.learners.next) == 8
+        assert len(session._playing.engine_streams.name) == 8
+        assert len(session._playing.engine_streams.learners.next) == 8
         assert threading.active_count() == before
 
 

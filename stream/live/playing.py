@@ -1,0 +1,284 @@
+"""The engine of a session: streams enter and leave it, and their frames are run, answered and summed up."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eex.policies.core.base import Ints, Policy
+from eex.policies.core.price import parse_price
+from eex.policies.registry import make_policy
+from eex.stream.live import learning
+from eex.stream.live.answers import Answer, iso
+from eex.stream.live.arrivals import Queue, Waiting
+from eex.stream.live.config import LiveConfig, StreamOptions
+from eex.stream.live.outbox import Outbox
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
+    from eex.stream.run.tally import Tally
+    from eex.stream.wire.encoding import Encoding
+    from eex.stream.wire.offload import Offloader
+
+CAPACITY = 8192
+"""Frames under way, at most."""
+
+
+class Stream:
+    """One stream of a session.
+
+    Attributes
+    ----------
+    queue
+        What waits to be run.
+    number
+        In the engine's `Streams`; -1 until its first frame is run.
+    under_way
+        Frames in the engine.
+    answered, refused
+        Frames so far; refusals by reason.
+    """
+
+    def __init__(self, name: str, options: StreamOptions, config: LiveConfig) -> None:
+        self.queue = Queue(name, extra=self)
+        self.number, self.under_way = -1, 0
+        self.answered = 0
+        self.refused: Counter[str] = Counter()
+        self.tally: Tally | None = None  # from its first finished frames on
+        self.set(options, config)
+
+    def set(self, options: StreamOptions, config: LiveConfig) -> None:
+        """Change the options."""
+        self.options = options
+        keep = options.keep or config.keep
+        self.queue.keep = "all" if keep == "auto" else keep
+        self.queue.most = options.queue or config.queue
+
+
+class Playing:
+    """Runs the frames of a session's streams; all of it is for the session's thread.
+
+    Parameters
+    ----------
+    streams
+        The open ones, by name.
+    outbox
+        Gets the answers.
+    note
+        Receives a line for what cannot be taken up, recorded or saved.
+
+    Attributes
+    ----------
+    driver, engine_streams
+        The engine with its waiting, and its streams with their learners.
+    totals, kept
+        What finished frames come to, and what closed streams have learned.
+    """
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        net: "EarlyExitNet",
+        offloader: "Offloader",
+        encoding: "Encoding | None",
+        streams: Mapping[str, Stream],
+        outbox: Outbox,
+        note: Callable[[str], None],
+    ) -> None:
+        from eex.stream.driver import Driver
+        from eex.stream.engine import usual_bytes
+        from eex.stream.live.totals import Totals
+        from eex.stream.run.records import RecordWriter
+        from eex.stream.streams import Streams
+
+        self.config, self.net, self.offloader, self._note = config, net, offloader, note
+        self._streams, self._outbox = streams, outbox
+        price, make = config.price(), partial(policy_for, config, net.edge_exits)
+        self.engine_streams = Streams(make, price, usual_bytes(net, price), config.learn == "shared")
+        self._deadlines_ms: dict[int, float] = {}
+        self.driver = Driver(
+            net,
+            self.engine_streams,
+            offloader,
+            send=encoding,
+            waits=False,
+            deadlines_ms=self._deadlines_ms,
+            left=self.answer,
+            exit_cost=config.exit_cost,
+            kind=config.reward,
+            gather=config.gather,
+            drop_below=config.drop_below,
+            capacity=max(CAPACITY, 4 * config.batch),
+        )
+        self._ring = self.driver.engine.ring
+        self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
+        records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
+        self.totals = Totals(net.edge_exits + 1, records, config.retention(), note)
+        made_for = {
+            "policy": ":".join([config.policy, *config.policy_option]),
+            "reward": config.reward,
+            "edge exits": net.edge_exits,
+            "network": net.fingerprint,
+            "learners": config.learn,
+        }
+        self.kept = learning.Kept(config.state, made_for, note)
+        if config.learn == "shared" and "" in self.kept.learned:
+            first, state = self.kept.learned.pop("")
+            try:
+                self.engine_streams.learners.set_state(0, state, first)
+            except ValueError as error:
+                note(f"the streams learn anew; what they had learned does not fit: {error}")
+
+    # ---- frames
+
+    @property
+    def room(self) -> int:
+        """Frames that the engine can take now."""
+        return self._ring.capacity - (self._ring.next - self._ring.head)
+
+    def feed(self, batch: list[Waiting]) -> None:
+        """Run frames together."""
+        import torch
+
+        from eex.stream.frames.batch import Batch
+
+        first, capacity = self._ring.next, self._ring.capacity
+        numbers = np.empty(len(batch), dtype=np.int64)
+        for k, frame in enumerate(batch):
+            self._under_way[(first + k) % capacity] = frame
+            its = self._streams[frame.stream]
+            if its.number < 0:
+                self._enter(its)
+            its.under_way += 1
+            numbers[k] = its.number
+        pixels = torch.from_numpy(np.stack([frame.image for frame in batch])).permute(0, 3, 1, 2)
+        self.driver.feed(
+            Batch(
+                pixels.to(self.net.mean.device).float().div_(255),
+                [frame.name for frame in batch],
+                np.array([frame.label for frame in batch]),
+                np.zeros((len(batch), 2)),
+                numbers,
+                np.array([frame.since for frame in batch]),
+            )
+        )
+
+    def answer(self, slots: Ints) -> None:
+        """Give frames their answers."""
+        rows, net = self._ring.rows, self.net
+        exit, given = rows.exit[slots], rows.answer[slots]
+        confidence = rows.confidence[slots]
+        by = np.where(rows.prediction[slots] == given[:, None], confidence, np.nan)
+        own = by[np.arange(len(slots)), exit]  # of the exit that answered, or of the surest that said so
+        sure = np.where(np.isnan(own), np.fmax.reduce(by, axis=1), own)
+        columns = (exit, given, np.nan_to_num(sure), rows.fallback[slots], rows.latency_ms[slots])
+        cloud = net.edge_exits if not self.driver.engine.whole else -1
+        for slot, e, index, c, fallback, ms in zip(
+            slots.tolist(), *(column.tolist() for column in columns), strict=True
+        ):
+            frame = self._under_way[slot]
+            assert frame is not None
+            self._under_way[slot] = None
+            its = self._streams[frame.stream]
+            its.under_way -= 1
+            its.answered += 1
+            self._outbox.give(
+                frame.future,
+                Answer(
+                    stream=frame.stream,
+                    frame=frame.frame,
+                    name=frame.name,
+                    label=net.classes[index] if index >= 0 else "",
+                    index=index,
+                    confidence=c,
+                    exit=e + 1,
+                    where="cloud" if e == cloud else "edge",
+                    fallback=fallback,
+                    latency_ms=ms,
+                    captured=iso(frame.captured),
+                ),
+            )
+
+    def abandon(self) -> list[Waiting]:
+        """Give up on what is under way: the frames that have no answer."""
+        left = [frame for frame in self._under_way if frame is not None]
+        self._under_way = [None] * len(self._under_way)
+        return left
+
+    def sum_up(self) -> None:
+        """Sum up and record the frames that have left the engine."""
+        for rows in self.driver.take():
+            self.totals.add(rows, self._tally_of)
+
+    def _tally_of(self, name: str) -> "Tally":
+        from eex.stream.run.tally import Tally
+
+        its = self._streams[name]
+        if its.tally is None:
+            its.tally = Tally(self.net.edge_exits + 1)
+        return its.tally
+
+    def finish(self) -> None:
+        """Finish what is under way."""
+        self.driver.drain()
+        self.sum_up()
+        self.totals.close()
+
+    # ---- streams
+
+    def _enter(self, its: Stream) -> None:
+        """Enter a stream into the engine, with what it learned before."""
+        first, state = self.kept.learned.get(its.queue.name, (0, None))
+        try:
+            its.number = self.engine_streams.add(its.queue.name, None, state, first)
+        except ValueError as error:
+            self._note(f"stream '{its.queue.name}' learns anew; what it had learned does not fit: {error}")
+            its.number = self.engine_streams.add(its.queue.name)
+        self.kept.learned.pop(its.queue.name, None)
+        self.apply(its)
+
+    def apply(self, its: Stream) -> None:
+        """Let a stream's options count from its next frame on."""
+        if its.number < 0:
+            return
+        options = its.options
+        price = None if options.overhead is None else parse_price(options.overhead)
+        if price != self.engine_streams.price_of(its.number):
+            self.engine_streams.set_price(its.number, price)
+        self._deadlines_ms.pop(its.number, None)
+        if options.deadline_ms is not None:
+            self._deadlines_ms[its.number] = options.deadline_ms
+
+    def settled(self, its: Stream) -> bool:
+        """Whether all frames of a stream have left the engine's ring."""
+        under_way = np.arange(self._ring.head, self._ring.next) % self._ring.capacity
+        return its.number < 0 or not (self._ring.source[under_way] == its.number).any()
+
+    def leave(self, its: Stream) -> None:
+        """Let a settled stream leave the engine; what it learned is kept."""
+        if its.number >= 0:
+            if self.config.learn == "each":
+                self.kept.put(its.queue.name, self._learned_by(its))
+            self.engine_streams.remove(its.number)
+            self._deadlines_ms.pop(its.number, None)
+            its.number = -1
+
+    def _learned_by(self, its: Stream) -> learning.Learned:
+        learners, row = self.engine_streams.learners, int(self.engine_streams.learner[its.number])
+        return int(learners.next[row]), learners.state_of(row)
+
+    def all_learned(self, streams: Iterable[Stream]) -> dict[str, learning.Learned]:
+        """What some streams have learned, and the closed ones."""
+        if self.config.learn == "shared":
+            learners = self.engine_streams.learners
+            return {"": (int(learners.next[0]), learners.state_of(0))}
+        return self.kept.learned | {its.queue.name: self._learned_by(its) for its in streams if its.number >= 0}
+
+
+def policy_for(config: LiveConfig, exits: int, runs: int) -> Policy:
+    """The configured policy, for a number of learners."""
+    policy = make_policy(config.policy, config.options(), exits=exits, runs=runs, seed=config.seed)
+    policy.reward = config.reward
+    return policy
