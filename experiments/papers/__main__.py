@@ -26,8 +26,8 @@ class Run:
     quick: bool = False
     """Run for a few minutes on the shipped images, to see that everything works; such figures claim nothing."""
     recipe: str = "reduced"
-    """How much to train and measure: reduced (two cores, under two hours), standard (many hours; not every paper has
-    it) or paper (what the paper did)."""
+    """How much to train and measure: reduced (two cores, under two hours), standard (longer; not every paper has it) or
+    paper (what the paper did)."""
     data: str = ""
     """Images with a train and a test split: a folder or zip of train/class/image, or the original folder of CIFAR-10 or
     Caltech-256."""

@@ -96,13 +96,6 @@ def judge(paper: Paper, out: Path, tables: Tables, recipe: Any) -> pd.DataFrame:
     return claims
 
 
-def _save_small(drawn: io.BytesIO, path: Path) -> None:
-    """A PNG in 128 colours, which take a third of the bytes."""
-    from PIL import Image
-
-    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
-
-
 def read_kept(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """A finished run: its `run.json`, and its tables by name."""
     tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}

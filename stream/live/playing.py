@@ -279,6 +279,4 @@ class Playing:
 
 def policy_for(config: LiveConfig, exits: int, runs: int) -> Policy:
     """The configured policy, for a number of learners."""
-    policy = make_policy(config.policy, config.options(), exits=exits, runs=runs, seed=config.seed)
-    policy.reward = config.reward
-    return policy
+    return make_policy(config.policy, config.options(), exits=exits, runs=runs, seed=config.seed)
