@@ -1,6 +1,7 @@
 """Images through the real engine, alone or with a worker process over an emulated link."""
 
 import contextlib
+import re
 import subprocess
 import tempfile
 import time
@@ -104,8 +105,8 @@ def _worker(model: Path, *arguments: str) -> Iterator[tuple[str, str]]:
                 if line.startswith(READY):
                     yield line.removeprefix(READY).strip(), metrics
                     break
-                if "/metrics" in line:
-                    metrics = line.split()[1]
+                if address := re.search(r"http://\S+/metrics", line):
+                    metrics = address[0]
             else:
                 raise OffloadError("the worker could not start; its message is above")
         finally:
