@@ -159,13 +159,14 @@ def test_the_first_of_several_images_is_taken():
 
 
 def huge_png(width, height):
-    """A PNG that announces a size and holds a row of it."""
+    """A PNG that announces a size and holds a row of it, or the start of a long one."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * (3 * width + 1))) + chunk(b"IEND", b"")
+    row = b"\0" * min(3 * width + 1, 1 << 20)
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(("width", "height"), [(9000, 8000), (40_000, 40_000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)])
