@@ -10,13 +10,17 @@ from eex.policies.core.errors import EexError
 
 SOURCE_LOST = 3
 """Exit status of a run whose source broke off: what was played until then is finished and saved."""
+UNRECORDED = 4
+"""Exit status of a run that was played whole, but whose records, state or summary are not all on the disk."""
+WORKER_LOST = 5
+"""Exit status of a run whose embedded worker died, so that frames fell back which need not have."""
 
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status. An `EexError` is printed in one line, without a traceback.
 
-    Exit status 2 stands for a user's mistake or a file, folder or peer that cannot be used; 3 for a run whose source
-    broke off; 130 for an interruption.
+    Exit status 2 stands for a user's mistake or a file, folder or peer that cannot be used; `SOURCE_LOST`, `UNRECORDED`
+    and `WORKER_LOST` for a run that went to its end but lacks something; 130 for an interruption.
     """
     for output in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
         if isinstance(output, io.TextIOWrapper):

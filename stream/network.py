@@ -96,7 +96,7 @@ def make_network(name: str) -> "EarlyExitNet | None":
 
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last: a file here must not take the place of a library's module
     try:
         net = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:

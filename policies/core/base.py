@@ -106,6 +106,13 @@ class Thresholds:
     audited: Bools
 
 
+COUNTS = frozenset({"counts", "pending", "played", "seen", "offloads", "squares"})
+"""Names of learned arrays that are never negative, but for rounding."""
+SUMS = frozenset({"totals", "gains"})
+"""Names of learned arrays that are always finite."""
+ROUNDING = 1e-6
+
+
 class Arrays:
     """Attributes named in `state` are arrays: all that was learned, to be saved and gone on from."""
 
@@ -121,7 +128,8 @@ class Arrays:
         Raises
         ------
         ValueError
-            If one is missing, unknown or of another shape; nothing is changed then.
+            If one is missing, unknown or of another shape, or holds what no count or sum can be; nothing is changed
+            then.
         """
         if set(state) != set(self.state):
             raise ValueError(f"expected the arrays {sorted(self.state)}, got {sorted(state)}")
@@ -129,6 +137,11 @@ class Arrays:
             here, given = getattr(self, name), np.asarray(state[name])
             if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
                 raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
+            kind = name.rpartition(".")[2]
+            if kind in COUNTS and not np.all((given >= -ROUNDING) & (given < np.inf)):
+                raise ValueError(f"{name} must hold counts, got {given[~((given >= -ROUNDING) & (given < np.inf))][0]}")
+            if kind in SUMS and not np.isfinite(given).all():
+                raise ValueError(f"{name} must hold finite sums, got {given[~np.isfinite(given)][0]}")
         for name in self.state:
             setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype, order="C"))
 

@@ -44,6 +44,8 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
         os.replace(part, path)
+        if durable:
+            sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -56,3 +58,13 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file by a text, as UTF-8, or by bytes; see `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; where a file system cannot, nothing happens."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

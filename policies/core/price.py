@@ -250,6 +250,8 @@ class Meter:
             If what it holds is not a number.
         """
         bytes, withheld = float(state["bytes"]), int(state["withheld"])
+        if not (0 <= bytes < np.inf and withheld >= 0):
+            raise ValueError(f"bytes and withheld frames must be at least 0, got {bytes:g} and {withheld}")
         if self.bucket is not None:
             level = float(state["level"])
             if not np.isfinite(level):

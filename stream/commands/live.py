@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import guarded, share_cores
+from eex.stream.guard import UNRECORDED, guarded, share_cores
 from eex.stream.live.config import LiveConfig
 
 
@@ -89,6 +89,9 @@ def _main() -> int:
         write_json(command.summary, summary)
     if not command.quiet:
         _print(summary)
+    if why := summary["unrecorded"]:
+        print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
+        return UNRECORDED
     return 0
 
 
@@ -138,7 +141,8 @@ def _print(summary: dict[str, Any]) -> None:
         if sink.get("lost"):
             console.print(f"{sink['sink']}: {sink['lost']:,} answers were lost: {sink['problem']}", soft_wrap=True)
     if summary["unrecorded"]:
-        console.print(f"records end before the streams: {summary['unrecorded']}", soft_wrap=True)
+        frames = f"{summary['unrecorded_frames']:,} frames"
+        console.print(f"{frames} are not recorded: {summary['unrecorded']}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tyro
 
 from eex.policies.core.errors import EexError
 from eex.stream.config import StreamConfig, earlier, from_json
-from eex.stream.guard import SOURCE_LOST, guarded, share_cores
+from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, share_cores
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,17 @@ def _main() -> int:
     if lost := summary["source"]["lost"]:
         print(f"error: {lost}; {summary['frames']:,} frames were played before", file=sys.stderr)
         return SOURCE_LOST
+    if why := summary["unrecorded"]:
+        print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
+        return UNRECORDED
+    if deaths := summary["worker_deaths"]:
+        fell_back = summary["fallbacks"] - summary["withheld"]
+        if fell_back:
+            print(
+                f"error: the embedded worker died ({deaths} times); {fell_back:,} frames were answered on the edge",
+                file=sys.stderr,
+            )
+            return WORKER_LOST
     return 0
 
 

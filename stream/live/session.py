@@ -131,11 +131,12 @@ class Session:
 
         config = self.config
         connection = config.connection()
+        self.notes: list[str] = []
         worker, embedded = None, None
         if offloader is None and connection.processes:
             models = () if config.model is None else (config.model,)
             worker = self._resources.enter_context(
-                EmbeddedWorker(models, config.network, processes=connection.processes)
+                EmbeddedWorker(models, config.network, processes=connection.processes, restart=True, warn=self._note)
             )
         self.net = net = load_network(config) if net is None else net
         policy_for(config, net.edge_exits, 1)  # or fail before a worker is waited for
@@ -143,11 +144,10 @@ class Session:
         if offloader is None:
             if worker is not None:
                 embedded = (worker.endpoint(PATIENCE_S), worker.keys)
-            connect = partial(connected, connection, net.fingerprint, config.seed, embedded, required=False)
+            connect = partial(connected, connection, net.fingerprint, config.seed, embedded)
             encoding = choose_sending(connection, net, None, connect).encoding
             offloader = self._resources.enter_context(connect())
         offloader.wake_on(self._awake)
-        self.notes: list[str] = []
         self._playing = Playing(config, net, offloader, encoding, self._streams, self._outbox, self._note)
 
     # ---- frames in

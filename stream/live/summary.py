@@ -32,7 +32,7 @@ def summarise(session: "Session") -> dict[str, Any]:
         "routing_seconds": engine.routing_seconds,
         "record_seconds": playing.totals.seconds,
         "unread": session._outbox.missed,
-        "unrecorded": playing.totals.unrecorded,
+        **playing.totals.unrecorded,
         "sinks": [{"sink": _named(sink), "errors": dict(errors)} for sink, errors in session._outbox.sinks],
         "notes": list(session.notes),
         "link": playing.offloader.report(),

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from eex.policies.core.columns import Rows
-from eex.policies.core.errors import EexError
+from eex.stream.run.recorder import Attempts
 from eex.stream.run.records import RecordWriter
 from eex.stream.run.retention import Retention
 from eex.stream.run.tally import Tally
@@ -23,7 +25,7 @@ class Totals:
     records
         Where to record; None for nowhere.
     note
-        Receives a line when records end.
+        Receives a line when records cannot be written, and when they are written again.
 
     Attributes
     ----------
@@ -31,16 +33,15 @@ class Totals:
         Of all streams.
     seconds
         Spent here.
-    unrecorded
-        Why records ended; empty if they did not.
     """
 
     def __init__(
         self, exits: int, records: RecordWriter | None, retention: Retention, note: Callable[[str], None]
     ) -> None:
         self.all = Tally(exits)
-        self.seconds, self.unrecorded = 0.0, ""
-        self._records, self._retention, self._note = records, retention, note
+        self.seconds = 0.0
+        self._records = None if records is None else Attempts(records, note)
+        self._retention = retention
 
     def add(self, rows: Rows, tally_of: Callable[[str], Tally]) -> None:
         """Add finished frames.
@@ -57,26 +58,20 @@ class Totals:
         for name in [names[0]] if alone else sorted(set(names.tolist())):
             tally = tally_of(name)
             tally.add(_renumbered(rows if alone else rows[names == name], tally.frames))
-        if self._records is not None and not self.unrecorded:
-            try:
-                self._records.write(rows)
-                self._retention.apply(self._records)
-            except EexError as error:
-                self._records.abandon()
-                self._end(error)
+        if (records := self._records) is not None:
+            records(partial(records.writer.write, rows))
+            records(partial(self._retention.apply, records.writer))
         self.seconds += time.perf_counter() - started
 
     def close(self) -> None:
         """Record what is left."""
-        if self._records is not None and not self.unrecorded:
-            try:
-                self._records.close()
-            except EexError as error:
-                self._end(error)
+        if self._records is not None:
+            self._records(self._records.writer.close)
 
-    def _end(self, error: EexError) -> None:
-        self.unrecorded = str(error)
-        self._note(f"records end here: {error}")
+    @property
+    def unrecorded(self) -> dict[str, Any]:
+        """What the records lack, for a summary: why, and how many frames."""
+        return {"unrecorded": "", "unrecorded_frames": 0} if self._records is None else self._records.unrecorded
 
 
 def _renumbered(rows: Rows, first: int) -> Rows:

@@ -167,7 +167,7 @@ def bought(summary: dict[str, Any]) -> list[str]:
         else:
             lines.append(f"{unanswered:,} frames would have been offloaded; without a worker the edge answered them")
     if summary["unrecorded"]:
-        lines.append(f"records end before the stream: {summary['unrecorded']}")
+        lines.append(f"{summary['unrecorded_frames']:,} frames are not recorded: {summary['unrecorded']}")
     if summary["skipped"]:
         named = "; ".join(summary["skipped_images"][:3])
         more = f" and {summary['skipped'] - 3} more, named in summary.json" if summary["skipped"] > 3 else ""

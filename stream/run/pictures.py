@@ -37,7 +37,7 @@ def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
         `adaptation.png`, with hindsight `regret.png`, and where frames had labels too `exits.png`.
     """
     curves = read_curves(folder / "curves.arrow")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if curves.empty:
         return []
     figures = {"adaptation.png": adaptation(curves, summary["policies"][0]["policy"], pieces)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.stream.config import to_json
 from eex.stream.run.recorder import Recorder
 from eex.stream.run.tally import Reference, Tally
 
@@ -54,7 +55,7 @@ class Played:
     withheld
         Frames that the budget kept on the edge.
     unrecorded
-        Why records end before the stream does, if they do.
+        What is missing in the records, as `Recorder.unrecorded` gives it.
     link
         What the offloader reports of workers and round trips.
     """
@@ -64,7 +65,7 @@ class Played:
     seconds: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
     withheld: int = 0
-    unrecorded: str = ""
+    unrecorded: dict[str, Any] = field(default_factory=lambda: {"unrecorded": "", "unrecorded_frames": 0})
     link: dict[str, Any] = field(default_factory=dict)
 
 
@@ -115,36 +116,35 @@ class Player:
 
         net, config = self.net, self.config
         played = Played(label, Tally(net.edge_exits + 1, len(net.classes)))
-        recorder = Recorder(folder, net, resume)
-        driver = Driver(
-            net,
-            policy,
-            offloader,
-            send=self.sending.encoding,
-            overhead=self.resolved.price,
-            exit_cost=config.exit_cost,
-            kind=config.reward,
-            gather=config.gather,
-            drop_below=config.drop_below,
-            first=recorder.first,
-        )
-        meter, ring = driver.engine.streams.meter, driver.engine.ring
-        now = time.perf_counter()
-        started = now - recorder.begin(policy, meter, played.tally)
-        shown, committed = now, recorder.first
+        with Recorder(folder, net, resume) as recorder:
+            driver = Driver(
+                net,
+                policy,
+                offloader,
+                send=self.sending.encoding,
+                overhead=self.resolved.price,
+                exit_cost=config.exit_cost,
+                kind=config.reward,
+                gather=config.gather,
+                drop_below=config.drop_below,
+                first=recorder.first,
+            )
+            meter, ring = driver.engine.streams.meter, driver.engine.ring
+            now = time.perf_counter()
+            started = now - recorder.begin(policy, meter, played.tally, to_json(config))
+            shown, committed = now, recorder.first
 
-        def take() -> None:
-            for rows in driver.take():
-                played.tally.add(rows)
-                recorder.write(rows)
+            def take() -> None:
+                for rows in driver.take():
+                    played.tally.add(rows)
+                    recorder.write(rows)
 
-        def commit() -> None:
-            """Finish what is under way; then records and state go to the disk together."""
-            driver.drain()
-            take()
-            recorder.commit(policy, meter, played.tally, ring.next, time.perf_counter() - started)
+            def commit() -> None:
+                """Finish what is under way; then records and state go to the disk together."""
+                driver.drain()
+                take()
+                recorder.commit(policy, meter, played.tally, ring.next, time.perf_counter() - started)
 
-        with recorder:
             for batch in self.frames.batches(self.frames.total, played.skipped, recorder.first):
                 if self.stop():
                     break
@@ -162,7 +162,7 @@ class Player:
                     self.show(Glance(label, ring.next, self.frames.total, now - started, played.tally, kind))
             commit()
             played.seconds = time.perf_counter() - started
-        played.withheld, played.unrecorded, played.link = meter.withheld, recorder.problem, offloader.report()
+        played.withheld, played.unrecorded, played.link = meter.withheld, recorder.unrecorded, offloader.report()
         if ring.next:
             self.show(Glance(label, ring.next, self.frames.total, played.seconds, played.tally, finished=True))
         return played

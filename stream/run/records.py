@@ -1,25 +1,37 @@
 """Records of a run: one row per frame, in column-wise parts that stay readable if the run is killed."""
 
 import contextlib
+import fcntl
+import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from eex.policies.core.base import Bools, Floats, Ints, Outcomes
 from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Column, Rows
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import sync_folder
 from eex.policies.core.replay import Feedback
 from eex.policies.core.schedule import KINDS
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+_ARROW = {"exit": pa.int32()}
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""Last bytes of a part that was ended: the end-of-stream marker of Arrow's streaming format."""
 
 ROWS_IN_BATCH = 1024
 """Rows written at once: what a killed run may lose of its records, at most."""
 ROWS_IN_PART = 262_144
+HELD = 65_536
+"""Rows that are held while the disk cannot be written to; some 20 MB."""
 STREAM, DROPPED, REACHABLE = "stream", "dropped", "reachable"
 LATER = {STREAM: "", DROPPED: False, REACHABLE: True}
 """The last columns; parts that an older eex wrote lack some, and read as if they held these values."""
@@ -32,10 +44,13 @@ class RecordWriter:
     columns' names; `confidence_2` is that of exit 2, null if the frame never got there. A frame that was dropped has no
     exit, answer and correct.
 
+    After an error the writer can still be used: frames that did not reach the disk are held, `HELD` of them at most,
+    and written with the next ones into a part of their own.
+
     Parameters
     ----------
     folder
-        Made if need be.
+        Made if need be. Only one writer can have it at a time.
     classes, experts
         Names, for the columns `label`, `answer` and `expert`.
 
@@ -43,33 +58,61 @@ class RecordWriter:
     ----------
     part, part_begun
         The part that is being written, None between two; and since when, in seconds since 1970.
+    problem
+        Why the last attempt to write failed; empty if it did not.
+    lost
+        Frames that are not recorded because the disk could not be written to for too long.
 
     Raises
     ------
     EexError
-        If the folder cannot be written to.
+        If the folder cannot be written to, or another process writes to it.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], experts: Sequence[str]) -> None:
         self.folder, self.classes, self.experts = folder, list(classes), list(experts)
-        self._parts = self._rows_in_part = self._waiting = 0
+        self._rows_in_part = self._waiting = self._good = self.lost = 0
+        self._flush_at = ROWS_IN_BATCH
         self._writer: pa.RecordBatchStreamWriter | None = None
         self._held: list[pa.RecordBatch] = []
         self.part: Path | None = None
-        self.part_begun = 0.0
+        self.part_begun, self.problem = 0.0, ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder)
             self._parts = max(map(_number, parts_of(folder)), default=-1) + 1  # earlier parts stay
         except OSError as error:
             raise EexError(f"{folder}: cannot write records: {error.strerror}") from None
 
+    def go_on_from(self, part: int) -> None:
+        """Delete the parts from a number on, whose frames come again, and number the next ones from there.
+
+        Raises
+        ------
+        EexError
+            If they cannot be deleted.
+        """
+        try:
+            for path in parts_of(self.folder):
+                if _number(path) >= part:
+                    path.unlink()
+        except OSError as error:
+            raise EexError(f"{self.folder}: cannot write records: {error.strerror}") from None
+        self._parts = part
+
     def write(self, rows: Rows) -> None:
-        """Take in finished frames; they reach the disk in batches."""
+        """Take in finished frames; they reach the disk in batches.
+
+        Raises
+        ------
+        EexError
+            If a batch cannot be written; the next attempt comes with the next batch.
+        """
         if not len(rows):
             return
         self._held.append(self._batch(rows))
         self._waiting += len(rows)
-        if self._waiting >= ROWS_IN_BATCH:
+        if self._waiting >= self._flush_at:
             self.flush()
 
     def flush(self) -> None:
@@ -86,20 +129,27 @@ class RecordWriter:
         try:
             if self._writer is None:
                 path = self.folder / f"part-{self._parts:05d}.arrows"
-                self._sink = pa.OSFile(str(path), "wb")
-                self.part, self.part_begun = path, time.time()
+                self._sink = path.open("wb")
+                self.part, self.part_begun, self._good = path, time.time(), 0
                 self._writer = pa.ipc.new_stream(self._sink, table.schema)
             self._writer.write_table(table)
             self._sink.flush()
-            self._rows_in_part += len(table)
-            if self._rows_in_part >= ROWS_IN_PART:
-                self._end_part()
+            self._good = self._sink.tell()
         except (OSError, pa.ArrowException) as error:
-            raise EexError(f"{self.folder}: cannot write records: {error}") from None
-        self._held, self._waiting = [], 0
+            self._cut_back()
+            if self._waiting > HELD:
+                self.lost += self._waiting
+                self._held, self._waiting = [], 0
+            self._flush_at = self._waiting + ROWS_IN_BATCH
+            raise self._failed(error) from None
+        self.problem = ""
+        self._held, self._waiting, self._flush_at = [], 0, ROWS_IN_BATCH
+        self._rows_in_part += len(table)
+        if self._rows_in_part >= ROWS_IN_PART:
+            self._end_part()
 
     def commit(self) -> int:
-        """Write all that was taken in, and end the part; how many parts there are.
+        """Write all that was taken in, end the part, and wait until the disk has it; how many parts there are.
 
         Raises
         ------
@@ -107,21 +157,25 @@ class RecordWriter:
             If the disk is full or not writable.
         """
         self.flush()
-        try:
-            self._end_part()
-        except (OSError, pa.ArrowException) as error:
-            raise EexError(f"{self.folder}: cannot write records: {error}") from None
+        self._end_part()
         return self._parts
 
-    def abandon(self) -> None:
-        """Let go of what is left, after an error; what reached the disk stays readable."""
-        self._held, self._waiting = [], 0
-        with contextlib.suppress(OSError, pa.ArrowException):
-            self._end_part()
-
     def close(self) -> None:
-        """Write what is left."""
-        self.commit()
+        """Write what is left, and let other writers have the folder.
+
+        Raises
+        ------
+        EexError
+            If the disk is full or not writable; what did not reach it is lost.
+        """
+        try:
+            self.commit()
+        finally:
+            self.lost += self._waiting
+            self._held, self._waiting = [], 0
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                os.close(lock)
 
     def __enter__(self) -> Self:
         return self
@@ -132,16 +186,44 @@ class RecordWriter:
         self.close()
 
     def _end_part(self) -> None:
-        if self._writer is not None:
+        """End the part, so that it survives a loss of power."""
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+            self._sink.flush()
+            os.fsync(self._sink.fileno())
             self._sink.close()
-            self._writer, self._rows_in_part, self.part = None, 0, None
-            self._parts += 1
+            sync_folder(self.folder)
+        except (OSError, pa.ArrowException) as error:
+            self._cut_back()
+            raise self._failed(error) from None
+        self._writer, self._rows_in_part, self.part = None, 0, None
+        self._parts += 1
+
+    def _failed(self, error: Exception) -> EexError:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        self.problem = f"{self.folder}: cannot write records: {reason}"
+        return EexError(self.problem)
+
+    def _cut_back(self) -> None:
+        """Leave a part, after an error, with the batches that it holds whole; the next one gets a new number."""
+        part, self.part, self._writer, self._rows_in_part = self.part, None, None, 0
+        if part is None:
+            return
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._sink.close()
+        with contextlib.suppress(OSError):
+            if self._good:
+                os.truncate(part, self._good)
+            else:
+                part.unlink()
+        self._parts += bool(self._good)
 
     @property
     def part_bytes(self) -> int:
         """Bytes of the part that is being written."""
-        return 0 if self.part is None else int(self._sink.tell())
+        return 0 if self.part is None else self._good
 
     def _batch(self, rows: Rows) -> pa.RecordBatch:
         columns: dict[str, Any] = {}
@@ -186,11 +268,31 @@ def parts_of(folder: Path) -> list[Path]:
 
 def _number(part: Path) -> int:
     digits = part.stem.removeprefix("part-")
-    return int(digits) if digits.isdecimal() else -1
+    return int(digits) if digits.isdecimal() and digits.isascii() else -1
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder for this process until the descriptor is closed; None where the file system knows no locks.
+
+    Raises
+    ------
+    EexError
+        If another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise EexError(f"{folder}: another run is writing its records there; wait for its end, or stop it") from None
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    """All record batches of a run in order, also of one that was killed.
+    """All record batches of a run in order, also of one that was killed; their content is checked.
 
     Parameters
     ----------
@@ -200,22 +302,131 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
     Raises
     ------
     EexError
-        If the folder holds no records.
+        If the folder holds no records, or a part is damaged. A part that was cut off is read up to there.
     """
     folder = folder / "records" if (folder / "records").is_dir() else folder
     parts = parts_of(folder)
     if not parts:
         raise EexError(f"{folder}: no records here; expected part-00000.arrows")
     for part in parts:
-        with pa.OSFile(str(part), "rb") as source:
-            try:
-                for batch in pa.ipc.open_stream(source):
-                    for name, value in LATER.items():
-                        if name not in batch.schema.names:
-                            batch = batch.append_column(name, pa.array(np.full(len(batch), value)))
-                    yield batch
-            except (pa.ArrowInvalid, OSError, StopIteration):
-                continue  # cut off in the middle of a batch: what came before is whole
+        for batch in _batches_of(part):
+            for name, value in LATER.items():
+                if name not in batch.schema.names:
+                    batch = batch.append_column(name, pa.array(np.full(len(batch), value)))
+            yield batch
+
+
+def _batches_of(part: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a part up to where it was cut off, if it was.
+
+    Raises
+    ------
+    EexError
+        If it is damaged.
+    """
+    try:
+        with pa.OSFile(str(part), "rb") as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                batch.validate(full=True)
+                _check_columns(batch)
+                yield batch
+    except (pa.ArrowException, OSError, StopIteration, ValueError) as error:
+        if _ended(part) or not isinstance(error, pa.ArrowInvalid | OSError | StopIteration):
+            reason = " ".join(str(error).split())
+            raise EexError(
+                f"{part}: this part is damaged ({reason}); move it out of the folder to read the others"
+            ) from None
+
+
+def _check_columns(batch: pa.RecordBatch) -> None:
+    names = batch.schema.names
+    if len(set(names)) < len(names):
+        raise ValueError("it has a column twice")
+    if "frame" not in names:
+        raise ValueError("it has no column 'frame'")
+    exits = sum(name.startswith("exit_at_") for name in names)
+    for column in COLUMNS:
+        kind = column.stored.rstrip("?")
+        for name in recorded_names(column, exits):
+            if name not in names:
+                continue
+            values = batch[name]
+            if values.type != (_NAMES if kind in ("class", "expert") else _ARROW.get(kind) or pa.type_for_alias(kind)):
+                raise ValueError(f"its column '{name}' is of type {values.type}")
+            if values.null_count and kind == column.stored and kind not in ("class", "expert", "exit"):
+                raise ValueError(f"its column '{name}' lacks values")
+            if (
+                kind == "exit"
+                and len(values.drop_null())
+                and not 1 <= pc.min(values).as_py() <= pc.max(values).as_py() <= exits
+            ):
+                raise ValueError(f"its column '{name}' holds an exit beyond 1…{exits}")
+            if kind in ("class", "expert") and values.dictionary.null_count:
+                raise ValueError(f"its column '{name}' has a class or an expert without a name")
+
+
+def _ended(part: Path) -> bool:
+    """Whether a part ends as its writer ends it, and was not cut off."""
+    try:
+        with part.open("rb") as file:
+            return (
+                file.seek(0, os.SEEK_END) >= len(_END)
+                and file.seek(-len(_END), os.SEEK_END) >= 0
+                and file.read() == _END
+            )
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Frames that are missing in a part that was cut off, as by a loss of power."""
+
+    part: Path
+    first: int
+    last: int
+
+    @property
+    def frames(self) -> int:
+        """How many they are."""
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        return f"{self.part}: the part was cut off: frames {self.first:,}…{self.last:,} are missing"
+
+
+def gaps(folder: Path, parts: int, frames: int) -> list[Gap]:
+    """What is missing in a run's parts numbered below `parts`, which held its frames below `frames` when committed.
+
+    Parts that were deleted are not counted as missing.
+
+    Raises
+    ------
+    EexError
+        If a part that was cut off is damaged besides.
+    """
+    found = []
+    committed = [part for part in parts_of(folder) if _number(part) < parts]
+    for k, part in enumerate(committed):
+        if _ended(part):
+            continue
+        own = _frames_of(part)
+        before = next((last for p in committed[k - 1 :: -1] if (last := _frames_of(p)[1]) >= 0), -1) if k else -1
+        after = next((first for p in committed[k + 1 :] if (first := _frames_of(p)[0]) >= 0), frames)
+        first = max(own[1], before) + 1
+        if first < after:
+            found.append(Gap(part, first, after - 1))
+    return found
+
+
+def _frames_of(part: Path) -> tuple[int, int]:
+    """First and last frame in a part; -1 if it holds none."""
+    first = last = -1
+    for batch in _batches_of(part):
+        if len(batch):
+            first = batch["frame"][0].as_py() if first < 0 else first
+            last = batch["frame"][-1].as_py()
+    return first, last
 
 
 def read_records(folder: Path) -> pa.Table:
@@ -224,13 +435,17 @@ def read_records(folder: Path) -> pa.Table:
     Raises
     ------
     EexError
-        If the folder holds no records.
+        If the folder holds no records, or they are damaged or of several networks.
     """
     batches = list(read_batches(folder))
     if not batches:
         raise EexError(f"{folder}: the records were cut off before their first batch was whole")
     names = batches[0].schema.names  # parts that an older eex wrote have them in another order
-    return pa.Table.from_batches([batch.select(names) for batch in batches])
+    first = {name: batches[0].schema.field(name).type for name in names}
+    for batch in batches:
+        if {name: batch.schema.field(name).type for name in batch.schema.names} != first:
+            raise EexError(f"{folder}: the parts have different columns; are they of several networks?")
+    return pa.Table.from_batches([batch.select(names) for batch in batches]).unify_dictionaries()
 
 
 def feedback_of(records: pa.Table | Path) -> Feedback:
@@ -302,7 +517,10 @@ def _in_order(records: pa.Table | Path) -> pa.Table:
     frame = _numbers(table, "frame")
     if not (frame == np.arange(len(frame))).all():
         row = int((frame != np.arange(len(frame))).argmax())
-        raise EexError(f"the records are not those of one whole run: row {row} is frame {frame[row]}")
+        raise EexError(
+            f"the records are not those of one whole run: row {row:,} is frame {frame[row]:,}, expected frame {row:,}; "
+            "records that were cut off, deleted or written by several runs lack frames"
+        )
     return table
 
 

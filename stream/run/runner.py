@@ -12,11 +12,12 @@ from typing import Any
 
 from eex.policies.core.errors import EexError
 from eex.policies.registry import make_policy
-from eex.stream.config import StreamConfig, to_json
+from eex.stream.config import StreamConfig
 from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.network import load_network
 from eex.stream.planning.sending import choose_sending
 from eex.stream.run.play import Player, Show
+from eex.stream.run.recorder import warn
 from eex.stream.run.summary import summarise, write_curves, write_json
 from eex.stream.wire.connection import connected
 
@@ -48,7 +49,9 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         worker = None
         if connection.processes:
             models = () if config.model is None else (config.model,)
-            worker = stack.enter_context(EmbeddedWorker(models, config.network, processes=connection.processes))
+            worker = stack.enter_context(
+                EmbeddedWorker(models, config.network, processes=connection.processes, restart=True, warn=warn)
+            )
         net = load_network(config)
         policies = [
             make_policy(choice.policy, choice.options, exits=net.edge_exits, seed=config.seed)
@@ -61,9 +64,10 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         if resume is not None and frames.live:
             raise EexError("--resume: a camera or a video cannot be played again")
         connections = stack.enter_context(contextlib.ExitStack())
-        offloader = connections.enter_context(connect())  # before the folder is made, in case there is no worker
+        offloader = connections.enter_context(
+            connect(warn=warn)
+        )  # before the folder is made, in case there is no worker
         folder = resume or make_folder(config.out, config.policy.partition(":")[0])
-        write_json(folder / "config.json", to_json(config))
         stop = stack.enter_context(interrupts())
         player = Player(frames, net, config, resolved, sending, show, stop)
         played = [player.play(resolved.policies[0].label, policies[0], offloader, folder, resume is not None)]
@@ -71,7 +75,7 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
             if stop() or frames.live:
                 break
             connections.close()  # each policy begins with a link that nobody has measured
-            played.append(player.play(choice.label, policy, connections.enter_context(connect(required=False))))
+            played.append(player.play(choice.label, policy, connections.enter_context(connect())))
         reference = None
         if config.regret and not frames.live and not stop() and played[0].tally.frames:
             reference = player.hindsight(played[0].tally)
@@ -85,29 +89,33 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
     }
     summary["source"] = frames.report()
     summary["worker"] = config.worker != "none"
+    summary["worker_deaths"] = 0 if worker is None else worker.deaths
     summary["folder"] = str(folder)
     curves = {p.policy: p.tally.curves() for p in played}
     if reference is not None:
         curves["hindsight"] = reference.curves()
-    try:
-        _write_results(folder, summary, curves, resolved.schedule.pieces(played[0].tally.frames))
-    except EexError as error:
-        if not summary["unrecorded"]:
-            raise
-        summary["unrecorded"] += f"; {error}"
+    _write_results(folder, summary, curves, resolved.schedule.pieces(played[0].tally.frames))
     return summary
 
 
 def _write_results(folder: Path, summary: dict[str, Any], curves: dict[str, Any], pieces: Any) -> None:
-    """Write what a run leaves besides its records, the summary first."""
-    from eex.stream.run.pictures import draw
+    """Write what a run leaves besides its records: summary, curves and pictures, in this order.
 
-    write_json(folder / "summary.json", summary)
-    write_curves(folder / "curves.arrow", curves)
+    What cannot be written is named in the summary, under `unrecorded`; a lack of pictures is only a warning.
+    """
     try:
+        write_json(folder / "summary.json", summary)
+        write_curves(folder / "curves.arrow", curves)
+    except EexError as error:
+        warn(str(error))
+        summary["unrecorded"] = "; ".join(filter(None, (summary["unrecorded"], str(error))))
+        return
+    try:
+        from eex.stream.run.pictures import draw  # matplotlib is not imported where it cannot be: no folder to cache in
+
         draw(folder, pieces)
-    except OSError as error:
-        raise EexError(f"{folder}: cannot write the pictures: {error.strerror}") from None
+    except Exception as error:  # any: a picture must not cost the results
+        warn(f"{folder}: no pictures were drawn: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 # ---- what a run is made of

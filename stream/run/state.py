@@ -1,17 +1,19 @@
-"""What a stream that was cut off goes on from: policy, budget and running totals, committed with the records.
+"""State from which an interrupted stream continues: policy, budget and running totals, committed with the records.
 
-`state.npz` says how many frames are done and how many parts of the records belong to them; parts beyond are of frames
-that will come again, and go. The file holds numbers only and is replaced in one step.
+`state.npz` holds the number of frames that are done and the number of the first part of the records that does not
+belong to them; that part and those after it are deleted, because their frames come again. The file holds arrays
+and the policy's class, and is replaced in one step.
 
-A budget goes on as full as it was at the commit: the time for which nothing streamed brings in nothing, and what frames
-after the commit spent is given back, for they come again and spend it again.
+A budget continues as full as it was at the commit: the time in between adds nothing to it, and what frames after the
+commit spent is returned, because they come again and spend it again.
 """
 
-import re
+import math
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,53 +30,104 @@ NAME = "state.npz"
 
 
 def write(folder: Path, policy: Policy, meter: Meter, tally: "Tally", frames: int, parts: int, seconds: float) -> None:
-    """Commit: from now on the stream has done so many frames, and their records are the first parts.
+    """Commit: the stream has done `frames` frames, whose records are in the parts numbered below `parts`.
 
     Raises
     ------
     EexError
-        If it cannot be written; then the commit before holds.
+        If it cannot be written; the previous commit stays valid.
     """
     arrays = {f"policy.{name}": value for name, value in policy.state_dict().items()}
     arrays |= {f"meter.{name}": value for name, value in meter.state_dict().items()}
     arrays |= {f"tally.{name}": value for name, value in tally.state_dict().items()}
-    arrays |= {"frames": np.array(frames), "parts": np.array(parts), "seconds": np.array(seconds)}
+    arrays |= {
+        "made_by": np.array(type(policy).__qualname__),
+        "frames": np.array(frames),
+        "parts": np.array(parts),
+        "seconds": np.array(seconds),
+    }
     with replacing(folder / NAME, durable=True) as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """What was committed last; None if nothing was.
+    """The last commit; None if there is none.
 
     Raises
     ------
     EexError
-        If the file cannot be read.
+        If the file cannot be read or is not the state of a stream.
     """
     path = folder / NAME
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = {name: saved[name] for name in saved.files}
-        for name in ("frames", "parts", "seconds"):
-            float(arrays[name])
+        arrays = read_arrays(path)
+        for name, most in (("frames", 2**53), ("parts", 2**31), ("seconds", 2**53)):
+            if arrays[name].shape != () or not 0 <= float(arrays[name]) < most:
+                raise ValueError(f"{name} is {arrays[name]}, expected one number in [0, 2^{most.bit_length() - 1})")
+            if name != "seconds" and arrays[name].dtype.kind not in "iu":
+                raise ValueError(f"{name} is {arrays[name]}, expected a whole number")
         return arrays
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except KeyError as error:
+        raise EexError(f"{path}: not the state of a stream: it lacks {error}") from None
+    except (ValueError, TypeError) as error:
         raise EexError(f"{path}: not the state of a stream: {error}") from None
 
 
-def restore(saved: Mapping[str, NDArray[Any]], policy: Policy, meter: Meter, tally: "Tally") -> float:
-    """Put policy, budget and totals back to where they were; the seconds taken until then.
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file that `np.savez` wrote; together they are no larger than the file.
 
-    A state that an older eex wrote has no budget: then it starts full.
+    Raises
+    ------
+    EexError
+        If the file cannot be read.
+    ValueError
+        If it is something else, or is compressed, so that its arrays could be of any size.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+                    raise ValueError(f"its array {entry.filename} is compressed or larger than the file")
+                with archive.open(entry) as file:
+                    arrays[entry.filename.removesuffix(".npy")] = _array(file, entry.file_size)
+    except OSError as error:
+        raise EexError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, EOFError, RuntimeError, MemoryError, SyntaxError, struct.error) as error:
+        raise ValueError(str(error)) from None
+    return arrays
+
+
+def _array(file: IO[bytes], size: int) -> NDArray[Any]:
+    """One array in NumPy's format; its header is checked against the size before anything is allocated."""
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"an array of version {version}")
+    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
+    count = math.prod(shape)
+    if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0 or count * dtype.itemsize > size:
+        raise ValueError(f"an array of shape {shape} and type {dtype} in {size:,} bytes")
+    array = np.frombuffer(file.read(), dtype, count).reshape(shape, order="F" if columns_first else "C")
+    return array.copy()
+
+
+def restore(saved: Mapping[str, NDArray[Any]], policy: Policy, meter: Meter, tally: "Tally") -> float:
+    """Restore policy, budget and totals, and return the seconds that the stream had taken until then.
+
+    A state that an older version wrote has no budget; it then starts full.
 
     Raises
     ------
     EexError
         If the state is that of another policy or price.
     """
+    made_by = str(saved.get("made_by", type(policy).__qualname__))  # an older state does not say
     try:
+        if made_by != type(policy).__qualname__:
+            raise ValueError(f"its policy is {made_by}, not {type(policy).__qualname__}")
         policy.load_state_dict(_under(saved, "policy."))
         tally.load_state_dict(_under(saved, "tally."))
         if metered := _under(saved, "meter."):
@@ -82,15 +135,6 @@ def restore(saved: Mapping[str, NDArray[Any]], policy: Policy, meter: Meter, tal
     except (ValueError, KeyError, TypeError) as error:
         raise EexError(f"{NAME} does not belong to this run: {error}") from None
     return float(saved["seconds"])
-
-
-def drop_uncommitted(folder: Path, resume: bool) -> None:
-    """Delete the parts of the records of a resumed run that its state does not know of."""
-    saved = read(folder) if resume else None
-    kept = 0 if saved is None else int(saved["parts"])
-    for path in (folder / "records").glob("part-*.arrows") if resume else ():
-        if (number := re.fullmatch(r"part-(\d+)", path.stem)) and int(number[1]) >= kept:
-            path.unlink()
 
 
 def _under(saved: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

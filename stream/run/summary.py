@@ -36,7 +36,7 @@ def summarise(
     summary: dict[str, Any] = dict(rows[0])
     summary["skipped"] = len(skipped)
     summary["skipped_images"] = [f"{name}: {reason}" for name, reason in skipped[:NAMED]]
-    summary["unrecorded"] = first.unrecorded
+    summary |= first.unrecorded
     summary["interrupted"] = interrupted
     summary["policies"] = rows
     summary["by_class"] = [

@@ -129,6 +129,16 @@ class Tally:
         if {k: v.shape for k, v in mine.items()} != {k: np.shape(v) for k, v in state.items()}:
             raise ValueError("the totals are of another network")
         for name, value in state.items():
+            if np.asarray(value).dtype.kind not in "iufb" or not np.isfinite(value).all():
+                raise ValueError(f"the totals' {name} must be finite numbers")
+            if name not in ("reward", "windows.sums") and np.any(np.asarray(value) < 0):
+                raise ValueError(f"the totals' {name} must be at least 0, got {np.min(value)}")
+        same = ("exits", "windows.columns", "windows.most")
+        if any(mine[name] != state[name] for name in same) or not (
+            state["windows.length"] >= 1 and state["windows.used"] <= mine["windows.most"]
+        ):
+            raise ValueError("the totals are of another network, or their windows are")
+        for name, value in state.items():
             target = self.windows if name.startswith("windows.") else self
             own = name.removeprefix("windows.")
             kind = type(getattr(target, own))

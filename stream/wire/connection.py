@@ -1,7 +1,7 @@
 """The connection of a run to its worker: its options, and the offloader that they stand for."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 15.0
 """How long a run waits for its worker over an emulated link, which may be slow or down at first."""
+
+
+LONGEST_DEADLINE_MS = 86_400_000.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Connection:
         Without keys; also to other machines.
     keys, key
         Folder of the keys, and the name of this edge's.
+    required
+        Whether a worker must answer at the start.
     """
 
     processes: int
@@ -52,6 +57,7 @@ class Connection:
     anywhere: bool
     keys: Path | None
     key: str
+    required: bool
 
     @property
     def offloads(self) -> bool:
@@ -82,6 +88,8 @@ class ConnectionConfig:
     auto chooses the fastest over the link."""
     deadline_ms: float = 1000.0
     """Time in milliseconds after which an offloaded frame is answered on the edge."""
+    require_worker: bool = False
+    """Refuse to start if no worker can be reached. By default, frames are answered on the edge until one can."""
 
     def connection(self) -> Connection:
         """What the options stand for.
@@ -91,8 +99,11 @@ class ConnectionConfig:
         EexError
             If one of them is outside its range or cannot be parsed.
         """
-        if not self.deadline_ms > 0:
-            raise EexError(f"--deadline-ms must be more than 0, got {self.deadline_ms:g}")
+        if not 0 < self.deadline_ms <= LONGEST_DEADLINE_MS:
+            raise EexError(
+                f"--deadline-ms must be more than 0 and at most {LONGEST_DEADLINE_MS:g} (a day), got "
+                f"{self.deadline_ms:g}"
+            )
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
         processes, endpoints = _workers(self.worker)
@@ -107,6 +118,7 @@ class ConnectionConfig:
             self.plain_beyond_loopback,
             self.keys,
             self.key,
+            self.require_worker,
         )
 
 
@@ -129,7 +141,7 @@ def connected(
     fingerprint: str,
     seed: int,
     embedded: "tuple[str, EdgeKeys] | None" = None,
-    required: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> "Iterator[Offloader]":
     """A connection that knows nothing of any before it; closed with the block.
 
@@ -141,18 +153,20 @@ def connected(
         Of the emulated link's jitter.
     embedded
         Endpoint and keys of the embedded worker; None if there is none.
-    required
-        Whether a worker must answer now; if not, frames fall back until one does.
+    warn
+        Called with one line if no worker can be reached now; frames fall back until one can. A worker that turns the
+        edge away is an error then. None tolerates both and reports neither.
 
     Raises
     ------
     EexError
-        If no worker can be used.
+        If a worker turns the edge away, or none can be reached and the connection requires one.
     """
     from eex.stream.wire.client import ZmqOffloader
     from eex.stream.wire.emulated_link import emulated
     from eex.stream.wire.keys import default_folder, edge_keys
     from eex.stream.wire.offload import NoOffloader
+    from eex.stream.wire.reach import UnreachableError
 
     if not connection.offloads:
         yield NoOffloader()
@@ -174,8 +188,10 @@ def connected(
         connecting = offloader()
         try:
             connecting.connect(PATIENCE_S if connection.link is not None else 5.0)
-        except OffloadError:
-            if required:
+        except OffloadError as error:
+            if connection.required or (warn is not None and not isinstance(error, UnreachableError)):
                 raise
+            if warn is not None:
+                warn(f"{error}; frames are answered on the edge until a worker can be reached")
             connecting = offloader()  # the one that gave up is closed
         yield connecting

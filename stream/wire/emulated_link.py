@@ -314,7 +314,7 @@ def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[lis
     parse_link(link)
     for endpoint in endpoints:
         parse_endpoint(endpoint)
-    command = [sys.executable, "-m", "eex.stream.wire.emulated_link", link, str(seed), *endpoints]
+    command = [sys.executable, "-P", "-m", "eex.stream.wire.emulated_link", link, str(seed), *endpoints]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:

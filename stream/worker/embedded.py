@@ -4,10 +4,11 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import zmq
 
@@ -16,14 +17,17 @@ from eex.stream.wire.keys import EdgeKeys, Pair, WorkerKeys, new_pair, only
 from eex.stream.wire.protocol import one_line
 
 READY = "eex-worker: listening on "
-COMMAND = (sys.executable, "-m", "eex.stream.commands.worker")
+COMMAND = (sys.executable, "-P", "-m", "eex.stream.commands.worker")
+"""Starts a worker; -P keeps modules of the current folder from taking the place of others."""
 GRACE_S = 5.0  # how long a process may take to stop
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+"""How long to wait before a worker that died is started again: twice as long each time, until it has been ready."""
 
 
 class EmbeddedWorker:
     """A worker in a process of its own on this machine, which ends with the `with` block, or with this process.
 
-    It gets its keys through a pipe: they are drawn anew each time and are in no file.
+    Its keys are drawn anew each time, reach it through a pipe and are in no file.
 
     Parameters
     ----------
@@ -31,11 +35,17 @@ class EmbeddedWorker:
         As in `eex.stream.commands.worker.Worker`.
     command
         Starts the process; by default `eex-worker`, else a program that is called like it.
+    restart
+        Whether to start it again, at the same endpoint and with the same keys, if it dies after it was ready.
+    warn
+        Called with one line, from another thread, when the process has died and when it is ready again.
 
     Attributes
     ----------
     keys
         What an edge needs to be let in.
+    deaths
+        How often the process ended though nobody had asked it to, after it was ready.
 
     Examples
     --------
@@ -55,17 +65,22 @@ class EmbeddedWorker:
         processes: int = 1,
         batch_frames: int = 64,
         command: Sequence[str] = (),
+        restart: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._command = command
+        self._command, self._restart, self._warn = command, restart, warn
         self._arguments: Sequence[str] = (
             *map(str, models),
             *(("--network", network) if network else ()),
-            *("--bind", "tcp://127.0.0.1:*", "--threads", str(threads), "--device", device),
+            *("--threads", str(threads), "--device", device),
             *("--processes", str(processes), "--batch-frames", str(batch_frames), "--with-parent"),
         )
         self._own, edge = new_pair(), new_pair()
         self.keys = EdgeKeys(edge, self._own.public)
+        self.deaths = 0
         self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()  # held while the process is replaced
+        self._closing = threading.Event()
         self._settled = threading.Event()  # the endpoint is known, or there will be none
         self._endpoint = ""
 
@@ -79,29 +94,19 @@ class EmbeddedWorker:
     @property
     def running(self) -> bool:
         """Whether the process is running."""
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        return process is not None and process.poll() is None
 
     def start(self) -> None:
         """Start the process and return at once; after `close` it can be started again."""
         if self._process is not None:
             raise RuntimeError("the embedded worker is started already")
-        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
-        self._process = subprocess.Popen(
-            [*(self._command or COMMAND), *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
-        )
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already; `endpoint` says why
-            self._process.stdin.write(f"{self._own.secret.decode()} {self.keys.own.public.decode()}\n")
-            self._process.stdin.flush()
+        self._closing.clear()
         self._settled.clear()
         self._endpoint = ""
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
-        self._reader.start()
+        self._process = self._started("tcp://127.0.0.1:*")
+        self._keeper = threading.Thread(target=self._keep, name="eex-embedded-worker", daemon=True)
+        self._keeper.start()
 
     def endpoint(self, timeout_s: float = 60.0) -> str:
         """Where it listens; waits until it does.
@@ -111,25 +116,26 @@ class EmbeddedWorker:
         OffloadError
             If it could not start, with the last line of its errors, or is not ready in time.
         """
-        if self._process is None:
+        process = self._process
+        if process is None:
             raise RuntimeError("the embedded worker is not started")
         if not self._settled.wait(timeout_s):
             raise OffloadError(f"the embedded worker was not ready within {timeout_s:g} s")
         if not self._endpoint:
-            code = self._process.wait()
-            self._stderr.seek(0)
-            lines = [line for line in self._stderr.read().splitlines() if line.strip()]
-            reason = one_line(lines[-1].removeprefix("error: ")) if lines else "it printed no error"
-            raise OffloadError(f"the embedded worker could not start (exit status {code}): {reason}")
+            code = process.wait()
+            raise OffloadError(f"the embedded worker could not start (exit status {code}): {self._last_error()}")
         return self._endpoint
 
     def close(self) -> None:
         """Terminate the process; kill it if it does not end in time."""
-        process, self._process = self._process, None
+        self._closing.set()
+        with self._lock:
+            process, self._process = self._process, None
         if process is None:
             return
         assert process.stdin is not None
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         if self._settled.is_set():
             process.terminate()
         else:  # it has accepted nothing yet
@@ -139,17 +145,81 @@ class EmbeddedWorker:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._reader.join()  # its pipe has ended
-        self._stderr.close()
+        self._keeper.join()  # its pipe has ended
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
+    def _started(self, bind: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [*(self._command or COMMAND), *self._arguments, "--bind", bind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; `endpoint` says why
+            process.stdin.write(f"{self._own.secret.decode()} {self.keys.own.public.decode()}\n")
+            process.stdin.flush()
+        self._errors: deque[str] = deque(maxlen=20)
+        return process
+
+    def _keep(self) -> None:
+        """Follow the process, and start it again when it dies after it was once ready."""
+        process, wait_s = self._process, FIRST_WAIT_S
+        while process is not None:
+            ready = self._follow(process)
+            self._settled.set()
+            if self._closing.is_set() or not self._endpoint or not self._restart:
+                return
+            if ready:
+                self.deaths += 1
+                wait_s = FIRST_WAIT_S
+                self._warn(f"the embedded worker died ({_ending(process.wait())}) and is started again")
+            if self._closing.wait(wait_s):
+                return
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            with self._lock:
+                if self._closing.is_set():
+                    return
+                if process.stdin is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        process.stdin.close()
+                process = self._process = self._started(self._endpoint)
+
+    def _follow(self, process: "subprocess.Popen[str]") -> bool:
+        """Read the output of a process until it ends; whether it was ready."""
         assert process.stdout is not None
+        assert process.stderr is not None
+        errors = threading.Thread(target=_collect, args=(process.stderr, self._errors), daemon=True)
+        errors.start()
+        ready = False
         with process.stdout as lines:
             for line in lines:
                 if line.startswith(READY):
+                    ready, again = True, bool(self._endpoint)
                     self._endpoint = line.removeprefix(READY).strip()
                     self._settled.set()
-        self._settled.set()
+                    if again:
+                        self._warn("the embedded worker is ready again")
+        process.wait()
+        errors.join(GRACE_S)
+        return ready
+
+    def _last_error(self) -> str:
+        lines = [line for line in self._errors if line.strip()]
+        return one_line(lines[-1].removeprefix("error: ")) if lines else "it printed no error"
+
+
+def _collect(stream: IO[str], lines: deque[str]) -> None:
+    with stream:
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+
+
+def _ending(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
 
 
 def read_keys() -> WorkerKeys:

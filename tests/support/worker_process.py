@@ -13,5 +13,6 @@ if "--with-parent" in sys.argv:
     stop_with_parent(stop)
 assert "torch" not in sys.modules
 replica = LocalReplica({"model-a": lambda stage, expert, x: (np.full(len(x), 0.5), np.full(len(x), stage))})
-listen([Welcome("model-a", 4, ("blur",), tuple("abcd"))], [replica], "tcp://127.0.0.1:*", stop, keys=keys)
+bind = sys.argv[sys.argv.index("--bind") + 1] if "--bind" in sys.argv else "tcp://127.0.0.1:*"
+listen([Welcome("model-a", 4, ("blur",), tuple("abcd"))], [replica], bind, stop, keys=keys)
 """

@@ -312,8 +312,21 @@ def test_worker_with_another_model(tmp_path):
 
 def test_nobody_listens(tmp_path):
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    done = call("stream", "--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs")
-    refused(done, "no eex-worker answered")
+    common = ["--worker", endpoint, "--plain", "--frames", 20, "--out", tmp_path / "runs"]
+    refused(call("stream", "--require-worker", *common), "no eex-worker answered")
+    assert not (tmp_path / "runs").exists()
+    done = call("stream", "--policy", "fixed", "--policy-option", "p_tar=1", "--no-regret", "--json", *common)
+    assert done.returncode == 0, done.stderr
+    assert "frames are answered on the edge until a worker can be reached" in done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["frames"] == summary["answered"] == 20
+    assert summary["fallbacks"] > 0
+
+
+@pytest.mark.parametrize("deadline", ["inf", "nan", "0", "1e12"])
+def test_deadlines_out_of_range(tmp_path, deadline):
+    done = call("stream", "--deadline-ms", deadline, "--frames", 20, "--out", tmp_path / "runs")
+    refused(done, "--deadline-ms must be more than 0 and at most")
 
 
 # ---- Ctrl-C

@@ -75,3 +75,13 @@ def test_what_a_run_leaves(tmp_path):
     assert summary["policies"][0]["policy"] == "gain-curve"
     assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 600
     assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_summary(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "eex.stream.run.pictures", None)  # as where matplotlib finds no folder to cache in
+    summary = run(StreamConfig(worker="none", out=tmp_path, **OPTIONS))
+    folder = Path(summary["folder"])
+    assert json.loads((folder / "summary.json").read_text())["frames"] == 600
+    assert not list(folder.glob("*.png"))
+    assert summary["unrecorded"] == ""
+    assert f"warning: {folder}: no pictures were drawn" in capsys.readouterr().err

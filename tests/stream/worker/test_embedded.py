@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import time
 
@@ -11,6 +12,7 @@ from worker_process import SCRIPT
 
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.client import ZmqOffloader
+from eex.stream.wire.emulated_link import emulated
 from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
 
@@ -61,3 +63,35 @@ def test_an_embedded_worker_that_hangs_is_killed(monkeypatch):
     monkeypatch.setattr(embedded, "GRACE_S", 0.1)
     with EmbeddedWorker() as ours:
         assert ours.endpoint(PATIENCE_S) == "tcp://x"
+
+
+def test_an_embedded_worker_that_is_killed_comes_back_at_the_same_endpoint(monkeypatch):
+    monkeypatch.setattr(embedded, "COMMAND", (sys.executable, "-c", SCRIPT))
+    monkeypatch.setattr(embedded, "FIRST_WAIT_S", 0.05)
+    said = []
+    with EmbeddedWorker(restart=True, warn=said.append) as ours:
+        endpoint = ours.endpoint(PATIENCE_S)
+        with contextlib.closing(ZmqOffloader(endpoint, "model-a", keys=ours.keys)) as offloader:
+            offloader.connect(PATIENCE_S)
+            os.kill(ours._process.pid, signal.SIGKILL)
+            end, id, answered = time.monotonic() + PATIENCE_S, 0, False
+            while not (answered and ours.deaths) and time.monotonic() < end:
+                id += offloader.submit(id, 2, "blur", np.zeros((2, 2, 2), dtype=np.float32))
+                answered = any(not reply.failed for reply in offloader.poll(50)) and ours.deaths > 0
+        assert answered
+        assert (ours.deaths, ours.endpoint(0)) == (1, endpoint)
+    assert said == [
+        "the embedded worker died (killed by signal 9) and is started again",
+        "the embedded worker is ready again",
+    ]
+    assert not ours.running
+
+
+def test_modules_of_the_current_folder_do_not_take_the_place_of_others(tmp_path, monkeypatch):
+    (tmp_path / "tyro.py").write_text("import pathlib; pathlib.Path('planted').touch(); raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    with EmbeddedWorker(threads=1) as ours:
+        assert ours.endpoint(3 * PATIENCE_S).startswith("tcp://127.0.0.1:")
+    with emulated("5@10", ["tcp://127.0.0.1:9"]) as endpoints:
+        assert len(endpoints) == 1
+    assert not (tmp_path / "planted").exists()
