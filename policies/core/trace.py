@@ -166,12 +166,13 @@ def write_trace(path: Path, trace: Trace) -> None:
 
 
 def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
-    """Read a trace: an Arrow file that `eex-record` wrote, or a CSV file of AdaEE's authors.
+    """Read a trace: an Arrow file that `eex-record` wrote, or a CSV file.
 
     Parameters
     ----------
     path
-        What ends in .csv or .csv.gz is read as CSV; its columns are recognised by their names.
+        What ends in .csv or .csv.gz is read as CSV. Its columns are recognised by their names: those of AdaEE's
+        authors, one row per frame (`CSV_LAYOUTS`), or one row per frame and exit (`LONG_COLUMNS`).
     classes
         If given, the classes that the trace must have, as on a model's card.
 
@@ -334,6 +335,16 @@ CSV_LAYOUTS: dict[str, dict[str, str]] = {
     },
 }
 
+# CSV files with one row per frame and exit: what a column may be called; case, blanks and punctuation do not count
+LONG_COLUMNS: dict[str, tuple[str, ...]] = {
+    "frame": ("sampleid", "sample", "sampleidx", "sampleindex", "frame", "frameid", "imageid", "image", "id", "index"),
+    "exit": ("exit", "exitid", "exitidx", "exitindex", "exitlayer", "layer", "layerid", "branch", "branchid"),
+    "confidence": ("confidence", "conf", "maxprob", "maxprobability", "maxsoftmax", "score"),
+    "prediction": ("prediction", "pred", "predicted", "predictedlabel", "predictedclass", "predlabel", "predclass"),
+    "label": ("label", "target", "truelabel", "groundtruth", "trueclass", "goldlabel", "gold"),
+}
+UNLABELLED = ("", "-1", "nan", "none", "null")
+
 
 def _read_csv(path: Path) -> Trace:
     opened = gzip.open if path.name.lower().endswith(".gz") else open
@@ -347,18 +358,16 @@ def _read_csv(path: Path) -> Trace:
     if not header:
         raise EexError("is empty")
     layout = next((names for names in CSV_LAYOUTS.values() if _exits(header, names["prediction"])), None)
+    if layout is None and (named := _long_columns(header)):
+        return _read_long(header, table, named, path.stem)
     if layout is None:
         known = "; ".join(f"{n}: {', '.join(c.values())}".replace("{}", "1") for n, c in CSV_LAYOUTS.items())
+        known += "; one row per frame and exit: Sample_ID, Exit, Confidence, Prediction, Label"
         raise EexError(f"has columns of no layout that is known ({known}); its columns: {_few(tuple(header))}")
     per_exit = [k for k in layout if "{}" in layout[k]]
     exits = max(2, _exits(header, *(layout[k] for k in per_exit)))  # one on the edge and the cloud at least
     _need(header, [layout[k].format(e + 1) for k in per_exit for e in range(exits)] + [layout["label"]])
-    if not table:
-        raise EexError("has no rows")
-    short = next((k for k, row in enumerate(table) if len(row) != len(header)), None)
-    if short is not None:
-        raise EexError(f"row {short + 1} has {len(table[short])} fields, the header {len(header)}: cut off?")
-    columns = {name: [row[k] for row in table] for k, name in enumerate(header)}
+    columns = _columns(header, table)
 
     def numbers(kind: str) -> Floats:
         names = [layout[kind].format(e + 1) for e in range(exits)] if "{}" in layout[kind] else [layout[kind]]
@@ -377,6 +386,88 @@ def _read_csv(path: Path) -> Trace:
         seconds=numbers("seconds") if "seconds" in layout else None,
         model=path.stem,
     )
+
+
+def _columns(header: Sequence[str], table: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """The fields of each column, whole ones only."""
+    if not table:
+        raise EexError("has no rows")
+    short = next((k for k, row in enumerate(table) if len(row) != len(header)), None)
+    if short is not None:
+        raise EexError(f"row {short + 1} has {len(table[short])} fields, the header {len(header)}: cut off?")
+    return {name: [row[k] for row in table] for k, name in enumerate(header)}
+
+
+def _long_columns(header: Sequence[str]) -> dict[str, str]:
+    """The columns of a table with one row per frame and exit, by what they hold; empty if it is no such table."""
+    plain = {name: "".join(c for c in name.lower() if c.isalnum()) for name in header}
+    found = {}
+    for kind, called in LONG_COLUMNS.items():
+        fitting = [name for name in header if plain[name] in called]
+        if len(fitting) > 1:  # the word that is listed first is meant
+            fitting.sort(key=lambda name: called.index(plain[name]))
+        if fitting:
+            found[kind] = fitting[0]
+    return found if {"frame", "exit", "confidence", "prediction"} <= found.keys() else {}
+
+
+def _read_long(header: Sequence[str], table: Sequence[Sequence[str]], named: Mapping[str, str], model: str) -> Trace:
+    """One row per frame and exit, in any order; the last exit is the cloud's. Frames come as they first occur."""
+    _exits(header)  # no column twice
+    columns = _columns(header, table)
+    frames = {name: k for k, name in enumerate(dict.fromkeys(columns[named["frame"]]))}
+    depth = _parsed(named["exit"], columns[named["exit"]])
+    exits, column = np.unique(depth, return_inverse=True)
+    if not np.isfinite(exits).all() or not 2 <= len(exits) <= MOST_EXITS:
+        raise EexError(f"{named['exit']} must number 2 to {MOST_EXITS} exits, got {len(exits)}")
+    row = np.array([frames[name] for name in columns[named["frame"]]])
+    count = np.zeros((len(frames), len(exits)), dtype=np.int64)
+    np.add.at(count, (row, column), 1)
+    if (count != 1).any():
+        frame, exit = np.argwhere(count != 1)[0]
+        rows = f"{count[frame, exit]} rows" if count[frame, exit] else "no row"
+        where = f"{named['frame']} {_few((list(frames)[frame],))}"
+        raise EexError(f"{where} has {rows} for {named['exit']} {exits[exit]:g}, expected 1")
+
+    def per_exit(values: NDArray[Any]) -> NDArray[Any]:
+        placed = np.empty(count.shape, dtype=values.dtype)
+        placed[row, column] = values
+        return placed
+
+    answers = [_as_class(text) for text in columns[named["prediction"]]]
+    truth = [_as_class(text) for text in columns[named["label"]]] if "label" in named else [""] * len(table)
+    unknown = np.array([text.lower() in UNLABELLED for text in truth])
+    classes = _named_classes({*answers, *(text for text, no in zip(truth, unknown, strict=True) if not no)})
+    number = {name: k for k, name in enumerate(classes)}
+    labels = per_exit(np.array([-1 if no else number[text] for text, no in zip(truth, unknown, strict=True)]))
+    if (labels != labels[:, :1]).any():
+        frame = int((labels != labels[:, :1]).any(axis=1).argmax())
+        raise EexError(f"{named['frame']} {_few((list(frames)[frame],))} has different labels at different exits")
+    return Trace(
+        confidence=per_exit(_parsed(named["confidence"], columns[named["confidence"]])),
+        prediction=per_exit(np.array([number[text] for text in answers])),
+        label=labels[:, 0],
+        classes=classes,
+        model=model,
+    )
+
+
+def _as_class(text: str) -> str:
+    """A class as it is written elsewhere: 3.0, as libraries write whole numbers in a column with gaps, is 3."""
+    text = text.strip()
+    return text.removesuffix(".0") if text.removesuffix(".0").isdecimal() else text
+
+
+def _named_classes(names: set[str]) -> tuple[str, ...]:
+    """Numbered classes from 0 on, those between that do not occur too; others in alphabetical order."""
+    if all(name.isascii() and name.isdecimal() and len(name) <= 7 for name in names):
+        most = max(map(int, names))
+        if most >= MOST_CLASSES:
+            raise EexError(f"classes must be numbers below {MOST_CLASSES:,}, got {most}")
+        return tuple(str(k) for k in range(most + 1))
+    if "" in names:
+        raise EexError("a prediction is empty")
+    return tuple(sorted(names))
 
 
 def _classes(name: str, values: Floats) -> Ints:

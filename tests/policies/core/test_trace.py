@@ -416,3 +416,87 @@ def test_a_trace_that_pandas_wrote(text, tmp_path):
     np.testing.assert_array_equal(found.label >= 0, trace.label >= 0)
     right = (found.prediction == found.label[:, None])[found.label >= 0]
     np.testing.assert_array_equal(right, (trace.prediction == trace.label[:, None])[trace.label >= 0])
+
+
+# ---- one row per frame and exit
+
+LONG = """Sample_ID,Exit,Confidence,Prediction,Label
+7,1,0.5,0,1
+7,2,0.75,1,1
+7,12,0.9,1,1
+3,12,0.8,2,0
+3,1,0.6,0,0
+3,2,0.7,0,0
+"""
+
+
+def read_text(tmp_path, text, name="long.csv"):
+    (tmp_path / name).write_text(text)
+    return read_trace(tmp_path / name)
+
+
+def test_one_row_per_frame_and_exit(tmp_path):
+    trace = read_text(tmp_path, LONG)
+    assert trace.confidence.tolist() == [[0.5, 0.75, 0.9], [0.6, 0.7, 0.8]]  # 12 is the cloud's, frame 7 came first
+    assert trace.prediction.tolist() == [[0, 1, 1], [0, 0, 2]]
+    assert trace.label.tolist() == [1, 0]
+    assert (trace.classes, trace.edge_exits, trace.model) == (("0", "1", "2"), 2, "long")
+    write_trace(tmp_path / "long.arrow", trace)
+    assert (read_trace(tmp_path / "long.arrow").prediction == trace.prediction).all()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "sample id,exit_layer,conf,pred,true label",
+        "image-id,Branch,max_prob,Predicted Class,TARGET",
+        "id,LAYER,score,predicted_label,Ground Truth",
+    ],
+)
+def test_columns_are_known_by_other_names(tmp_path, header):
+    renamed = read_text(tmp_path, LONG.replace("Sample_ID,Exit,Confidence,Prediction,Label", header), "renamed.csv")
+    expected = read_text(tmp_path, LONG)
+    assert (renamed.confidence == expected.confidence).all()
+    assert (renamed.label == expected.label).all()
+
+
+def test_other_columns_are_passed_over_and_the_plainest_name_counts(tmp_path):
+    head, *rows = LONG.split()
+    text = "\n".join([f",index,{head},entropy", *(f"{k},{k},{row},0.1" for k, row in enumerate(rows))])
+    assert len(read_text(tmp_path, text)) == 2
+
+
+def test_classes_by_name_and_labels_that_lack(tmp_path):
+    text = "Sample_ID,Exit,Confidence,Prediction,Label\na,0,0.5,dog,\na,1,0.6,cat,\nb,0,0.5,dog,cow\nb,1,0.6,cow,cow\n"
+    trace = read_text(tmp_path, text)
+    assert trace.classes == ("cat", "cow", "dog")
+    assert trace.label.tolist() == [-1, 1]
+    assert trace.prediction.tolist() == [[2, 0], [2, 1]]
+
+
+def test_labels_are_optional_and_may_be_written_as_floats(tmp_path):
+    lines = LONG.splitlines()
+    without = read_text(tmp_path, "\n".join(line.rpartition(",")[0] for line in lines))
+    assert without.label.tolist() == [-1, -1]
+    floats = read_text(tmp_path, "\n".join([lines[0], *(line + ".0" for line in lines[1:])]))
+    assert floats.label.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("3,2,0.7,0,0\n", "", "Sample_ID 3 has no row for Exit 2, expected 1"),
+        ("3,2,0.7,0,0\n", "3,2,0.7,0,0\n3,2,0.7,0,0\n", "Sample_ID 3 has 2 rows for Exit 2, expected 1"),
+        ("3,2,0.7,0,0", "3,2,0.7,0,1", "Sample_ID 3 has different labels at different exits"),
+        ("3,2,0.7,0,0", "3,2,0.7,,0", "a prediction is empty"),
+        ("3,2,0.7,0,0", "3,2,1.7,0,0", "confidence must lie in .*frame 1"),
+        ("3,2,0.7,0,0", "3,2,high,0,0", "row 6: Confidence must be a number, got 'high'"),
+        ("3,2,0.7,0,0", "3,nan,0.7,0,0", "Exit must number 2 to 1000 exits"),
+        ("3,2,0.7,0,0", "3,2,0.7,9999999,0", "classes must be numbers below 1,000,000"),
+        ("3,2,0.7,0,0", "3,2,0.7", "row 6 has 3 fields, the header 5: cut off?"),
+        ("Sample_ID,Exit,", "Exit,Exit,", "Exit twice|columns of no layout"),
+    ],
+)
+def test_long_tables_that_are_no_trace(tmp_path, before, after, said):
+    with pytest.raises(EexError, match=said):
+        read_text(tmp_path, LONG.replace(before, after))
