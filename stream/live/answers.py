@@ -1,5 +1,6 @@
 """What goes into a session and what comes out of it: an arrival in, one answer or one refusal out."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -133,7 +134,13 @@ def iso(seconds: float) -> str:
     >>> iso(0.25)
     '1970-01-01T00:00:00.250000+00:00'
     """
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    whole, rest = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_to_the_second(whole)}.{rest:06d}+00:00"
+
+
+@functools.lru_cache(maxsize=1024)
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[: len("1970-01-01T00:00:00")]
 
 
 def schema() -> dict[str, Any]:

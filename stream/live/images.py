@@ -23,6 +23,8 @@ def as_taken(image: Given, height: int, width: int) -> NDArray[np.uint8]:
     ImageError
         If it is not an image.
     """
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (height, width, 3):
+        return image.copy()  # the usual case, before the many others are told apart
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
             raise ImageError("expected an image, got 0 bytes")

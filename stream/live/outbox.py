@@ -1,9 +1,9 @@
 """What leaves a session: each answer and refusal to its future, to the sinks, and to whoever reads them one by one."""
 
-import contextlib
+import itertools
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
 from eex.stream.live.answers import Answer, Refusal, Sink
@@ -42,17 +42,20 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def give(self, future: "Future[Answer | Refusal]", given: Answer | Refusal) -> None:
-        """Give one away."""
-        future.set_result(given)
+    def give(self, given: Sequence[tuple["Future[Answer | Refusal]", Answer | Refusal]]) -> None:
+        """Give some away, each to its future first."""
+        for future, one in given:
+            future.set_result(one)
         with self._news:
-            self.missed += len(self._waiting) == ANSWERS_KEPT
-            self._waiting.append(given)
-            self._news.notify()
-        with self._sinking if self.sinks else contextlib.nullcontext():
-            for sink, errors in self.sinks:
+            self.missed += max(0, len(self._waiting) + len(given) - ANSWERS_KEPT)
+            self._waiting.extend(one for _, one in given)
+            self._news.notify(len(given))
+        if not self.sinks:
+            return
+        with self._sinking:
+            for (_, one), (sink, errors) in itertools.product(given, self.sinks):
                 try:
-                    sink(given)
+                    sink(one)
                 except Exception as error:
                     kind = f"{type(error).__name__}: {error}"[:200]
                     errors[kind if kind in errors or len(errors) < ERRORS_NAMED else "others"] += 1

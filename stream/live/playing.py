@@ -153,7 +153,8 @@ class Playing:
                 self._enter(its)
             its.under_way += 1
             numbers[k] = its.number
-        pixels = torch.from_numpy(np.stack([frame.image for frame in batch])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.concatenate([frame.image for frame in batch]))  # np.stack takes twice as long
+        pixels = pixels.view(len(batch), -1, *batch[0].image.shape[1:]).permute(0, 3, 1, 2)
         self.driver.feed(
             Batch(
                 pixels.to(self.net.mean.device).float().div_(255),
@@ -168,13 +169,15 @@ class Playing:
     def answer(self, slots: Ints) -> None:
         """Give frames their answers."""
         rows, net = self._ring.rows, self.net
-        exit, given = rows.exit[slots], rows.answer[slots]
-        confidence = rows.confidence[slots]
-        by = np.where(rows.prediction[slots] == given[:, None], confidence, np.nan)
-        own = by[np.arange(len(slots)), exit]  # of the exit that answered, or of the surest that said so
-        sure = np.where(np.isnan(own), np.fmax.reduce(by, axis=1), own)
-        columns = (exit, given, np.nan_to_num(sure), rows.fallback[slots], rows.latency_ms[slots])
+        exit, said = rows.exit[slots], rows.answer[slots]
+        sure = rows.confidence[slots, exit]
+        other = (rows.prediction[slots, exit] != said) | np.isnan(sure)  # another exit answered, or none
+        if other.any():
+            agree = rows.prediction[slots[other]] == said[other, None]
+            sure[other] = np.fmax.reduce(np.where(agree, rows.confidence[slots[other]], 0.0), axis=1)
+        columns = (exit, said, sure, rows.fallback[slots], rows.latency_ms[slots])
         cloud = net.edge_exits if not self.driver.engine.whole else -1
+        classes, given = net.classes, []
         for slot, e, index, c, fallback, ms in zip(
             slots.tolist(), *(column.tolist() for column in columns), strict=True
         ):
@@ -184,22 +187,21 @@ class Playing:
             its = self._streams[frame.stream]
             its.under_way -= 1
             its.answered += 1
-            self._outbox.give(
-                frame.future,
-                Answer(
-                    stream=frame.stream,
-                    frame=frame.frame,
-                    name=frame.name,
-                    label=net.classes[index] if index >= 0 else "",
-                    index=index,
-                    confidence=c,
-                    exit=e + 1,
-                    where="cloud" if e == cloud else "edge",
-                    fallback=fallback,
-                    latency_ms=ms,
-                    captured=iso(frame.captured),
-                ),
+            answer = Answer(
+                stream=frame.stream,
+                frame=frame.frame,
+                name=frame.name,
+                label=classes[index] if index >= 0 else "",
+                index=index,
+                confidence=c,
+                exit=e + 1,
+                where="cloud" if e == cloud else "edge",
+                fallback=fallback,
+                latency_ms=ms,
+                captured=iso(frame.captured),
             )
+            given.append((frame.future, answer))
+        self._outbox.give(given)
 
     def abandon(self) -> list[Waiting]:
         """Give up on what is under way: the frames that have no answer."""

@@ -437,22 +437,22 @@ class Session:
 
     def _refuse(self, frames: Iterable[Waiting], reason: Reason, detail: str) -> None:
         """Give frames their refusals; from any thread."""
-        for frame in frames:
-            with self._lock:
+        given: list[tuple[Future[Answer | Refusal], Answer | Refusal]] = []
+        with self._lock:
+            for frame in frames:
                 its = self._streams.get(frame.stream) or self._left_streams.get(frame.stream)
                 if its is not None:
                     its.refused[reason] += 1
-            self._outbox.give(
-                frame.future,
-                Refusal(
+                refusal = Refusal(
                     stream=frame.stream,
                     frame=frame.frame,
                     name=frame.name,
                     reason=reason,
                     detail=detail,
                     captured=iso(frame.captured),
-                ),
-            )
+                )
+                given.append((frame.future, refusal))
+        self._outbox.give(given)
 
     def _stream(self, name: str) -> Stream:
         """A stream by name, opened if need be; with the lock held."""
