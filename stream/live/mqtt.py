@@ -62,16 +62,13 @@ def mqtt(spec: str) -> Target:
         if reason.is_failure:
             reasons[0] = f"the broker refuses: {str(reason).lower()}"
         else:
+            reasons[0] = f"the connection to {host}:{port} is lost"  # is why, once there is none
             client.publish(status, "online", qos=1, retain=True)
-
-    def disconnected(client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if not reasons[0].startswith("the broker refuses"):
-            reasons[0] = f"the connection to {host}:{port} is lost"
 
     def not_connected(client: Any, data: Any) -> None:
         reasons[0] = f"no broker at {host}:{port}"
 
-    client.on_connect, client.on_disconnect, client.on_connect_fail = connected, disconnected, not_connected
+    client.on_connect, client.on_connect_fail = connected, not_connected
     client.will_set(status, "offline", qos=1, retain=True)
     client.reconnect_delay_set(1, 30)
     client.connect_timeout = 3.0
