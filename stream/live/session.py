@@ -1,6 +1,7 @@
 """A session: frames in from any thread, answers out as they are known; one thread runs the engine."""
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -149,6 +150,9 @@ class Session:
             offloader = self._resources.enter_context(connect())
         offloader.wake_on(self._awake)
         self._playing = Playing(config, net, offloader, encoding, self._streams, self._outbox, self._note)
+        gc.collect()
+        gc.freeze()  # else a full collection walks torch and the network, and no frame is answered meanwhile
+        self._resources.callback(gc.unfreeze)
 
     # ---- frames in
 
