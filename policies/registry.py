@@ -1,5 +1,6 @@
 """The policies by name, and how they are made from a user's words: one's own, wrappers, river's and plug-ins."""
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -58,7 +59,8 @@ RIVER = "river.bandit."
 
 
 LISTS = (Sequence, list, tuple)
-"""Types of options that hold several numbers."""
+"""Types of options that hold several values."""
+UNIONS = (types.UnionType, typing.Union)
 GIVEN = ("self", "exits", "runs", "seed")  # by whoever plays the policy, not by options
 
 
@@ -91,8 +93,8 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
         river's goes by its class: "river.bandit.UCB:delta=1"; one of the user's own by its module and class:
         "my_module:MyPolicy:option=1".
     options
-        More of its options, of the outermost wrapper if there are any, as text; lists are numbers with commas or spaces
-        between them.
+        More of its options, of the outermost wrapper if there are any, as text; the values of a list are separated by
+        commas, semicolons or spaces.
     given
         `exits`, `runs` and `seed`.
 
@@ -276,29 +278,73 @@ def _split_name(text: str) -> tuple[str, str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        step = (value[-1] - value[0]) / max(len(value) - 1, 1)
-        if len(value) > 3 and all(abs(v - value[0] - k * step) < 1e-9 for k, v in enumerate(value)):
-            return f"{value[0]:g} {value[1]:g} … {value[-1]:g}"
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+            return " ".join(map(str, value))
+        if len(value) > 3:
+            step = (value[-1] - value[0]) / (len(value) - 1)
+            if all(abs(v - value[0] - k * step) < 1e-9 for k, v in enumerate(value)):
+                return f"{value[0]:g} {value[1]:g} … {value[-1]:g}"
         return " ".join(f"{v:g}" for v in value)
     return str(value)
 
 
 def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):  # "float | None": what is not None; of a number or several, several
-        kinds = [k for k in typing.get_args(kind) if k is not types.NoneType]
-        lists = [k for k in kinds if typing.get_origin(k) in LISTS]
-        kind = lists[0] if lists and len(text.replace(",", " ").split()) > 1 else kinds[0]
     try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if kind in (int, float, str):
-            return kind(text)
-        if typing.get_origin(kind) in LISTS:
-            return [float(word) for word in text.replace(";", " ").replace(",", " ").split()]
-    except (ValueError, KeyError):
-        pass
-    wanted = "numbers such as 0.5,0.7" if typing.get_origin(kind) in LISTS else getattr(kind, "__name__", str(kind))
-    raise EexError(f"policy {policy}: option {key} must be {wanted}, got '{text}'")
+        return _value(text, kind)
+    except ValueError:
+        raise EexError(f"policy {policy}: option {key} must be {_wanted(kind)}, got '{text}'") from None
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A text as a value of a type; of a union, as the first of its types that can hold it.
+
+    Raises
+    ------
+    ValueError
+        If it is no value of the type.
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind is bool:
+        truth = {"true": True, "false": False, "1": True, "0": False}
+        if text.lower() not in truth:
+            raise ValueError(text)
+        return truth[text.lower()]
+    if kind in (int, float, str):
+        return kind(text)
+    if origin in UNIONS or origin is typing.Literal:
+        for part in parts:
+            with contextlib.suppress(ValueError):
+                if origin in UNIONS and part is not types.NoneType:
+                    return _value(text, part)
+                if origin is typing.Literal and _value(text, type(part)) == part:
+                    return part
+    elif origin in LISTS:
+        words = text.replace(";", " ").replace(",", " ").split()
+        if origin is tuple and parts[-1] is not Ellipsis:
+            return tuple(_value(word, part) for word, part in zip(words, parts, strict=True))
+        return (tuple if origin is tuple else list)(_value(word, parts[0]) for word in words)
+    raise ValueError(text)
+
+
+def _wanted(kind: Any) -> str:
+    """The values of a type, in words."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind in (int, float):
+        return "a whole number" if kind is int else "a number"
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return "text"
+    if origin in UNIONS:
+        return " or ".join(_wanted(part) for part in parts if part is not types.NoneType)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return f"{len(parts)} comma-separated values: {', '.join(map(_wanted, parts))}"
+    if origin in LISTS:
+        several = {int: "whole numbers such as 1,2", float: "numbers such as 0.5,0.7", str: "words such as a,b"}
+        return several.get(parts[0], f"comma-separated values, each {_wanted(parts[0])}")
+    return f"a {getattr(kind, '__name__', kind)}, which cannot be written as an option"
 
 
 def _close(name: str, known: Mapping[str, Any]) -> str:

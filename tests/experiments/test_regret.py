@@ -445,7 +445,7 @@ def test_bad_traces_are_told_in_one_line(name, tmp_path, monkeypatch, capsys):
     [
         (["--policies", "ucb,ubc"], "unknown policy 'ubc' (did you mean 'ucb'?)"),
         (["--policies", "ucb,ucb:d=1"], "has no option 'd'"),
-        (["--policies", "ucb:c=much"], "option c must be float, got 'much'"),
+        (["--policies", "ucb:c=much"], "option c must be a number, got 'much'"),
         (["--policies", "ucb:c=-1"], "c must be 0 or more"),
         (["--policies", "broken_plugin:Policy"], "broken_plugin"),
         (["--policies", "no_such_plugin:Policy"], "no_such_plugin"),

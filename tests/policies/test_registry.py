@@ -11,6 +11,9 @@ from eex.policies.core.errors import EexError
 from eex.policies.registry import RECOMMENDED, list_policies, make_policy, split_policies
 
 MODULE = '''
+from collections.abc import Sequence
+from typing import Literal, Optional
+
 import numpy as np
 
 from eex.policies.core.base import Context, Policy, Thresholds
@@ -37,6 +40,25 @@ class Louder(Half):
     def __init__(self, inner: Policy, by: float = 0.1) -> None:
         super().__init__(0.5, inner.exits, inner.runs)
         self.inner, self.by = inner, by
+
+
+class Lists(Half):
+    """Its options hold several values."""
+
+    def __init__(
+        self,
+        names: list[str] = ["a", "b"],
+        stages: Sequence[int] = (),
+        pair: tuple[int, str] = (1, "a"),
+        flags: tuple[bool, ...] = (True,),
+        mixed: "Optional[list[int | str]]" = None,
+        kind: Literal["slow", 2] = "slow",
+        exits: int = 1,
+        runs: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(0.5, exits, runs, seed)
+        self.given = dict(names=names, stages=stages, pair=pair, flags=flags, mixed=mixed, kind=kind)
 
 
 class Bare(Policy):
@@ -67,8 +89,9 @@ def plugins(tmp_path, monkeypatch):
     info = tmp_path / "mine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    points = "[eex.policies]\nhalf = mine:Half\nlouder = mine:Louder\nlost = broken:Policy\nucb = mine:Half\n"
-    (info / "entry_points.txt").write_text(points)
+    points = {"half": "mine:Half", "lists": "mine:Lists", "louder": "mine:Louder", "lost": "broken:Policy"}
+    lines = ["[eex.policies]", *(f"{name} = {where}" for name, where in points.items()), "ucb = mine:Half"]
+    (info / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -92,6 +115,44 @@ def test_by_entry_point():
     assert type(make_policy("ucb")).__name__ == "UCB"  # names of eex's own stay its own
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("names=x,y", ["x", "y"]),
+        ("names=x;y", ["x", "y"]),
+        ("names=1 0.5", ["1", "0.5"]),
+        ("stages=1,2", [1, 2]),
+        ("stages=7", [7]),
+        ("pair=3,4", (3, "4")),
+        ("flags=true,0", (True, False)),
+        ("mixed=1,b", [1, "b"]),
+        ("kind=2", 2),
+    ],
+)
+@pytest.mark.usefixtures("plugins")
+def test_options_keep_the_types_of_their_values(option, value):
+    found = make_policy(f"mine:Lists:{option}").given[option.partition("=")[0]]
+    assert found == value
+    assert type(found) is type(value)
+    if isinstance(value, list | tuple):
+        assert list(map(type, found)) == list(map(type, value))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("stages=1,2.5", "option stages must be whole numbers such as 1,2, got '1,2.5'"),
+        ("pair=1", "option pair must be 2 comma-separated values: a whole number, text, got '1'"),
+        ("flags=yes", "option flags must be comma-separated values, each true or false, got 'yes'"),
+        ("kind=quick", "option kind must be one of slow, 2, got 'quick'"),
+    ],
+)
+@pytest.mark.usefixtures("plugins")
+def test_values_of_another_type_are_refused(option, message):
+    with pytest.raises(EexError, match=message):
+        make_policy(f"mine:Lists:{option}")
+
+
 def test_list_is_plain_text():
     shown = " ".join(summary for _, summary, _ in list_policies())
     assert "`" not in shown
@@ -102,6 +163,7 @@ def test_list_is_plain_text():
 def test_list_shows_plugins_and_wrappers_and_what_is_recommended():
     listed = {name: (summary, options) for name, summary, options in list_policies()}
     assert listed["half"] == ("Leave at a threshold of one half.", "at=0.5")
+    assert listed["lists"][1].startswith("names=a b, stages=, pair=1 a")
     assert listed["louder@…"] == ("A wrapper.", "by=0.1")
     assert "cannot be imported" in listed["lost"][0]
     assert "bound=0.02" in listed["safe@…"][1]

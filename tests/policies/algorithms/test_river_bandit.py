@@ -107,7 +107,7 @@ def test_a_wrapper_may_stand_before_it():
             "river.bandit.UCB:dleta=1",
             "policy river.bandit.UCB has no option 'dleta' (did you mean 'delta'?); its options",
         ),
-        ("river.bandit.UCB:delta=much", "policy river.bandit.UCB: option delta must be float, got 'much'"),
+        ("river.bandit.UCB:delta=much", "policy river.bandit.UCB: option delta must be a number, got 'much'"),
         ("river.bandit.UCB:delta=1:grid=2", "policy river.bandit.UCB: grid must hold thresholds in [0, 1], got [2.0]"),
         ("river.bandit.UCB:delta=1:reward_obj=os.path", "policy river.bandit.UCB: reward_obj must be a class such as"),
         ("river.bandit.UCB:delta=1@ucb", "policy river.bandit.UCB is not a wrapper"),
