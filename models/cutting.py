@@ -1,13 +1,18 @@
 """Cut a user's own network into stages at named layers."""
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 
 from eex.models.branches import make_branch
+from eex.models.comparing import probe_images, problem
+from eex.models.layout import channels_last
 from eex.models.network import CUSTOM, PRISTINE, Architecture, EarlyExitNet
 from eex.policies.core.errors import EexError
 
@@ -19,8 +24,8 @@ def cut(
     *,
     input_shape: tuple[int, int, int],
     structure: str = "conv_fc",
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     partition: int = 0,
 ) -> EarlyExitNet:
     """An early-exit network from any module that torch.fx can trace.
@@ -38,15 +43,19 @@ def cut(
         Takes images (B, C, H, W), normalised with `mean` and `std`, and returns logits (B, K).
     after
         Names of layers, as in `named_modules()`, in order of execution: one per exit, the last one ends the backbone.
-        One value, (B, C, H, W) or (B, C), may cross each cut: cut after a residual block, not inside it.
+        One value may cross each cut: cut after a residual block, not inside it. It is (B, C, H, W) or (B, C). Feature
+        maps whose channels lie last, (B, H, W, C), are recognised by what changes with the size of the images, or else
+        by the layers beside the cut; they cross it as (B, C, H, W).
     classes
         Class names, in the order of the logits, (K,).
     input_shape
-        Shape of one image, (C, H, W).
+        Shape of one image, (C, H, W). eex's commands and sessions give RGB images to a network of 3 channels, and grey
+        ones to a network of 1.
     structure
         Structure of the new side branches; a name in `eex.models.branches.BRANCHES`.
     mean, std
-        Per channel; the first stage normalises images in [0, 1] with them before the module sees them.
+        Per channel; the first stage normalises images in [0, 1] with them before the module sees them. By default, 0
+        and 1.
     partition
         Stages that run on the edge; 0 stands for all but the last.
 
@@ -54,7 +63,8 @@ def cut(
     ------
     EexError
         If a name is unknown, not reached, used more than once or out of order; if a second value crosses a cut; if
-        torch.fx cannot trace the module; or if images, features or logits have other shapes.
+        torch.fx cannot trace the module, or what it traces answers otherwise; or if images, features or logits have
+        other shapes.
     ValueError
         If the branch structure is unknown, or the partition point lies outside the network.
 
@@ -68,15 +78,22 @@ def cut(
     Traceback (most recent call last):
     eex.policies.core.errors.EexError: the module has no layer '22'; did you mean '2'?
     """
+    mean, std = mean or (0.0,) * input_shape[0], std or (1.0,) * input_shape[0]
     if not len(mean) == len(std) == input_shape[0]:
         raise EexError(f"mean and std must name {input_shape[0]} channels each, got {list(mean)} and {list(std)}")
-    _check_names(module, after)
+    names = _names(module, after)
     modes = [(m, m.training) for m in module.modules()]
     was_training = module.training
     module.eval()
     try:
-        parts = _parts(module, list(after))
+        nodes, ends = _traced(module, after, names)
+        parts = _parts(module, nodes, ends)
         shapes = _shapes(module, parts, after, input_shape, len(classes))
+        last = channels_last(module, parts, ends[1:-1], shapes, input_shape)
+        if any(last):
+            parts = _parts(module, nodes, ends, last)
+            shapes = _shapes(module, parts, after, input_shape, len(classes))
+        _check_same(module, parts, input_shape)
     finally:
         for part, mode in modes:
             part.training = mode
@@ -102,23 +119,36 @@ def cut(
     return net
 
 
-def _check_names(module: nn.Module, after: Sequence[str]) -> None:
-    names = [name for name, _ in module.named_modules() if name]
+def _names(module: nn.Module, after: Sequence[str]) -> list[str]:
+    """The first name of each layer that is named; a module may have several."""
+    names = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if name}
+    first = {layer: name for name, layer in reversed(names.items())}
     if not after:
         raise EexError("name at least one layer to cut after")
     for name in after:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=3)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the first ones are {names[:8]}"
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the first ones are {[*names][:8]}"
             raise EexError(f"the module has no layer '{name}'; {hint}")
+    return [first[names[name]] for name in after]
 
 
 class _Tracer(fx.Tracer):
-    """Traces a module and notes what the named layers return."""
+    """Traces a module and notes what the named layers return.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    Parameters
+    ----------
+    names
+        First names of the layers.
+    look
+        Whether parameters and buffers that `forward` looks at are traced: their type and device may be others when the
+        network runs. Not every module can be traced so.
+    """
+
+    def __init__(self, names: Sequence[str], look: bool) -> None:
         super().__init__()
         self.names = names
+        self.look = self.proxy_buffer_attributes = look
         self.returned: dict[str, list[Any]] = {name: [] for name in names}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -133,52 +163,105 @@ class _Tracer(fx.Tracer):
             self.returned[name].append(out)
         return out
 
+    def traced(self, module: nn.Module) -> list[fx.Node]:
+        """The nodes of a module's graph."""
+        if not self.look:
+            return list(self.trace(module).nodes)
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        proxies: dict[str, fx.Proxy] = {}
 
-def _parts(module: nn.Module, names: Sequence[str]) -> list[fx.GraphModule]:
-    """The module in pieces that follow each other: up to each named layer, and the rest."""
-    tracer = _Tracer(names)
+        def parameters(self_: nn.Module, recurse: bool = True) -> Iterator[Any]:
+            for _, parameter in self_.named_parameters(recurse=recurse):
+                name = names.get(id(parameter))
+                if name is not None and name not in proxies:
+                    proxies[name] = self.create_proxy("get_attr", name, (), {})
+                yield parameter if name is None else proxies[name]
+
+        with mock.patch.object(nn.Module, "parameters", parameters):
+            return list(self.trace(module).nodes)
+
+
+def _trace(module: nn.Module, names: Sequence[str]) -> tuple[list[fx.Node], dict[str, list[Any]]]:
+    """The nodes of a module's graph, and what the layers of some names return there."""
+    tracer = _Tracer(names, look=True)
+    with contextlib.suppress(Exception):  # it decides by what it sees of its parameters
+        return tracer.traced(module), tracer.returned
+    tracer = _Tracer(names, look=False)
     try:
-        nodes = list(tracer.trace(module).nodes)
+        return tracer.traced(module), tracer.returned
     except Exception as error:  # whatever the user's code raises when it is handed a proxy
         raise EexError(f"torch.fx cannot trace the module: {_first_line(error)}") from error
+
+
+def _traced(module: nn.Module, after: Sequence[str], names: Sequence[str]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The nodes of a module's graph, and those among them between which pieces lie: its input, the named layers'
+    outputs, its output."""
+    nodes, returned = _trace(module, names)
     inputs = [n for n in nodes if n.op == "placeholder"]
     if len(inputs) != 1:
         raise EexError(f"forward must take the images alone, got {[str(n.target) for n in inputs]}; wrap the module")
     place = {node: i for i, node in enumerate(nodes)}
     ends = [inputs[0]]
-    for name in names:
-        end = _end(name, tracer.returned[name])
+    for name, first in zip(after, names, strict=True):
+        end = _end(name, first, returned[first])
         if place[end] <= place[ends[-1]]:
-            before = f"'{names[len(ends) - 2]}'" if len(ends) > 1 else "the input"
+            before = f"'{after[len(ends) - 2]}'" if len(ends) > 1 else "the input"
             raise EexError(f"name the layers in order of execution: '{name}' does not come after {before}")
         ends.append(end)
     last = nodes[-1].args[0]
     if not isinstance(last, fx.Node):
         raise EexError(f"the module must return its logits alone, got a {type(last).__name__}")
     if place[last] <= place[ends[-1]]:
-        raise EexError(f"nothing follows '{names[-1]}': the final exit consists of the layers after the last cut")
-    for name, end in zip(names, ends[1:], strict=True):
+        raise EexError(f"nothing follows '{after[-1]}': the final exit consists of the layers after the last cut")
+    fixed = _fixed(nodes)
+    for name, end in zip(after, ends[1:], strict=True):
         for node in nodes[: place[end]]:
-            if node.op != "get_attr" and any(place[user] > place[end] for user in node.users):
+            if node not in fixed and any(place[user] > place[end] for user in node.users):
                 raise EexError(
                     f"cannot cut after '{name}': {_describe(node)} is used after it, too; "
                     "cut where one value is passed on, such as after a whole residual block"
                 )
-    parts = []
-    for start, end in zip(ends, [*ends[1:], last], strict=True):
-        parts.append(_piece(module, nodes[place[start] + 1 : place[end] + 1], start, end))
-    return parts
+    return nodes, [*ends, last]
 
 
-def _end(name: str, returned: Sequence[Any]) -> fx.Node:
-    """The one value that a named layer returned."""
+def _fixed(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes that depend on parameters and buffers alone, and so can be had on both sides of a cut."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        computed = node.op in ("call_function", "call_method") and node.all_input_nodes
+        if node.op == "get_attr" or (computed and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _end(name: str, first: str, returned: Sequence[Any]) -> fx.Node:
+    """The one value that a named layer returned; `first` is the first name of the layer."""
+    same = "" if name == first else f" (it is the same module as '{first}')"
     if not returned:
-        raise EexError(f"layer '{name}' is not reached by the module's forward")
+        raise EexError(f"layer '{name}'{same} is not reached by the module's forward")
     if len(returned) > 1:
-        raise EexError(f"layer '{name}' is used {len(returned)} times: cut after a layer that is used once")
+        raise EexError(f"layer '{name}'{same} is used {len(returned)} times: cut after a layer that is used once")
     if not isinstance(returned[0], fx.Proxy):
         raise EexError(f"layer '{name}' must return one tensor, got a {type(returned[0]).__name__}")
     return returned[0].node
+
+
+def _parts(
+    module: nn.Module, nodes: Sequence[fx.Node], ends: Sequence[fx.Node], last: Sequence[bool] = ()
+) -> list[fx.GraphModule]:
+    """The module in pieces that follow each other: up to each named layer, and the rest.
+
+    Parameters
+    ----------
+    last
+        For each cut, whether the channels of what crosses it lie last in the module.
+    """
+    last = [False, *(last or [False] * (len(ends) - 2)), False]
+    fixed, parts = _fixed(nodes), []
+    for (start, end), (before, behind) in zip(pairwise(ends), pairwise(last), strict=True):
+        piece = nodes[nodes.index(start) + 1 : nodes.index(end) + 1]
+        parts.append(_piece(module, piece, start, end, fixed, before, behind))
+    return parts
 
 
 def _describe(node: fx.Node) -> str:
@@ -191,19 +274,43 @@ def _describe(node: fx.Node) -> str:
     return f"the output of '{node.name}' in layer '{where}'" if where else f"the output of '{node.name}' in forward"
 
 
-def _piece(module: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """The nodes between two values of a graph as a module of their own, with the same parameters."""
+def _piece(
+    module: nn.Module,
+    nodes: Sequence[fx.Node],
+    start: fx.Node,
+    end: fx.Node,
+    fixed: set[fx.Node],
+    enters_last: bool,
+    leaves_last: bool,
+) -> fx.GraphModule:
+    """The nodes between two values of a graph as a module of their own, with the same parameters.
+
+    Parameters
+    ----------
+    fixed
+        Nodes that can be computed anew.
+    enters_last, leaves_last
+        Whether the channels lie last in the module where the piece begins and ends. It takes and returns (B, C, H, W).
+    """
     graph = fx.Graph()
-    copied = {start: graph.placeholder("x")}
-    for node in nodes:
-        for used in node.all_input_nodes:
-            if used.op == "get_attr" and used not in copied:  # a parameter may be read before the cut
-                copied[used] = graph.node_copy(used)
-        if node.op != "get_attr":
+    x = graph.placeholder("x")
+    copied = {start: graph.call_method("permute", (x, 0, 2, 3, 1)) if enters_last else x}
+
+    def copy_of(node: fx.Node) -> fx.Node:
+        if node not in copied:
+            for used in node.all_input_nodes:
+                if used in fixed:  # it may stand before the cut
+                    copy_of(used)
             copied[node] = graph.node_copy(node, lambda n: copied[n])
-            if node.op == "call_method" and node.target == "view":
+            if node.op == "call_method" and node.target == "view" and node not in fixed:
                 copied[node].target = "reshape"  # features are trained channels last, which view refuses
-    graph.output(copied[end])
+        return copied[node]
+
+    for node in nodes:
+        if node not in fixed:
+            copy_of(node)
+    out = copy_of(end)
+    graph.output(graph.call_method("permute", (out, 0, 3, 1, 2)) if leaves_last else out)
     return fx.GraphModule(module, graph)
 
 
@@ -240,6 +347,20 @@ def _run(part: fx.GraphModule, x: Tensor, input_shape: Sequence[int]) -> Any:
         incoming.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)
         part.recompile()
     return out
+
+
+@torch.no_grad()
+def _check_same(module: nn.Module, parts: Sequence[fx.GraphModule], input_shape: tuple[int, int, int]) -> None:
+    """Raise `EexError` if the pieces do not answer as the module does."""
+    images = probe_images(input_shape).to(_device(module))
+    expected, again, x = module(images.clone()), module(images.clone()), images
+    for part in parts:
+        x = part(x)
+    if not problem(expected, again) and (wrong := problem(expected, x)):
+        raise EexError(
+            f"the module does not answer as torch.fx traces it: {wrong}; "
+            "its forward may have hooks, or depend on more than its input"
+        )
 
 
 def _device(module: nn.Module) -> torch.device:

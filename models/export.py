@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from eex.models.card import CARD, load, read_card
+from eex.models.comparing import check_same
 from eex.models.network import EarlyExitNet
-from eex.models.onnx import MANIFEST, Manifest, branch_file, digest, stage_file
+from eex.models.onnx import MANIFEST, Manifest, OnnxNet, Session, branch_file, digest, stage_file
 from eex.policies.core.errors import EexError, ModelError
 from eex.policies.core.files import replacing
 
@@ -42,7 +43,8 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
     Raises
     ------
     EexError
-        If the model cannot be loaded, one of its operations has no ONNX form, or the folder cannot be written.
+        If the model cannot be loaded, one of its operations has no ONNX form, the files do not answer as the model
+        does, or the folder cannot be written.
     """
     card = read_card(model)
     net = load(model, "cpu", net)
@@ -58,6 +60,7 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
                 name = f"the branch '{expert}' at exit {i + 1}"
                 parts[branch_file(i, expert)] = _onnx(_Branch(net, i, expert), x, name)
     costs = {k: list(v) for k, v in asdict(net.costs()).items()}
+    _check(net, parts)
     manifest = Manifest(1, net.fingerprint, costs, {name: digest(data) for name, data in parts.items()})
     for name, data in parts.items():
         with replacing(out / name) as part:
@@ -68,6 +71,19 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
     with replacing(out / MANIFEST) as part:
         part.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
     return [out / name for name in parts]
+
+
+def _check(net: EarlyExitNet, parts: dict[str, bytes]) -> None:
+    """Raise `ModelError` if ONNX files, by name, do not answer as the network does."""
+
+    def run(name: str) -> nn.Module:
+        return Session(parts[name], Path(name), torch.get_num_threads())
+
+    stages = [run(stage_file(i)) for i in range(net.exits)]
+    branches = [{expert: run(branch_file(i, expert)) for expert in net.experts} for i in range(net.exits)]
+    exported = OnnxNet(stages, branches, net.architecture)
+    exported.classifier = None if net.classifier is None else run("classifier.onnx")
+    check_same(net, exported, "the exported model")
 
 
 class _Stage(nn.Module):
@@ -103,9 +119,10 @@ class _Branch(nn.Module):
 
 def _onnx(module: nn.Module, x: Tensor, name: str) -> bytes:
     try:
+        import onnxruntime  # noqa: F401 (what is exported is compared)
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError:
-        raise EexError("exporting needs onnx and onnxscript: pip install 'eex[export]'") from None
+        raise EexError("exporting needs onnx, onnxscript and onnxruntime: pip install 'eex[export]'") from None
     module.eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     try:

@@ -1,10 +1,10 @@
 """A network in the form that only infers: norms folded into convolutions, kernels packed for the processor."""
 
 import copy
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eex.models.branches import GlobalPool
+from eex.models.comparing import check_same
 from eex.models.network import EarlyExitNet
 from eex.models.spectrum import FLOOR, LUMA, SMALLEST_SIDE, DistortionClassifier
+from eex.policies.core.errors import ModelError
 
 _Singles = NDArray[np.float32]
 
@@ -29,16 +31,48 @@ def optimised(net: EarlyExitNet, dtype: torch.dtype | None = None) -> EarlyExitN
 
     Normalisation layers are folded into the convolutions before them, temperatures into the linear layers at the end of
     branches, tensors are channels last, and on the CPU convolutions run, together with the ReLU after them, on kernels
-    that oneDNN packs once.
+    that oneDNN packs once. Layers that have hooks or parametrizations, or whose weights are read elsewhere, stay as
+    they are. The copy is compared with the network on a few images.
 
     Parameters
     ----------
     net
         The network, on the device where it is to infer; it stays as it is.
     dtype
-        Type of kernels and features; by default float16 on a GPU, float32 on a processor. The distortion classifier
-        stays in float32: its logarithms of spectra need the range.
+        Type of kernels and features; by default float32 on a processor, and on a GPU float16 where the answers are the
+        same, or else float32. The distortion classifier stays in float32: its logarithms of spectra need the range.
+
+    Raises
+    ------
+    ModelError
+        If the network gives NaN, or its copy cannot run or answers otherwise.
     """
+    if dtype is not None or net.mean.device.type == "cpu":
+        return _checked(net, dtype or torch.float32)
+    try:
+        return _checked(net, torch.float16)
+    except ModelError as error:
+        fast = _checked(net, torch.float32)
+        logging.getLogger(__name__).warning("the network runs in float32: %s", error)
+        return fast
+
+
+def _checked(net: EarlyExitNet, dtype: torch.dtype) -> EarlyExitNet:
+    name = f"the network in its optimised form ({str(dtype).removeprefix('torch.')})"
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        fast = _converted(net, dtype)
+        check_same(net, fast, name, dtype)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ModelError(f"{name} cannot run: {(str(error).splitlines() or [''])[0]}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return fast
+
+
+def _converted(net: EarlyExitNet, dtype: torch.dtype) -> EarlyExitNet:
     fast = copy.deepcopy(net).eval().requires_grad_(False)
     for owner in (fast.stages, fast.branches):
         _fold(owner)
@@ -49,7 +83,6 @@ def optimised(net: EarlyExitNet, dtype: torch.dtype | None = None) -> EarlyExitN
         if on_cpu and isinstance(fast.classifier, DistortionClassifier):
             fast.classifier = FewSmallImages(fast.classifier)
     fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    dtype = dtype or (torch.float32 if on_cpu else torch.float16)
     for part in (fast.stages, fast.branches):
         part.to(dtype)
     fast.mean, fast.std = fast.mean.to(dtype), fast.std.to(dtype)
@@ -58,41 +91,57 @@ def optimised(net: EarlyExitNet, dtype: torch.dtype | None = None) -> EarlyExitN
     return fast
 
 
+def _plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer does what its class does, and nothing else: no subclass, hooks or parametrizations."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is kind and not hooks and "forward" not in layer.__dict__
+
+
+def _in_sequence(module: nn.Module) -> bool:
+    """Whether a module calls its children one after another."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _folded(convolution: nn.Module, norm: nn.Module) -> nn.Conv2d | None:
+    """A convolution that does what two layers do; None if they are not a convolution and a norm of fixed statistics."""
+    if not (isinstance(convolution, nn.Conv2d) and _plain(convolution, nn.Conv2d)):
+        return None
+    if not (isinstance(norm, nn.BatchNorm2d) and _plain(norm, nn.BatchNorm2d)) or norm.running_mean is None:
+        return None
+    return fuse_conv_bn_eval(convolution, norm)
+
+
 def _fold(module: nn.Module) -> None:
-    """Fold each batch norm that follows a convolution in an `nn.Sequential` or a traced graph."""
+    """Fold each batch norm that follows a convolution in an `nn.Sequential` or a traced graph.
+
+    The folded convolution is a new layer at the place of the old one, which other places may share.
+    """
     for child in module.children():
         if isinstance(child, torch.fx.GraphModule):
             _fold_graph(child)
         else:
             _fold(child)
-    if isinstance(module, nn.Sequential):
-        layers = list(module)
-        for i, (layer, following) in enumerate(pairwise(layers)):
-            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                module[i] = fuse_conv_bn_eval(layer, following)
-                module[i + 1] = nn.Identity()
-        kept = [layer for layer in module if not isinstance(layer, nn.Identity)]
-        if len(kept) < len(layers):
-            for key in list(module._modules):
-                del module._modules[key]
-            for i, layer in enumerate(kept):
-                module.add_module(str(i), layer)
+    if isinstance(module, nn.Sequential) and _in_sequence(module):
+        for i in range(len(module) - 1):
+            if (folded := _folded(module[i], module[i + 1])) is not None:
+                module[i], module[i + 1] = folded, nn.Identity()
 
 
 def _fold_graph(graph_module: torch.fx.GraphModule) -> None:
     """Fold each batch norm that follows a convolution; one that is called more than once would be folded per call."""
-    modules = dict(graph_module.named_modules(remove_duplicate=False))
     nodes = [node for node in graph_module.graph.nodes if node.op == "call_module"]
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
     calls = Counter(id(modules[str(node.target)]) for node in nodes)
+    read = {str(node.target).rpartition(".")[0] for node in graph_module.graph.nodes if node.op == "get_attr"}
     for node in nodes:
         before = node.args[0] if node.args else None
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         convolution, norm = modules[str(before.target)], modules[str(node.target)]
-        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-            continue
-        if norm.track_running_stats and calls[id(convolution)] == calls[id(norm)] == 1:
-            graph_module.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+        once = calls[id(convolution)] == calls[id(norm)] == 1 and str(before.target) not in read
+        if once and (folded := _folded(convolution, norm)) is not None:
+            graph_module.set_submodule(str(before.target), folded)
+            modules[str(before.target)], calls[id(folded)] = folded, 1  # another norm may follow
             node.replace_all_uses_with(before)
             graph_module.graph.erase_node(node)
     graph_module.delete_all_unused_submodules()
@@ -100,14 +149,19 @@ def _fold_graph(graph_module: torch.fx.GraphModule) -> None:
 
 
 def _fold_temperatures(net: EarlyExitNet) -> None:
+    """Divide the last layers of branches by the temperatures: copies of them, because they may be shared."""
     for branches, temperature in zip(net.branches, net.temperature, strict=True):
         assert isinstance(branches, nn.ModuleDict)
         for expert, branch in branches.items():
-            last = branch[-1] if isinstance(branch, nn.Sequential) and len(branch) else None
-            if isinstance(last, nn.Linear):
+            if not (_in_sequence(branch) and branch._modules) or branch._forward_hooks or branch._forward_pre_hooks:
+                continue
+            *others, last = branch._modules.values()
+            if isinstance(last, nn.Linear) and _plain(last, nn.Linear) and temperature[expert] != 1.0:
+                last = copy.deepcopy(last)
                 last.weight.div_(temperature[expert])
                 if last.bias is not None:
                     last.bias.div_(temperature[expert])
+                branches[expert] = nn.Sequential(*(layer for layer in others if layer is not None), last)
                 temperature[expert] = 1.0
 
 
@@ -125,7 +179,8 @@ class PackedConvolution(nn.Module):
     """A convolution, and the ReLU after it if there is one, on kernels packed once.
 
     oneDNN lays kernels out for one batch size. A single image needs another layout than several do (with the wrong one
-    it takes up to ten times as long on two cores); from two images on, one layout serves all.
+    it takes up to ten times as long on two cores); from two images on, one layout serves all. Whoever looks at weights
+    or settings sees those of the convolution.
     """
 
     def __init__(self, convolution: nn.Conv2d, relu: bool) -> None:
@@ -135,15 +190,16 @@ class PackedConvolution(nn.Module):
         self.packed: dict[int, Tensor] = {}
         self.geometry = list(c.padding), list(c.stride), list(c.dilation), c.groups
         self.rest: tuple[Any, ...] = (*self.geometry, "relu" if relu else "none", [], "")
-        self.bias = () if c.bias is None else (c.bias,)  # in a tuple, where torch's attributes do not slow it down
+        self.added = () if c.bias is None else (c.bias,)  # in a tuple, where torch's attributes do not slow it down
 
-    @property
-    def weight(self) -> Tensor:
-        """Of the convolution, for networks that look at the type of their weights."""
-        return self.convolution.weight
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("convolution"), name)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float32:
+        if x.dtype != torch.float32 or x.dim() != 4:
             out: Tensor = self.convolution(x)
             return out.relu_() if self.relu else out
         batch = 1 if x.shape[0] == 1 else 32
@@ -151,7 +207,7 @@ class PackedConvolution(nn.Module):
             shape = [batch, *x.shape[1:]]
             ops: Any = torch.ops.mkldnn
             self.packed[batch] = ops._reorder_convolution_weight(self.convolution.weight, *self.geometry, shape)
-        bias = self.bias[0] if self.bias else None
+        bias = self.added[0] if self.added else None
         return _convolve(x, self.packed[batch], bias, *self.rest)
 
 
@@ -162,16 +218,16 @@ class PooledLinear(nn.Module):
     def __init__(self, pool: GlobalPool, linear: nn.Linear) -> None:
         super().__init__()
         self.pool, self.linear = pool, linear
-        self.weight = linear.weight.detach().numpy().T.copy()
-        self.bias = 0.0 if linear.bias is None else linear.bias.detach().numpy()
+        self.matrix = linear.weight.detach().numpy().T.copy()
+        self.added = 0.0 if linear.bias is None else linear.bias.detach().numpy()
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[0]
-        if x.dtype != torch.float32 or x.dim() != 4 or n * self.weight.size > MOST_IN_ONE_THREAD:
+        if x.dtype != torch.float32 or x.dim() != 4 or n * self.matrix.size > MOST_IN_ONE_THREAD:
             out: Tensor = self.linear(self.pool(x))
             return out
         means = x.permute(0, 2, 3, 1).numpy().reshape(n, -1, x.shape[1]).mean(axis=1)
-        return torch.from_numpy(means @ self.weight + self.bias)
+        return torch.from_numpy(means @ self.matrix + self.added)
 
 
 class Chain(nn.Sequential):
@@ -194,24 +250,23 @@ class Chain(nn.Sequential):
 
 
 def _pack(module: nn.Module) -> None:
-    layers = list(module.named_children())
-    skip = False
-    for (name, layer), (next_name, following) in zip(layers, [*layers, ("", nn.Identity())][1:], strict=True):
-        if skip:
-            skip = False
-        elif isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            skip = isinstance(module, nn.Sequential) and isinstance(following, nn.ReLU)
-            setattr(module, name, PackedConvolution(layer, relu=skip))
-            if skip:
-                setattr(module, next_name, nn.Identity())
-        elif isinstance(layer, GlobalPool) and isinstance(following, nn.Linear) and isinstance(module, nn.Sequential):
-            skip = True
-            setattr(module, name, PooledLinear(layer, following))
-            setattr(module, next_name, nn.Identity())
+    layers = list(module._modules.items())  # a layer that stands in two places, twice
+    for i, (name, layer) in enumerate(layers):
+        following = layers[i + 1][1] if _in_sequence(module) and i + 1 < len(layers) else None
+        if layer is None or isinstance(layer, PackedConvolution | PooledLinear) or module._modules[name] is not layer:
+            continue
+        if _plain(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            relu = following is not None and _plain(following, nn.ReLU)
+            setattr(module, name, PackedConvolution(layer, relu))  # type: ignore[arg-type]
+            if relu:
+                setattr(module, layers[i + 1][0], nn.Identity())
+        elif isinstance(layer, GlobalPool) and following is not None and _plain(following, nn.Linear):
+            setattr(module, name, PooledLinear(layer, following))  # type: ignore[arg-type]
+            setattr(module, layers[i + 1][0], nn.Identity())
         else:
             _pack(layer)
-            if type(layer) is nn.Sequential:
-                setattr(module, name, Chain(layer))
+            if _plain(layer, nn.Sequential):
+                setattr(module, name, Chain(layer))  # type: ignore[arg-type]
 
 
 FEW = 8

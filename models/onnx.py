@@ -59,7 +59,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class _Session(nn.Module):
+class Session(nn.Module):
     """A function of one float32 array, (B, ...) to (B, ...), in ONNX Runtime."""
 
     def __init__(self, data: bytes, path: Path, threads: int) -> None:
@@ -131,14 +131,14 @@ def load_onnx(folder: Path, threads: int = 0) -> OnnxNet:
     if manifest.fingerprint != fingerprint(card):
         raise ModelError(f"{path}: does not match the card beside it; run eex-export again")
 
-    def session(name: str) -> _Session:
+    def session(name: str) -> Session:
         try:
             data = (folder / name).read_bytes()
         except OSError as error:
             raise ModelError(f"{folder / name}: cannot be read: {error.strerror}; run eex-export again") from None
         if digest(data) != manifest.sha256.get(name):
             raise ModelError(f"{folder / name}: does not match {MANIFEST} (damaged or replaced); run eex-export again")
-        return _Session(data, folder / name, threads)
+        return Session(data, folder / name, threads)
 
     count = len(card.temperatures)
     try:

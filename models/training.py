@@ -370,6 +370,10 @@ def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str, stages: bool) 
     for module in trained:
         module.requires_grad_(True)
         module.train()
+    first = net.exits if stages else min(phase.stages, default=net.exits)
+    for stage in list(net.stages)[:first]:  # what learns may share layers with those before it
+        stage.requires_grad_(False)
+        stage.eval()
     return trained
 
 

@@ -32,6 +32,7 @@ def load_network(config: NetworkConfig) -> "EarlyExitNet":
     if config.backend == "torch" and not weights:
         raise EexError(f"--backend torch: {folder} holds no {WEIGHTS}, only ONNX files; name the folder they came from")
     if config.backend == "onnx" or (config.backend == "auto" and exported):
+        from eex.models.comparing import check_same
         from eex.models.onnx import load_onnx
 
         if folder is None:
@@ -40,7 +41,9 @@ def load_network(config: NetworkConfig) -> "EarlyExitNet":
             raise EexError("--device cuda: ONNX files run on the processor here; expected --device cpu or auto")
         net: EarlyExitNet = load_onnx(folder)
         if config.backend == "auto" and weights:
-            net = _faster(net, _torch_network(config), getattr(config, "batch", 1))
+            torch_net = _torch_network(config)
+            check_same(torch_net, net, "the ONNX form of the model", torch_net.mean.dtype)
+            net = _faster(net, torch_net, getattr(config, "batch", 1))
     else:
         net = _torch_network(config)
     if config.partition > net.exits:

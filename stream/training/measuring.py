@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from eex.models.fast import optimised
 from eex.models.training import all_logits
 from eex.policies.core.metrics import expected_calibration_error
 from eex.stream.frames.distortions import DISTORTIONS
@@ -22,6 +23,8 @@ AT_ONCE = 500
 def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
     """Measure a model on uint8 images (N, C, H, W), under every kind of distortion for which it has an expert.
 
+    What is measured is the form that streams, `eex.models.fast.optimised`.
+
     Returns
     -------
     dict
@@ -31,19 +34,20 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
         `classifier`: share of each kind that the distortion classifier recognises, over all levels.
     """
     rows, recalls = [], {}
+    fast = optimised(net)
     for kind in (kind for kind in LEVELS if kind in net.experts):
         recognised = []
         for level in LEVELS[kind]:
             seen = _distorted(images, kind, level)
             as_bytes = (seen * 255).round().to(torch.uint8)
             for expert in dict.fromkeys((net.experts[0], kind)):
-                logits = all_logits(net, as_bytes, expert=expert)
+                logits = _logits(net, fast, as_bytes, expert)
                 if kind == net.experts[0]:
                     pristine = logits
                 what = {"distortion": kind, "level": level, "expert": expert}
                 rows += [what | row for row in by_exit(net, logits, labels, expert)]
             if net.classifier is not None:
-                recognised.append(_recognised(net, seen, net.experts.index(kind)))
+                recognised.append(_recognised(fast, seen, net.experts.index(kind)))
         if recognised:
             recalls[kind] = float(np.mean(recognised))
     return {
@@ -53,6 +57,13 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
         "classes": by_class(net, pristine, labels),
         "classifier": recalls,
     }
+
+
+def _logits(net: "EarlyExitNet", fast: "EarlyExitNet", images: torch.Tensor, expert: str) -> torch.Tensor:
+    """Logits of every exit before calibration, (exits, N, K); the fast form may have folded temperatures in."""
+    logits = all_logits(fast, images, expert=expert)
+    folded = [own[expert] / left[expert] for own, left in zip(net.temperature, fast.temperature, strict=True)]
+    return logits * torch.tensor(folded)[:, None, None]
 
 
 def _parts(count: int) -> list[slice]:

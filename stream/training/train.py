@@ -29,6 +29,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     import torch
 
     from eex.models.card import load, save
+    from eex.models.fast import optimised
     from eex.stream.frames.sources import load_all
     from eex.stream.training.measuring import measure
     from eex.stream.training.networks import first_network, start_from
@@ -39,6 +40,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     net = first_network(config, own, data)
     source = _source(config, net)
     net = net.to(pick_device(config.device))
+    optimised(net)  # a form that cannot stream is refused before the hours of training
     task = _Task(config, net, data, source)
     if config.start:
         start_from(config.start, net, task.images)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eex.models.card import load, save
 from eex.models.cutting import cut
 from eex.models.fast import optimised
 from eex.models.network import remake
-from eex.models.training import Recipe, all_logits, fit
+from eex.models.training import Progress, Recipe, all_logits, fit
 from eex.policies.core.errors import EexError
 
 SHAPE = (3, 16, 16)
@@ -223,9 +224,123 @@ def test_each_mistake_gives_one_clear_line(make, after, message):
     assert "\n" not in str(caught.value)
 
 
+# ---- layers that are shared
+
+
+def test_a_layer_in_two_places_is_named_by_either():
+    relu = nn.ReLU()
+    own = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.Flatten(), nn.Linear(576, 3))
+    with pytest.raises(
+        EexError, match=r"layer '3' \(it is the same module as '1'\) is used 2 times: cut"
+    ):
+        cut(own, ["3"], CLASSES, input_shape=SHAPE)
+    other = Residual()
+    other.also = other.layers  # another name of what is called once
+    assert cut(other, ["stem", "also"], CLASSES, input_shape=SHAPE).exits == 2
+
+
+class Across(nn.Module):
+    """One block in two stages and in the final exit, and a parameter that is worked on before the cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.one, self.two, self.fc = nn.Identity(), nn.Identity(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.fc.weight.mean() / 2
+        x = self.two(self.block(self.one(self.block(self.stem(x)))))
+        return self.fc(self.block(x).mean((2, 3)) * half)
+
+
+@pytest.mark.parametrize("method", ["joint", "branch-wise", "two-stage"])
+def test_a_block_in_several_stages_trains_and_comes_back(tmp_path, method):
+    torch.manual_seed(0)
+    net = cut(Across(), ["one", "two"], CLASSES, input_shape=SHAPE)
+    images, labels = torch.randint(0, 256, (32, *SHAPE), dtype=torch.uint8), torch.arange(32) % 3
+    fit(net, images, labels, Recipe(method=method, epochs=1, batch=16, lr=0.01), checkpoint=tmp_path / "part")
+    save(net, tmp_path, half=False)
+    again = load(tmp_path, net=cut(Across(), ["one", "two"], CLASSES, input_shape=SHAPE))
+    x = torch.rand(4, *SHAPE)
+    with torch.inference_mode():
+        for a, b, c in zip(net(x), again(x), optimised(again)(x), strict=True):
+            torch.testing.assert_close(a, b)
+            torch.testing.assert_close(a, c)
+
+
+def test_a_shared_block_stays_as_the_stages_before_it_need_it():
+    net = cut(Across(), ["one", "two"], CLASSES, input_shape=SHAPE)
+    images, labels = torch.randint(0, 256, (32, *SHAPE), dtype=torch.uint8), torch.arange(32) % 3
+    seen: list[Tensor] = []
+
+    def report(progress: Progress) -> None:
+        if progress.phase == "exit 2":
+            seen.append(torch.cat([v.flatten() for v in net.stages[0].state_dict().values()]))
+
+    fit(net, images, labels, Recipe(method="branch-wise", epochs=2, batch=16, lr=0.1), report=report)
+    assert all(torch.equal(first, seen[0]) for first in seen)
+
+
+def test_what_tracing_leaves_out_is_refused():
+    own = sequential()
+    own.register_forward_hook(lambda module, given, logits: logits * 2)
+    with pytest.raises(EexError, match=r"the module does not answer as torch\.fx traces it: logits up to"):
+        cut(own, ["1"], CLASSES, input_shape=SHAPE)
+
+
+# ---- features whose channels lie last
+
+
+class Windows(nn.Module):
+    """Works with channels last between two convolutions, as Swin does.
+
+    `place` is a learned position of each cell: with it, images of one size only can be taken.
+    """
+
+    def __init__(self, place: bool = False) -> None:
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.place = nn.Parameter(torch.rand(4, 4, 8)) if place else 0.0
+        self.mix, self.act, self.keep, self.last = nn.Linear(8, 8), nn.GELU(), nn.Identity(), nn.Identity()
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.patch(x).permute(0, 2, 3, 1)) + self.place
+        x = self.last(self.act(x + self.mix(x)).transpose(1, 2))
+        return self.fc(self.keep(x.transpose(1, -2).permute(0, 3, 1, 2)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("place", [False, True])
+def test_channels_that_lie_last_are_recognised(place):
+    torch.manual_seed(0)
+    own = Windows(place).eval()
+    net = cut(own, ["patch", "norm", "act", "last", "keep"], CLASSES, input_shape=SHAPE, structure="conv_fc")
+    assert [branch["pristine"][1].in_channels for branch in list(net.branches)[:-1]] == [8] * 4
+    x = torch.rand(5, *SHAPE)
+    features = net.stage(0, x)
+    for i in (1, 2, 3, 4):
+        features = net.stage(i, features)
+        assert features.shape == (5, 8, 4, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(x)[-1], own(x))
+        torch.testing.assert_close(optimised(net)(x), net(x))
+
+
+def test_tokens_are_refused_with_the_layer():
+    own = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(16, 16), nn.Flatten(), nn.Linear(128, 3))
+    with pytest.raises(EexError, match=r"layer '2' must give features .* got \(2, 8, 16\) for 2 images"):
+        cut(own, ["2"], CLASSES, input_shape=SHAPE)
+
+
+def test_one_channel_needs_no_mean():
+    own = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 3))
+    assert cut(own, ["1"], CLASSES, input_shape=(1, 16, 16)).architecture.mean == (0.0,)
+
+
 def test_other_arguments_are_checked():
     with pytest.raises(EexError, match="mean and std must name 1 channels"):
-        cut(nn.Conv2d(1, 3, 16), ["0"], CLASSES, input_shape=(1, 16, 16))
+        cut(nn.Conv2d(1, 3, 16), ["0"], CLASSES, input_shape=(1, 16, 16), mean=(0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="unknown branch structure 'tree'"):
         cut(sequential(), ["0", "1"], CLASSES, input_shape=SHAPE, structure="tree")
     with pytest.raises(ValueError, match="partition point"):
