@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eex.models.fast import optimised
     from eex.models.network import Architecture, Costs, EarlyExitNet, make
     from eex.models.spectrum import DistortionClassifier, fit_classifier
+    from eex.models.state import read_state
     from eex.models.training import Recipe, evaluate, fit
 
 _MODULES = {
@@ -33,6 +34,7 @@ _MODULES = {
     "make": "network",
     "optimised": "fast",
     "read_card": "card",
+    "read_state": "state",
     "save": "card",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "make",
     "optimised",
     "read_card",
+    "read_state",
     "save",
 ]
 

@@ -111,6 +111,11 @@ def read_card(folder: Path | None = None) -> Card:
     path = (folder or SHIPPED) / CARD
     try:
         return msgspec.json.decode(path.read_bytes(), type=Card)
+    except NotADirectoryError:
+        raise ModelError(
+            f"{folder}: is a file; expected a folder that eex-train wrote. Weights of your own, such as a state dict, "
+            "are loaded by the function that --network names: eex.models.read_state reads them"
+        ) from None
     except FileNotFoundError:
         raise ModelError(f"{path}: no such model card; expected a folder that eex-train wrote") from None
     except OSError as error:

@@ -114,8 +114,8 @@ class EarlyExitNet(nn.Module):
     Raises
     ------
     ValueError
-        If stages and branches differ in number, the partition point lies outside the network, or there is no such
-        confidence.
+        If stages and branches differ in number, the partition point lies outside the network, mean and std are not one
+        per channel, or there is no such confidence.
     """
 
     mean: Tensor
@@ -132,6 +132,10 @@ class EarlyExitNet(nn.Module):
         self.partition = architecture.partition or max(1, len(stages) - 1)
         if not 0 < self.partition <= len(stages):
             raise ValueError(f"partition point must lie in 1…{len(stages)}, got {self.partition}")
+        channels = architecture.input_shape[0]
+        if not len(architecture.mean) == len(architecture.std) == channels:
+            named = len(architecture.mean), len(architecture.std)
+            raise ValueError(f"mean and std must name {channels} channels each, got {named[0]} and {named[1]}")
         if architecture.confidence not in ("top", "entropy"):
             raise ValueError(f"confidence must be 'top' or 'entropy', got '{architecture.confidence}'")
         self.architecture = architecture
@@ -299,8 +303,8 @@ def make(
     final_structure: str = "",
     input_shape: tuple[int, int, int] = (3, 32, 32),
     partition: int = 0,
-    mean: tuple[float, ...] = Architecture.mean,
-    std: tuple[float, ...] = Architecture.std,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
     **options: Any,
 ) -> EarlyExitNet:
     """A network of a named backbone with untrained weights.
@@ -316,6 +320,8 @@ def make(
         multiply-adds; this many, at equal distances.
     structure, final_structure
         Branch structure of the side branches and of the final exit (by default the same).
+    mean, std
+        Per channel; by default those of CIFAR-10's images, or the means of them where there are not 3 channels.
     options
         Arguments of the backbone: `width` for "resnet", `small_images` for "mobilenet_v2".
 
@@ -328,6 +334,11 @@ def make(
         raise ValueError(f"unknown backbone '{backbone}', expected one of {', '.join(BACKBONES)}")
     if sum(map(bool, (after, shares, uniform))) != 1:
         raise ValueError("place the side branches by one of: after, shares, uniform")
+    channels = input_shape[0]
+    if channels != 3:
+        options = {"channels": channels} | options
+    mean = tuple(mean) or _per_channel(Architecture.mean, channels)
+    std = tuple(std) or _per_channel(Architecture.std, channels)
     blocks = BACKBONES[backbone](**options)
     if shares:
         after = place_by_share(block_macs(blocks, input_shape), shares)
@@ -343,11 +354,15 @@ def make(
             structures,
             partition=partition,
             input_shape=input_shape,
-            mean=tuple(mean),
-            std=tuple(std),
+            mean=mean,
+            std=std,
             options=options,
         ),
     )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    return tuple(values) if channels == len(values) else (sum(values) / len(values),) * channels
 
 
 @torch.no_grad()
@@ -390,6 +405,9 @@ def load_torchvision_mobilenet(net: EarlyExitNet, state: Mapping[str, Tensor]) -
     ValueError
         If the network is another backbone, or a weight is missing or has another shape.
     """
+    from eex.models.state import without_wrappers
+
+    state = without_wrappers(state)
     if net.architecture.backbone != "mobilenet_v2":
         raise ValueError(f"expected a mobilenet_v2 backbone, got {net.architecture.backbone}")
     blocks: list[nn.Module] = [b for s in net.stages for b in s.children()]

@@ -67,15 +67,18 @@ class DistortionClassifier(nn.Module):
         self.classifier = nn.Linear(52 * 4 * 3, len(self.kinds))
 
     def spectrum(self, images: Tensor) -> Tensor:
-        """Log-magnitudes of the greyscale images' Fourier transform: (B, 1, H, W/2 + 1) from (B, 3, H, W) in [0, 1]."""
-        grey = (images * self.luma).sum(dim=1, keepdim=True)
+        """Log-magnitudes of the greyscale images' Fourier transform: (B, 1, H, W/2 + 1).
+
+        Images are (B, 3, H, W), or grey (B, 1, H, W), in [0, 1].
+        """
+        grey = images if images.shape[1] == 1 else (images * self.luma).sum(dim=1, keepdim=True)
         magnitude = torch.fft.rfft2(grey, norm="ortho").abs()
         shifted: Tensor = torch.fft.fftshift((magnitude + FLOOR).log(), dim=-2)
         return shifted
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, kinds) for images (B, 3, H, W) in [0, 1], of any size from 16x16."""
-        if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_SIDE:
+        """Logits (B, kinds) for images (B, 3, H, W), or grey ones (B, 1, H, W), in [0, 1], of any size from 16x16."""
+        if images.dim() != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < SMALLEST_SIDE:
             raise EexError(f"expected images (B, 3, H, W) of at least 16x16 pixels, got {tuple(images.shape)}")
         out: Tensor = self.classifier(self.features(self.spectrum(images)).flatten(1))
         return out
@@ -103,7 +106,7 @@ def fit_classifier(
     classifier
         The classifier, on the device to train on.
     images
-        Pristine uint8 images (N, 3, H, W).
+        Pristine uint8 images (N, 3, H, W), or grey ones (N, 1, H, W).
     distorts
         What distorts images to each kind but "pristine".
     epochs, batch, lr
@@ -213,5 +216,5 @@ def _check(classifier: DistortionClassifier, images: Tensor, distorts: Mapping[s
     wanted = set(classifier.kinds) - {PRISTINE}
     if set(distorts) != wanted:
         raise EexError(f"distorts must hold {sorted(wanted)}, got {sorted(distorts)}")
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or not len(images):
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise EexError(f"expected uint8 images (N, 3, H, W), got {images.dtype} of {tuple(images.shape)}")

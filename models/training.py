@@ -270,6 +270,7 @@ def _fit_phase(task: _Task, number: int, phase: Phase, state: Checkpoint) -> Non
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number * 10_007 + epoch)
         loss, speed = _fit_epoch(task, phase, epoch, optimizer, generator)
+        _check_weights(task.net, epoch)
         row: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "loss": loss}
         if task.validation is not None:
             score = evaluate(
@@ -322,10 +323,19 @@ def _fit_epoch(
 
 def _check_loss(mean: float, epoch: int) -> None:
     if not math.isfinite(mean):
-        kept = f"the checkpoint holds the state after epoch {epoch}" if epoch else "nothing is kept"
-        raise EexError(
-            f"the loss is {mean} in epoch {epoch + 1}: training stops here, {kept}; a lower learning rate may help"
-        )
+        raise _diverged(f"the loss is {mean}", epoch)
+
+
+def _check_weights(net: EarlyExitNet, epoch: int) -> None:
+    """Raise `EexError` if a weight is not finite: the last step may have made it so, after its loss was taken."""
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise _diverged(f"{name} is not finite", epoch)
+
+
+def _diverged(what: str, epoch: int) -> EexError:
+    kept = f"the checkpoint holds the state after epoch {epoch}" if epoch else "nothing is kept"
+    return EexError(f"{what} in epoch {epoch + 1}: training stops here, {kept}; a lower learning rate may help")
 
 
 def _identity(

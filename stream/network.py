@@ -88,7 +88,7 @@ def make_network(name: str) -> "EarlyExitNet | None":
     Raises
     ------
     EexError
-        If the function cannot be imported or returns something else.
+        If the function cannot be imported, raises an exception, or returns something else.
     """
     if not name:
         return None
@@ -101,9 +101,19 @@ def make_network(name: str) -> "EarlyExitNet | None":
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # last: a file here must not take the place of a library's module
     try:
-        net = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise EexError(f"--network {name}: cannot be imported: {error}; expected module:function") from None
+    try:
+        net = make()
+    except EexError as error:
+        raise EexError(f"--network {name}: {error}") from None
+    except Exception as error:  # whatever the user's code raises
+        lines = " ".join(str(error).split())
+        hint = ""
+        if "module." in lines and isinstance(error, RuntimeError):
+            hint = "; its weights come from DataParallel: read them by eex.models.read_state, which removes 'module.'"
+        raise EexError(f"--network {name}: the function raised {type(error).__name__}: {lines[:300]}{hint}") from error
     if not isinstance(net, EarlyExitNet):
         raise EexError(f"--network {name}: must return an EarlyExitNet (eex.models.cut), got {type(net).__name__}")
     return net

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.errors import ImageError
+from eex.policies.core.errors import EexError, ImageError
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -154,6 +154,23 @@ def resized(image: Image, height: int, width: int) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     return np.array(ImageOps.fit(Pillow.fromarray(as_uint8(image)), (width, height), Pillow.Resampling.BILINEAR))
+
+
+def grey(image: Image) -> Image:
+    """The luma of an image by ITU-R BT.601, (H, W, 1) from (H, W, 3); what is grey keeps its values."""
+    if image.dtype == np.uint8:
+        from PIL import Image as Pillow
+
+        return np.asarray(Pillow.fromarray(image).convert("L"))[:, :, None]
+    return (image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)).clip(0, 1)
+
+
+def check_channels(shape: tuple[int, int, int]) -> None:
+    """Raise `EexError` if a network takes images (C, H, W) of another kind than RGB or grey."""
+    if shape[0] not in (1, 3):
+        raise EexError(
+            f"the network takes images of {shape[0]} channels, {shape}; images have 3 channels (RGB), or 1 (grey)"
+        )
 
 
 def _rgb(image: "Pillow.Image") -> NDArray[np.uint8]:

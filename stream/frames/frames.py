@@ -265,7 +265,7 @@ def _cached(source: "Source") -> "Source":
 
 
 def _tensor(images: list[Any]) -> "torch.Tensor":
-    """(B, 3, H, W) in [0, 1] from images (H, W, 3)."""
+    """(B, C, H, W) in [0, 1] from images (H, W, C)."""
     import torch
 
     if all(image.dtype == np.uint8 for image in images):

@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError, ImageError, SourceLost
-from eex.stream.frames.decoding import IMAGE_SUFFIXES, Image, as_uint8, check_bytes, decode, decode_file, resized
+from eex.stream.frames.decoding import (
+    IMAGE_SUFFIXES,
+    Image,
+    as_uint8,
+    check_bytes,
+    check_channels,
+    decode,
+    decode_file,
+    grey,
+    resized,
+)
 from eex.stream.frames.folders import Listing, Split, arrange, folder_files, printable, suffix_of, zip_files
 from eex.stream.frames.video import VIDEO_SUFFIXES, Damaged, VideoError, camera, decode_video, require_pyav
 
@@ -27,7 +37,10 @@ CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a source: uint8 (H, W, 3), or float32 in [0, 1]; `label` is -1 if unknown."""
+    """One image of a source: uint8 (H, W, 3), or float32 in [0, 1]; `label` is -1 if unknown.
+
+    A source that is opened for a network of one channel gives (H, W, 1).
+    """
 
     name: str
     image: Image
@@ -124,13 +137,15 @@ def open_source(
         Split of the source, if it has splits; "all" takes all. Caltech-256 is split 80/10/10 with `seed`.
     shape
         Input shape (C, H, W) of the model. Images of other sizes are skipped, or resized if `resize` is set. Camera and
-        video are always resized.
+        video are always resized. A model of one channel gets grey images.
 
     Raises
     ------
     EexError
-        If the source does not exist or has no images.
+        If the source does not exist or has no images, or the model takes neither RGB nor grey images.
     """
+    if shape is not None:
+        check_channels(shape)
     try:
         source = replace(_open(spec, split, seed), name=printable(spec))
     except OSError as error:
@@ -189,7 +204,7 @@ def _is_animated(path: Path) -> bool:
 
 
 def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
-    """Load all images of a source: uint8 (N, 3, H, W), labels (N,), and the skipped images with their reasons.
+    """Load all images of a source: uint8 (N, C, H, W), labels (N,), and the skipped images with their reasons.
 
     Raises
     ------
@@ -249,28 +264,29 @@ def download_cifar10(folder: Path) -> Path:
 
 
 def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
-    """The same source with every image of the height and width of `shape` (C, H, W)."""
-    height, width = shape[1:]
+    """The same source with every image of the height and width of `shape` (C, H, W), RGB or grey."""
+    channels, height, width = shape
 
-    def fit(image: Image) -> Image:
+    def fit(image: Image, resize: bool) -> Image:
         if image.shape[:2] == (height, width):
-            return image
+            return grey(image) if channels == 1 else image
         if not resize:
             raise ImageError(
                 f"is {image.shape[1]}x{image.shape[0]}, the model takes {width}x{height} (--resize scales images)"
             )
-        return resized(image, height, width)
+        image = resized(image, height, width)
+        return grey(image) if channels == 1 else image
 
     read, stream = source.read, source.stream
     if stream is not None:
         return replace(
             source,
             stream=lambda: (
-                replace(f, image=resized(f.image, height, width)) if isinstance(f, Frame) else f for f in stream()
+                replace(f, image=fit(f.image, resize=True)) if isinstance(f, Frame) else f for f in stream()
             ),
         )
     assert read is not None
-    return replace(source, read=lambda i: fit(read(i)))
+    return replace(source, read=lambda i: fit(read(i), resize))
 
 
 def _find(path: Path, entry: str) -> Path | None:

@@ -26,7 +26,7 @@ class Waiting:
     label
         Number of its true class, -1 if unknown.
     image
-        (H, W, 3), uint8, of the size that the network takes.
+        (H, W, C), uint8, of the size that the network takes.
     since
         When it was captured, in seconds on the clock of `time.perf_counter`: latency counts from then.
     arrived

@@ -6,24 +6,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import ImageError
-from eex.stream.frames.decoding import check_finite, decode, resized
+from eex.stream.frames.decoding import as_uint8, check_finite, decode, grey, resized
 
 Given = NDArray[Any] | bytes | bytearray | memoryview
 """An array (H, W, 3) or (H, W) of grey, of uint8, uint16 or floats in [0, 1]; or the bytes of a JPEG or PNG file."""
 
 
-def as_taken(image: Given, height: int, width: int) -> NDArray[np.uint8]:
-    """The image in RGB at the network's size, uint8 (height, width, 3); the caller may change its own afterwards.
+def as_taken(image: Given, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The image as a network takes it, uint8 (H, W, C); the caller may change its own afterwards.
 
-    Other sizes are scaled so that the shorter side fits, and cropped at the middle. Grey becomes RGB; 16 bits and
-    floats become 8 bits.
+    Other sizes are scaled so that the shorter side fits, and cropped at the middle. Grey becomes RGB, or RGB grey; 16
+    bits and floats become 8 bits.
+
+    Parameters
+    ----------
+    shape
+        Input shape of the network, (C, H, W); of 3 channels, or 1 for grey.
 
     Raises
     ------
     ImageError
         If it is not an image.
     """
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (height, width, 3):
+    channels, height, width = shape
+    if (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.shape == (height, width, 3)
+        and channels == 3
+    ):
         return image.copy()  # the usual case, before the many others are told apart
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
@@ -43,6 +54,8 @@ def as_taken(image: Given, height: int, width: int) -> NDArray[np.uint8]:
         pixels = (check_finite(pixels) * 255).round().astype(np.uint8)
     elif pixels.dtype != np.uint8:
         raise ImageError(f"expected an array of uint8, uint16 or floats in [0, 1], got {pixels.dtype}")
-    if pixels.shape[:2] == (height, width):
-        return pixels.copy() if pixels is image or pixels.base is not None else pixels
-    return resized(pixels, height, width)
+    if pixels.shape[:2] != (height, width):
+        pixels = resized(pixels, height, width)
+    if channels == 1:
+        pixels = as_uint8(grey(pixels))
+    return pixels.copy() if pixels is image or pixels.base is not None else pixels

@@ -125,6 +125,7 @@ class Session:
         self._thread.start()
 
     def _open(self, net: "EarlyExitNet | None", offloader: "Offloader | None") -> None:
+        from eex.stream.frames.decoding import check_channels
         from eex.stream.network import load_network
         from eex.stream.planning.sending import choose_sending
         from eex.stream.wire.connection import connected
@@ -140,6 +141,7 @@ class Session:
                 EmbeddedWorker(models, config.network, processes=connection.processes, restart=True, warn=self._note)
             )
         self.net = net = load_network(config) if net is None else net
+        check_channels(net.architecture.input_shape)
         policy_for(config, net.edge_exits, 1)  # or fail before a worker is waited for
         encoding = None
         if offloader is None:
@@ -208,7 +210,7 @@ class Session:
         future: Future[Answer | Refusal] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled: every frame gets its answer
         try:
-            pixels, problem = as_taken(image, *self.net.architecture.input_shape[1:]), ""
+            pixels, problem = as_taken(image, self.net.architecture.input_shape), ""
         except ImageError as error:
             pixels, problem = np.zeros((0, 0, 3), dtype=np.uint8), str(error)
         with self._lock:

@@ -10,6 +10,7 @@ import torch
 
 from eex.models.card import load
 from eex.models.network import EarlyExitNet, load_torchvision_mobilenet, make
+from eex.models.state import read_state
 from eex.models.training import estimate_norms
 from eex.policies.core.errors import EexError
 from eex.stream.training.data import Data
@@ -58,22 +59,12 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
             **options,
         )
         if config.weights is not None:
-            load_torchvision_mobilenet(net, _published(config.weights))
+            load_torchvision_mobilenet(net, read_state(config.weights))
     except EexError:
         raise
     except (ValueError, RuntimeError) as error:
         raise EexError(str(error)) from None
     return net
-
-
-def _published(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise EexError(f"{path}: not a safetensors file: {error}") from None
 
 
 def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor) -> None:

@@ -36,7 +36,8 @@ class TrainConfig:
     """Train your own network instead of a backbone: module:function; the function returns a network cut by
     eex.models.cut. The options that place side branches do not apply."""
     weights: Path | None = None
-    """Start mobilenet_v2 from a published torchvision state dict, as safetensors."""
+    """Start mobilenet_v2 from a published torchvision state dict: safetensors, or a .pth file, of which tensors alone
+    are read."""
     start: tuple[Path, ...] = ()
     """Start from the model in this folder, which must have the same architecture. Given several folders, start from the
     mean of their weights."""

@@ -230,9 +230,7 @@ def test_each_mistake_gives_one_clear_line(make, after, message):
 def test_a_layer_in_two_places_is_named_by_either():
     relu = nn.ReLU()
     own = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.Flatten(), nn.Linear(576, 3))
-    with pytest.raises(
-        EexError, match=r"layer '3' \(it is the same module as '1'\) is used 2 times: cut"
-    ):
+    with pytest.raises(EexError, match=r"layer '3' \(it is the same module as '1'\) is used 2 times: cut"):
         cut(own, ["3"], CLASSES, input_shape=SHAPE)
     other = Residual()
     other.also = other.layers  # another name of what is called once

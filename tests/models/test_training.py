@@ -208,3 +208,18 @@ def test_a_rate_of_nothing_freezes_the_stages():
     after = net.stages.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not all(torch.equal(net.branches.state_dict()[name], value) for name, value in branches.items())
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    """The last step of an epoch breaks them, after its loss was taken."""
+    net = tiny_network()
+    images, labels = tiny_data(24)
+
+    def report(progress):
+        if progress.epoch == 1 and not progress.accuracy:
+            with torch.no_grad():
+                net.branches[0]["pristine"][1].weight[0, 0] = float("inf")
+
+    with pytest.raises(EexError, match=r"branches\.0\.pristine\.1\.weight is not finite in epoch 2: .* after epoch 1"):
+        fit(net, images, labels, tiny_recipe(), checkpoint=tmp_path / "part", report=report)
+    fit(tiny_network(), images, labels, tiny_recipe(), checkpoint=tmp_path / "part")  # goes on from what is kept

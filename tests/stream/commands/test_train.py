@@ -264,6 +264,120 @@ def test_checkpoints_of_other_data_or_code_are_refused(again, change, message):
     refused(call("train", *SHORT, cwd=again), message)
 
 
+# ---- networks with habits
+
+HABITS = """
+import torch
+from torch import nn
+
+from eex.models import cut
+
+
+def block(a, b, stride):
+    return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+
+
+class Tied(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.stem, self.tied, self.end = block(channels, 8, 2), block(8, 8, 1), block(8, 8, 2)
+        self.gate, self.head = nn.Identity(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.tied(self.tied(self.stem(x)))
+        return self.head(self.end(x).mean((2, 3)))
+
+
+class Across(Tied):
+    def forward(self, x):
+        x = self.gate(self.tied(self.stem(x)))
+        return self.head(self.end(self.tied(x)).mean((2, 3)))
+
+
+class First(Tied):
+    def forward(self, x):
+        return super().forward(x.to(next(self.parameters()).dtype))
+
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.mix, self.act, self.head = nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.act(self.mix(self.norm(self.patch(x).permute(0, 2, 3, 1))))
+        return self.head(x.mean((1, 2)))
+
+
+def of(net, after, channels=3):
+    return cut(net, after, ["dark", "light"], input_shape=(channels, 16, 16))
+
+
+def tied():
+    return of(Tied(), ["stem", "end"])
+
+
+def across():
+    return of(Across(), ["gate", "end"])
+
+
+def first():
+    return of(First(), ["stem", "end"])
+
+
+def last():
+    return of(Last(), ["norm", "act"])
+
+
+def grey():
+    return of(Tied(1), ["stem", "end"], 1)
+
+
+def four():
+    return of(Tied(4), ["stem", "end"], 4)
+
+
+def batches():
+    raise RuntimeError("Error(s) in loading state_dict for Tied:\\n\\tUnexpected key(s): module.head.weight")
+"""
+
+
+@pytest.fixture(scope="module")
+def habits(home):
+    (home / "habits.py").write_text(HABITS)
+    return home
+
+
+@pytest.mark.parametrize("name", ["tied", "across", "first", "last", "grey"])
+def test_networks_with_habits_train_and_stream_as_measured(habits, name):
+    quick = ("--data", "images", "--holdout", 10, "--batch", 10, "--epochs", 2, "--classifier-epochs", 1)
+    experts = ("--experts", "gaussian_noise@4..45" if name == "grey" else "", "--expert-epochs", 1)
+    train("--network", f"habits:{name}", *quick, *experts, "--lr", 0.05, "--out", f"of-{name}", cwd=habits)
+    measured = read_card(habits / f"of-{name}").measured["exits"]
+    for worker in (("--worker", "none"), ()) if name == "grey" else (("--worker", "none"),):
+        done = call(
+            "stream", "--network", f"habits:{name}", "--model", f"of-{name}", "--source", "images", *worker,
+            "--policy", "fixed:p_tar=1", "--no-shuffle", "--deadline-ms", 60_000, "--json", "--out", "by-habit",
+            cwd=habits,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["accuracy"] == pytest.approx(measured[1]["accuracy"])
+
+
+def test_networks_that_cannot_be_used_are_refused(habits, tmp_path):
+    data = ("--data", "images", "--out", tmp_path / "model")
+    refused(call("train", "--network", "habits:four", *data, cwd=habits), "takes images of 4 channels, (4, 16, 16)")
+    done = call("train", "--network", "habits:batches", *data, cwd=habits)
+    refused(done, "--network habits:batches: the function raised RuntimeError: Error(s)")
+    assert "read them by eex.models.read_state" in done.stderr
+    (tmp_path / "net.pth").write_bytes(b"")
+    refused(
+        call("stream", "--model", tmp_path / "net.pth", "--worker", "none"), "net.pth: is a file; expected a folder"
+    )
+    assert not (tmp_path / "model").exists()
+
+
 # ---- what the images are
 
 

@@ -574,3 +574,20 @@ def test_a_camera_that_cannot_be_opened_is_not_tried_again(monkeypatch):
 def test_camera_needs_a_number(spec):
     with pytest.raises(EexError, match="expected 'camera' or 'camera:N'"):
         open_source(spec)
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_a_network_of_one_channel_gets_grey_images(tmp_path, floats):
+    (tmp_path / "a").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    pixels[0] = pixels[0, :, :1]  # a row that is grey keeps its values
+    np.save(tmp_path / "a" / "1.npy", (pixels / 255).astype(np.float32) if floats else pixels)
+    luma = pixels @ np.array([0.299, 0.587, 0.114])
+    image = open_source(str(tmp_path), shape=(1, 8, 8)).read(0)
+    assert image.shape == (8, 8, 1)
+    np.testing.assert_allclose(image[:, :, 0] * (255 if floats else 1), luma, atol=0.6)
+    assert np.abs(image[0, :, 0] * (255 if floats else 1) - pixels[0, :, 0]).max() < 1e-3
+    assert open_source(str(tmp_path), shape=(1, 4, 6), resize=True).read(0).shape == (4, 6, 1)
+    assert load_all(open_source(str(tmp_path), shape=(1, 8, 8)))[0].shape == (1, 1, 8, 8)
+    with pytest.raises(EexError, match=r"takes images of 2 channels, \(2, 8, 8\)"):
+        open_source(str(tmp_path), shape=(2, 8, 8))

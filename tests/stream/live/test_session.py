@@ -13,10 +13,12 @@ from livenet import Cloud, images, three_exits
 from nets import CLASSES
 from PIL import Image
 
+from eex.models.network import make
 from eex.policies.core.errors import EexError
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch
+from eex.stream.groups import every_exit
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.session import Refused, Session
 from eex.stream.run.records import feedback_of, read_records
@@ -561,3 +563,13 @@ def test_a_state_that_cannot_be_written_is_said(net, tmp_path, caplog):
     with opened(net, state=tmp_path / "file" / "state.npz") as session:
         session.answer(images(1)[0])
     assert "cannot be written" in session.notes[-1]
+
+
+def test_a_network_of_one_channel_gets_grey_images():
+    net = make("resnet", CLASSES, uniform=2, width=8, input_shape=(1, 16, 16)).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = every_exit(net, torch.from_numpy(pixels)[None, None].float() / 255)[0][0]
+    with Session(net=net, offloader=Cloud(), policy="fixed", policy_option=("p_tar=0",), worker="none") as session:
+        for image in (pixels, np.repeat(pixels[:, :, None], 3, axis=2), pixels[:, :, None], pixels / 255):
+            assert session.answer(image, timeout_s=30).confidence == pytest.approx(float(expected[0]), abs=1e-3)
