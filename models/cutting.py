@@ -63,7 +63,7 @@ def cut(
     ------
     EexError
         If a name is unknown, not reached, used more than once or out of order; if a second value crosses a cut; if
-        torch.fx cannot trace the module, or what it traces answers otherwise; or if images, features or logits have
+        torch.fx cannot trace the module, or what it traces answers otherwise; if a layer cannot be copied; or if images, features or logits have
         other shapes.
     ValueError
         If the branch structure is unknown, or the partition point lies outside the network.
@@ -82,6 +82,7 @@ def cut(
     if not len(mean) == len(std) == input_shape[0]:
         raise EexError(f"mean and std must name {input_shape[0]} channels each, got {list(mean)} and {list(std)}")
     names = _names(module, after)
+    _check_norms(module)
     modes = [(m, m.training) for m in module.modules()]
     was_training = module.training
     module.eval()
@@ -131,6 +132,18 @@ def _names(module: nn.Module, after: Sequence[str]) -> list[str]:
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the first ones are {[*names][:8]}"
             raise EexError(f"the module has no layer '{name}'; {hint}")
     return [first[names[name]] for name in after]
+
+
+def _check_norms(module: nn.Module) -> None:
+    """Raise `EexError` if a layer computes its weights in a hook, as older functions of torch do."""
+    for name, layer in module.named_modules():
+        for hook in layer._forward_pre_hooks.values():
+            kind = type(hook).__module__.removeprefix("torch.nn.utils.")
+            if kind in ("weight_norm", "spectral_norm"):
+                raise EexError(
+                    f"layer '{name}' has a torch.nn.utils.{kind}, which cannot be copied; "
+                    f"use torch.nn.utils.parametrizations.{kind} instead"
+                )
 
 
 class _Tracer(fx.Tracer):

@@ -280,6 +280,13 @@ def test_a_shared_block_stays_as_the_stages_before_it_need_it():
     assert all(torch.equal(first, seen[0]) for first in seen)
 
 
+def test_weights_that_a_hook_computes_are_refused():
+    own = sequential()
+    nn.utils.spectral_norm(own[0])
+    with pytest.raises(EexError, match=r"layer '0' has a .*use torch\.nn\.utils\.parametrizations\.spectral_norm"):
+        cut(own, ["1"], CLASSES, input_shape=SHAPE)
+
+
 def test_what_tracing_leaves_out_is_refused():
     own = sequential()
     own.register_forward_hook(lambda module, given, logits: logits * 2)

@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from eex.models.card import SHIPPED, load, save
+from eex.models.cutting import cut
 from eex.models.export import export
 from eex.models.network import make
 from eex.models.onnx import MANIFEST, digest, load_onnx
@@ -111,6 +113,52 @@ def test_a_manifest_that_does_not_fit(exported, changed, message):
     change(exported, lambda manifest: manifest.update(changed))
     with pytest.raises(ModelError, match=message):
         load_onnx(exported)
+
+
+# ---- what is exported is compared
+
+
+class Habits(nn.Module):
+    """A block called twice, weights that are looked at, channels that lie last, and one channel of grey."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 4, 4), nn.BatchNorm2d(8)
+        self.block, self.mix, self.act = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), self.norm), nn.Linear(8, 8), nn.GELU()
+        self.last, self.end, self.head = nn.Identity(), nn.Identity(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x.to(next(self.parameters()).dtype)))
+        x = self.end(self.last(self.mix(self.block(self.block(x)).permute(0, 2, 3, 1))))
+        return self.head(self.act(x).mean((1, 2)))
+
+
+def habits():
+    return cut(Habits(), ["stem", "last", "end"], "ab", input_shape=(1, 16, 16)).eval()
+
+
+def test_a_network_with_habits_answers_alike(tmp_path):
+    net = habits()
+    nn.init.uniform_(net.stages[1].norm.running_var, 0.1, 0.3)
+    save(net, tmp_path)
+    export(tmp_path, tmp_path, habits())
+    saved, exported = load(tmp_path, net=habits()), load_onnx(tmp_path)
+    images = torch.rand(3, 1, 16, 16)
+    for found, expected in zip(exported(images), saved(images), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_export_that_answers_otherwise_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("eex.models.export._Branch.forward", lambda self, x: self.layers(x))  # without the temperature
+    with pytest.raises(ModelError, match=r"the exported model does not answer .* at exit 1, expert gaussian_blur, "):
+        export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_forms_that_differ_are_not_chosen_from(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("eex.models.onnx.OnnxNet.stage", lambda self, i, x: 2 * self.stages[i](x))
+    with pytest.raises(ModelError, match="the ONNX form of the model does not answer as the network itself does"):
+        load_network(config(model, "auto"))
 
 
 def change(folder, how):
