@@ -63,8 +63,8 @@ def cut(
     ------
     EexError
         If a name is unknown, not reached, used more than once or out of order; if a second value crosses a cut; if
-        torch.fx cannot trace the module, or what it traces answers otherwise; if a layer cannot be copied; or if images, features or logits have
-        other shapes.
+        torch.fx cannot trace the module, or what it traces answers otherwise; if a layer cannot be copied; or if
+        images, features or logits have other shapes.
     ValueError
         If the branch structure is unknown, or the partition point lies outside the network.
 
