@@ -111,8 +111,9 @@ class RL(Composite):
         """What is decided for frames (runs, frames, inputs) at the first of each window, and held for the others."""
         frame, window = np.arange(seen.shape[1]), self.agent.card.window
         decided: Floats = np.empty((*seen.shape[:2], self.held.shape[1]))
-        for turn in np.unique(self.turn):  # of all runs the same, unless some were begun anew
-            runs = np.flatnonzero(self.turn == turn)
+        turns = self.turn.copy()
+        for turn in np.unique(turns):  # of all runs the same, unless they are of streams that began at other times
+            runs = np.flatnonzero(turns == turn)
             first = -turn % window  # frame that begins a window
             said, self.memory[runs] = self.agent.remember(seen[runs, first::window], self.memory[runs])
             decisions = np.concatenate([self.held[runs, None], self._decided(said)], axis=1)
