@@ -117,7 +117,7 @@ class TrainRLConfig:
     seed: int = 0
     """Seed of all random draws."""
     quiet: bool = False
-    """Show no progress."""
+    """Show no progress, and nothing that libraries warn of."""
 
 
 Say = Callable[[int, str], None]
@@ -146,6 +146,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         ("evaluate_rounds", 1),
         ("lstm", 1),
         ("threads", 0),
+        ("seed", 0),
     ):
         if getattr(config, name) < least:
             raise EexError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
