@@ -69,10 +69,10 @@ class ThresholdVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         **options: Any,
     ) -> None:
         self.num_envs = num_envs
-        self._template = Episodes(num_envs, trace, **options)
-        self.names = self._template.names
-        self.single_action_space = action_space(self._template)
-        self.single_observation_space = observation_space(self._template)
+        self.template = Episodes(num_envs, trace, **options)  # is never begun itself: see `_parts`
+        self.names = self.template.names
+        self.single_action_space = action_space(self.template)
+        self.single_observation_space = observation_space(self.template)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.render_mode = check_mode(render_mode)
@@ -168,7 +168,7 @@ class ThresholdVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         """What each environment shows, as `ThresholdEnv.render`; None without a render mode."""
         if self.render_mode is None:
             return None
-        return tuple(history.shown(self.render_mode, self._template.exits) for history in self._histories)
+        return tuple(history.shown(self.render_mode, self.template.exits) for history in self._histories)
 
     def call(self, name: str, *args: Any, **named: Any) -> tuple[Any, ...]:
         """What a method of each environment returns, or the value of its attribute; see `One`."""
@@ -220,7 +220,7 @@ class ThresholdVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 parts.append((where[stay[where]], part))
         self._episode[who] += 1
         for number in np.unique(self._episode[who]).tolist():
-            where, part = who[self._episode[who] == number], self._template.apart()
+            where, part = who[self._episode[who] == number], self.template.apart()
             self._observations[where] = part.begin(self._seed[where], number)
             parts.append((where, part))
         self._parts = parts
@@ -258,7 +258,7 @@ class One:
         return None if shown is None else shown[self.__dict__["_env"]]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        given = (*self.COMMON, "overhead", *vars(self.__dict__["_envs"]._template))
+        given = (*self.COMMON, "overhead", *vars(self.__dict__["_envs"].template))
         if name in given or hasattr(type(self), name):
             raise EexError(f"{name} is the same for all environments from when they are made; it cannot be set")
         self.__dict__[name] = value
