@@ -293,6 +293,28 @@ def test_a_rescaled_action_is_checked_too(make_trace):
         env.step(np.array([np.nan, 0.0], dtype=np.float32))
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+@pytest.mark.parametrize(
+    "name", ["RecordEpisodeStatistics", "NormalizeObservation", "RescaleAction", "NormalizeReward"]
+)
+def test_gymnasiums_vector_wrappers(make_trace, name, mode):
+    if name == "NormalizeObservation" and mode is AutoresetMode.SAME_STEP:
+        pytest.skip("Gymnasium refuses this mode itself")
+    more = (np.float32(-1), np.float32(1)) if name == "RescaleAction" else ()
+    ours, usual = (
+        getattr(gymnasium.wrappers.vector, name)(envs, *more)
+        for envs in both(make_trace, {"action": "box", "rounds": 9, "order": "resampled"}, mode)
+    )
+    np.testing.assert_array_equal(ours.reset(seed=1)[0], usual.reset(seed=1)[0])
+    usual.action_space.seed(0)
+    for _ in range(25):
+        actions = usual.action_space.sample()
+        one, other = ours.step(actions), usual.step(actions)
+        for mine, theirs in zip(one[:-1], other[:-1], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+        assert set(one[-1]) == set(other[-1])
+
+
 # ---- attributes of some environments
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
-from eex.policies.registry import RECOMMENDED, list_policies, make_policy, split_policies
+from eex.policies.registry import POLICIES, RECOMMENDED, list_policies, make_policy, playable, split_policies
 
 MODULE = '''
 import numpy as np
+import river.bandit
 
 from eex.policies.core.base import Context, Policy, Thresholds
 
@@ -55,6 +56,16 @@ class Odd(Policy):
 
 class Stranger:
     """No policy."""
+
+
+class Last(river.bandit.base.Policy):
+    """In river's manner: the last arm, always."""
+
+    def __init__(self, reward_obj=None, burn_in=0):
+        super().__init__(reward_obj, burn_in)
+
+    def _pull(self, arm_ids):
+        return arm_ids[-1]
 '''
 
 
@@ -68,6 +79,7 @@ def plugins(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     points = "[eex.policies]\nhalf = mine:Half\nlouder = mine:Louder\nlost = broken:Policy\nucb = mine:Half\n"
+    points += "last = mine:Last\n"
     (info / "entry_points.txt").write_text(points)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -90,6 +102,20 @@ def test_by_entry_point():
     assert make_policy("half:at=0.7", runs=2).at == 0.7
     assert type(make_policy("louder@half").inner).__name__ == "Half"
     assert type(make_policy("ucb")).__name__ == "UCB"  # names of eex's own stay its own
+
+
+@pytest.mark.usefixtures("plugins")
+def test_all_policies_are_those_of_plugins_too():
+    assert playable() == [*POLICIES, "half", "last", "lost", "louder", "mine:Half"]  # the last has a name of eex's own
+    listed = {name: summary for name, summary, _ in list_policies()}
+    assert listed["mine:Half"] == "A plug-in by the name of eex's own ucb; write mine:Half."
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_policy_in_rivers_manner():
+    for name in ("last", "mine:Last:grid=0.2,0.9"):
+        policy = make_policy(name, exits=2)
+        assert policy.choose(Context()).arm[0, 0] == len(policy.grid) - 1
 
 
 def test_list_is_plain_text():
