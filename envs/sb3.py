@@ -18,7 +18,7 @@ class ThresholdVecEnv(VecEnv):
     """`ThresholdVectorEnv` as a `VecEnv`: the same numbers, but that "box" actions lie in [-1, 1].
 
     stable-baselines3's Gaussian policies start around 0 with a spread of 1, and squashed ones end at -1 and 1; action x
-    is the threshold (1 + x) / 2.
+    is the threshold (1 + x) / 2, and what lies outside [-1, 1] is clipped, as stable-baselines3 clips.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class ThresholdVecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Take the actions of the next step."""
-        self._action = np.clip((1 + actions) / 2, 0.0, 1.0) if self.box else actions
+        self._action = np.clip((1 + np.asarray(actions)) / 2, 0.0, 1.0) if self.box else actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """Play the next window of every environment."""
