@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eex.envs.checks import check_environment
     from eex.envs.episodes import Episodes
     from eex.envs.evaluate import held_out, score
+    from eex.envs.export import export_agent
     from eex.envs.playlist import reordered
     from eex.envs.sb3 import ThresholdVecEnv
     from eex.envs.threshold import ThresholdEnv
@@ -30,6 +31,7 @@ _MODULES = {
     "ThresholdVectorEnv": "vector",
     "TrainRLConfig": "train",
     "check_environment": "checks",
+    "export_agent": "export",
     "held_out": "evaluate",
     "reordered": "playlist",
     "score": "evaluate",
@@ -44,6 +46,7 @@ __all__ = [
     "ThresholdVectorEnv",
     "TrainRLConfig",
     "check_environment",
+    "export_agent",
     "held_out",
     "register",
     "reordered",

@@ -1,10 +1,12 @@
 """The core of the environments, on arrays: many episodes over one trace side by side, a step of all at a time."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +25,18 @@ from eex.policies.core.world import Step, step
 RewardKind = Literal["confidence", "utility", "accuracy"]
 _OVERHEAD = 10  # purpose of draws
 Late = tuple[Ints, Floats, Floats, Floats, Floats]  # envs, confidences, gains (NaN: lost), thresholds, milliseconds
+_OF_EACH = ("seeds", "overhead", "recent", "previous", "queue", "link_ms", "row", "played", "exit", "chosen")
+
+
+class ResetNeeded(EexError, gymnasium.error.ResetNeeded):
+    """A step before the first reset, or after the end of an episode."""
 
 
 class Episodes:
     r"""Episodes over a trace, in which an agent chooses thresholds; all environments are at the same round.
+
+    The numbers of an episode depend on its environment's seed and on how many the seed has given before, not on the
+    other environments.
 
     **Action.** "grid": the number of a threshold in the grid, which holds at every exit. "box": thresholds in [0, 1],
     one per edge exit. It holds for the next `window` frames. A frame leaves at the first edge exit whose confidence
@@ -106,14 +116,21 @@ class Episodes:
         self.right_unsure = (surest == trace.label) & (trace.label >= 0)
         self.distortion = _distortion(trace, experts)
         self.seeds: Ints = np.arange(envs)
-        self.episode = -1
+        self.episode, self.t = -1, 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the episodes have come to their end."""
+        return self.t >= self.rounds
 
     def reset(self, seeds: Ints | None = None) -> NDArray[np.float32]:
         """Begin the next episode in every environment, or with seeds (envs,) the first; the observations."""
-        if seeds is not None:
-            self.seeds, self.episode = np.asarray(seeds, dtype=np.int64), -1
-        self.episode += 1
-        self.t = 0
+        return self.begin(self.seeds, self.episode + 1) if seeds is None else self.begin(seeds, 0)
+
+    def begin(self, seeds: Ints, episode: int) -> NDArray[np.float32]:
+        """Begin an episode of each seed (envs,), counted from 0; the observations. There are as many envs as seeds."""
+        self.seeds, self.episode, self.t = np.asarray(seeds, dtype=np.int64), episode, 0
+        self.envs = len(self.seeds)
         low, high = self.prices
         u = uniform(0, self.seeds, np.array([self.episode]), 1, _OVERHEAD)[:, 0, 0]
         self.overhead = low + (high - low) * u
@@ -125,7 +142,28 @@ class Episodes:
         self.late: dict[int, list[Late]] = defaultdict(list)  # by the round before which it is known
         self.playlist.begin(self.seeds, self.episode)
         self.row = self.played = self.playlist.next()  # of the trace: to be played next, and played last
+        self.exit: Ints = np.full(self.envs, -1)
+        self.chosen: Floats = np.zeros((self.exits, self.envs))
         return self.observe()
+
+    def apart(self) -> Self:
+        """Episodes with the same options, to be begun by themselves."""
+        other = copy.copy(self)
+        other.playlist = copy.copy(self.playlist)
+        return other
+
+    def keep(self, envs: Ints) -> None:
+        """Go on with some of the environments only, which `envs` numbers in rising order."""
+        for name in _OF_EACH:
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., envs]))
+        self.envs = len(envs)
+        self.playlist.keep(envs)
+        for when, pieces in self.late.items():
+            rows = [np.isin(piece[0], envs) for piece in pieces]
+            self.late[when] = [
+                (np.searchsorted(envs, who[on]), edge[:, on], gain[on], threshold[:, on], took[on])
+                for (who, edge, gain, threshold, took), on in zip(pieces, rows, strict=True)
+            ]
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], Floats, bool]:
         """Play the next window: observations, rewards (envs,), and whether the episodes are over.
@@ -133,18 +171,22 @@ class Episodes:
         Parameters
         ----------
         action
-            Arms (envs,), or thresholds (envs, exits).
+            Arms (envs,), or thresholds (envs, exits), of the action space: `eex.envs.threshold.legal` sees to that.
 
         Raises
         ------
-        EexError
-            If an action is outside its space.
+        ResetNeeded
+            If no episode has begun, or the episodes are over.
         """
-        threshold = self.chosen = self._threshold(np.asarray(action))
+        if self.episode < 0:
+            raise ResetNeeded("no episode has begun: call reset before step")
+        if self.over:
+            raise ResetNeeded(f"the episode is over after {self.rounds} frames: call reset before the next step")
+        threshold = self.chosen = self._threshold(action)
         earned = self._frame(threshold)
         for _ in range(min(self.window - 1, self.rounds - self.t)):
             earned = earned + self._frame(threshold)
-        return self.observe(), earned, self.t >= self.rounds
+        return self.observe(), earned, self.over
 
     def observe(self) -> NDArray[np.float32]:
         """What is known before the next frame, (envs, len(names))."""
@@ -166,12 +208,8 @@ class Episodes:
     def _threshold(self, action: NDArray[Any]) -> Floats:
         """The thresholds that the action stands for, (exits, envs)."""
         if self.action == "grid":
-            if action.min() < 0 or action.max() >= len(self.grid):
-                raise EexError(f"an action must be an arm from 0 to {len(self.grid) - 1}, got {action}")
             threshold: Floats = self.grid[action][None].repeat(self.exits, axis=0)
             return threshold
-        if not (action >= 0).all() or not (action <= 1).all():
-            raise EexError(f"an action must be thresholds in [0, 1], got {action}")
         return np.ascontiguousarray(action.T, dtype=float)
 
     def _frame(self, threshold: Floats) -> Floats:

@@ -62,6 +62,11 @@ class Playlist:
         self.ends = np.zeros(len(seeds), dtype=np.int64)
         self.now = np.full(len(seeds), -1)  # segment that is played
 
+    def keep(self, envs: Ints) -> None:
+        """Go on with some of the environments only."""
+        for name in ("seeds", "start", "piece", "ends", "now", *(["u"] * (self.order != "in-order"))):
+            setattr(self, name, getattr(self, name)[..., envs])
+
     def next(self) -> Ints:
         """The row of the next round in each environment, (envs,)."""
         at = np.minimum(self.start + self.t, self.length - 1)  # after the last round, the last row again

@@ -1,11 +1,20 @@
 """What an environment shows as it goes: thresholds, exits and rewards, as a picture or a line of text."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.policies.core.errors import EexError
+
+if TYPE_CHECKING:
+    from eex.envs.episodes import Episodes
+
+MODES = ("rgb_array", "ansi")
+"""What `render` gives: a picture, or a line of text."""
 SHOWN = 240
 """Latest steps that a picture shows, two pixels each."""
 HEIGHT, STEP = 120, 2
@@ -24,6 +33,43 @@ class Shown:
     exit: int
     reward: float
     total: float
+
+
+class History:
+    """The latest steps of one environment, for `render`."""
+
+    def __init__(self) -> None:
+        self._steps: deque[Shown] = deque(maxlen=SHOWN)
+        self._total = 0.0
+
+    def add(self, episodes: "Episodes", env: int, reward: float) -> None:
+        """Note the step that an environment of some episodes has just played."""
+        self._total += reward
+        exit = int(episodes.exit[env])
+        confidence = float(episodes.confidence[min(exit, episodes.exits - 1), episodes.played[env]])
+        threshold = episodes.chosen[:, env].tolist()
+        self._steps.append(Shown(episodes.t, threshold, confidence, exit, reward, self._total))
+
+    def shown(self, mode: str | None, exits: int) -> Any:
+        """A picture (height, width, 3) or a line of text, by the mode; None without one."""
+        if mode == "rgb_array":
+            return picture(list(self._steps), exits)
+        if mode == "ansi":
+            return line(self._steps[-1] if self._steps else None, exits)
+        return None
+
+
+def check_mode(mode: str | None) -> str | None:
+    """A render mode, if there is such a one.
+
+    Raises
+    ------
+    EexError
+        If not.
+    """
+    if mode is not None and mode not in MODES:
+        raise EexError(f"render_mode must be one of {', '.join(MODES)}, or None; got {mode!r}")
+    return mode
 
 
 def line(step: Shown | None, exits: int) -> str:

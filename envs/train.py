@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eex.envs.evaluate import held_out, score
-from eex.policies.algorithms.agent import FORMAT, RECURRENT, Agent, AgentCard, observation_names, save_agent
-from eex.policies.algorithms.features import EXPERTS
-from eex.policies.core.base import Floats
+from eex.policies.algorithms.agent import save_agent
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
@@ -117,7 +115,7 @@ class TrainRLConfig:
     seed: int = 0
     """Seed of all random draws."""
     quiet: bool = False
-    """Show no progress."""
+    """Show no progress, and nothing that libraries warn of."""
 
 
 Say = Callable[[int, str], None]
@@ -146,6 +144,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         ("evaluate_rounds", 1),
         ("lstm", 1),
         ("threads", 0),
+        ("seed", 0),
     ):
         if getattr(config, name) < least:
             raise EexError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
@@ -270,6 +269,8 @@ def _checkpoints(
     """What evaluates, exports the best and keeps the last, now and then and at the end; it updates `state`."""
     from stable_baselines3.common.callbacks import BaseCallback
 
+    from eex.envs.export import exported
+
     folder = config.out / "training"
 
     class Checkpoints(BaseCallback):
@@ -286,9 +287,7 @@ def _checkpoints(
 
         def keep(self) -> None:
             state["steps"] = self.num_timesteps
-            agent = exported(
-                self.model, config, test.edge_exits, trained={"trained_steps": self.num_timesteps, **_told(config)}
-            )
+            agent = exported(self.model, config.name, {"trained_steps": self.num_timesteps, **_told(config)})
             save_agent(agent, folder / "last")
             reward, regret = _score(config, "rl", test, {"model": str(folder / "last")})
             self.logger.record("evaluation/reward", reward)
@@ -345,54 +344,6 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
         "exit_cost": config.exit_cost,
         "link": config.link,
     }
-
-
-def exported(model: Any, config: TrainRLConfig, exits: int, trained: Mapping[str, Any]) -> Agent:
-    """A model's actor as the stream plays it: without its critic, and without chance."""
-    policy, grid, recurrent = model.policy, config.action == "grid", config.algorithm == "recurrent-ppo"
-    squashed = config.algorithm in ("sac", "td3")
-    if config.algorithm == "dqn":
-        modules = [*policy.q_net.q_net]
-    elif config.algorithm == "sac":
-        modules = [*policy.actor.latent_pi, policy.actor.mu]
-    elif config.algorithm == "td3":
-        modules = [*policy.actor.mu]
-    else:
-        modules = [*policy.mlp_extractor.policy_net, policy.action_net]
-    layers = [(_array(m.weight), _array(m.bias)) for m in modules if hasattr(m, "weight")]
-    if not grid and not squashed:  # from [-1, 1] to thresholds
-        matrix, bias = layers[-1]
-        layers[-1] = matrix / 2, (bias + 1) / 2
-    lstm: tuple[Floats, Floats] | None = None
-    if recurrent:
-        theirs = {name: _array(tensor) for name, tensor in policy.lstm_actor.named_parameters()}
-        matrix = np.hstack([theirs["weight_ih_l0"], theirs["weight_hh_l0"]])
-        lstm = matrix, theirs["bias_ih_l0"] + theirs["bias_hh_l0"]
-    names = observation_names(exits, config.action)
-    card = AgentCard(
-        format=RECURRENT if recurrent else FORMAT,
-        name=config.name,
-        algorithm=config.algorithm,
-        exits=exits,
-        observation=names,
-        normalisation=(0.0, 1.0),
-        experts=EXPERTS,
-        rate=0.05,
-        action=config.action,
-        grid=config.grid if grid else (),
-        layers=(layers[0][0].shape[1], *config.layers, len(layers[-1][1])),
-        activation=config.activation,
-        squashed=squashed,
-        lstm=config.lstm if recurrent else 0,
-        window=config.window if recurrent else 1,
-        trained=dict(trained),
-    )
-    return Agent(card, tuple(layers), lstm)
-
-
-def _array(tensor: Any) -> Floats:
-    found: Floats = tensor.detach().numpy().astype(np.float64)
-    return found
 
 
 def _told(config: TrainRLConfig) -> dict[str, Any]:

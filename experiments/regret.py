@@ -31,7 +31,7 @@ from eex.policies.core.references import best_fixed, best_per_exit
 from eex.policies.core.replay import Order
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import make_policy, playable, split_policies
-from eex.stream.guard import guarded
+from eex.stream.guard import guarded, hush
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -530,6 +530,8 @@ def _main() -> int:
         default=Command(RegretConfig()),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    if command.quiet:
+        hush()
     if command.redraw is not None:
         from eex.experiments.plotting import draw_regret
 

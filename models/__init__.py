@@ -5,7 +5,7 @@ Names are loaded when they are first used, so that `import eex.models` loads no 
 
 from typing import TYPE_CHECKING
 
-from eex.policies.core.face import lazily
+from eex.policies.core.face import lazily, moved
 
 if TYPE_CHECKING:
     from eex.models.calibration import calibrate, fit_temperature
@@ -61,3 +61,4 @@ __all__ = [
 
 
 __getattr__, __dir__ = lazily(__name__, _MODULES)
+moved("eex.models.cut", "eex.models.cutting")  # users cut networks of their own by the old name

@@ -8,6 +8,7 @@ import numpy as np
 
 from eex.policies.core.base import Bools, Context, Outcomes, Policy, Thresholds
 from eex.policies.core.errors import ContractError
+from eex.policies.core.learners import Learners
 from eex.policies.core.routing import seen
 from eex.policies.core.world import step
 
@@ -236,6 +237,40 @@ def _unsent_frames_teach_nothing(make: Make, exits: int) -> None:
     _same(one, other, "frames whose reward is NaN changed the choices")
 
 
+def _joint_learners_are_independent(make: Make, exits: int) -> None:
+    if not make(exits=exits, runs=1).joint:
+        return  # each stream gets a policy of its own
+    fresh = make(exits=exits, runs=3, seed=8).state_dict()
+    for name, array in fresh.items():
+        _need(array.shape[:1] == (3,), f"joint: {name} must have a row per run, the shape (3, …)", array.shape)
+    learners = Learners(lambda runs: make(exits=exits, runs=runs, seed=8))
+    streams = [MadeUpStream(exits, seed=seed) for seed in range(3)]
+    rows: list[int] = []
+    alone: list[Policy] = []
+    for turn in range(24):
+        if turn in (0, 3, 8):  # so that each learner is at another frame
+            rows.append(learners.add(key=len(rows)))
+            alone.append(make(exits=exits, runs=1, seed=8))
+            alone[-1].keys = np.array([len(alone) - 1])
+        at = [int(learners.next[row]) for row in rows]
+        counts = [1 + (turn + k * (turn % 2)) % 4 for k in range(len(rows))]  # the same in every other turn
+        own = [streams[k].context(at[k], count) for k, count in enumerate(counts)]
+        distortion = np.concatenate([context.distortion[0] for context in own if context.distortion is not None])
+        together = replace(own[0], frames=sum(counts), distortion=distortion)
+        _, chosen = learners.choose(np.repeat(rows, counts), together)
+        first = 0
+        for k, count in enumerate(counts):
+            of = {f.name: getattr(chosen, f.name)[None, first : first + count] for f in fields(Thresholds)}
+            said = f"joint: learner {k} at frame {at[k]}, one of {len(rows)} rows and alone, differ"
+            _same(Thresholds(**of), alone[k].choose(own[k]), said)
+            first += count
+            outcomes = streams[k].outcomes(Thresholds(**of), at[k])
+            alone[k].learn(outcomes)
+            learners.learn(replace(outcomes, run=np.full(count, rows[k])))
+    for name, array in alone[0].state_dict().items():
+        _need(array.shape[1:] == fresh[name].shape[1:], f"joint: the shape of {name} must never change", array.shape)
+
+
 def _no_exits_or_runs_are_refused(make: Make, exits: int) -> None:
     for given in ({"exits": 0, "runs": 1}, {"exits": exits, "runs": 0}, {"exits": -1, "runs": 1}):
         try:
@@ -255,6 +290,7 @@ CLAUSES: dict[str, Callable[[Make, int], None]] = {
     "a wrong state changes nothing": _a_wrong_state_changes_nothing,
     "a seed fixes the choices": _a_seed_fixes_the_choices,
     "unsent frames teach nothing": _unsent_frames_teach_nothing,
+    "joint learners are independent": _joint_learners_are_independent,
     "no exits or runs are refused": _no_exits_or_runs_are_refused,
 }
 """The clauses of the contract by name: each raises a `ContractError` if a policy of so many exits breaks it."""

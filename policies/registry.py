@@ -188,8 +188,8 @@ def _parameters(cls: type[Policy]) -> dict[str, Any]:
 
 
 def playable() -> list[str]:
-    """Names of all policies that stand alone: eex's own, and those of plug-ins."""
-    return [*POLICIES, *sorted(name for name in _plugins() if name not in OWN)]
+    """Names of all policies that stand alone: eex's own, and those of plug-ins, by their places if eex has the name."""
+    return [*POLICIES, *sorted(where if name in OWN else name for name, where in _plugins().items())]
 
 
 def list_policies() -> list[tuple[str, str, str]]:

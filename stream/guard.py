@@ -1,10 +1,15 @@
 """Setup and error handling shared by all commands."""
 
 import io
+import logging
 import os
+import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 from eex.policies.core.errors import EexError
 
@@ -21,13 +26,18 @@ def guarded(command: Callable[[], int | None]) -> int:
 
     Exit status 2 stands for a user's mistake or a file, folder or peer that cannot be used; `SOURCE_LOST`, `UNRECORDED`
     and `WORKER_LOST` for a run that went to its end but lacks something; 130 for an interruption.
+
+    What a library warns of is one line on standard error, or nothing after `hush`.
     """
     for output in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)  # not by way of SIGINT, which shells make background jobs ignore
+    disabled, inherited = logging.root.manager.disable, os.environ.get("PYTHONWARNINGS")
     try:
-        return command() or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return command() or 0
     except EexError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -37,6 +47,32 @@ def guarded(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    finally:
+        logging.disable(disabled)
+        if inherited is None:
+            os.environ.pop("PYTHONWARNINGS", None)
+
+
+def hush() -> None:
+    """Show nothing that a library warns of, until the command ends: what --quiet does."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the processes that it starts
+    logging.disable(logging.WARNING)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning in one line, with the package that it comes from and without a terminal's colours."""
+    parts = Path(filename).parts
+    package = parts[parts.index("site-packages") + 1].removesuffix(".py") if "site-packages" in parts[:-1] else ""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(message)).split())
+    print(f"warning: {package + ': ' if package else ''}{text}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> None:

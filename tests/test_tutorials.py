@@ -98,12 +98,15 @@ def test_records(here, capsys):
 
 def test_training_an_agent(here):
     from eex.policies.core.trace import Trace, write_trace
+    from eex.policies.registry import make_policy
 
     rng = np.random.default_rng(0)
     confidence, answers = rng.uniform(0.1, 1.0, (3000, 4)), np.zeros((3000, 4), dtype=np.int64)
     write_trace(Path("drift.arrow"), Trace(confidence, answers, answers[:, 0], ("cat", "dog")))
-    (code,) = blocks("docs/training-an-agent.md", "python")
+    code, own = blocks("docs/training-an-agent.md", "python")
     names = execute(code.replace("num_envs=1024", "num_envs=4"), "training-an-agent.md")
     observation, _ = names["env"].reset(seed=0)
     assert len(observation) == len(names["env"].unwrapped.names)
     assert len(names["envs"].reset(seed=0)[0]) == 4
+    execute(own.replace("num_envs=64", "num_envs=2").replace("100_000", "64"), "training-an-agent.md")
+    assert make_policy("rl:model=my-own-agent", exits=3).agent.card.stack == 4

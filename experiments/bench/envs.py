@@ -64,7 +64,7 @@ def _main() -> None:
     options: dict[str, Any] = {"order": "switching", "rounds": 10_000, "overhead": (0.0, 0.5)}
     slow = options | {"link": "20:500, 150:500, 60:500"}
 
-    def native(chosen: dict[str, object]) -> Callable[[int], int]:
+    def native(chosen: dict[str, Any]) -> Callable[[int], int]:
         envs = ThresholdVectorEnv(trace, config.envs, **chosen)
         envs.reset(seed=0)
         actions = [envs.action_space.sample() for _ in range(16)]

@@ -17,8 +17,9 @@ from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
-FORMAT, RECURRENT = "eex-agent-1", "eex-agent-2"
-"""Of cards without and with an LSTM: who knows only the first can read all others, and says what these are."""
+FORMAT, RECURRENT, WRAPPED = "eex-agent-1", "eex-agent-2", "eex-agent-3"
+"""Of cards without and with an LSTM, and of those whose inputs are scaled one by one or stacked: an eex that knows only
+the former refuses the latter by name."""
 ActionKind = Literal["grid", "box"]
 ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
 
@@ -35,6 +36,11 @@ class AgentCard:
         Names of its inputs, in order: `observation_names`. All lie in [0, 1].
     normalisation
         [mean, scale]: its network takes (observation - mean) / scale.
+    means, scales, clip
+        As VecNormalize has it: instead of an observation x, (x - mean) / scale with a mean and a scale of each, clipped
+        to ±clip if that is not 0. Empty for none.
+    stack
+        Its network takes the latest so many observations, the oldest first; zeros before there are so many.
     experts, rate
         Of the `Features` it observes.
     action
@@ -45,13 +51,14 @@ class AgentCard:
     layers
         Width of each layer, from inputs, or the LSTM's units, to outputs.
     activation
-        Behind all layers but the last: "tanh" or "relu".
+        After all layers but the last: "tanh" or "relu".
     squashed
         The thresholds of "box" are (1 + tanh(outputs)) / 2, not the outputs themselves.
     lstm
         Units of the LSTM between the inputs and the layers; 0 without one.
     window
-        Frames from one step of the LSTM to the next, as in training; a decision holds for so many. Without an LSTM, 1.
+        Frames from one observation that is remembered to the next, as in training; a decision holds for so many. 1 for
+        agents that remember none.
     sha256
         Of the weights file.
     trained, evaluated
@@ -73,9 +80,23 @@ class AgentCard:
     squashed: bool = False
     lstm: int = 0
     window: int = 1
+    means: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
+    clip: float = 0.0
+    stack: int = 1
     sha256: str = ""
     trained: dict[str, Any] = field(default_factory=dict)
     evaluated: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what it plays depends on earlier observations."""
+        return self.lstm > 0 or self.stack > 1
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Shape of what it remembers: the LSTM's h and c, or the observations before the latest."""
+        return (2, self.lstm) if self.lstm else (self.stack - 1, len(self.observation))
 
 
 @dataclass(frozen=True)
@@ -94,11 +115,11 @@ class Agent:
     lstm: tuple[Floats, Floats] | None = None
 
     def __call__(self, x: Floats) -> Floats:
-        """The network's outputs (..., outputs) for observations (..., inputs), without an LSTM."""
+        """The network's outputs (..., outputs) for observations (..., inputs), of an agent that remembers none."""
         return self._through_layers(self._normalised(x))
 
     def remember(self, x: Floats, memory: Floats) -> tuple[Floats, Floats]:
-        r"""Outputs for observations one after another, and what the LSTM then remembers.
+        r"""Outputs for observations one after another, and what is then remembered: observations, or the LSTM's state.
 
         Of observation x, with the hidden state h and the cell c that it left, the layers see the new h:
 
@@ -113,18 +134,24 @@ class Agent:
         x
             (runs, observations, inputs).
         memory
-            h and c, (runs, 2, units); 0 before the first observation.
+            h and c, (runs, 2, units), or the normalised observations before these, (runs, stack - 1, inputs); 0 before
+            the first observation.
 
         Returns
         -------
         outputs, memory
-            (runs, observations, outputs) and (runs, 2, units).
+            (runs, observations, outputs), and as it was given.
 
         References
         ----------
         Hochreiter and Schmidhuber (1997), Long short-term memory, Neural Computation 9. Gers, Schmidhuber and Cummins
         (2000), Learning to forget, Neural Computation 12.
         """
+        if self.card.stack > 1:
+            known = np.concatenate([memory, self._normalised(x)], axis=1)
+            stacked = np.stack([known[:, k : k + x.shape[1]] for k in range(self.card.stack)], axis=2)
+            flat = stacked.reshape(*x.shape[:2], self.card.stack * x.shape[2])
+            return self._through_layers(flat), known[:, x.shape[1] :]
         matrix, bias = self._halved
         units, inputs = self.card.lstm, x.shape[2]
         of_x = self._normalised(x)[:, :, None] @ matrix[:inputs] + bias  # (runs, observations, 1, 4 * units)
@@ -148,6 +175,10 @@ class Agent:
         return (self.lstm[0] * half[:, None]).T, self.lstm[1] * half
 
     def _normalised(self, x: Floats) -> Floats:
+        if self.card.means:
+            x = (x - self.card.means) / self.card.scales
+        if self.card.clip:
+            x = np.clip(x, -self.card.clip, self.card.clip)
         mean, scale = self.card.normalisation
         return (x - mean) / scale
 
@@ -248,9 +279,12 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
         if found != expected:
             raise EexError(f"{path}: {what}: expected {_shown(expected)}, found {_shown(found)}")
 
-    need("format", RECURRENT if card.lstm else FORMAT, card.format)
+    wrapped = bool(card.stack != 1 or card.means or card.scales or card.clip)
+    need("format", WRAPPED if wrapped else RECURRENT if card.lstm else FORMAT, card.format)
     if card.lstm < 0 or card.window < 1:
         raise EexError(f"{path}: lstm or window out of range: {card.lstm}, {card.window}")
+    if card.stack < 1 or (card.lstm and card.stack > 1):
+        raise EexError(f"{path}: stack: expected at least 1, and 1 with an LSTM, found {card.stack}")
     if card.exits < 1 or card.experts < 1 or not 0 < card.rate <= 1:
         raise EexError(f"{path}: exits, experts or rate out of range: {card.exits}, {card.experts}, {card.rate:g}")
     if card.activation not in ACTIVATIONS:
@@ -262,7 +296,11 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
     outputs = len(card.grid) if card.action == "grid" else card.exits
     if len(card.layers) < 2 or any(width < 1 for width in card.layers):
         raise EexError(f"{path}: layers: expected inputs, hidden ones and outputs, found {card.layers}")
-    need("inputs of the first layer", card.lstm or len(names), card.layers[0])
+    need("inputs of the first layer", card.lstm or card.stack * len(names), card.layers[0])
+    for values in (card.means, card.scales):
+        need("means and scales", len(names) if wrapped and card.means else 0, len(values))
+    if not (np.isfinite([*card.means, *card.scales, card.clip]).all() and all(card.scales) and card.clip >= 0):
+        raise EexError(f"{path}: means, scales and clip: expected finite numbers, no scale of 0, no clip below 0")
     need(f"outputs of the last layer, action {card.action}", outputs, card.layers[-1])
     if not (np.isfinite(card.normalisation).all() and card.normalisation[1]):
         raise EexError(f"{path}: normalisation: expected a mean and a scale other than 0, found {card.normalisation}")

@@ -157,8 +157,10 @@ class RiverBandit(Arms):
             if not inspect.isclass(cls):
                 raise EexError(f"reward_obj must be a class such as proba.Gaussian or stats.Mean, got '{wanted}'")
             options["reward_obj"] = cls()
+        if "seed" in inspect.signature(self._cls).parameters:  # one that draws nothing has none
+            options["seed"] = 0
         try:
-            learner = self._cls(**options, seed=0)
+            learner = self._cls(**options)
             learner.pull(list(range(self.grid.size)))  # makes what it keeps of each arm
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise EexError(f"{self.name}: {str(error).splitlines()[0]}") from None

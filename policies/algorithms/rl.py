@@ -28,9 +28,9 @@ class RL(Composite):
     stream. (On-policy algorithms would need the actions drawn at random, and value-based ones a replay memory and
     torch in the stream.)
 
-    An agent with an LSTM (recurrent-ppo) also sees what it remembers of the frames it decided for. How far back that
-    reaches is counted in decisions, so it decides as in training: for the first frame of each window, and the decision
-    holds for the others. Agents without one decide for each frame.
+    An agent with an LSTM (recurrent-ppo), or of stacked observations, also sees what it remembers of the frames it
+    decided for. How far back that reaches is counted in decisions, so it decides as in training: for the first frame of
+    each window, and the decision holds for the others. Other agents decide for each frame.
 
     An agent is for one number of edge exits. Shipped ones, for 1, 2 and 3, were trained on the shipped model cut after
     so many; on another model they know nothing of its confidences, so train one there with eex-train-rl.
@@ -38,7 +38,8 @@ class RL(Composite):
     Parameters
     ----------
     model
-        Folder of an agent that eex-train-rl exported, safetensors and a JSON card; by default the shipped one.
+        Folder of an agent that eex-train-rl or `eex.envs.export_agent` exported, safetensors and a JSON card; by
+        default the shipped one.
     exits, runs, seed
         As for every `Policy`.
 
@@ -47,8 +48,9 @@ class RL(Composite):
     previous
         Thresholds of the latest frame with feedback, (runs, 1 or exits).
     memory, held, turn
-        With an LSTM: its hidden state and cell, (runs, 2, units); what was decided last, an arm (runs, 1) or thresholds
-        (runs, exits); how many frames of the window that was for are over, (runs,).
+        Of an agent that remembers: the LSTM's hidden state and cell, (runs, 2, units), or the latest observations,
+        (runs, stack - 1, inputs); what was decided last, an arm (runs, 1) or thresholds (runs, exits); how many frames
+        of the window that was for are over, (runs,).
 
     Raises
     ------
@@ -75,9 +77,9 @@ class RL(Composite):
             self.grid = np.array(card.grid)
         width = 1 if card.action == "grid" else exits
         self.previous: Floats = np.zeros((runs, width))
-        if card.lstm:
+        if card.remembers:
             self.state = ("previous", "memory", "held", "turn")
-            self.memory: Floats = np.zeros((runs, 2, card.lstm))
+            self.memory: Floats = np.zeros((runs, *card.memory))
             self.held: Floats = np.zeros((runs, width))
             self.turn: Ints = np.zeros(runs, dtype=np.int64)
 
@@ -86,7 +88,7 @@ class RL(Composite):
         x = self.features.vector(context)
         previous = np.broadcast_to(self.previous[:, None], (*x.shape[:2], self.previous.shape[1]))
         seen = np.concatenate([x, previous], axis=2)
-        decided = self._by_window(seen) if self.agent.card.lstm else self._decided(self.agent(seen))
+        decided = self._by_window(seen) if self.agent.card.remembers else self._decided(self.agent(seen))
         if self.agent.card.action == "grid":
             arm = decided[..., 0].astype(np.int64)
             return self.same_at_every_exit(self.grid[arm], arm)
@@ -111,8 +113,9 @@ class RL(Composite):
         """What is decided for frames (runs, frames, inputs) at the first of each window, and held for the others."""
         frame, window = np.arange(seen.shape[1]), self.agent.card.window
         decided: Floats = np.empty((*seen.shape[:2], self.held.shape[1]))
-        for turn in np.unique(self.turn):  # of all runs the same, unless some were begun anew
-            runs = np.flatnonzero(self.turn == turn)
+        turns = self.turn.copy()
+        for turn in np.unique(turns):  # of all runs the same, unless they are of streams that began at other times
+            runs = np.flatnonzero(turns == turn)
             first = -turn % window  # frame that begins a window
             said, self.memory[runs] = self.agent.remember(seen[runs, first::window], self.memory[runs])
             decisions = np.concatenate([self.held[runs, None], self._decided(said)], axis=1)

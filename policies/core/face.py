@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,3 +27,16 @@ def lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], An
         return sorted({*vars(sys.modules[package]), *modules})
 
     return getattr_, dir_
+
+
+def moved(old: str, new: str) -> None:
+    """Let imports from a module that was moved go on to work, the module itself loaded when a name of it is first used.
+
+    Parameters
+    ----------
+    old, new
+        Full names of the module, before and now. The package may have a name like the old module's.
+    """
+    module = types.ModuleType(old, f"Moved to {new}.")
+    vars(module)["__getattr__"] = lambda name: getattr(importlib.import_module(new), name)
+    sys.modules[old] = module

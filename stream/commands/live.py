@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import UNRECORDED, guarded, share_cores
+from eex.stream.guard import UNRECORDED, guarded, hush, share_cores
 from eex.stream.live.config import LiveConfig
 
 
@@ -63,6 +63,8 @@ def _main() -> int:
     if command.status_s < 0:
         raise EexError(f"--status-s must be at least 0, got {command.status_s:g}")
     command.live.check()
+    if command.quiet:
+        hush()
     share_cores()
     from eex.stream.live.run import Sources, Stop, live
 

@@ -12,7 +12,7 @@ import tyro
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace, write_trace
 from eex.stream.config import FrameConfig, earlier
-from eex.stream.guard import SOURCE_LOST, guarded
+from eex.stream.guard import SOURCE_LOST, guarded, hush
 from eex.stream.run.recording import record
 
 
@@ -87,6 +87,8 @@ def _main() -> int:
         default=Command(record=earlier(arguments, FrameConfig)),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    if command.quiet:
+        hush()
     _check_out(command.out)
     with _bar(command.quiet) as report:
         trace, skipped, lost = record(command.record, report)

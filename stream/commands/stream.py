@@ -10,7 +10,7 @@ import tyro
 
 from eex.policies.core.errors import EexError
 from eex.stream.config import StreamConfig, earlier, from_json
-from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, share_cores
+from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, hush, share_cores
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def main() -> None:
 
 def _main() -> int:
     command = _parse(sys.argv[1:])
+    if command.quiet:
+        hush()
     share_cores()
     if command.list_policies:
         return _list_policies()

@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from eex.stream.guard import guarded
+from eex.stream.guard import guarded, hush
 from eex.stream.training.options import TrainConfig
 
 NAMED = 20
@@ -19,6 +19,8 @@ def main() -> None:
 
 def _main() -> None:
     config = tyro.cli(TrainConfig, prog="eex-train", config=(tyro.conf.FlagCreatePairsOff,))
+    if config.quiet:
+        hush()
     from eex.stream.training.train import train
 
     measured = train(config)

@@ -43,7 +43,11 @@ def main() -> None:
 
 
 def _main() -> None:
+    from eex.stream.guard import hush
+
     config = tyro.cli(TrainRLConfig, prog="eex-train-rl", config=(tyro.conf.FlagCreatePairsOff,))
+    if config.quiet:
+        hush()
     with _bar(config) as say:
         best = train_rl(config, say)
     if not config.quiet:

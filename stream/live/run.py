@@ -16,6 +16,7 @@ from eex.stream.live.feeds import Feed, start
 from eex.stream.live.session import Session
 from eex.stream.live.sinks import open_sink
 from eex.stream.live.streams import SourceOptions, parse_sources, read_streams, together
+from eex.stream.run.agreement import warning
 
 LOOK_S = 0.2
 """Seconds between two looks at what the run waits for."""
@@ -210,6 +211,8 @@ def live(
         if run.feeds and not summary["frames"] and all(f.report.state == "failed" for f in run.feeds.values()):
             feed = next(iter(run.feeds.values()))
             raise EexError(f"stream '{feed.stream}': {feed.report.source}: {feed.report.problem}")
+        if said := warning(summary["agreement"]):
+            say(said)
         return summary
 
 

@@ -3,6 +3,8 @@
 import time
 from typing import TYPE_CHECKING, Any
 
+from eex.stream.run.agreement import agreement
+
 if TYPE_CHECKING:
     from eex.stream.live.playing import Stream
     from eex.stream.live.session import Session
@@ -68,6 +70,7 @@ def _figures(tally: "Tally") -> dict[str, Any]:
         "bytes_offloaded": int(tally.bytes),
         "latency_ms": {name: tally.latency_ms(q) if tally.frames else None for name, q in quantiles.items()},
         "threshold": tally.threshold,
+        "agreement": agreement(tally.agreement),
     }
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from eex.policies.core.price import parse_price
 from eex.policies.core.schedule import PRISTINE
+from eex.stream.run.agreement import warning
 from eex.stream.run.play import Glance
 
 
@@ -166,6 +167,7 @@ def bought(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{unanswered:,} frames got no reply from the cloud and were answered on the edge")
         else:
             lines.append(f"{unanswered:,} frames would have been offloaded; without a worker the edge answered them")
+    lines += filter(None, [warning(first["agreement"])])
     if summary["unrecorded"]:
         lines.append(f"{summary['unrecorded_frames']:,} frames are not recorded: {summary['unrecorded']}")
     if summary["skipped"]:

@@ -11,6 +11,7 @@ import numpy as np
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.price import Price
 from eex.stream.config import StreamConfig
+from eex.stream.run.agreement import agreement
 from eex.stream.run.play import Played
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _policy_row(played: Played, reference: "Reference | None", dropping: bool) -
         "bytes_offloaded": int(t.bytes),
         "bytes_per_offloaded_frame": t.bytes_per_frame,
         "latency_ms": {name: t.latency_ms(q) if t.frames else None for name, q in (("p50", 0.5), ("p99", 0.99))},
+        "agreement": agreement(t.agreement),
         "latency_split_ms": dict(zip(("edge", "link", "cloud"), (t.split_ms / frames).tolist(), strict=True)),
     }
     if dropping:

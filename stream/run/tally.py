@@ -9,6 +9,7 @@ import numpy as np
 from eex.policies.core.base import Floats, Ints, Reward
 from eex.policies.core.columns import Rows
 from eex.policies.core.references import fixed_reward, oracle
+from eex.stream.run.agreement import SUMS, compared
 
 WINDOWS = 600
 """Points that curves over time keep at most; a longer stream has longer windows."""
@@ -79,6 +80,7 @@ class Tally:
         self.by_class = np.zeros((classes, 2), dtype=np.int64)  # labelled frames, and those answered right
         self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
         self.split_ms = np.zeros(3)
+        self.agreement = np.zeros(len(SUMS))  # of the edge with the cloud's replies
         self.windows = Windows(len(self.WINDOW) + exits)
 
     def add(self, rows: Rows) -> None:
@@ -111,6 +113,7 @@ class Tally:
         self.split_ms += (rows.edge_ms.sum(), rows.link_ms.sum(), rows.cloud_ms.sum())
         flags = np.column_stack([rows.reward, correct, known, offloaded, rows.fallback, threshold])
         self.windows.add(rows.frame, np.hstack([flags, left]))
+        self.agreement += compared(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all totals, as arrays."""
@@ -118,14 +121,16 @@ class Tally:
         return own | {f"windows.{name}": np.array(value) for name, value in vars(self.windows).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from totals of as many exits; those of an older eex know neither dropped frames nor classes.
+        """Go on from totals of as many exits; what those of an older eex do not count starts at 0.
 
         Raises
         ------
         ValueError
             If an array is missing, unknown or of another shape.
         """
-        mine, state = self.state_dict(), {"dropped": np.array(0), "by_class": self.by_class} | dict(state)
+        mine = self.state_dict()
+        later = {"dropped": np.array(0), "by_class": self.by_class * 0, "agreement": self.agreement * 0}
+        state = later | dict(state)
         if {k: v.shape for k, v in mine.items()} != {k: np.shape(v) for k, v in state.items()}:
             raise ValueError("the totals are of another network")
         for name, value in state.items():

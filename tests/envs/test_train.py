@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from eex.envs.evaluate import held_out, play, score
+from eex.envs.export import exported
 from eex.envs.playlist import reordered
 from eex.envs.sb3 import ThresholdVecEnv
-from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, exported, train_rl
+from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, train_rl
 from eex.policies.algorithms.agent import load_agent, save_agent
 from eex.policies.algorithms.rl import RL
 from eex.policies.core.errors import EexError
@@ -55,8 +56,8 @@ def test_export_plays_what_was_trained(make_trace, config, algorithm, action):
         import torch
 
         options["policy_kwargs"]["activation_fn"] = torch.nn.ReLU
-    model = algorithm_class(algorithm, action)("MlpPolicy", env, device="cpu", **options)
-    agent = exported(model, config, 3, {})
+    model = algorithm_class(algorithm, action)("MlpPolicy", env, device="cpu", seed=0, **options)
+    agent = exported(model, "test", {})
     x = np.random.default_rng(0).uniform(size=(50, len(agent.card.observation))).astype(np.float32)
     said = model.predict(x, deterministic=True)[0]
     if action == "grid":
@@ -79,7 +80,7 @@ def test_recurrent_export_plays_what_was_trained_over_episodes(make_trace, confi
         make_trace(), 4, action=action, grid=config.grid, rounds=50, order="switching", switch=(5, 30)
     )
     model = untrained(env, config)
-    agent = exported(model, config, 3, {})
+    agent = exported(model, "test", {})
     x, theirs, over = env.reset(), None, np.ones(4, dtype=bool)
     memory, played = np.zeros((4, 2, 7)), []
     for _ in range(120):  # the end of two episodes on the way
@@ -105,7 +106,7 @@ def test_recurrent_agent_in_replay_is_the_one_in_the_environment(make_trace, con
     env = ThresholdVecEnv(trace, 1, order="in-order", **options)
     model = untrained(env, config)
     model.policy.action_net.weight.data *= 100  # so that it changes its mind
-    save_agent(exported(model, config, 3, {}), tmp_path)
+    save_agent(exported(model, "test", {}), tmp_path)
     arms, x, theirs, over = [], env.reset(), None, np.ones(1, dtype=bool)
     for _ in range(len(trace) // config.window):
         arm, theirs = model.predict(x, theirs, over, deterministic=True)

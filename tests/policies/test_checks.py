@@ -69,6 +69,36 @@ class LearnsFromNothing(UCB):
         super().learn(replace(outcomes, reward=np.nan_to_num(outcomes.reward)))
 
 
+class OneClock(Fixed):
+    """All runs at the frame of the first: harmless, but for a policy that says that it is joint."""
+
+    def choose(self, context):
+        chosen = super().choose(context)
+        numbers = np.ravel(context.first)[0] + np.arange(context.frames)
+        chosen.exit_at[..., 0] = numbers % 7 / 7
+        return chosen
+
+
+class Grows(Fixed):
+    state = ("heard",)
+
+    def __init__(self, exits=1, runs=1, seed=0):
+        super().__init__(exits=exits, runs=runs, seed=seed)
+        self.heard = np.zeros((runs, 1))
+
+    def learn(self, outcomes):
+        self.heard = np.zeros((self.runs, self.heard.shape[1] + len(outcomes)))
+
+
+class TurnsItsRows(Grows):
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.heard = self.heard.T
+
+    def learn(self, outcomes):
+        pass
+
+
 class TakesNoRuns(Fixed):
     def __init__(self, exits=1, runs=1, seed=0):
         super().__init__(exits=max(exits, 1), runs=max(runs, 1), seed=seed)
@@ -92,6 +122,11 @@ BROKEN = {
     "a wrong state changes nothing": [(ucb(TakesAnyState), "a state with an unknown array must be refused")],
     "a seed fixes the choices": [(Unseeded, "two policies of the same seed differ in exit_at, first at")],
     "unsent frames teach nothing": [(ucb(LearnsFromNothing), "frames whose reward is NaN changed what was learned")],
+    "joint learners are independent": [
+        (OneClock, r"joint: learner 1 at frame \d+, one of 2 rows and alone, differ in exit_at, first at"),
+        (TurnsItsRows, r"joint: heard must have a row per run, the shape \(3, …\), got \(1, 3\)"),
+        (Grows, "raises ValueError: |joint: the shape of heard must never change"),
+    ],
     "no exits or runs are refused": [(TakesNoRuns, "exits=0, runs=1 must be refused, but a policy was made")],
 }
 

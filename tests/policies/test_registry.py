@@ -8,13 +8,14 @@ import pytest
 
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
-from eex.policies.registry import RECOMMENDED, list_policies, make_policy, split_policies
+from eex.policies.registry import POLICIES, RECOMMENDED, list_policies, make_policy, playable, split_policies
 
 MODULE = '''
 from collections.abc import Sequence
 from typing import Literal, Optional
 
 import numpy as np
+import river.bandit
 
 from eex.policies.core.base import Context, Policy, Thresholds
 
@@ -77,6 +78,16 @@ class Odd(Policy):
 
 class Stranger:
     """No policy."""
+
+
+class Last(river.bandit.base.Policy):
+    """In river's manner: the last arm, always."""
+
+    def __init__(self, reward_obj=None, burn_in=0):
+        super().__init__(reward_obj, burn_in)
+
+    def _pull(self, arm_ids):
+        return arm_ids[-1]
 '''
 
 
@@ -90,7 +101,8 @@ def plugins(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     points = {"half": "mine:Half", "lists": "mine:Lists", "louder": "mine:Louder", "lost": "broken:Policy"}
-    lines = ["[eex.policies]", *(f"{name} = {where}" for name, where in points.items()), "ucb = mine:Half"]
+    points |= {"ucb": "mine:Half", "last": "mine:Last"}
+    lines = ["[eex.policies]", *(f"{name} = {where}" for name, where in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -151,6 +163,28 @@ def test_options_keep_the_types_of_their_values(option, value):
 def test_values_of_another_type_are_refused(option, message):
     with pytest.raises(EexError, match=message):
         make_policy(f"mine:Lists:{option}")
+
+
+@pytest.mark.usefixtures("plugins")
+def test_all_policies_are_those_of_plugins_too():
+    assert playable() == [
+        *POLICIES,
+        "half",
+        "last",
+        "lists",
+        "lost",
+        "louder",
+        "mine:Half",
+    ]  # the last has a name of eex's own
+    listed = {name: summary for name, summary, _ in list_policies()}
+    assert listed["mine:Half"] == "A plug-in by the name of eex's own ucb; write mine:Half."
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_policy_in_rivers_manner():
+    for name in ("last", "mine:Last:grid=0.2,0.9"):
+        policy = make_policy(name, exits=2)
+        assert policy.choose(Context()).arm[0, 0] == len(policy.grid) - 1
 
 
 def test_list_is_plain_text():

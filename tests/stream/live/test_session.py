@@ -437,6 +437,8 @@ def test_a_stream_that_comes_back_goes_on(net):
         assert "door" not in session._playing.kept.learned
         row = session.summary()["streams"][0]
     assert (row["stream"], row["frames"], row["answered"]) == ("door", 51, 51)
+    assert session.summary()["agreement"] == row["agreement"]
+    assert row["agreement"]["replies"] <= 51
 
 
 def test_a_stream_is_closed_with_frames_under_way(net):
