@@ -51,14 +51,14 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
     parts: dict[str, bytes] = {}
     x = torch.rand(2, *net.architecture.input_shape)
     if net.classifier is not None:
-        parts["classifier.onnx"] = _onnx(net.classifier, x, "the distortion classifier")
+        parts["classifier.onnx"] = to_onnx(net.classifier, x, "the distortion classifier")
     with torch.no_grad():
         for i in range(net.exits):
-            parts[stage_file(i)] = _onnx(_Stage(net, i), x, f"stage {i + 1}")
+            parts[stage_file(i)] = to_onnx(_Stage(net, i), x, f"stage {i + 1}")
             x = net.stage(i, x)
             for expert in net.experts:
                 name = f"the branch '{expert}' at exit {i + 1}"
-                parts[branch_file(i, expert)] = _onnx(_Branch(net, i, expert), x, name)
+                parts[branch_file(i, expert)] = to_onnx(_Branch(net, i, expert), x, name)
     costs = {k: list(v) for k, v in asdict(net.costs()).items()}
     _check(net, parts)
     manifest = Manifest(1, net.fingerprint, costs, {name: digest(data) for name, data in parts.items()})
@@ -117,7 +117,21 @@ class _Branch(nn.Module):
         return out
 
 
-def _onnx(module: nn.Module, x: Tensor, name: str) -> bytes:
+def to_onnx(module: nn.Module, x: Tensor, name: str) -> bytes:
+    """An ONNX model of a module of one float32 tensor (B, …), B dynamic.
+
+    Parameters
+    ----------
+    x
+        An example.
+    name
+        Of the module, for errors.
+
+    Raises
+    ------
+    EexError
+        If the exporter is not installed, or an operation has no ONNX form.
+    """
     try:
         import onnxruntime  # noqa: F401 (what is exported is compared)
         import onnxscript  # noqa: F401 (torch's exporter needs it)

@@ -1,26 +1,32 @@
-"""`make bench`: how fast the engine is, beside the same backbone run plainly and beside what its multiply-adds
-promise."""
+"""`make bench`: how fast the engine is, beside the whole network in the usual runtimes and its multiply-adds."""
 
+import copy
+import json
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from eex.models.card import load
+from eex.models.export import export, to_onnx
 from eex.models.fast import optimised
-from eex.models.network import PRISTINE, Costs, EarlyExitNet
+from eex.models.network import PRISTINE, EarlyExitNet
+from eex.models.onnx import load_onnx
 from eex.policies.algorithms.fixed import Fixed
-from eex.policies.core.base import Ints, Policy
+from eex.policies.core.base import Context, Ints, Outcomes, Policy
+from eex.policies.core.errors import EexError
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch
@@ -37,7 +43,10 @@ POINTS = 0.3
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure frames per second of the engine and of the plain network, on the same pristine frames in one run."""
+    """Measure the engine on each backend, and the whole network in each runtime, on the same frames in one run.
+
+    Runtimes that are not installed are left out (pip install 'eex[bench]').
+    """
 
     model: Path | None = None
     """Folder of weights and card; by default the shipped model."""
@@ -51,6 +60,10 @@ class Bench:
     """Processor threads; 0 = all cores."""
     device: str = ""
     """cpu or cuda; by default both, where there is a GPU."""
+    runtimes: tuple[str, ...] = ("torch", "torch.compile", "onnxruntime", "openvino")
+    """What runs the whole network, and the engine where it can."""
+    json: bool = False
+    """Print JSON: {"machine": …, "rows": […], "policies": […]}."""
 
 
 def best_threshold(confidence: np.ndarray, prediction: Ints, labels: Ints) -> tuple[float, Ints, float, float]:
@@ -71,119 +84,251 @@ def best_threshold(confidence: np.ndarray, prediction: Ints, labels: Ints) -> tu
     return 1.0, np.full(len(labels), confidence.shape[1] - 1), whole, whole
 
 
-def plain(net: EarlyExitNet, images: Tensor, batch: int) -> None:
-    """The backbone and its final exit alone, on all images."""
-    for start in range(0, len(images), batch):
-        x = images[start : start + batch].contiguous(memory_format=torch.channels_last)
-        for i in range(net.exits):
-            x = net.stage(i, x)
-        torch.softmax(net.branch(net.exits - 1, PRISTINE, x), dim=1).max(dim=1)[1].cpu()
-
-
-class Run:
-    """All images through an engine once, answers summed up and recorded; `kept_s` are the seconds that this took."""
-
-    def __init__(self, net: EarlyExitNet, policy: Policy, batch: int, folder: Path) -> None:
-        self.engine = Driver(net, policy, gather=_gather(batch))
-        self.tally = Tally(net.edge_exits + 1)
-        self.writer = RecordWriter(folder, net.classes, net.experts)
-        self.batch, self.kept_s = batch, 0.0
-
-    def __call__(self, images: Tensor, labels: Ints) -> None:
-        """Feed all images in order, then wait for what is under way."""
-        names = ["frame"] * self.batch
-        levels = np.zeros((self.batch, 2))
-        for start in range(0, len(images), self.batch):
-            stop = start + self.batch
-            self.engine.feed(Batch(images[start:stop], names, labels[start:stop], levels))
-            if self.engine.worth_taking:
-                self._keep()
-        self.engine.drain()
-        self._keep()
-        self.writer.close()
-
-    def _keep(self) -> None:
-        started = time.perf_counter()
-        for rows in self.engine.take():
-            self.tally.add(rows)
-            self.writer.write(rows)
-        self.kept_s += time.perf_counter() - started
-
-
-def timed(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+Returned = TypeVar("Returned")
+Answers = Callable[[Tensor, Ints, int], Ints]
+"""Runs images (N, C, H, W) with labels (N,) in micro-batches of a size, and returns the classes answered, (N,)."""
 
 
 @dataclass(frozen=True)
-class Round:
-    """Seconds of a round over the same frames; the share of a run under `ucb` that was not the network's."""
+class Contender:
+    """Something that answers frames: a whole network in a runtime, or the engine on a backend."""
 
-    plain: float
-    engine: float
-    share: float
+    what: str
+    backend: str
+    answers: Answers
+    beside: Callable[[Tensor, Ints, int], float] | None = None
+    """Share of a run under `ucb` that is not the network's: policy, routing and records."""
 
 
-def one_round(net: EarlyExitNet, images: Tensor, labels: Ints, batch: int, threshold: float) -> Round:
-    """Run all images plainly, through the engine at a fixed threshold, and through the engine under `ucb`."""
-    device = net.mean.device
-    with torch.inference_mode():
-        a = timed(lambda: plain(net, images, batch), device)
+def batches(classify: Callable[[Tensor], Tensor]) -> Answers:
+    """A whole network, one micro-batch after another; `classify` returns logits."""
+
+    def answers(images: Tensor, labels: Ints, batch: int) -> Ints:
+        with torch.inference_mode():
+            said = [classify(images[i : i + batch]).argmax(dim=1).cpu() for i in range(0, len(images), batch)]
+        found: Ints = torch.cat(said).numpy()
+        return found
+
+    return answers
+
+
+class Whole(nn.Module):
+    """The backbone and its final exit alone, with the normalisation before them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: EarlyExitNet) -> None:
+        super().__init__()
+        last = net.branches[net.exits - 1]
+        assert isinstance(last, nn.ModuleDict)
+        self.stages, self.exit = copy.deepcopy(net.stages), copy.deepcopy(last[PRISTINE])
+        self.register_buffer("mean", net.mean.clone())
+        self.register_buffer("std", net.std.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images in [0, 1]."""
+        x = (x - self.mean) / self.std
+        for stage in self.stages:
+            x = stage(x)
+        logits: Tensor = self.exit(x)
+        return logits
+
+
+def plain(net: EarlyExitNet) -> Answers:
+    """The whole network in eager torch, folded and packed as the engine's."""
+
+    def classify(x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        for i in range(net.exits):
+            x = net.stage(i, x)
+        return net.branch(net.exits - 1, PRISTINE, x)
+
+    return batches(classify)
+
+
+def compiled(net: EarlyExitNet) -> Answers:
+    """The whole network through torch.compile."""
+    whole = torch.compile(Whole(net))
+    return batches(lambda x: whole(x.contiguous(memory_format=torch.channels_last)))
+
+
+def in_onnx_runtime(net: EarlyExitNet) -> Answers:
+    """The whole network in ONNX Runtime on the processor, as it is by default but for the number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    data = to_onnx(Whole(net), torch.rand(2, *net.architecture.input_shape), "the whole network")
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return batches(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
+
+
+def in_openvino(net: EarlyExitNet) -> Answers:
+    """The whole network in OpenVINO on the processor, for latency, in float32 as the others."""
+    import openvino
+
+    core = openvino.Core()
+    data = to_onnx(Whole(net), torch.rand(2, *net.architecture.input_shape), "the whole network")
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    model = core.compile_model(core.read_model(data), "CPU", options)
+    return batches(lambda x: torch.from_numpy(model(x.numpy())[0]))
+
+
+def engine(net: EarlyExitNet, backend: str, threshold: float) -> Contender:
+    """The engine with a fixed threshold, answers summed up and recorded; the final exit always answers for itself."""
+    p_tar = [threshold] * net.edge_exits + [0.0]
+
+    def answers(images: Tensor, labels: Ints, batch: int) -> Ints:
+        return played(net, Fixed(p_tar=p_tar, exits=net.edge_exits), images, labels, batch)[0]
+
+    def beside(images: Tensor, labels: Ints, batch: int) -> float:
+        return played(net, make_policy("ucb", exits=net.edge_exits), images, labels, batch)[1]
+
+    return Contender("engine", backend, answers, beside)
+
+
+def played(net: EarlyExitNet, policy: Policy, images: Tensor, labels: Ints, batch: int) -> tuple[Ints, float]:
+    """All images through an engine once: the answers, and the share of time that was not the network's."""
+    driver = Driver(net, policy, gather=_gather(batch))
+    tally, found, kept_s = Tally(net.edge_exits + 1), [], 0.0
+    names, levels = ["frame"] * batch, np.zeros((batch, 2))
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        fixed = Run(net, Fixed(p_tar=threshold, exits=net.edge_exits), batch, Path(folder) / "fixed")
-        b = timed(lambda: fixed(images, labels), device)
-        ucb = Run(net, make_policy("ucb", exits=net.edge_exits), batch, Path(folder) / "ucb")
-        c = timed(lambda: ucb(images, labels), device)
-    return Round(a, b, (ucb.engine.engine.policy_seconds + ucb.engine.engine.routing_seconds + ucb.kept_s) / c)
+        writer = RecordWriter(Path(folder), net.classes, net.experts)
+
+        def keep() -> None:
+            nonlocal kept_s
+            started = time.perf_counter()
+            for rows in driver.take():
+                tally.add(rows)
+                writer.write(rows)
+                found.append(rows.answer.copy())
+            kept_s += time.perf_counter() - started
+
+        for start in range(0, len(images), batch):
+            stop = start + batch
+            driver.feed(Batch(images[start:stop], names, labels[start:stop], levels))
+            if driver.worth_taking:
+                keep()
+        driver.drain()
+        keep()
+        writer.close()
+    beside = driver.engine.policy_seconds + driver.engine.routing_seconds + kept_s
+    return np.concatenate(found), beside / (time.perf_counter() - began)
 
 
-def speeds(net: EarlyExitNet, costs: Costs, images: Tensor, labels: Ints, config: Bench, console: Console) -> None:
-    """Measure and print one table."""
-    said = [every_exit(net, images[i : i + 256]) for i in range(0, len(images), 256)]
+def contenders(config: Bench, net: EarlyExitNet, threshold: float, folder: Path) -> Iterator[Contender]:
+    """What can be measured on the network's device; what cannot be is said on standard error."""
+    fast = optimised(load(config.model, net.mean.device.type))
+    if "torch" in config.runtimes:
+        yield Contender("whole", "torch", plain(fast))
+    cpu = net.mean.device.type == "cpu"
+    made = {"torch.compile": compiled} | ({"onnxruntime": in_onnx_runtime, "openvino": in_openvino} if cpu else {})
+    for backend, make in made.items():
+        if backend not in config.runtimes:
+            continue
+        try:
+            answers = make(net)
+            answers(torch.rand(2, *net.architecture.input_shape, device=net.mean.device), np.zeros(2, np.int64), 2)
+        except Exception as error:  # a runtime that is not installed, or a compiler that is not there
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            print(f"left out: the whole network in {backend}: {why[0][:200]}", file=sys.stderr)
+            continue
+        yield Contender("whole", backend, answers)
+    if "torch" in config.runtimes:
+        yield engine(fast, "torch", threshold)
+    if not cpu or "onnxruntime" not in config.runtimes:
+        return
+    try:
+        export(config.model, folder)
+        exported = load_onnx(folder)
+    except EexError as error:
+        print(f"left out: the engine on ONNX Runtime: {error}", file=sys.stderr)
+        return
+    yield engine(exported, "onnxruntime", threshold)
+
+
+def measure(config: Bench, device: str, images: Tensor, labels: Ints) -> Iterator[dict[str, Any]]:
+    """Rows of the table: each contender at each batch size, in turn in each round."""
+    net = load(config.model, device)
+    images = images.to(device)
+    said = [every_exit(optimised(load(config.model, device)), images[i : i + 256]) for i in range(0, len(images), 256)]
     confidence, prediction = np.concatenate([s[0] for s in said]), np.concatenate([s[1] for s in said])
-    threshold, exit, accuracy, whole = best_threshold(confidence, prediction, labels)
-    shares = np.bincount(exit, minlength=net.edge_exits + 1) / len(exit)
-    console.print(
-        f"{net.mean.device}: threshold {threshold:.2f} gives accuracy {accuracy:.2%}, the whole network {whole:.2%}; "
-        f"shares of the exits {' '.join(f'{s:.1%}' for s in shares)}",
-        highlight=False,
-    )
-    names = (
-        "batch",
-        "plain",
-        "engine",
-        "ideal",
-        "speed-up",
-        "ideal\nspeed-up",
-        "share of\nideal",
-        "policy, routing,\nrecords (ucb)",
-    )
-    table = Table(*names, title="frames/s, medians", title_justify="left")
-    for batch in config.batches:
-        wanted = max(config.frames if batch >= 32 else config.frames // 4, batch)
-        index = np.arange(wanted - wanted % batch) % len(images)
-        x, y = images[torch.from_numpy(index).to(images.device)], labels[index]
-        count = len(index)
-        ideal = costs.whole / np.mean([costs.of_exit(int(e)) for e in exit[index]])
-        rounds = [one_round(net, x, y, batch, threshold) for _ in range(config.rounds + 1)]
-        del rounds[0]  # warming up
-        gain = float(np.median([r.plain / r.engine for r in rounds]))
-        speed = count / float(np.median([r.plain for r in rounds]))
+    threshold, exit, *_ = best_threshold(confidence, prediction, labels)
+    costs = net.costs()
+    with tempfile.TemporaryDirectory() as folder:
+        rivals = list(contenders(config, net, threshold, Path(folder)))
+        for batch in config.batches:
+            wanted = max(config.frames if batch >= 32 else config.frames // 4, batch)
+            index = np.arange(wanted - wanted % batch) % len(images)
+            x, y = images[torch.from_numpy(index).to(images.device)], labels[index]
+            seconds: dict[int, list[float]] = {k: [] for k in range(len(rivals))}
+            right: dict[int, float] = {}
+            beside: dict[int, list[float]] = {}
+            for turn in range(config.rounds + 1):
+                for k, rival in enumerate(rivals):
+                    spent, answers = timed(partial(rival.answers, x, y, batch), images.device)
+                    seconds[k] += [spent] if turn else []  # the first warms up
+                    right[k] = float((answers == y).mean())
+                    if rival.beside is not None and turn:
+                        beside.setdefault(k, []).append(rival.beside(x, y, batch))
+            best = min(float(np.median(seconds[k])) for k, rival in enumerate(rivals) if rival.what == "whole")
+            for k, rival in enumerate(rivals):
+                median = float(np.median(seconds[k]))
+                yield {
+                    "what": rival.what,
+                    "backend": rival.backend,
+                    "device": device,
+                    "precision": "float16" if device == "cuda" else "float32",
+                    "batch": batch,
+                    "threshold": threshold if rival.what == "engine" else None,
+                    "milliseconds": 1000 * median / len(index),
+                    "frames_per_second": len(index) / median,
+                    "accuracy": right[k],
+                    "ratio_to_best_whole": best / median,
+                    "ratio_by_multiply_adds": (
+                        float(costs.whole / np.mean([costs.of_exit(int(e)) for e in exit[index]]))
+                        if rival.what == "engine"
+                        else 1.0
+                    ),
+                    "share_beside_network": float(np.median(beside[k])) if k in beside else None,
+                }
+
+
+def timed(call: Callable[[], Returned], device: torch.device) -> tuple[float, Returned]:
+    """Seconds of one call, and what it returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    found = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, found
+
+
+def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the rows as a table."""
+    names = ("batch", "what", "runs on", "ms/frame", "frames/s", "/ best\nwhole", "/ whole by\nmult.-adds", "accuracy")
+    table = Table(*names, "policy, routing,\nrecords (ucb)", title="medians", title_justify="left")
+    for row in rows:
+        engine, beside = row["what"] == "engine", row["share_beside_network"]
         table.add_row(
-            str(batch),
-            f"{speed:,.0f}",
-            f"{count / float(np.median([r.engine for r in rounds])):,.0f}",
-            f"{speed * ideal:,.0f}",
-            f"{gain:.2f}",
-            f"{ideal:.2f}",
-            f"{gain / ideal:.0%}",
-            f"{float(np.median([r.share for r in rounds])):.1%}",
+            str(row["batch"]),
+            row["what"],
+            f"{row['backend']} ({row['device']})",
+            f"{row['milliseconds']:.3f}",
+            f"{row['frames_per_second']:,.0f}",
+            f"{row['ratio_to_best_whole']:.2f}",
+            f"{row['ratio_by_multiply_adds']:.2f}" if engine else "",
+            f"{row['accuracy']:.1%}",
+            "" if beside is None else f"{beside:.1%}",
+            end_section=row is rows[-1] or rows[rows.index(row) + 1]["batch"] != row["batch"],
         )
     console.print(table)
 
@@ -193,12 +338,9 @@ def _gather(batch: int) -> int:
     return 64 if batch >= 32 else 0
 
 
-def learners(console: Console) -> None:
+def learners() -> Iterator[dict[str, Any]]:
     """How long policies take to choose and learn, on their own."""
-    from eex.policies.core.base import Context, Outcomes
-
-    table = Table("policy", "frames a call", "µs to choose", "µs to learn", "rounds/s", title_justify="left")
-    for name in ("fixed", "deex", "ucb", "gain-curve", "rl"):
+    for name in ("fixed", "deex", "ucb", "gain-curve", "stop-curve", "rl"):
         for frames in (1, 32, 256):
             policy = make_policy(name, exits=3)
             calls = 2000 // max(1, frames // 16)
@@ -229,9 +371,21 @@ def learners(console: Console) -> None:
                 started = time.perf_counter()
                 policy.learn(outcomes)
                 learning += time.perf_counter() - started
-            each = (1e6 * choosing / calls, 1e6 * learning / calls)
-            speed = calls * frames / (choosing + learning)
-            table.add_row(name, str(frames), *(f"{us:,.0f}" for us in each), f"{speed:,.0f}")
+            yield {
+                "policy": name,
+                "frames": frames,
+                "us_to_choose": 1e6 * choosing / calls,
+                "us_to_learn": 1e6 * learning / calls,
+                "rounds_per_second": calls * frames / (choosing + learning),
+            }
+
+
+def show_learners(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """Print the policies' rows as a table."""
+    table = Table("policy", "frames a call", "µs to choose", "µs to learn", "rounds/s", title_justify="left")
+    for row in rows:
+        name, frames, *figures = row.values()
+        table.add_row(name, str(frames), *(f"{figure:,.0f}" for figure in figures))
     console.print(table)
 
 
@@ -241,21 +395,22 @@ def main() -> None:
 
 
 def _main() -> int:
-    config = tyro.cli(Bench, prog="python -m eex.experiments.bench.engine")
+    config = tyro.cli(Bench, prog="python -m eex.experiments.bench.engine", config=(tyro.conf.FlagCreatePairsOff,))
     if config.threads:
         torch.set_num_threads(config.threads)
-    console = Console()
-    console.print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}", highlight=False
-    )
     arrays, labels, _ = load_all(open_source("sample"))
     order = np.random.default_rng(0).permutation(len(arrays))
     images, labels = torch.from_numpy(arrays[order]).float() / 255, labels[order]
     devices = [pick_device(config.device)] if config.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    for device in devices:
-        net = load(config.model, device)
-        speeds(optimised(net), net.costs(), images.to(device), labels, config, console)
-    learners(console)
+    rows = [row for device in devices for row in measure(config, device, images, labels)]
+    machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
+    if config.json:
+        print(json.dumps({"machine": machine, "rows": rows, "policies": list(learners())}))
+        return 0
+    console = Console(width=120)
+    console.print(machine, highlight=False)
+    show(rows, console)
+    show_learners(learners(), console)
     return 0
 
 

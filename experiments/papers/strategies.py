@@ -13,7 +13,7 @@ from eex.experiments.papers.claims import NONE, Claim, Facts, Group, Tables, lis
 from eex.experiments.papers.paper import Images, Work, confidences, mean_of
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
-from eex.policies.core.base import Bools, Context, Floats, Ints, Thresholds
+from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.schedule import PRISTINE
 
 if TYPE_CHECKING:
@@ -224,17 +224,6 @@ def difference(a: Bools, b: Bools) -> tuple[float, float]:
     """Mean of a - b and half its 95 % interval, both (seeds, N): on the same images, averaged over the seeds first."""
     apart = (a.astype(float) - b.astype(float)).mean(axis=0)
     return float(apart.mean()), float(1.96 * apart.std(ddof=1) / len(apart) ** 0.5)
-
-
-class FirstSure(Fixed):
-    """A fixed threshold at the side branches; what reaches none is answered by the final exit, however sure."""
-
-    def choose(self, context: Context) -> Thresholds:
-        """As `Fixed`, with 0 at the final exit."""
-        chosen = super().choose(context)
-        exit_at = chosen.exit_at.copy()
-        exit_at[..., -1] = 0.0
-        return dataclasses.replace(chosen, exit_at=exit_at)
 
 
 # ---- what is trained
@@ -605,7 +594,7 @@ def _energy(trained: Trained) -> pd.DataFrame:
         np.cumsum(costs.feature_bytes),
     )
     meter, what = find_meter()
-    fixed = FirstSure(p_tar=threshold, exits=net.edge_exits)
+    fixed = Fixed(p_tar=[threshold] * net.edge_exits + [0.0], exits=net.edge_exits)  # the final exit always answers
     same = {
         "weight_bytes": 4 * sum(p.numel() for p in net.parameters()),
         "side_branch_bytes": 4 * sum(p.numel() for b in net.branches[:-1] for p in b.parameters()),
@@ -621,7 +610,7 @@ def _energy(trained: Trained) -> pd.DataFrame:
     with torch.inference_mode():
         for _ in range(trained.recipe.repeats + 1):
             before = meter.read()
-            seconds = timed(lambda: plain(fast, images.to(fast.mean.device), 32), fast.mean.device)
+            seconds, _ = timed(lambda: plain(fast)(images.to(fast.mean.device), labels.numpy(), 32), fast.mean.device)
             between = meter.read()
             found, took = play(fast, fixed, images, labels)
             after = meter.read()

@@ -15,14 +15,15 @@ class Fixed(Policy):
     ----------
     p_tar
         The threshold, in [0, 1], at every exit; or one per edge exit. Hardly any confidence reaches 1, so "1,1,0.8"
-        decides at the last of three edge exits.
+        decides at the last of three edge exits. One more is the final exit's, else that of the exit before it holds
+        there: a reply below it leaves the answer to the most confident exit, and with 0 the final exit always answers.
     exits, runs, seed
         As for every `Policy`; nothing is drawn.
 
     Raises
     ------
     ValueError
-        If a threshold leaves [0, 1], or there is not one per edge exit.
+        If a threshold leaves [0, 1], or there are neither one, nor one per edge exit, nor one per exit.
 
     Examples
     --------
@@ -39,13 +40,16 @@ class Fixed(Policy):
     def __init__(self, p_tar: float | Sequence[float] = 0.8, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         super().__init__(exits, runs, seed)
         given = np.atleast_1d(np.asarray(p_tar, dtype=float)).tolist()
-        if len(given) not in (1, exits):
+        if len(given) not in (1, exits, exits + 1):
             raise EexError(f"p_tar must be one threshold, or one for each of {exits} edge exits, got {len(given)}")
-        self.p_tar = [check_threshold("p_tar", threshold) for threshold in given]
+        checked = [check_threshold("p_tar", threshold) for threshold in given]
+        self.p_tar = (
+            np.resize(checked, exits + 1) if len(given) == 1 else np.array([*checked, checked[-1]][: exits + 1])
+        )
 
     def choose(self, context: Context) -> Thresholds:
         """The same thresholds for every frame."""
         shape = (self.runs, context.frames)
-        chosen = self.same_at_every_exit(np.full(shape, self.p_tar[-1]), np.zeros(shape, dtype=np.int64))
-        chosen.exit_at[..., :-1] = self.p_tar
+        chosen = self.same_at_every_exit(np.zeros(shape), np.zeros(shape, dtype=np.int64))
+        chosen.exit_at[:] = self.p_tar
         return chosen

@@ -1,0 +1,83 @@
+"""The table of speeds: what is measured answers what it should."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from eex.experiments.bench.engine import engine, plain
+from eex.models.card import load
+from eex.models.fast import optimised
+from eex.stream.frames.sources import load_all, open_source
+from eex.stream.groups import every_exit
+
+
+@pytest.fixture(scope="module")
+def net():
+    return optimised(load(None, "cpu"))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    arrays, labels, _ = load_all(open_source("sample"))
+    return torch.from_numpy(arrays[:96]).float() / 255, labels[:96]
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_the_engine_answers_as_the_first_sure_exit(net, frames, batch):
+    images, labels = frames
+    confidence, prediction, _ = every_exit(net, images)
+    early = confidence[:, :-1] >= 0.8
+    exit = np.where(early.any(axis=1), early.argmax(axis=1), net.edge_exits)
+    rival = engine(net, "torch", 0.8)
+    assert (rival.answers(images, labels, batch) == prediction[np.arange(len(exit)), exit]).all()
+    assert 0 < rival.beside(images, labels, batch) < 1
+
+
+def test_the_whole_network_answers_as_its_last_exit(net, frames):
+    images, labels = frames
+    pristine = [net.experts.index("pristine")] * len(images)
+    x = images
+    with torch.inference_mode():
+        for i in range(net.exits):
+            x = net.stage(i, x)
+        expected = net.branch(net.exits - 1, net.experts[pristine[0]], x).argmax(dim=1).numpy()
+    assert (plain(net)(images, labels, 32) == expected).all()
+
+
+@pytest.mark.soak
+def test_rows_as_json():
+    """Each runtime that is installed, with as little measuring as possible."""
+    arguments = [
+        "--rounds",
+        "1",
+        "--frames",
+        "32",
+        "--batches",
+        "1",
+        "8",
+        "--json",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "eex.experiments.bench.engine", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    measured = json.loads(done.stdout)
+    rows = measured["rows"]
+    assert {row["batch"] for row in rows} == {1, 8}
+    assert {(row["what"], row["backend"]) for row in rows} == {("whole", "torch"), ("engine", "torch")}
+    for batch in (1, 8):
+        whole = [row for row in rows if row["batch"] == batch and row["what"] == "whole"]
+        assert max(row["ratio_to_best_whole"] for row in whole) == 1
+    assert all(row["frames_per_second"] * row["milliseconds"] == pytest.approx(1000) for row in rows)
+    assert {row["policy"] for row in measured["policies"]} >= {"ucb", "gain-curve", "stop-curve"}
