@@ -14,3 +14,11 @@ def test_the_face_shows_what_it_names(room):
         assert name in dir(face)
     with pytest.raises(AttributeError, match=rf"module '{room}' has no attribute 'nothing'"):
         face.nothing  # noqa: B018
+
+
+def test_a_module_that_was_moved_is_there_by_its_old_name_too():
+    import eex.models
+    from eex.models.cut import cut
+
+    assert cut is eex.models.cut
+    assert callable(cut)
