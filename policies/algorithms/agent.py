@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from eex.policies.algorithms.features import EXPERTS, Features
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import replacing
+from eex.policies.core.files import parse_json, replacing
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 FORMAT, RECURRENT = "eex-agent-1", "eex-agent-2"
 """Of cards without and with an LSTM: who knows only the first can read all others, and says what these are."""
 ActionKind = Literal["grid", "box"]
 ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+
+LIMITS = {"exits": (1, 1000), "experts": (1, 1000), "lstm": (0, 100_000), "window": (1, 1_000_000)}
+"""Smallest and largest value of each count on a card."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +217,10 @@ def load_agent(folder: Path) -> Agent:
         )
     try:
         tensors: dict[str, NDArray[Any]] = load(weights)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError) as error:
         raise EexError(f"{folder / WEIGHTS}: not a safetensors file: {error}") from None
+    except KeyError as error:
+        raise EexError(f"{folder / WEIGHTS}: has tensors of the type {error}; expected F32") from None
     shapes = {name: array.shape for name, array in tensors.items()}
     expected: dict[str, tuple[int, ...]] = {}
     for k, (inputs, outputs) in enumerate(zip(card.layers, card.layers[1:], strict=False)):
@@ -240,8 +245,8 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
     import msgspec
 
     try:
-        card = msgspec.json.decode(text, type=AgentCard)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        card = msgspec.convert(parse_json(text), type=AgentCard)
+    except ValueError as error:
         raise EexError(f"{path}: not an agent's card: {error}") from None
 
     def need(what: str, expected: Any, found: Any) -> None:
@@ -249,10 +254,11 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
             raise EexError(f"{path}: {what}: expected {_shown(expected)}, found {_shown(found)}")
 
     need("format", RECURRENT if card.lstm else FORMAT, card.format)
-    if card.lstm < 0 or card.window < 1:
-        raise EexError(f"{path}: lstm or window out of range: {card.lstm}, {card.window}")
-    if card.exits < 1 or card.experts < 1 or not 0 < card.rate <= 1:
-        raise EexError(f"{path}: exits, experts or rate out of range: {card.exits}, {card.experts}, {card.rate:g}")
+    for name, (low, high) in LIMITS.items():
+        if not low <= (value := getattr(card, name)) <= high:
+            raise EexError(f"{path}: {name} out of range: expected {low}…{high}, found {value:g}")
+    if not 0 < card.rate <= 1:
+        raise EexError(f"{path}: rate out of range: expected a number in (0, 1], found {card.rate:g}")
     if card.activation not in ACTIVATIONS:
         raise EexError(f"{path}: activation: expected {' or '.join(ACTIVATIONS)}, found {card.activation}")
     names = observation_names(card.exits, card.action, card.experts, card.rate)

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.config import StreamConfig, earlier, from_json
+from eex.stream.config import StreamConfig, earlier, from_json, pairs
 from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, share_cores
 
 
@@ -100,7 +100,7 @@ def _parse(arguments: list[str]) -> Command:
         prog="eex-stream",
         args=arguments,
         default=Command(stream=start),
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=pairs(start),
     )
 
 
