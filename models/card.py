@@ -11,14 +11,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from eex.models.network import Architecture, EarlyExitNet, check_expert, remake
+from eex.models.network import BACKBONES, Architecture, EarlyExitNet, check_expert, remake
 from eex.models.spectrum import DistortionClassifier
 from eex.policies.core.errors import ModelError
 from eex.policies.core.files import parse_json, replacing
 from eex.policies.core.trace import MOST_CLASSES, MOST_EXITS
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
-MOST_EXPERTS, MOST_PIXELS = 100, 1 << 28  # pixels with their channels
+MOST_EXPERTS, MOST_PIXELS = 100, 1 << 24  # pixels with their channels
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -169,11 +169,10 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
                 f"{folder}: holds a user's own network; name the function that makes it (--network module:function)"
             )
         try:
-            with torch.device("meta"):  # nothing is allocated
-                numbers = sum(tensor.numel() for tensor in remake(card.architecture).state_dict().values())
-            if numbers > (room := path.stat().st_size // 2):
+            numbers, room = _least_numbers(card.architecture), path.stat().st_size // 2
+            if numbers > room:
                 raise ModelError(
-                    f"{path}: weights do not fit the card: its network has {numbers:,} numbers, "
+                    f"{path}: weights do not fit the card: its network has at least {numbers:,} numbers, "
                     f"the file has room for {room:,}"
                 )
             net = remake(card.architecture)
@@ -199,6 +198,14 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     net.temperature = [dict(t) for t in card.temperatures]
     net.fingerprint = fingerprint(card)
     return net.to(device).eval()
+
+
+def _least_numbers(architecture: Architecture) -> int:
+    """How many weights a network has at least, counted without making any: those of the backbone, and the biases."""
+    with torch.device("meta"):
+        blocks = BACKBONES[architecture.backbone](**architecture.options) if architecture.backbone in BACKBONES else []
+    weights = sum(weight.numel() for block in blocks for weight in block.parameters())
+    return weights + len(architecture.structures) * len(architecture.experts) * len(architecture.classes)
 
 
 def _check_counts(architecture: Architecture) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import UNRECORDED, guarded, share_cores
+from eex.stream.guard import UNRECORDED, guarded, keep_memory_flat, share_cores
 from eex.stream.live.config import LiveConfig
 
 
@@ -64,6 +64,7 @@ def _main() -> int:
         raise EexError(f"--status-s must be at least 0, got {command.status_s:g}")
     command.live.check()
     share_cores()
+    keep_memory_flat()
     from eex.stream.live.run import Sources, Stop, live
 
     given: dict[str, Any] = {name: getattr(command, name) for name in ("fps", "changed", "realtime", "existing")}

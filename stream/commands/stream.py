@@ -10,7 +10,7 @@ import tyro
 
 from eex.policies.core.errors import EexError
 from eex.stream.config import StreamConfig, earlier, from_json, pairs
-from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, share_cores
+from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, keep_memory_flat, share_cores
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def main() -> None:
 def _main() -> int:
     command = _parse(sys.argv[1:])
     share_cores()
+    keep_memory_flat()
     if command.list_policies:
         return _list_policies()
     from eex.stream.run.runner import run

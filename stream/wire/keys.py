@@ -64,10 +64,19 @@ class WorkerKeys:
 
 
 def default_folder() -> Path:
-    """Where keys are unless an option says otherwise: $EEX_KEYS, or eex/keys in the user's configuration folder."""
+    """Where keys are unless an option says otherwise: $EEX_KEYS, or eex/keys in the user's configuration folder.
+
+    Raises
+    ------
+    EexError
+        If the user has no home, as one that a container made up.
+    """
     if folder := os.environ.get("EEX_KEYS"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "eex" / "keys"
+    try:
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "eex" / "keys"
+    except RuntimeError:
+        raise EexError("this user has no home folder to keep keys in; name one by an option or in EEX_KEYS") from None
 
 
 def new_pair() -> Pair:

@@ -110,6 +110,7 @@ def test_fingerprints_differ_where_answers_may(tmp_path):
         ({"architecture": {"experts": ["pristine", "a\0"]}}, "NUL"),
         ({"architecture": {"experts": [f"e{k}" for k in range(10_000)]}}, "the number of experts must lie in 1…100"),
         ({"architecture": {"structures": ["conv_fc"] * 100_000}}, "the number of exits must lie in"),
+        ({"architecture": {"classes": [str(k) for k in range(900_000)]}}, "the file has room for"),
         ({"architecture": {"input_shape": [3, 10**9, 10**9]}}, "the number of pixels must lie in"),
         ({"architecture": {"input_shape": [3, -32, -32]}}, "the input shape must be positive"),
     ],
