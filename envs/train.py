@@ -15,7 +15,7 @@ import numpy as np
 from eex.envs.evaluate import held_out, score
 from eex.policies.algorithms.agent import save_agent
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import replacing, write_file
+from eex.policies.core.files import parse_json, replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
@@ -362,7 +362,7 @@ def _read_state(path: Path, told: str) -> dict[str, Any]:
     if not path.exists():
         return fresh
     try:
-        state = json.loads(path.read_text())
+        state = parse_json(path.read_bytes())
         same = state.pop("config") == told
         if same and path.with_name("last.zip").exists():
             return {name: state[name] for name in fresh}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from eex.models.network import Architecture, EarlyExitNet, remake
+from eex.models.network import BACKBONES, Architecture, EarlyExitNet, check_expert, remake
 from eex.models.spectrum import DistortionClassifier
 from eex.policies.core.errors import ModelError
-from eex.policies.core.files import replacing
+from eex.policies.core.files import parse_json, replacing
+from eex.policies.core.trace import MOST_CLASSES, MOST_EXITS
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
+MOST_EXPERTS, MOST_PIXELS = 100, 1 << 24  # pixels with their channels
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -110,7 +113,9 @@ def read_card(folder: Path | None = None) -> Card:
     """
     path = (folder or SHIPPED) / CARD
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Card)
+        card = msgspec.convert(parse_json(path.read_bytes()), type=Card)
+        _check_counts(card.architecture)
+        return card
     except NotADirectoryError:
         raise ModelError(
             f"{folder}: is a file; expected a folder that eex-train wrote. Weights of your own, such as a state dict, "
@@ -120,7 +125,7 @@ def read_card(folder: Path | None = None) -> Card:
         raise ModelError(f"{path}: no such model card; expected a folder that eex-train wrote") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except ValueError as error:
         raise ModelError(f"{path}: not a model card of this version of eex: {error}") from None
 
 
@@ -164,8 +169,16 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
                 f"{folder}: holds a user's own network; name the function that makes it (--network module:function)"
             )
         try:
+            numbers, room = _least_numbers(card.architecture), path.stat().st_size // 2
+            if numbers > room:
+                raise ModelError(
+                    f"{path}: weights do not fit the card: its network has at least {numbers:,} numbers, "
+                    f"the file has room for {room:,}"
+                )
             net = remake(card.architecture)
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        except ModelError:
+            raise
+        except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
             raise ModelError(f"{folder / CARD}: describes no network: {' '.join(str(error).split())[:300]}") from None
     for expert in card.architecture.experts:
         if expert not in net.experts:
@@ -185,6 +198,30 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     net.temperature = [dict(t) for t in card.temperatures]
     net.fingerprint = fingerprint(card)
     return net.to(device).eval()
+
+
+def _least_numbers(architecture: Architecture) -> int:
+    """How many weights a network has at least, counted without making any: those of the backbone, and the biases."""
+    with torch.device("meta"):
+        blocks = BACKBONES[architecture.backbone](**architecture.options) if architecture.backbone in BACKBONES else []
+    weights = sum(weight.numel() for block in blocks for weight in block.parameters())
+    return weights + len(architecture.structures) * len(architecture.experts) * len(architecture.classes)
+
+
+def _check_counts(architecture: Architecture) -> None:
+    """Raise `ValueError` if an architecture is larger than any network, before anything is made of it."""
+    for name, value, most in (
+        ("exits", len(architecture.structures), MOST_EXITS),
+        ("experts", len(architecture.experts), MOST_EXPERTS),
+        ("classes", len(architecture.classes), MOST_CLASSES),
+        ("pixels", math.prod(architecture.input_shape), MOST_PIXELS),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"the number of {name} must lie in 1…{most:,}, got {value:,}")
+    if min(architecture.input_shape) < 1:
+        raise ValueError(f"the input shape must be positive, got {architecture.input_shape}")
+    for expert in architecture.experts:
+        check_expert(expert)
 
 
 def _check(card: Card, net: EarlyExitNet, path: Path) -> None:

@@ -3,15 +3,28 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import replacing
+from eex.policies.core.files import parse_json, replacing
+
+
+class _State(msgspec.Struct):
+    """What a checkpoint holds besides tensors."""
+
+    run: dict[str, str] | str
+    phase: Annotated[int, msgspec.Meta(ge=0)]
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    best: float
+    since_best: Annotated[int, msgspec.Meta(ge=0)]
+    history: list[dict[str, Any]]
 
 
 class Checkpoint:
@@ -49,21 +62,23 @@ class Checkpoint:
 
         try:
             with safe_open(path, framework="pt") as file:
-                meta = json.loads((file.metadata() or {})["state"])
+                meta = msgspec.convert(parse_json((file.metadata() or {})["state"]), type=_State)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise EexError(f"{path}: not a training checkpoint ({error}); delete it to start anew") from None
-        theirs = meta["run"] if isinstance(meta["run"], dict) else {}  # an older eex wrote a text
+        theirs = meta.run if isinstance(meta.run, dict) else {}  # an older eex wrote a text
         if differing := [name for name in self.run if theirs.get(name) != self.run[name]]:
             what = " and ".join(differing)
             raise EexError(f"{path}: belongs to a run with other {what}; repeat those, or delete it to start anew")
-        self.phase, self.epoch = meta["phase"], meta["epoch"]
-        self.best, self.since_best, self.history = meta["best"], meta["since_best"], meta["history"]
+        self.phase, self.epoch = meta.phase, meta.epoch
+        self.best, self.since_best, self.history = meta.best, meta.since_best, meta.history
         try:
             self.net.load_state_dict(_part(tensors, "net."))
         except RuntimeError:  # a user's own module may differ where its architecture reads the same
             raise EexError(f"{path}: belongs to another network; delete it to start anew") from None
         self.optimizer = _part(tensors, "optimizer.")
+        if strange := [key for key in self.optimizer if not re.fullmatch(r"[0-9]{1,9}\.\w+", key)]:
+            raise EexError(f"{path}: has an optimizer's state '{strange[0]}', which is none; delete it to start anew")
         self.best_weights = _part(tensors, "best.")
         self.resumed = True
 

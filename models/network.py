@@ -129,6 +129,8 @@ class EarlyExitNet(nn.Module):
         super().__init__()
         if len(stages) != len(branches) or not stages:
             raise ValueError(f"each stage needs its branches: got {len(stages)} stages, {len(branches)} exits")
+        for expert in branches[0]:
+            check_expert(expert)
         self.partition = architecture.partition or max(1, len(stages) - 1)
         if not 0 < self.partition <= len(stages):
             raise ValueError(f"partition point must lie in 1…{len(stages)}, got {self.partition}")
@@ -244,12 +246,22 @@ class EarlyExitNet(nn.Module):
 
         if expert in self.experts:
             raise ValueError(f"the network has an expert '{expert}' already")
+        check_expert(expert)
         first = self.experts[0]
         for branches, temperature in zip(self.branches, self.temperature, strict=True):
             assert isinstance(branches, nn.ModuleDict)
             branches[expert] = copy.deepcopy(branches[first])
             temperature[expert] = temperature[first]
         self.architecture = _replace(self.architecture, experts=self.experts)
+
+
+def check_expert(name: str) -> None:
+    """Raise `ValueError` if an expert cannot have this name, which becomes part of the names of weights and files."""
+    if not name.isprintable() or not name or any(c in name for c in "./\\") or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"expert {name!r}: no possible name; expected printable characters without '.', '/' and '\\', "
+            "and not the name of a method of torch.nn.ModuleDict"
+        )
 
 
 def _replace(architecture: Architecture, **changes: Any) -> Architecture:

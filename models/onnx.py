@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eex.models.card import fingerprint, read_card
 from eex.models.network import Costs, EarlyExitNet
 from eex.policies.core.errors import EexError, ModelError
+from eex.policies.core.files import parse_json
 
 MANIFEST = "onnx.json"
 
@@ -119,12 +120,12 @@ def load_onnx(folder: Path, threads: int = 0) -> OnnxNet:
     threads = threads or torch.get_num_threads()
     card, path = read_card(folder), folder / MANIFEST
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        manifest = msgspec.convert(parse_json(path.read_bytes()), type=Manifest)
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; --backend onnx runs a folder that eex-export wrote") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except ValueError as error:
         raise ModelError(f"{path}: not written by this version of eex ({error}); run eex-export again") from None
     if manifest.format != 1:
         raise ModelError(f"{path}: has format {manifest.format}, expected 1; run this version's eex-export again")

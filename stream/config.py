@@ -1,6 +1,5 @@
 """The options of a run and their parsed form. Heavy libraries are not imported, so --help is instant."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -10,6 +9,7 @@ import tyro
 
 from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import parse_json
 from eex.policies.core.price import Price, parse_price
 from eex.policies.core.schedule import Schedule
 from eex.policies.registry import RECOMMENDED, split_option, split_policies
@@ -162,6 +162,11 @@ def earlier(arguments: list[str], kind: type[Config]) -> Config:
     return kind()
 
 
+def pairs(start: FrameConfig) -> tuple[Any, ...]:
+    """How a command reads its flags: also in the form that says again what an earlier run had, as in --no-regret."""
+    return () if start != type(start)() else (tyro.conf.FlagCreatePairsOff,)
+
+
 def to_json(config: StreamConfig) -> Any:
     """Convert a configuration to plain JSON values."""
     return msgspec.to_builtins(config, enc_hook=str)
@@ -176,8 +181,8 @@ def from_json(path: Path, kind: type[Config]) -> Config:
         If the file cannot be read or is not the configuration of a run.
     """
     try:
-        return msgspec.convert(json.loads(path.read_bytes()), type=kind, dec_hook=lambda kind, value: kind(value))
+        return msgspec.convert(parse_json(path.read_bytes()), type=kind, dec_hook=lambda kind, value: kind(value))
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+    except (ValueError, OverflowError) as error:
         raise EexError(f"{path}: not the configuration of a run: {error}") from None

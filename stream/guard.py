@@ -1,5 +1,6 @@
 """Setup and error handling shared by all commands."""
 
+import ctypes
 import io
 import logging
 import os
@@ -89,3 +90,27 @@ def share_cores() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # GNU's OpenMP only; overrides the policy
+
+
+MAPPED_BYTES = 1 << 17
+"""Blocks of memory from this size on are mapped, and go back to the system as soon as they are freed."""
+
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
+
+
+def keep_memory_flat() -> None:
+    """Let the C library of this process give large blocks of memory back as soon as they are freed.
+
+    By default, glibc raises the size from which it does so each time such a block is freed, up to 32 MiB, and keeps
+    smaller ones in its heap. Tensors of batches whose size changes from stage to stage then leave holes there, and the
+    process grows for hours: by hundreds of megabytes with batches of 256. With another C library, or if the user has
+    set MALLOC_MMAP_THRESHOLD_, nothing happens.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or not sys.platform.startswith("linux"):
+        return
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 (another library's mallopt may mean something else)
+        library.mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+    except (OSError, AttributeError):
+        return

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eex.policies.algorithms.features import EXPERTS, Features
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import replacing
+from eex.policies.core.files import parse_json, replacing
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 FORMAT, RECURRENT, WRAPPED = "eex-agent-1", "eex-agent-2", "eex-agent-3"
@@ -22,6 +22,9 @@ FORMAT, RECURRENT, WRAPPED = "eex-agent-1", "eex-agent-2", "eex-agent-3"
 the former refuses the latter by name."""
 ActionKind = Literal["grid", "box"]
 ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+
+LIMITS = {"exits": (1, 1000), "experts": (1, 1000), "lstm": (0, 100_000), "window": (1, 1_000_000), "stack": (1, 1000)}
+"""Smallest and largest value of each count on a card."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +248,10 @@ def load_agent(folder: Path) -> Agent:
         )
     try:
         tensors: dict[str, NDArray[Any]] = load(weights)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError) as error:
         raise EexError(f"{folder / WEIGHTS}: not a safetensors file: {error}") from None
+    except KeyError as error:
+        raise EexError(f"{folder / WEIGHTS}: has tensors of the type {error}; expected F32") from None
     shapes = {name: array.shape for name, array in tensors.items()}
     expected: dict[str, tuple[int, ...]] = {}
     for k, (inputs, outputs) in enumerate(zip(card.layers, card.layers[1:], strict=False)):
@@ -271,8 +276,8 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
     import msgspec
 
     try:
-        card = msgspec.json.decode(text, type=AgentCard)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        card = msgspec.convert(parse_json(text), type=AgentCard)
+    except ValueError as error:
         raise EexError(f"{path}: not an agent's card: {error}") from None
 
     def need(what: str, expected: Any, found: Any) -> None:
@@ -281,12 +286,13 @@ def _read_card(text: bytes, path: Path) -> AgentCard:
 
     wrapped = bool(card.stack != 1 or card.means or card.scales or card.clip)
     need("format", WRAPPED if wrapped else RECURRENT if card.lstm else FORMAT, card.format)
-    if card.lstm < 0 or card.window < 1:
-        raise EexError(f"{path}: lstm or window out of range: {card.lstm}, {card.window}")
-    if card.stack < 1 or (card.lstm and card.stack > 1):
-        raise EexError(f"{path}: stack: expected at least 1, and 1 with an LSTM, found {card.stack}")
-    if card.exits < 1 or card.experts < 1 or not 0 < card.rate <= 1:
-        raise EexError(f"{path}: exits, experts or rate out of range: {card.exits}, {card.experts}, {card.rate:g}")
+    for name, (low, high) in LIMITS.items():
+        if not low <= (value := getattr(card, name)) <= high:
+            raise EexError(f"{path}: {name} out of range: expected {low}…{high}, found {value:g}")
+    if card.lstm and card.stack > 1:
+        raise EexError(f"{path}: stack: expected 1 with an LSTM, found {card.stack}")
+    if not 0 < card.rate <= 1:
+        raise EexError(f"{path}: rate out of range: expected a number in (0, 1], found {card.rate:g}")
     if card.activation not in ACTIVATIONS:
         raise EexError(f"{path}: activation: expected {' or '.join(ACTIVATIONS)}, found {card.activation}")
     names = observation_names(card.exits, card.action, card.experts, card.rate)

@@ -1,5 +1,6 @@
 """The contract between policies and whatever plays them: context, thresholds, outcomes, two verbs."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -24,6 +25,7 @@ __all__ = [
     "check_threshold",
     "check_thresholds",
     "classes_of",
+    "go_on_from",
     "is_foreign",
 ]
 
@@ -106,9 +108,15 @@ class Thresholds:
     audited: Bools
 
 
-COUNTS = frozenset({"counts", "pending", "played", "seen", "offloads", "squares"})
+COUNTS = frozenset(
+    {"counts", "pending", "played", "seen", "offloads", "squares", "heard", "news", "weight", "moves", "known"}
+    | {"frames", "turn", "recent_arm", "count", "blocks", "spread", "up", "down"}
+)
 """Names of learned arrays that are never negative, but for rounding."""
-SUMS = frozenset({"totals", "gains"})
+MOST_COUNTED = 2.0**53
+SUMS = frozenset(
+    {"totals", "gains", "curve", "total", "mean", "recent", "recent_reward", "memory", "held", "vector", "inverse"}
+)
 """Names of learned arrays that are always finite."""
 ROUNDING = 1e-6
 
@@ -138,8 +146,8 @@ class Arrays:
             if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
                 raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
             kind = name.rpartition(".")[2]
-            if kind in COUNTS and not np.all((given >= -ROUNDING) & (given < np.inf)):
-                raise ValueError(f"{name} must hold counts, got {given[~((given >= -ROUNDING) & (given < np.inf))][0]}")
+            if kind in COUNTS and not np.all(good := (given >= -ROUNDING) & (given < MOST_COUNTED)):
+                raise ValueError(f"{name} must hold counts, got {given[~good][0]}")
             if kind in SUMS and not np.isfinite(given).all():
                 raise ValueError(f"{name} must hold finite sums, got {given[~np.isfinite(given)][0]}")
         for name in self.state:
@@ -251,6 +259,22 @@ def check_thresholds(policy: Policy, chosen: Thresholds, frames: int) -> None:
         good = ((values >= 0) & (values <= 1 + 1e-6)) | (values == np.inf)  # just above 1 is "never", too
         if not good.all():
             raise EexError(f"policy {name}: {column} must lie in [0, 1], or be inf; got {values[~good][0]:g}")
+
+
+def go_on_from(policy: Policy, state: State) -> None:
+    """Load what was learned and see that a policy can choose by it.
+
+    Raises
+    ------
+    ValueError
+        If the state does not fit the policy, or what it would choose by it are no thresholds.
+    """
+    policy.load_state_dict(state)
+    trial = copy.deepcopy(policy)
+    try:
+        check_thresholds(trial, trial.choose(Context(frames=2)), 2)
+    except (EexError, IndexError, ArithmeticError) as error:
+        raise ValueError(f"its arrays are of no use to the policy: {error}") from None
 
 
 def check_threshold(name: str, value: float) -> float:

@@ -37,6 +37,12 @@ def moved(old: str, new: str) -> None:
     old, new
         Full names of the module, before and now. The package may have a name like the old module's.
     """
+
+    def getattr_(name: str) -> Any:
+        if name.startswith("__"):  # whoever looks through all modules loads nothing
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(new), name)
+
     module = types.ModuleType(old, f"Moved to {new}.")
-    vars(module)["__getattr__"] = lambda name: getattr(importlib.import_module(new), name)
+    vars(module)["__getattr__"] = getattr_
     sys.modules[old] = module

@@ -1,11 +1,19 @@
-"""Files that are written whole or not at all: whoever reads one sees the old content or the new, never a part of it."""
+"""Files that are written whole or not at all, and JSON that somebody else wrote.
+
+Whoever reads a file sees the old content or the new, never a part of it.
+"""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from eex.policies.core.errors import EexError
+
+MOST_LEVELS = 200
+"""Levels of nesting of a configuration or a card."""
 
 
 @contextlib.contextmanager
@@ -58,6 +66,56 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file by a text, as UTF-8, or by bytes; see `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The plain values in a JSON text that somebody else wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is not JSON, is nested deeper than `MOST_LEVELS`, or holds a text that cannot be written as UTF-8 or as
+        the name of a file: half a surrogate pair, or a NUL.
+
+    Examples
+    --------
+    >>> parse_json('{"exits": [1, 2]}')
+    {'exits': [1, 2]}
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    check_plain_values(values)
+    return values
+
+
+def check_plain_values(values: Any) -> None:
+    """Raise `ValueError` for values of JSON or TOML that are nested too deeply or hold impossible texts."""
+    level = [values]
+    for _ in range(MOST_LEVELS):
+        deeper: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                _check_text(value)
+            elif isinstance(value, dict):
+                for key in value:
+                    _check_text(key)
+                deeper += value.values()
+            elif isinstance(value, list):
+                deeper += value
+        if not deeper:
+            return
+        level = deeper
+    raise ValueError(_TOO_DEEP)
+
+
+_TOO_DEEP = f"it is nested deeper than {MOST_LEVELS} levels"
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"the text {text[:40]!a} holds a NUL or half a surrogate pair")
 
 
 def sync_folder(folder: Path) -> None:

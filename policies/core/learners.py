@@ -16,6 +16,7 @@ from eex.policies.core.base import (
     State,
     Thresholds,
     check_thresholds,
+    go_on_from,
     is_foreign,
 )
 from eex.policies.core.parts import Composite
@@ -115,7 +116,7 @@ class Learners:
         """
         fresh = self._make(1)
         if state is not None:
-            fresh.load_state_dict(state)
+            go_on_from(fresh, state)
         fresh.keys = np.array([key])
         if not self._free:
             self._grow()
@@ -145,7 +146,7 @@ class Learners:
             If the state is that of another policy; nothing is changed then.
         """
         fresh = self._make(1)
-        fresh.load_state_dict(state)
+        go_on_from(fresh, state)
         if self.joint:
             self._put(self._whole, fresh, np.array([row]))
         else:

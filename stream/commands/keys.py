@@ -1,7 +1,7 @@
 """`eex-keys`: make the keys with which a worker and its edges authenticate each other."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from eex.stream.guard import guarded
@@ -16,8 +16,8 @@ class Keys:
     folder. An edge needs its own .key file and worker.pub. Keep the .key files secret.
     """
 
-    folder: Path = field(default_factory=default_folder)
-    """Folder to write the keys to. eex-worker and eex-stream look for them in the default folder."""
+    folder: Path | None = None
+    """Folder to write the keys to. By default, the one where eex-worker and eex-stream look for them."""
     names: tuple[str, ...] = ()
     """Names of more clients; each gets its own pair."""
 
@@ -31,7 +31,7 @@ def _main() -> None:
     import tyro
 
     options = tyro.cli(Keys, prog="eex-keys", config=(tyro.conf.Positional,))
-    print("\n".join(make_keys(options.folder, options.names)))
+    print("\n".join(make_keys(options.folder or default_folder(), options.names)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import UNRECORDED, guarded, hush, share_cores
+from eex.stream.guard import UNRECORDED, guarded, hush, keep_memory_flat, share_cores
 from eex.stream.live.config import LiveConfig
 
 
@@ -66,6 +66,7 @@ def _main() -> int:
     if command.quiet:
         hush()
     share_cores()
+    keep_memory_flat()
     from eex.stream.live.run import Sources, Stop, live
 
     given: dict[str, Any] = {name: getattr(command, name) for name in ("fps", "changed", "realtime", "existing")}

@@ -139,16 +139,21 @@ def _main() -> None:
         records = read_records(folder)
         outcomes, labels = outcomes_of(records), labels_of(records)
         report = measure(outcomes, labels, p_tar, t_tar_ms, run=str(folder), batch=command.batch, bins=command.bins)
-        if report.bins:
-            _draw(report, folder / PICTURE)
         reports.append(report)
     if command.json:
         print(json.dumps({"runs": [asdict(report) for report in reports]}))
-        return
-    for k, report in enumerate(reports):
-        if k:
-            print()
-        _print(report)
+    else:
+        for k, report in enumerate(reports):
+            if k:
+                print()
+            _print(report)
+    for folder, report in zip(command.runs, reports, strict=True):
+        if report.bins:
+            try:
+                _draw(report, folder / PICTURE)
+            except Exception as error:  # any: a picture must not cost the results
+                why = " ".join(str(error).split()) or type(error).__name__
+                print(f"warning: {folder / PICTURE} was not drawn: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":

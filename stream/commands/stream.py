@@ -9,8 +9,8 @@ from pathlib import Path
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.config import StreamConfig, earlier, from_json
-from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, hush, share_cores
+from eex.stream.config import StreamConfig, earlier, from_json, pairs
+from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, hush, keep_memory_flat, share_cores
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def _main() -> int:
     if command.quiet:
         hush()
     share_cores()
+    keep_memory_flat()
     if command.list_policies:
         return _list_policies()
     from eex.stream.run.runner import run
@@ -102,7 +103,7 @@ def _parse(arguments: list[str]) -> Command:
         prog="eex-stream",
         args=arguments,
         default=Command(stream=start),
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=pairs(start),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import guarded, share_cores
+from eex.stream.guard import guarded, keep_memory_flat, share_cores
 from eex.stream.wire.keys import default_folder, edge_keys, worker_keys
 from eex.stream.wire.security import check_plain, is_loopback
 from eex.stream.worker.clients import Limits
@@ -141,6 +141,7 @@ def main() -> None:
 def _main() -> int:
     stop = stop_on_signals()
     share_cores()
+    keep_memory_flat()
     options = tyro.cli(Worker, prog="eex-worker", config=(tyro.conf.FlagCreatePairsOff,))
     options.check()
     keys = None

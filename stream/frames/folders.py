@@ -229,7 +229,10 @@ def printable(name: str) -> str:
     >>> printable("caf\\udce9.jpg")
     'caf\\\\xe9.jpg'
     """
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair, which stands for no byte
+        return name.encode(errors="backslashreplace").decode()
 
 
 def _by_suffix(names: Sequence[str]) -> str:

@@ -2,23 +2,34 @@
 
 import json
 import threading
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import replacing
+from eex.policies.core.files import parse_json, replacing
+from eex.stream.run.state import read_arrays
 
 Learned = tuple[int, dict[str, NDArray[Any]]]
 """Frames that a learner had chosen for, and its state: that of a policy of one run."""
 FORMAT = 1
 STREAMS_KEPT = 1024
 """Streams that were closed whose learning is kept, at most: the latest."""
+
+MOST_FRAMES = 2**53
+
+
+class _About(msgspec.Struct):
+    """What the file says of itself."""
+
+    format: int
+    made_for: dict[str, Any]
+    streams: list[str]
 
 
 class Kept:
@@ -109,17 +120,22 @@ def read(path: Path, made_for: Mapping[str, Any]) -> dict[str, Learned]:
         If the file cannot be read, or is of another policy or network: what differs is named.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = {name: saved[name] for name in saved.files}
-        about = json.loads(str(arrays["about"]))
-        names, frames = about["streams"], arrays["frames"].tolist()
-        if about["format"] != FORMAT or len(frames) != len(names):
+        if not path.exists():
+            return {}
+        arrays = read_arrays(path)
+        about = msgspec.convert(parse_json(str(arrays["about"])), type=_About)
+        names, frames, theirs = about.streams, arrays["frames"], about.made_for
+        if about.format != FORMAT or frames.shape != (len(names),):
             raise ValueError("of another version of eex")
-        theirs = about["made_for"]
+        if frames.dtype.kind not in "iuf" or not np.all((frames >= 0) & (frames < MOST_FRAMES)):  # empty: of floats
+            raise ValueError("the numbers of frames must be whole and at least 0")
+        for key, array in arrays.items():
+            if key.startswith("all.") and array.shape[:1] != frames.shape:
+                raise ValueError(f"the array {key} must have a row for each of {len(names)} streams")
         different = [k for k in {**made_for, **theirs} if made_for.get(k) != theirs.get(k)]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except EexError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EexError(f"{path}: not what a session has learned: {error}") from None
     if different:
         what = "; ".join(f"{k}: {theirs.get(k)} there, {made_for.get(k)} here" for k in different)

@@ -19,6 +19,7 @@ import numpy as np
 
 from eex.policies.core.errors import EexError, ImageError
 from eex.policies.core.price import parse_price
+from eex.stream.guard import keep_memory_flat
 from eex.stream.live import learning
 from eex.stream.live.answers import Answer, Reason, Refusal, Sink, iso
 from eex.stream.live.arrivals import Arrivals, Waiting
@@ -99,6 +100,7 @@ class Session:
     ) -> None:
         self.config = _with(config or LiveConfig(), options)
         self.config.check()
+        keep_memory_flat()
         self._lock = threading.Condition()
         self._streams: dict[str, Stream] = {}
         self._left_streams: OrderedDict[str, Stream] = OrderedDict()

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import check_plain_values
 
 DEFAULTS, STREAMS = "defaults", "streams"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -62,6 +63,8 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     deadline_ms: float | None = None
 
 
+MOST_DOTS = 1000  # in a line of the file
+
 LIMITS = {
     "queue": (1, 100_000),
     "fps": (0, 10_000),
@@ -90,11 +93,19 @@ def read_streams(path: Path) -> dict[str, SourceOptions]:
     5.0
     """
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):  # TOML's reader takes minutes for such keys
+            raise ValueError(f"a line has more than {MOST_DOTS} dots")
+        content = tomllib.loads(text)
+        check_plain_values(content)
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise EexError(f"{path}: not a file of streams: it is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EexError(f"{path}: not TOML: {error}") from None
+    except ValueError as error:
+        raise EexError(f"{path}: not a file of streams: {error}") from None
     for key in content:
         if key not in (DEFAULTS, STREAMS):
             raise EexError(f"{path}: unknown table '{key}'; expected [{DEFAULTS}] and [{STREAMS}.NAME]")
@@ -102,7 +113,7 @@ def read_streams(path: Path) -> dict[str, SourceOptions]:
     tables = content.get(STREAMS, {})
     for name, table in ((DEFAULTS, common), (STREAMS, tables)):
         if not isinstance(table, dict):
-            raise EexError(f"{path}: [{name}] must be a table, got {table!r}")
+            raise EexError(f"{path}: [{name}] must be a table, got {_brief(table)}")
     if "source" in common:
         raise EexError(f"{path}: [{DEFAULTS}] has a source; each stream needs its own, in [{STREAMS}.NAME]")
     _options({**common, "source": "-"}, f"{path}: [{DEFAULTS}]")  # wrong though no stream uses it
@@ -111,7 +122,7 @@ def read_streams(path: Path) -> dict[str, SourceOptions]:
         where = f"{path}: stream '{name}'"
         check_name(name, where)
         if not isinstance(table, dict):
-            raise EexError(f"{where}: expected a table [{STREAMS}.{name}], got {table!r}")
+            raise EexError(f"{where}: expected a table [{STREAMS}.{name}], got {_brief(table)}")
         streams[name] = _options({**common, **table}, where)
     return streams
 
@@ -211,3 +222,8 @@ def _options(table: dict[str, Any], where: str) -> SourceOptions:
 def _meant(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known := list(known), 1)
     return f"; did you mean '{close[0]}'?" if close else f"; expected one of {', '.join(known)}"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -169,4 +169,6 @@ def make_folder(out: Path, name: str) -> Path:
                 raise EexError(f"{out}: is not a folder (--out)") from None
         except OSError as error:
             raise EexError(f"{out}: cannot write there (--out): {error.strerror}") from None
+        except ValueError as error:  # a NUL, say
+            raise EexError(f"--out {str(out)!a}: is no path: {error}") from None
     raise AssertionError

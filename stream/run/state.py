@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Policy
+from eex.policies.core.base import Policy, go_on_from
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing
 from eex.policies.core.price import Meter
@@ -128,7 +128,7 @@ def restore(saved: Mapping[str, NDArray[Any]], policy: Policy, meter: Meter, tal
     try:
         if made_by != type(policy).__qualname__:
             raise ValueError(f"its policy is {made_by}, not {type(policy).__qualname__}")
-        policy.load_state_dict(_under(saved, "policy."))
+        go_on_from(policy, _under(saved, "policy."))
         tally.load_state_dict(_under(saved, "tally."))
         if metered := _under(saved, "meter."):
             meter.load_state_dict(metered)

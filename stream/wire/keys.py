@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import stat
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
+import zmq.utils.z85
 
 from eex.policies.core.errors import EexError
 
@@ -62,10 +64,19 @@ class WorkerKeys:
 
 
 def default_folder() -> Path:
-    """Where keys are unless an option says otherwise: $EEX_KEYS, or eex/keys in the user's configuration folder."""
+    """Where keys are unless an option says otherwise: $EEX_KEYS, or eex/keys in the user's configuration folder.
+
+    Raises
+    ------
+    EexError
+        If the user has no home, as one that a container made up.
+    """
     if folder := os.environ.get("EEX_KEYS"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "eex" / "keys"
+    try:
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "eex" / "keys"
+    except RuntimeError:
+        raise EexError("this user has no home folder to keep keys in; name one by an option or in EEX_KEYS") from None
 
 
 def new_pair() -> Pair:
@@ -135,9 +146,20 @@ def _read(path: Path) -> bytes:
         raise EexError(f"{path}: there is no such key; make keys with: eex-keys {path.parent}") from None
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-    if not _Z85.fullmatch(text):
-        raise EexError(f"{path}: not a key, expected 40 characters of Z85")
+    if not is_key(text):
+        raise EexError(f"{path}: not a key, expected 40 characters of Z85 that stand for 32 bytes")
     return text
+
+
+def is_key(text: bytes) -> bool:
+    """Whether a text is 32 bytes in Z85; groups of five characters can stand for more than four bytes hold."""
+    if not _Z85.fullmatch(text):
+        return False
+    try:
+        zmq.utils.z85.decode(text)
+    except (ValueError, struct.error):
+        return False
+    return True
 
 
 class KeyFolder:
@@ -233,7 +255,7 @@ class KeyFolder:
             problem = f"it has {state.st_size:,} bytes, a key has 40"
         else:
             text = _head(os.path.join(self._folder, name)).strip()
-            if _Z85.fullmatch(text):
+            if is_key(text):
                 return text
             problem = "it does not hold 40 characters of Z85"
         self._report(name, problem)

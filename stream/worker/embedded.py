@@ -13,7 +13,7 @@ from typing import IO
 import zmq
 
 from eex.policies.core.errors import EexError, OffloadError
-from eex.stream.wire.keys import EdgeKeys, Pair, WorkerKeys, new_pair, only
+from eex.stream.wire.keys import EdgeKeys, Pair, WorkerKeys, is_key, new_pair, only
 from eex.stream.wire.protocol import one_line
 
 READY = "eex-worker: listening on "
@@ -234,6 +234,6 @@ def read_keys() -> WorkerKeys:
     while not line.endswith(b"\n") and len(line) < 200 and (byte := os.read(0, 1)):  # leaves the rest to others
         line += byte
     words = line.split()
-    if len(words) != 2 or any(len(word) != 40 for word in words):
+    if len(words) != 2 or not all(map(is_key, words)):
         raise EexError("--with-parent: expected keys on standard input; it is for workers that eex-stream starts")
     return only(Pair(zmq.curve_public(words[0]), words[0]), words[1])

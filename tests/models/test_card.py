@@ -102,6 +102,17 @@ def test_fingerprints_differ_where_answers_may(tmp_path):
         ({"architecture": {"backbone": "vgg"}}, "describes no network"),
         ({"architecture": {"backbone": "custom"}}, "holds a user's own network"),
         ({"architecture": {"options": {"width": 16}}}, "weights do not fit the card"),
+        ({"architecture": {"options": {"width": 1000}}}, "the file has room for"),
+        ({"architecture": {"options": {"width": 10**9}}}, "describes no network|the file has room for"),
+        ({"architecture": {"experts": ["pristine", "a.b"]}}, "expert 'a.b': no possible name"),
+        ({"architecture": {"experts": ["pristine", ""]}}, "expert '': no possible name"),
+        ({"architecture": {"experts": ["pristine", "forward"]}}, "expert 'forward': no possible name"),
+        ({"architecture": {"experts": ["pristine", "a\0"]}}, "NUL"),
+        ({"architecture": {"experts": [f"e{k}" for k in range(10_000)]}}, "the number of experts must lie in 1…100"),
+        ({"architecture": {"structures": ["conv_fc"] * 100_000}}, "the number of exits must lie in"),
+        ({"architecture": {"classes": [str(k) for k in range(900_000)]}}, "the file has room for"),
+        ({"architecture": {"input_shape": [3, 10**9, 10**9]}}, "the number of pixels must lie in"),
+        ({"architecture": {"input_shape": [3, -32, -32]}}, "the input shape must be positive"),
     ],
 )
 def test_a_card_that_does_not_fit(saved, tmp_path, change, message):
@@ -139,3 +150,40 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EexError, match="cannot be written"):
         save(small_net(), tmp_path / "file")
+
+
+def test_a_card_that_is_nested_too_deeply(saved, tmp_path):
+    text = (saved / CARD).read_text()
+    (tmp_path / CARD).write_text(
+        text.replace('"training": {', '"training": {"x": ' + "[" * 100_000 + "]" * 100_000 + ",", 1)
+    )
+    with pytest.raises(ModelError, match="not a model card of this version of eex: it is nested deeper than"):
+        read_card(tmp_path)
+
+
+HEADERS = {
+    "terabytes": {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+    "overflow": {"a": {"dtype": "F32", "shape": [10**12, 10**12], "data_offsets": [0, 4]}},
+    "many axes": {"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}},
+    "empty": {"a": {"dtype": "F32", "shape": [2**62, 0], "data_offsets": [0, 0]}},
+    "a name with NUL": {"a\0b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_weights_with_an_absurd_header(saved, tmp_path, name):
+    header = json.dumps(HEADERS[name]).encode()
+    weights = len(header).to_bytes(8, "little") + header + bytes(4)
+    card = json.loads((saved / CARD).read_text()) | {"sha256": hashlib.sha256(weights).hexdigest()}
+    (tmp_path / CARD).write_text(json.dumps(card))
+    (tmp_path / WEIGHTS).write_bytes(weights)
+    with pytest.raises(ModelError, match="weights do not fit the card"):
+        load(tmp_path)
+    with pytest.raises(ModelError, match="weights do not fit the card"):
+        load(tmp_path, net=small_net())
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "forward", "a/b"])
+def test_a_name_that_no_expert_can_have(name):
+    with pytest.raises(ValueError, match="no possible name"):
+        small_net().add_expert(name)

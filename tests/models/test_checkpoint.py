@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_training import SHAPE, Killed, killer, noise, same, tiny_data, tiny_network, tiny_recipe, weights
 from torch import nn
 
 from eex.models.card import save
+from eex.models.checkpoint import Checkpoint
 from eex.models.cutting import cut
 from eex.models.network import make
 from eex.models.training import Recipe, fit
@@ -125,3 +126,26 @@ def test_stages_that_share_a_module_go_on_and_are_saved(tmp_path):
     save(net, tmp_path / "model", name="tied", half=False)
     saved = load_file(tmp_path / "model" / "weights.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("state", "tensors"),
+    [
+        ("[" * 100_000 + "]" * 100_000, {}),
+        ('{"run": {}}', {}),
+        ('{"run": {}, "phase": -1, "epoch": 0, "best": 0, "since_best": 0, "history": []}', {}),
+        ('{"run": [], "phase": 0, "epoch": 0, "best": 0, "since_best": 0, "history": []}', {}),
+        ('{"run": {}, "phase": 0, "epoch": 0, "best": 0, "since_best": 0, "history": {}}', {}),
+        (
+            '{"run": {}, "phase": 0, "epoch": 0, "best": Infinity, "since_best": 0, "history": []}',
+            {"optimizer.a.b.c": 1},
+        ),
+    ],
+)
+def test_a_checkpoint_of_impossible_contents_gives_one_clear_line(tmp_path, state, tensors):
+    path, net = tmp_path / "run.safetensors", tiny_network()
+    saved = {f"net.{k}": v.clone() for k, v in net.state_dict().items()}
+    save_file(saved | {k: torch.zeros(v) for k, v in tensors.items()}, path, metadata={"state": state})
+    with pytest.raises(EexError, match=r"not a training checkpoint|an optimizer's state") as caught:
+        Checkpoint(net, {}, 0, path)
+    assert "\n" not in str(caught.value)

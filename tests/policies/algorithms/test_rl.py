@@ -207,8 +207,8 @@ def test_lstm_against_torch(tmp_path, action):
     [
         ({"format": FORMAT}, f"format: expected {RECURRENT}, found {FORMAT}"),
         ({"lstm": 0}, f"format: expected {FORMAT}, found {RECURRENT}"),
-        ({"lstm": -1}, "lstm or window out of range: -1, 4"),
-        ({"window": 0}, "lstm or window out of range: 6, 0"),
+        ({"lstm": -1}, "lstm out of range: expected 0…100000, found -1"),
+        ({"window": 0}, "window out of range: expected 1…1000000, found 0"),
         ({"lstm": 7}, "inputs of the first layer: expected 7, found 6"),
         ({"lstm": 7, "layers": [7, 7, 5, 5]}, "does not fit its card: expected tensors .*lstm.matrix"),
     ],
@@ -256,6 +256,15 @@ def edited(folder, **changes):
         ({"sha256": "0" * 64}, "does not match its card: expected SHA-256 000000000000…, found"),
         ({"action": "dance"}, "not an agent's card: Invalid enum value 'dance'"),
         ({"rate": "fast"}, "not an agent's card: Expected `float`, got `str`"),
+        ({"exits": 10**9}, "exits out of range: expected 1…1000"),
+        ({"exits": 10**30}, "not an agent's card|exits out of range"),
+        ({"experts": 10**9}, "experts out of range: expected 1…1000"),
+        ({"window": 10**18}, "window out of range"),
+        ({"lstm": 10**9, "format": RECURRENT}, "lstm out of range"),
+        ({"layers": [10**9, 10**9]}, "inputs of the first layer"),
+        ({"rate": 0.0}, "rate out of range"),
+        ({"name": "a\0b"}, "not an agent's card: the text 'a.x00b' holds a NUL"),
+        ({"trained": {"x": functools.reduce(lambda inner, _: [inner], range(500), [])}}, "nested deeper than"),
     ],
 )
 def test_cards_that_cannot_be(folder, changes, message):
@@ -277,6 +286,11 @@ def test_files_that_cannot_be(folder, tmp_path):
         load_agent(folder)
 
 
+def _of_header(header):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(0 if "0]}" in text.decode()[-6:] else 4)
+
+
 def test_weights_that_are_not_of_the_card(folder, monkeypatch):
     import hashlib
 
@@ -284,6 +298,10 @@ def test_weights_that_are_not_of_the_card(folder, monkeypatch):
 
     for weights, message in (
         (b"PK\x03\x04 a pickle in a zip", "not a safetensors file"),
+        (b"\xff" * 8 + b"{}", "not a safetensors file"),
+        (_of_header({"a": {"dtype": "F32", "shape": [2**62, 0], "data_offsets": [0, 0]}}), "not a safetensors file"),
+        (_of_header({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}), "tensors of the type 'BF16'"),
+        (_of_header({"a": {"dtype": "F32", "shape": [1] * 80, "data_offsets": [0, 4]}}), "not a safetensors file"),
         (save({"0.matrix": np.zeros((2, 2), np.float32)}), "does not fit its card: expected tensors"),
     ):
         (folder / WEIGHTS).write_bytes(weights)

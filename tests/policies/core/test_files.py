@@ -1,7 +1,7 @@
 import pytest
 
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import replacing, write_file
+from eex.policies.core.files import MOST_LEVELS, parse_json, replacing, write_file
 
 FULL = OSError(28, "No space left on device")
 
@@ -54,3 +54,27 @@ def test_where_nothing_can_be_written(tmp_path):
         with pytest.raises(EexError, match=rf"^{path}: cannot be written: \w.*$"):
             write_file(path, "text")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested deeper than"),
+        ('{"a":' * (MOST_LEVELS + 1) + "1" + "}" * (MOST_LEVELS + 1), "nested deeper than"),
+        ('{"path": "a\\u0000b"}', "NUL"),
+        ('["\\ud800"]', "surrogate"),
+        ('{"a\\u0000": 1}', "NUL"),
+        ("1" * 10_000, "digits"),
+        (b"\xff\xfe\xff", "decode"),
+        ("", "Expecting value"),
+    ],
+    ids=["100,000 levels", "a level too many", "NUL", "surrogate", "key", "digits", "not text", "nothing"],
+)
+def test_json_of_others_is_bounded(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+
+
+def test_json_of_a_usual_depth_is_read():
+    assert parse_json("[" * MOST_LEVELS + "]" * MOST_LEVELS)
+    assert parse_json('{"a": ["é", 1.5, null, true]}') == {"a": ["é", 1.5, None, True]}

@@ -18,6 +18,7 @@ from PIL import Image
 from eex.models.card import CARD, SHIPPED, WEIGHTS
 from eex.stream.run.pictures import read_curves
 from eex.stream.run.records import read_records
+from eex.stream.wire.keys import make_keys
 from eex.stream.worker.serve import READY
 
 pytestmark = pytest.mark.timeout(200)
@@ -476,3 +477,46 @@ def test_bad_images_are_skipped_and_named(tmp_path):
     text = " ".join(done.stdout.split())
     assert all(name in text for name in names)
     assert sorted(records_of(summary["folder"])["name"].to_pylist()) == [f"{k:03d}.png" for k in range(20)]
+
+
+# ---- configurations and resumptions
+
+
+def test_an_option_that_the_run_had_may_be_said_again(tmp_path):
+    first = stream(tmp_path, "--worker", "none", "--frames", 40, "--no-regret")
+    again = stream(tmp_path, "--resume", first["folder"], "--no-regret")
+    assert again["frames"] == first["frames"]
+    config = Path(first["folder"]) / "config.json"
+    for flags in (["--no-regret"], ["--regret"], ["--no-resize"]):
+        assert stream(tmp_path, "--config", config, "--frames", 20, *flags)["frames"] == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "a\0b"}, "holds a NUL"),
+        ({"out": "a\0b"}, "holds a NUL"),
+        ({"model": "a\ud800b"}, "half a surrogate pair"),
+        ({"seed": [[]]}, "not the configuration of a run"),
+        ({"frames": 10**400}, "not the configuration of a run"),
+        ({"policy_option": [[[[]]]]}, "not the configuration of a run"),
+    ],
+)
+def test_a_configuration_of_impossible_values_is_refused_in_one_line(offline, tmp_path, changes, message):
+    config = json.loads((Path(offline["folder"]) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    refused(call("stream", "--config", tmp_path / "config.json"), message)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"source":' * 250 + "1" + "}" * 250])
+def test_a_configuration_that_is_nested_too_deeply(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    refused(call("stream", "--config", tmp_path / "config.json"), "nested deeper than 200 levels")
+
+
+def test_a_key_that_does_not_decode_is_refused_in_one_line(tmp_path):
+    make_keys(tmp_path)
+    (tmp_path / "worker.pub").write_text("#" * 40)
+    refused(call("stream", "--worker", "tcp://127.0.0.1:9", "--keys", tmp_path), "worker.pub: not a key")
+    (tmp_path / "worker.key").write_text("#" * 40)
+    refused(call("worker", "--keys", tmp_path), "worker.key: not a key")

@@ -1,5 +1,8 @@
 """What was learned, from one session to the next."""
 
+import json
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -50,3 +53,39 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EexError, match="cannot be written"):
         learning.write(tmp_path / "file" / "state.npz", MADE_FOR, {})
+
+
+ABOUT = {"format": 1, "made_for": MADE_FOR, "streams": ["a"]}
+IMPOSSIBLE = {
+    "nested": ("[" * 100_000 + "]" * 100_000, [1], None),
+    "no names": (ABOUT | {"streams": [["a"]]}, [1], None),
+    "a text of names": (ABOUT | {"streams": "a"}, [1], None),
+    "made for a list": (ABOUT | {"made_for": [1]}, [1], None),
+    "a list": ([], [1], None),
+    "frames that are none": (ABOUT, [np.nan], None),
+    "frames below 0": (ABOUT, [-3], None),
+    "frames of others": (ABOUT, [1, 2], None),
+    "frames in columns": (ABOUT, [[1]], None),
+    "no rows": (ABOUT, [1], 3.0),
+    "too few rows": (ABOUT, [1], np.zeros((0, 3))),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_contents_are_one_line(tmp_path, case):
+    about, frames, array = IMPOSSIBLE[case]
+    arrays = {} if array is None else {"all.counts": array}
+    text = about if isinstance(about, str) else json.dumps(about)
+    np.savez(tmp_path / "state.npz", about=np.array(text), frames=np.array(frames), **arrays)
+    with pytest.raises(EexError, match="not what a session has learned") as caught:
+        learning.read(tmp_path / "state.npz", MADE_FOR)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_that_announces_terabytes_is_refused_before_it_is_made(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (125000000000,), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    with zipfile.ZipFile(tmp_path / "state.npz", "w") as archive:
+        archive.writestr("frames.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80))
+    with pytest.raises(EexError, match="not what a session has learned: an array of shape"):
+        learning.read(tmp_path / "state.npz", MADE_FOR)

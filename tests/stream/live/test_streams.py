@@ -54,6 +54,12 @@ def test_streams_of_a_file_with_what_they_have_in_common(tmp_path):
         ('[defaults]\nsource = "-"', r"\[defaults\] has a source"),
         ("[streams.door", r"not TOML: "),
         ('[streams.a]\nsource="-"\n[streams.a]\nsource="-"', r"not TOML: "),
+        ("streams = " + "[" * 100_000 + "]" * 100_000, "not a file of streams: it is nested "),
+        ("streams = " + "[" * 250 + "]" * 250, "not a file of streams: it is nested deeper than"),
+        ("a." * 900 + "a = 1", "not a file of streams: it is nested deeper than"),
+        ("a." * 100_000 + "a = 1", "not a file of streams: a line has more than 1000 dots"),
+        ('[streams.door]\nsource = "a\\u0000b"', "not a file of streams: the text .* holds a NUL"),
+        ("streams = " + "[" * 150 + "]" * 150, r"\[streams\] must be a table, got \[{60}…$"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(tmp_path, text, reason):

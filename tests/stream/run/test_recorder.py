@@ -207,6 +207,7 @@ SPOILT = {
     "windows of no frames": ("tally.windows.length", 0),
     "windows beyond the last": ("tally.windows.used", 10**6),
     "withheld": ("meter.withheld", -3),
+    "counts beyond all": ("policy.pending", 2.0**60),
 }
 
 
@@ -232,3 +233,26 @@ def test_an_array_larger_than_its_file_is_refused_before_it_is_made(tmp_path, ki
         archive.writestr("policy.counts.npy", array)
     with pytest.raises(EexError, match=r"not the state of a stream: .*(array of shape|compressed)"):
         state.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "value"),
+    [
+        ("gain-curve", "policy.heard", float("nan")),
+        ("gain-curve", "policy.weight", -1.0),
+        ("gain-curve", "policy.curve", float("nan")),
+        ("gain-curve", "policy.change.count", -1.0),
+        ("sw-ucb", "policy.recent_arm", -1),
+        ("stop-curve", "policy.known", float("nan")),
+        ("deex-ucb", "policy.counts", -1.0),
+    ],
+)
+def test_a_state_that_no_policy_can_choose_by_is_refused_in_one_line(tmp_path, name, array, value):
+    policy, meter, tally = make_policy(name, exits=3), Meter(parse_price("0.1")), Tally(4)
+    state.write(tmp_path, policy, meter, tally, 1000, 1, 5.0)
+    arrays = state.read(tmp_path)
+    arrays[array] = np.full_like(arrays[array], value)
+    np.savez(tmp_path / "state.npz", **arrays)
+    with pytest.raises(EexError, match="does not belong to this run") as caught:
+        state.restore(state.read(tmp_path), policy, meter, tally)
+    assert "\n" not in str(caught.value)

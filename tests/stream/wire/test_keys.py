@@ -41,6 +41,12 @@ def test_keys_lie_in_files_that_are_secret(tmp_path):
     (folder / "edge.key").chmod(0o600)
     with pytest.raises(EexError, match="not a key"):
         edge_keys(folder)
+    (folder / "edge.key").write_text("#" * 40)  # more than 32 bytes hold
+    with pytest.raises(EexError, match="not a key, expected 40 characters of Z85 that stand for 32 bytes"):
+        edge_keys(folder)
+    (folder / "worker.key").write_text("%nSc1" * 8)
+    with pytest.raises(EexError, match="not a key"):
+        worker_keys(folder)
     with pytest.raises(EexError, match="a key's name"):
         make_keys(folder, ("../worker",))
     assert new_pair().secret.decode() not in repr(new_pair())
@@ -87,13 +93,14 @@ def test_what_is_no_key_is_named_once_and_waited_for_never(folder):
     (folder / "folder.pub").mkdir()
     (folder / "long.pub").write_bytes(b"x" * 5000)
     (folder / "short.pub").write_bytes(b"no key")
+    (folder / "undecodable.pub").write_bytes(b"#" * 40)
     (folder / "dangling.pub").symlink_to(folder / "nothing")
     with open(os.fsencode(folder) + b"/\xff\xfe.pub", "wb") as file:
         file.write(new_pair().public)
     lines: list[str] = []
     keys = KeyFolder(folder, lines.append)
     keys.refresh()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all("not used as a client's key" in line and line.isascii() for line in lines)
     assert sorted(name for name in ("door", "gate") if keys.known(public(folder, name)) == name) == ["door", "gate"]
     assert len(keys) == 2

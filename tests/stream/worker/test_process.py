@@ -1,0 +1,182 @@
+"""A worker process under what strangers, clients, logs and operators do to it; real sockets, pipes and keys."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import zmq
+from faults import PATIENCE_S, Stream
+
+from eex.experiments.bench.trivial_worker import MODEL, TrivialWorker
+from eex.stream.wire.client import ZmqOffloader
+from eex.stream.wire.keys import edge_keys, make_keys
+from eex.stream.wire.protocol import Hello, Welcome, pack, unpack
+from eex.stream.worker.embedded import READY
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+
+PROGRAM = """
+import sys
+import numpy as np
+from pathlib import Path
+from eex.stream.wire.keys import worker_keys
+from eex.stream.wire.protocol import Welcome
+from eex.stream.worker.pool import LocalReplica
+from eex.stream.worker.serve import listen, log, stop_on_signals
+stop = stop_on_signals()
+keys = worker_keys(Path(sys.argv[1]), log)
+replica = LocalReplica({"model-a": lambda stage, expert, x: (np.full(len(x), 0.9), np.full(len(x), 1))})
+listen([Welcome("model-a", 2, ("pristine",), tuple("abcd"))], [replica], "tcp://127.0.0.1:*", stop, keys=keys)
+"""
+
+
+@contextlib.contextmanager
+def worker(folder, stderr=subprocess.DEVNULL):
+    """A worker with the keys of a folder; yields its process and where it listens."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, folder], stdout=subprocess.PIPE, stderr=stderr, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith(READY)
+            yield process, line.removeprefix(READY).strip()
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_keys(tmp_path, ("worker", "edge", "other"))
+    return tmp_path
+
+
+@contextlib.contextmanager
+def edge(endpoint, folder, name="edge"):
+    offloader = ZmqOffloader(endpoint, MODEL, deadline_ms=1000 * PATIENCE_S, keys=edge_keys(folder, name))
+    with contextlib.closing(offloader):
+        offloader.connect(PATIENCE_S)
+        yield offloader
+
+
+def asked(offloader, id):
+    """The reply to one request."""
+    assert offloader.submit(id, 1, "pristine", np.zeros((1, 12), dtype=np.float32))
+    (reply,) = offloader.poll(1000 * PATIENCE_S)
+    return reply
+
+
+def knock(endpoint, times):
+    """Connect with keys that the worker does not know, which it logs."""
+    host, port = endpoint.removeprefix("tcp://").split(":")
+    for _ in range(times):
+        with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+            stranger.linger = 0
+            stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
+            stranger.curve_serverkey = zmq.curve_keypair()[0]
+            stranger.connect(endpoint)
+            with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
+                raw.sendall(os.urandom(64))
+            stranger.poll(20)
+
+
+def test_deleting_a_key_ends_its_live_connections_and_no_other(folder):
+    with worker(folder) as (_, endpoint), edge(endpoint, folder) as revoked, edge(endpoint, folder, "other") as kept:
+        assert not asked(revoked, 1).failed
+        (folder / "edge.pub").unlink()
+        since = time.monotonic()
+        while revoked.reachable and time.monotonic() - since < PATIENCE_S:
+            revoked.poll()
+            time.sleep(0.01)
+        took = time.monotonic() - since
+        assert not revoked.reachable
+        assert took < 2 * 5, took  # 2 s on an idle machine
+        assert not asked(kept, 2).failed
+
+
+def test_a_key_that_is_added_is_known_at_once(folder):
+    with worker(folder) as (_, endpoint):
+        make_keys(folder, ("late",))
+        with edge(endpoint, folder, "late") as offloader:
+            assert not asked(offloader, 1).failed
+
+
+@pytest.mark.parametrize("to", ["a full device", "a pipe that nobody reads"])
+def test_a_log_that_cannot_be_written_stops_nothing(folder, to):
+    with contextlib.ExitStack() as stack:
+        if to == "a full device":
+            stderr = stack.enter_context(open("/dev/full", "w"))
+        else:
+            reader, writer = os.pipe()
+            stack.callback(os.close, reader)
+            os.set_blocking(writer, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writer, bytes(4096))
+            os.set_blocking(writer, True)
+            stderr = stack.enter_context(os.fdopen(writer, "w"))
+        process, endpoint = stack.enter_context(worker(folder, stderr))
+        offloader = stack.enter_context(edge(endpoint, folder))
+        knock(endpoint, 5)
+        (folder / "other.pub").write_text("no key")  # which is logged, too
+        for id in range(20):
+            assert not asked(offloader, id).failed
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_message_of_many_parts_is_given_up_before_they_are_kept():
+    with TrivialWorker(guarded=True) as worker, Stream(worker.endpoint, keys=worker.keys) as stream:
+        stream.feed_until(stream.answered())
+        before = worker.resident_kib()
+        own = worker.keys
+        with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+            client.linger = 0
+            client.sndtimeo = 2000
+            client.curve_publickey, client.curve_secretkey, client.curve_serverkey = *_halves(own), own.worker
+            client.connect(worker.endpoint)
+            most, part = before, bytes(2 << 20)
+            with contextlib.suppress(zmq.Again):
+                for k in range(500):
+                    client.send(part, zmq.SNDMORE if k < 499 else 0, copy=False)
+                    most = max(most, worker.resident_kib())
+            for _ in range(20):
+                stream.feed()
+                most = max(most, worker.resident_kib())
+        stream.feed_until(stream.answered())
+        assert most - before < 256 << 10, f"{(most - before) >> 10} MiB more"
+        stream.end()
+
+
+def _halves(keys):
+    return keys.own.public, keys.own.secret
+
+
+def test_idle_connections_of_a_key_make_room_for_one_that_asks():
+    with TrivialWorker(guarded=True, limits={"key_clients": 3}) as worker, contextlib.ExitStack() as stack:
+        own = worker.keys
+        context = stack.enter_context(zmq.Context())
+
+        def client():
+            made = stack.enter_context(context.socket(zmq.DEALER))
+            made.linger = 0
+            made.curve_publickey, made.curve_secretkey, made.curve_serverkey = *_halves(own), own.worker
+            made.connect(worker.endpoint)
+            return made
+
+        def greeted(made):
+            made.send_multipart([bytes(frame) for frame in pack(Hello(1, MODEL))])
+            assert made.poll(1000 * PATIENCE_S)
+            return isinstance(unpack(made.recv_multipart())[0], Welcome)
+
+        assert all(greeted(client()) for _ in range(3))
+        late, since = client(), time.monotonic()
+        while not greeted(late):
+            assert time.monotonic() - since < PATIENCE_S
+            time.sleep(0.1)
+        assert time.monotonic() - since < 5 * 3  # 3 s idle on an idle machine
