@@ -324,6 +324,28 @@ def test_nobody_listens(tmp_path):
     assert summary["fallbacks"] > 0
 
 
+@pytest.mark.process
+def test_a_worker_that_comes_later_is_picked_up(tmp_path):
+    """The stream starts while the worker does not answer; from when it does, frames are offloaded."""
+    with worker() as (cloud, endpoint):
+        cloud.send_signal(signal.SIGSTOP)
+        options = ("--worker", endpoint, "--plain", "--policy", "fixed:p_tar=1", "--no-regret", "--json")
+        edge = start("stream", *options, "--threads", 1, "--frames", 3000, "--out", tmp_path)
+        try:
+            assert "frames are answered on the edge until a worker can be reached" in edge.stderr.readline()
+            wait_for(lambda: list(tmp_path.glob("*/config.json")), edge)
+            cloud.send_signal(signal.SIGCONT)
+            done = finish(edge)
+        finally:
+            edge.kill()
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["frames"] == summary["answered"] == 3000
+    fallbacks = records_of(summary["folder"])["fallback"].to_pylist()
+    assert fallbacks[0]
+    assert not fallbacks[-1]
+
+
 @pytest.mark.parametrize("deadline", ["inf", "nan", "0", "1e12"])
 def test_deadlines_out_of_range(tmp_path, deadline):
     done = call("stream", "--deadline-ms", deadline, "--frames", 20, "--out", tmp_path / "runs")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -248,4 +249,34 @@ def test_the_top_is_killed_in_mid_stream_and_comes_back(tmp_path):
         middle_process.send_signal(signal.SIGTERM)
         _, err = middle_process.communicate(timeout=PATIENCE_S)
         assert err.splitlines()[0] == "eex-worker: the upstream worker does not answer"
+        assert "eex-worker: the upstream worker is back" in err.splitlines()
+
+
+@pytest.mark.process
+@pytest.mark.soak
+def test_a_tier_starts_before_its_upstream_worker(tmp_path):
+    """It answers by itself until the upstream worker comes, and passes frames on from then."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        top = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    with contextlib.ExitStack() as stack:
+        way = ("--upstream", top, "--partition", 2, "--p-tar", 0.95, "--deadline-ms", 300)
+        middle, endpoint, metrics = stack.enter_context(worker("--plain", *way))
+        options = ("--plain", "--frames", 100, "--deadline-ms", 30_000)
+        assert check_each_has_one_answer(edge(tmp_path, endpoint, *options), 100)["fallbacks"] == 0
+        counts = frames_by_kind(metrics)
+        assert counts["here"] > 0
+        assert counts["fallback"] == counts["forwarded"]  # what it would have passed on, it answered
+        stack.enter_context(worker("--plain", "--bind", top))
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            before = counts
+            check_each_has_one_answer(edge(tmp_path, endpoint, *options), 100)
+            counts = frames_by_kind(metrics)
+            if counts["forwarded"] > before["forwarded"] and counts["fallback"] == before["fallback"]:
+                break
+            assert time.monotonic() < end
+        middle.send_signal(signal.SIGTERM)
+        _, err = middle.communicate(timeout=PATIENCE_S)
+        assert middle.returncode == 0
         assert "eex-worker: the upstream worker is back" in err.splitlines()
