@@ -330,10 +330,10 @@ def test_a_worker_that_comes_later_is_picked_up(tmp_path):
     with worker() as (cloud, endpoint):
         cloud.send_signal(signal.SIGSTOP)
         options = ("--worker", endpoint, "--plain", "--policy", "fixed:p_tar=1", "--no-regret", "--json")
-        edge = start("stream", *options, "--threads", 1, "--frames", 3000, "--out", tmp_path)
+        edge = start("stream", *options, "--threads", 1, "--frames", 3000, "--commit", 500, "--out", tmp_path)
         try:
             assert "frames are answered on the edge until a worker can be reached" in edge.stderr.readline()
-            wait_for(lambda: list(tmp_path.glob("*/config.json")), edge)
+            wait_for(lambda: list(tmp_path.glob("*/records/part-*")), edge)
             cloud.send_signal(signal.SIGCONT)
             done = finish(edge)
         finally:
