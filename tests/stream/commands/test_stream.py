@@ -341,9 +341,9 @@ def test_a_worker_that_comes_later_is_picked_up(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["frames"] == summary["answered"] == 3000
-    fallbacks = records_of(summary["folder"])["fallback"].to_pylist()
-    assert fallbacks[0]
-    assert not fallbacks[-1]
+    fallbacks = np.array(records_of(summary["folder"])["fallback"])
+    assert fallbacks[:400].mean() > 0.9  # a few are sure even at a threshold of 1
+    assert not fallbacks[-400:].any()
 
 
 @pytest.mark.parametrize("deadline", ["inf", "nan", "0", "1e12"])
