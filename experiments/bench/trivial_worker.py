@@ -18,9 +18,10 @@ import json, os, sys, time
 import numpy as np
 from eex.stream.worker.clients import Limits
 from eex.stream.worker.pool import LocalReplica
-from eex.stream.wire.keys import Pair, only
+from pathlib import Path
+from eex.stream.wire.keys import Pair, only, worker_keys
 from eex.stream.wire.protocol import Welcome
-from eex.stream.worker.serve import listen, stop_on_signals
+from eex.stream.worker.serve import listen, log, stop_on_signals
 
 o = json.loads(sys.argv[1])
 kept = []
@@ -35,6 +36,7 @@ def tail(stage, expert, features):
     return np.full(len(features), 0.9), np.full(len(features), 1)
 
 keys = only(Pair(*(k.encode() for k in o["pair"])), o["client"].encode()) if o["pair"] else None
+keys = worker_keys(Path(o["folder"]), log) if o["folder"] else keys
 welcome = Welcome(o["model"], 2, ("pristine",), tuple("abcd"), o["max_bytes"], o["window"], (o["model"],))
 stop = stop_on_signals()
 listen([welcome], [LocalReplica({o["model"]: tail})], o["bind"], stop, keys=keys, limits=Limits(**o["limits"]))
@@ -57,7 +59,7 @@ class TrivialWorker:
         Accept only the client with `keys`; otherwise plain text.
     options
         model: its fingerprint; delay_s: how long a call takes; hang: a path, while which exists calls do not return;
-        leak: bytes that it keeps of each frame; window and max_bytes: of its welcome; limits: a dict for `Limits`.
+        leak: bytes that it keeps of each frame; folder: of the keys that it knows; window and max_bytes: of its welcome; limits: a dict for `Limits`.
     """
 
     def __init__(self, guarded: bool = False, **options: Any) -> None:
@@ -72,6 +74,7 @@ class TrivialWorker:
             "delay_s": 0.0,
             "hang": "",
             "leak": 0,
+            "folder": "",
             "window": 32,
             "limits": {},
             "max_bytes": 1 << 22,
