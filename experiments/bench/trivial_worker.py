@@ -59,7 +59,8 @@ class TrivialWorker:
         Accept only the client with `keys`; otherwise plain text.
     options
         model: its fingerprint; delay_s: how long a call takes; hang: a path, while which exists calls do not return;
-        leak: bytes that it keeps of each frame; folder: of the keys that it knows; window and max_bytes: of its welcome; limits: a dict for `Limits`.
+        leak: bytes that it keeps of each frame; folder: of the keys that it knows; window and max_bytes: of its
+        welcome; limits: a dict for `Limits`.
     """
 
     def __init__(self, guarded: bool = False, **options: Any) -> None:
