@@ -38,7 +38,7 @@ class RL(Composite):
     Parameters
     ----------
     model
-        Folder of an agent that eex-train-rl or `eex.envs.export_agent` exported, safetensors and a JSON card; by
+        Folder of an agent that eex-train-rl or `eex.envs.export.export_agent` exported, safetensors and a JSON card; by
         default the shipped one.
     exits, runs, seed
         As for every `Policy`.
