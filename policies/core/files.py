@@ -74,8 +74,8 @@ def parse_json(text: str | bytes) -> Any:
     Raises
     ------
     ValueError
-        If it is not JSON, is nested deeper than `MOST_LEVELS`, or holds a text that cannot be written as UTF-8 or as
-        the name of a file: half a surrogate pair, or a NUL.
+        If it is not JSON, is nested deeper than `MOST_LEVELS`, holds a whole number of more than 64 bits, or a text
+        that cannot be written as UTF-8 or as the name of a file: half a surrogate pair, or a NUL.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_plain_values(values: Any) -> None:
-    """Raise `ValueError` for values of JSON or TOML that are nested too deeply or hold impossible texts."""
+    """Raise `ValueError` for values of JSON or TOML that are nested too deeply or hold impossible texts or numbers."""
     level = [values]
     for _ in range(MOST_LEVELS):
         deeper: list[Any] = []
@@ -104,6 +104,8 @@ def check_plain_values(values: Any) -> None:
                 deeper += value.values()
             elif isinstance(value, list):
                 deeper += value
+            elif isinstance(value, int) and value.bit_length() > 63:
+                raise ValueError("it holds a whole number of more than 64 bits")
         if not deeper:
             return
         level = deeper
