@@ -116,7 +116,12 @@ _TOO_DEEP = f"it is nested deeper than {MOST_LEVELS} levels"
 
 
 def _check_text(text: str) -> None:
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    try:
+        text.encode("utf-8", "surrogateescape")  # names of files that are not UTF-8 may stand in it
+        possible = "\0" not in text
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
         raise ValueError(f"the text {text[:40]!a} holds a NUL or half a surrogate pair")
 
 
