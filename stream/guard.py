@@ -105,8 +105,8 @@ def keep_memory_flat(every_s: float = GIVE_BACK_S) -> None:
 
     Tensors of batches whose size changes from stage to stage leave holes in glibc's heap, and the process grows for
     hours: by hundreds of megabytes with batches of 256. That it maps every large block anew instead
-    (``MALLOC_MMAP_THRESHOLD_``) keeps memory flat too, but cost a quarter of the speed at batches of 32. With another C
-    library, nothing happens.
+    (``MALLOC_MMAP_THRESHOLD_``) keeps memory flat too, but cost a quarter of the speed or more at batches of 32. With
+    another C library, nothing happens.
     """
     try:
         give_back = ctypes.CDLL(None).malloc_trim
