@@ -50,8 +50,8 @@ class Driver:
         Whether `feed` may wait: for room in the engine, and for the worker's window while it is full. A stream that is
         played can wait for the cloud; frames that arrive on their own clock cannot. If it may not, requests that find
         the window full are kept and tried again at each `poll`, until their deadline. The policy then learns only when
-        a learner is about to choose again, or `LEARN_FROM` frames have left: many streams' frames at once, which is
-        much faster, and makes the same choices.
+        a learner is about to choose again, `LEARN_FROM` frames have left, or the driver is `idle` and frames of all
+        learners have left: many streams' frames at once, which is much faster, and makes the same choices.
     deadlines_ms
         By number of the stream: milliseconds after which its offloaded frames are answered on the edge. Streams that
         are not in it have the offloader's own deadline, which none can exceed.
@@ -126,9 +126,15 @@ class Driver:
         if self.waits or self._owed_frames >= LEARN_FROM:
             self._learn()
 
-    def hurry(self) -> None:
-        """Run the stages that frames wait for, however few they are (`gather`)."""
+    def idle(self) -> None:
+        """There is nothing to feed: run the stages that frames wait for, however few they are (`gather`).
+
+        The policy learns now if all learners have something to learn from: waiting would bring no more together, and
+        the next frame would have to wait for it.
+        """
         self._run(force=True)
+        if self._owed and len(self._owed) == len(self.engine.streams.learners):
+            self._learn()
 
     def drain(self) -> None:
         """Finish all frames under way; afterwards, each has its answer."""

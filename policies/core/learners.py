@@ -86,6 +86,10 @@ class Learners:
         learners.next, learners.learned = np.array([first]), np.array([first])
         return learners
 
+    def __len__(self) -> int:
+        """Number of learners."""
+        return len(self.next) - len(self._free)
+
     def count(self, kind: Reward) -> None:
         """Set what the rewards that all learners learn from count, now and of those to come."""
         make = self._make

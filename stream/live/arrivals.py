@@ -15,7 +15,7 @@ from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.config import Keep
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Waiting:
     """A frame that was submitted.
 
@@ -78,7 +78,10 @@ class Queue:
 class Arrivals:
     """The frames that wait, taken in turns: the next is of the stream whose last one was taken longest ago.
 
-    So under overload every stream gets the same share, and one with fewer frames than its share loses none.
+    So under overload every stream gets the same share, and one with fewer frames than its share loses none. While
+    frames are replaced by newer ones, only a quarter of the streams that wait are taken at once: a frame's answer waits
+    for all that are run with it, and the others' next frames are newer. Fewer frames are answered so, each of them
+    sooner.
 
     Parameters
     ----------
@@ -93,6 +96,7 @@ class Arrivals:
         self.waiting = 0
         self.streams = 0  # that are open
         self._turn = 0  # the latest
+        self._replaced = False  # whether a frame was, since frames were last taken
         self._next: list[tuple[int, int, Queue]] = []  # those with frames, by their last turn; a heap
         self._ids = itertools.count()
 
@@ -102,6 +106,7 @@ class Arrivals:
         if queue.keep == "newest":
             stale = list(queue.frames)
             queue.frames.clear()
+            self._replaced |= bool(stale)
         if not queue.frames and not stale:
             heapq.heappush(self._next, (queue.turn, next(self._ids), queue))
         queue.frames.append(frame)
@@ -119,7 +124,9 @@ class Arrivals:
     def take(self, most: int) -> list[Waiting]:
         """The next frames, in turns; at most `most`, and at most a batch."""
         taken: list[Waiting] = []
-        while self._next and len(taken) < min(most, self.batch):
+        most = min(most, self.batch, -(-len(self._next) // 4) if self._replaced else self.batch)
+        self._replaced = False
+        while self._next and len(taken) < most:
             queue = heapq.heappop(self._next)[2]
             taken.append(queue.frames.popleft())
             self._turn += 1

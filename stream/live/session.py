@@ -56,6 +56,14 @@ class Refused(EexError):
         self.refusal = refusal
 
 
+class Promised(Future[Answer | Refusal]):
+    """A future that cannot be cancelled: every frame gets its answer or refusal."""
+
+    def cancel(self) -> bool:
+        """Do nothing, and say so."""
+        return False
+
+
 class Session:
     """Answers frames as they arrive, from any thread and of many streams, while a policy learns where each should stop.
 
@@ -101,7 +109,8 @@ class Session:
         self.config = _with(config or LiveConfig(), options)
         self.config.check()
         keep_memory_flat()
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._streams: dict[str, Stream] = {}
         self._left_streams: OrderedDict[str, Stream] = OrderedDict()
         self._arrivals = Arrivals(self.config.batch, self.config.batch_wait_ms / 1000)
@@ -209,8 +218,7 @@ class Session:
         now, wall = time.perf_counter(), time.time()
         known = at is not None and 0 <= at <= wall
         captured = float(at) if at is not None and known else wall
-        future: Future[Answer | Refusal] = Future()
-        future.set_running_or_notify_cancel()  # it cannot be cancelled: every frame gets its answer
+        future: Future[Answer | Refusal] = Promised()
         try:
             pixels, problem = as_taken(image, self.net.architecture.input_shape), ""
         except ImageError as error:
@@ -227,7 +235,7 @@ class Session:
             elif its.queue.full and not self._closing:
                 if wait and threading.current_thread() is not self._thread:
                     while its.queue.full and not self._closing and not its.queue.closing:
-                        self._lock.wait()
+                        self._changed.wait()
                 else:
                     refusal = "full", f"{its.queue.most} frames of the stream wait"
             if refusal is None and (self._closing or its.queue.closing):
@@ -297,7 +305,7 @@ class Session:
             its = self._stream(name)
             its.set(options, self.config)
             self._tasks.append(partial(self._playing.apply, its))
-            self._lock.notify_all()
+            self._changed.notify_all()
         self._rouse()
 
     def close_stream(self, name: str) -> None:
@@ -307,7 +315,7 @@ class Session:
                 return
             its.queue.closing = True
             self._tasks.append(partial(self._leaving.append, its))
-            self._lock.notify_all()
+            self._changed.notify_all()
         self._rouse()
 
     @property
@@ -332,7 +340,7 @@ class Session:
         with self._lock:
             self._closing = True
             left = [] if drain else self._arrivals.clear()
-            self._lock.notify_all()
+            self._changed.notify_all()
         self._refuse(left, "closed", "the session was closed")
         self._rouse()
         if threading.current_thread() is self._thread:
@@ -385,7 +393,7 @@ class Session:
             self._done = True
             tasks = list(self._tasks)
             self._tasks.clear()
-            self._lock.notify_all()
+            self._changed.notify_all()
         for task in tasks:
             task()
         self._outbox.end()
@@ -401,7 +409,7 @@ class Session:
                 due = self._arrivals.due()
                 batch = self._arrivals.take(room) if due <= now or self._closing else []
                 if batch:
-                    self._lock.notify_all()  # there is room in a queue
+                    self._changed.notify_all()  # there is room in a queue
                 elif not tasks:
                     if self._closing and not self._arrivals.waiting:
                         return
@@ -426,7 +434,7 @@ class Session:
     def _wait(self, until: float) -> None:
         """Wait for an arrival or a reply, until a time at most."""
         driver = self._playing.driver
-        driver.hurry()
+        driver.idle()
         until = min(until, driver.due)
         wait_s = max(0.0, until - time.perf_counter())
         if driver.awaits:
@@ -532,7 +540,7 @@ class Session:
             self._failure, self._closing = error, True
             left = self._arrivals.clear()
             under_way = self._playing.abandon()
-            self._lock.notify_all()
+            self._changed.notify_all()
         log.error("the session failed: %s", error, exc_info=error)
         self._refuse([*under_way, *left], "failed", f"the session failed: {error}")
 

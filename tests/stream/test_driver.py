@@ -28,6 +28,7 @@ from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
 from eex.stream.run.records import RecordWriter, feedback_of, read_records
 from eex.stream.run.tally import Reference, Tally
+from eex.stream.streams import Streams
 from eex.stream.wire.encoding import ENCODINGS, Encoding
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
 
@@ -835,3 +836,33 @@ def test_every_policy_lives_with_a_price_that_changes(name):
     last = rows.confidence[:, :-1][np.arange(600), (~np.isnan(rows.confidence[:, :-1])).sum(axis=1) - 1]
     gain = np.maximum(0, rows.confidence[:, -1] - last)
     np.testing.assert_allclose((rows.reward + rows.overhead)[heard], gain[heard], atol=1e-12)
+
+
+def test_a_driver_that_may_not_wait_learns_when_idle_and_from_all_streams_together():
+    net, images = tiny_net(), pictures(8)
+    told = []
+
+    def make(runs):
+        policy = Told(Fixed(0.0, exits=3, runs=runs))
+        policy.runs = runs
+        told.append(policy)
+        return policy
+
+    def fed(number, stream):
+        batch = Batch(images[number : number + 1], ["x"], np.array([0]), np.zeros((1, 2)), np.array([stream]))
+        driver.feed(batch)
+        return sum(len(policy.outcomes) for policy in told)
+
+    streams = Streams(make, parse_price("0.1"))
+    door, gate = streams.add("door"), streams.add("gate")
+    driver = Driver(net, streams, None, waits=False)
+    assert fed(0, door) == 0
+    driver.idle()
+    assert not any(policy.outcomes for policy in told)  # the gate's frame may come yet
+    assert fed(1, gate) == 0
+    driver.idle()
+    assert sum(len(outcomes) for policy in told for outcomes in policy.outcomes) == 2
+    streams.remove(gate)
+    fed(2, door)
+    driver.idle()  # the next frame of a stream that is alone does not wait for the policy
+    assert sum(len(outcomes) for policy in told for outcomes in policy.outcomes) == 3

@@ -46,6 +46,17 @@ def test_the_newest_frame_takes_the_place_of_the_one_before():
     assert arrivals.waiting == 0
 
 
+def test_while_frames_are_replaced_fewer_are_run_together():
+    arrivals = Arrivals(batch=32)
+    queues = [Queue(name, keep="newest") for name in "abcdefgh"]
+    for queue in queues:
+        arrivals.put(queue, frame(queue.name, 0))
+    for queue in queues:
+        assert len(arrivals.put(queue, frame(queue.name, 1))) == 1
+    assert [f.stream for f in arrivals.take(100)] == ["a", "b"]
+    assert [f.stream for f in arrivals.take(100)] == list("cdefgh")  # none was replaced since
+
+
 def test_turns_are_fair_whatever_the_streams_bring():
     arrivals = Arrivals(batch=4)
     busy, calm = Queue("busy", most=1000), Queue("calm")

@@ -65,6 +65,15 @@ def test_an_answer_says_who_gave_it_and_when(net):
         assert session.answer(images(1)[0], "gate").frame == 0
 
 
+def test_a_frame_cannot_be_cancelled(net):
+    with opened(net, Cloud(held=True), **ALL_TO_CLOUD) as session:
+        future = session.submit(images(1)[0])
+        assert not future.cancel()
+        session._playing.offloader.held = False
+        session._playing.offloader.release()
+        assert future.result(10).where == "cloud"
+
+
 def test_a_played_stream_makes_the_same_choices(net):
     given = images(300)
     policy = make_policy("ucb", exits=2)
