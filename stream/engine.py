@@ -19,6 +19,7 @@ from eex.policies.core.columns import OUTCOMES, Rows
 from eex.policies.core.price import Price
 from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer, drop
+from eex.policies.core.schedule import KINDS
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import Group, decide, exit_of, merged, rest_of, runs, select, sorted_by_expert
 from eex.stream.ring import Ring
@@ -112,7 +113,7 @@ class Engine:
         gather: int = 0,
         as_pixels: bool = False,
         drop_below: float = 0.0,
-        kinds: int = 2,
+        kinds: int = len(KINDS),
         capacity: int = 8192,
         first: int = 0,
         clock: Callable[[], float] = time.perf_counter,
@@ -168,7 +169,7 @@ class Engine:
             rows = self.ring.rows
             rows.name[place] = batch.names
             rows.label[place] = batch.labels
-            rows.levels[place] = batch.levels
+            rows.levels[place] = 0.0 if batch.levels is None else batch.levels
             rows.expert[place] = experts
             self.ring.entered[place] = entered if batch.arrived is None else batch.arrived
             self.routing_seconds += self.clock() - started

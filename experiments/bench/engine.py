@@ -197,7 +197,7 @@ def played(net: EarlyExitNet, policy: Policy, images: Tensor, labels: Ints, batc
     """All images through an engine once: the answers, and the share of time that was not the network's."""
     driver = Driver(net, policy, gather=_gather(batch))
     tally, found, kept_s = Tally(net.edge_exits + 1), [], 0.0
-    names, levels = ["frame"] * batch, np.zeros((batch, 2))
+    names = ["frame"] * batch
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         writer = RecordWriter(Path(folder), net.classes, net.experts)
@@ -213,7 +213,7 @@ def played(net: EarlyExitNet, policy: Policy, images: Tensor, labels: Ints, batc
 
         for start in range(0, len(images), batch):
             stop = start + batch
-            driver.feed(Batch(images[start:stop], names, labels[start:stop], levels))
+            driver.feed(Batch(images[start:stop], names, labels[start:stop]))
             if driver.worth_taking:
                 keep()
         driver.drain()

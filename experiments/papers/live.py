@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,7 +146,7 @@ def play(
     started = time.perf_counter()
     for at in range(0, len(images), batch):
         x = images[at : at + batch].to(device)
-        engine.feed(Batch(x, names or [""] * len(x), labels[at : at + batch].numpy(), np.zeros((len(x), 2))))
+        engine.feed(Batch(x, names or [""] * len(x), labels[at : at + batch].numpy()))
         if one_by_one:
             engine.drain()
         parts += list(engine.take())

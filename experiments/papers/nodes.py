@@ -531,7 +531,7 @@ class EdgeNode:
             raise EexError("the edge node got a batch before a model")
         self._first = engine.engine.ring.next
         images = torch.from_numpy(pixels.copy()).float() / 255
-        engine.feed(MicroBatch(images, [""] * len(images), np.full(len(images), -1), np.zeros((len(images), 2))))
+        engine.feed(MicroBatch(images, [""] * len(images), np.full(len(images), -1)))
         engine.drain()
         for _ in engine.take():
             pass

@@ -22,10 +22,24 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Floats, Ints
 from eex.policies.core.errors import EexError
 
-MAX_LEVEL = {"gaussian_blur": 20.0, "gaussian_noise": 255.0}
-"""The highest level of each kind: blur's sigma in pixels, noise's sigma on the 0–255 scale."""
+MAX_LEVEL = {
+    "rotation": 45.0,  # degrees
+    "fog": 10.0,  # mean optical depth
+    "rain": 100.0,  # streaks per 1,000 pixels
+    "occlusion": 90.0,  # per cent of the image
+    "dirt": 100.0,  # per cent of the image
+    "motion_blur": 50.0,  # pixels
+    "defocus_blur": 20.0,  # pixels, radius
+    "gaussian_blur": 20.0,  # pixels, sigma
+    "low_light": 12.0,  # stops
+    "low_contrast": 99.0,  # per cent that are lost
+    "colour_cast": 4.0,  # stops between red and blue
+    "gaussian_noise": 255.0,  # sigma on the 0–255 scale
+    "jpeg": 99.0,  # 100 less the quality
+}
+"""The highest level of each kind, in its unit; a higher level spoils more."""
 
-KINDS = ("gaussian_blur", "gaussian_noise")
+KINDS = tuple(MAX_LEVEL)
 """The kinds of distortion, in the order in which they are applied and in which `Schedule.levels` has its columns."""
 
 PRISTINE = "pristine"
@@ -107,11 +121,9 @@ class Schedule:
 
     def names(self, frames: Ints) -> NDArray[np.str_]:
         """What is applied to each frame, (n,): "pristine", "gaussian_blur", "gaussian_blur+gaussian_noise", …"""
-        applied = self.levels(frames) > 0
-        names = [
-            "+".join(k for b, k in enumerate(KINDS) if code >> b & 1) or PRISTINE for code in range(2 ** len(KINDS))
-        ]
-        return np.array(names)[applied @ (1 << np.arange(len(KINDS)))]
+        applied, code = np.unique((self.levels(frames) > 0) @ (1 << np.arange(len(KINDS))), return_inverse=True)
+        names = ["+".join(k for b, k in enumerate(KINDS) if kinds >> b & 1) or PRISTINE for kinds in applied.tolist()]
+        return np.array(names, dtype=np.str_)[code]
 
     def pieces(self, total: int) -> list[Piece]:
         """The first `total` frames as pieces in order; neighbours of one unchanging text are one piece."""
@@ -154,11 +166,8 @@ def parse_schedule(text: str, seed: int = 0) -> Schedule:
     >>> schedule = parse_schedule("2x(pristine:2, gaussian_blur@0.5..2:4), gaussian_blur@1+gaussian_noise@20:3")
     >>> schedule.length
     15
-    >>> schedule.levels(np.arange(2, 6))
-    array([[0.5, 0. ],
-           [1. , 0. ],
-           [1.5, 0. ],
-           [2. , 0. ]])
+    >>> schedule.levels(np.arange(2, 6))[:, KINDS.index("gaussian_blur")]
+    array([0.5, 1. , 1.5, 2. ])
     >>> schedule.pieces(15)[-1]
     Piece(start=12, stop=15, name='gaussian_blur+gaussian_noise', text='gaussian_blur@1+gaussian_noise@20')
     """
@@ -283,7 +292,8 @@ class _Parser:
 
     def draw(self, choices: Sequence[_Run], frames: int) -> _Run:
         choice = choices[int(self.rng.integers(len(choices)))]
-        levels = tuple(float(a + (b - a) * self.rng.random()) for a, b in zip(choice.first, choice.last, strict=True))
+        ends = zip(choice.first, choice.last, strict=True)
+        levels = tuple(a if a == b else float(a + (b - a) * self.rng.random()) for a, b in ends)
         return _Run(frames, levels, levels)
 
     def distortion(self) -> tuple[_Run, str]:
@@ -315,7 +325,7 @@ class _Parser:
     def kind(self) -> str:
         kind = self.token
         if kind not in KINDS:
-            expected = f"expected '{PRISTINE}', " + " or ".join(f"'{k}@LEVEL'" for k in KINDS)
+            expected = f"expected '{PRISTINE}' or KIND@LEVEL; the kinds are {', '.join(KINDS)}"
             if not kind.isidentifier():
                 self.fail(expected)
             close = difflib.get_close_matches(kind.lower(), [PRISTINE, *KINDS, "random"], n=1, cutoff=0.4)

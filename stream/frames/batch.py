@@ -23,7 +23,7 @@ class Batch:
     labels
         True classes, (B,); -1 if unknown.
     levels
-        Levels of each kind of distortion, (B, kinds).
+        Levels of each kind of distortion, (B, kinds); None if the images are not distorted.
     streams
         Number of each image's stream, (B,); None if there is only one.
     arrived
@@ -34,7 +34,7 @@ class Batch:
     images: "Tensor"
     names: Sequence[str]
     labels: Ints
-    levels: Floats
+    levels: Floats | None = None
     streams: Ints | None = None
     arrived: Floats | None = None
 

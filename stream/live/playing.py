@@ -160,9 +160,8 @@ class Playing:
                 pixels.to(self.net.mean.device).float().div_(255),
                 [frame.name for frame in batch],
                 np.array([frame.label for frame in batch]),
-                np.zeros((len(batch), 2)),
-                numbers,
-                np.array([frame.since for frame in batch]),
+                streams=numbers,
+                arrived=np.array([frame.since for frame in batch]),
             )
         )
 

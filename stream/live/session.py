@@ -514,12 +514,12 @@ class Session:
                 return True
             if its.queue.frames or its.under_way or not self._playing.settled(its):
                 return False
+            self._playing.leave(its)  # before it is gone from `streams`: whoever sees that may rely on what was kept
             del self._streams[its.queue.name]
             self._arrivals.streams = len(self._streams)
             self._left_streams[its.queue.name] = its
             while len(self._left_streams) > learning.STREAMS_KEPT:
                 self._left_streams.popitem(last=False)
-        self._playing.leave(its)
         return True
 
     def _all_learned(self) -> dict[str, learning.Learned]:

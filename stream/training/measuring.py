@@ -13,8 +13,23 @@ from eex.stream.frames.distortions import DISTORTIONS
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
 
-LEVELS = {"pristine": (0.0,), "gaussian_blur": (0.5, 1.0, 1.5, 2.0), "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0)}
-"""Levels of distortion to measure at: blur in pixels, noise on the 0–255 scale."""
+LEVELS = {
+    "pristine": (0.0,),
+    "rotation": (5.0, 10.0, 20.0, 30.0),
+    "fog": (0.5, 1.0, 1.5, 2.0),
+    "rain": (2.0, 5.0, 10.0, 20.0),
+    "occlusion": (5.0, 10.0, 20.0, 30.0),
+    "dirt": (5.0, 10.0, 20.0, 30.0),
+    "motion_blur": (2.0, 4.0, 6.0, 8.0),
+    "defocus_blur": (0.5, 1.0, 1.5, 2.0),
+    "gaussian_blur": (0.5, 1.0, 1.5, 2.0),
+    "low_light": (2.0, 3.0, 4.0, 5.0),
+    "low_contrast": (40.0, 60.0, 70.0, 80.0),
+    "colour_cast": (0.5, 1.0, 1.5, 2.0),
+    "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0),
+    "jpeg": (60.0, 75.0, 85.0, 95.0),
+}
+"""Levels of distortion to measure at, in the units of `eex.policies.core.schedule.MAX_LEVEL`."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 AT_ONCE = 500
 """Number of images to distort or classify at once; a whole test split would take gigabytes."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eex.policies.core.columns import blank
+from eex.policies.core.schedule import KINDS
 
 
 def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
@@ -20,11 +21,11 @@ def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
     prediction = np.where(visited, rng.integers(classes, size=(count, exits)), -1)
     split = rng.gamma(2.0, 3.0, (3, count))
     return replace(
-        blank(count, exits),
+        blank(count, exits, len(KINDS)),
         frame=np.arange(first, first + count),
         name=np.array([f"näme/{k}.png" for k in range(first, first + count)], dtype=object),
         label=rng.integers(-1, classes, size=count),
-        levels=rng.uniform(0, 2, (count, 2)),
+        levels=rng.uniform(0, 2, (count, len(KINDS))),
         expert=rng.integers(experts, size=count),
         arm=rng.integers(11, size=count),
         probability=np.where(rng.random(count) < 0.5, rng.random(count), np.nan),

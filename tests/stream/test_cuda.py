@@ -13,6 +13,7 @@ from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
 from eex.models.training import Recipe, evaluate, fit
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.errors import EexError
+from eex.policies.core.schedule import KINDS
 from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch
 from eex.stream.frames.distortions import distort, random_distortion
@@ -36,8 +37,11 @@ ROUNDING = 2 / FRAMES
 def sample():
     """Shipped test images, a third of them blurred and a third noisy, as floats on the CPU; labels; levels."""
     pixels, labels, _ = load_all(open_source("sample"))
-    images, levels = torch.from_numpy(pixels[:FRAMES]).float() / 255, torch.zeros(FRAMES, 2, dtype=torch.float64)
-    levels[::3, 0], levels[1::3, 1] = 1.0, 20.0
+    images, levels = (
+        torch.from_numpy(pixels[:FRAMES]).float() / 255,
+        torch.zeros(FRAMES, len(KINDS), dtype=torch.float64),
+    )
+    levels[::3, KINDS.index("gaussian_blur")], levels[1::3, KINDS.index("gaussian_noise")] = 1.0, 20.0
     return distort(images, levels, torch.arange(FRAMES), 0), labels[:FRAMES], levels.numpy()
 
 

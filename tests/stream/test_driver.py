@@ -21,6 +21,7 @@ from eex.policies.core.price import parse_price
 from eex.policies.core.replay import replay
 from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer
+from eex.policies.core.schedule import KINDS
 from eex.policies.core.trace import Trace
 from eex.policies.registry import POLICIES, make_policy
 from eex.stream.driver import Driver
@@ -72,7 +73,7 @@ def feed(engine, images, first, stop):
             images[first:stop],
             [f"picture {k}" for k in range(first, stop)],
             np.arange(first, stop) % 10,
-            np.column_stack([np.arange(first, stop), np.zeros(stop - first)]),
+            np.outer(np.arange(first, stop), np.ones(len(KINDS))),
         )
     )
 
@@ -556,13 +557,13 @@ def test_memory_stays_constant():
         lambda stage, expert, x: (np.full(len(x), 0.9), np.zeros(len(x), dtype=int)), lose=range(0, 10**6, 5)
     )
     engine = Driver(net, UCB(exits=3), cloud, capacity=64)
-    names, labels, levels = [""] * 32, np.zeros(32, dtype=int), np.zeros((32, 2))
+    names, labels = [""] * 32, np.zeros(32, dtype=int)
     taken = 0
 
     def stream(feeds):
         nonlocal taken
         for _ in range(feeds):
-            engine.feed(Batch(images, names, labels, levels))
+            engine.feed(Batch(images, names, labels))
             taken += sum(map(len, engine.take()))
             assert engine.under_way <= 64
         gc.collect()
@@ -849,7 +850,7 @@ def test_a_driver_that_may_not_wait_learns_when_idle_and_from_all_streams_togeth
         return policy
 
     def fed(number, stream):
-        batch = Batch(images[number : number + 1], ["x"], np.array([0]), np.zeros((1, 2)), np.array([stream]))
+        batch = Batch(images[number : number + 1], ["x"], np.array([0]), streams=np.array([stream]))
         driver.feed(batch)
         return sum(len(policy.outcomes) for policy in told)
 

@@ -25,7 +25,7 @@ class Clock:
 
 
 def batch(count, seed=0):
-    return Batch(pictures(count, seed), [f"{k}.png" for k in range(count)], np.arange(count) % 10, np.zeros((count, 2)))
+    return Batch(pictures(count, seed), [f"{k}.png" for k in range(count)], np.arange(count) % 10)
 
 
 def run(engine):

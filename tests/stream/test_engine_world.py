@@ -62,7 +62,7 @@ def test_the_engine_makes_what_the_world_makes(cloud, exits, exit_cost, drop_bel
     for first in range(0, FRAMES, 32):
         batch = images[first : first + 32]
         names = [str(first + k) for k in range(len(batch))]
-        driver.feed(Batch(batch, names, np.arange(len(batch)) % len(CLASSES), np.zeros((len(batch), 2))))
+        driver.feed(Batch(batch, names, np.arange(len(batch)) % len(CLASSES)))
         pieces += driver.take()
     driver.drain()
     rows = joined([*pieces, *driver.take()])

@@ -101,8 +101,8 @@ class Stream:
     def feed(self):
         """One micro-batch."""
         n = self.batch
-        labels, levels = np.zeros(n, dtype=np.int64), np.zeros((n, 2))
-        self.engine.feed(Batch(torch.rand(n, 3, 2, 2), [""] * n, labels, levels))
+        labels = np.zeros(n, dtype=np.int64)
+        self.engine.feed(Batch(torch.rand(n, 3, 2, 2), [""] * n, labels))
         self.fed += n
         self._take()
 

@@ -7,15 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import correlate1d
 
-from eex.policies.core.schedule import KINDS
-from eex.stream.frames.distortions import (
-    distort,
-    gaussian_blur,
-    gaussian_kernel,
-    gaussian_noise,
-    random_distortion,
-    standard_normal,
-)
+from eex.policies.core.schedule import KINDS, MAX_LEVEL
+from eex.stream.frames.blurs import gaussian_blur, gaussian_kernel
+from eex.stream.frames.distortions import DISTORTIONS, distort, random_distortion
+from eex.stream.frames.pixel_draws import standard_normal
+from eex.stream.frames.sensor import gaussian_noise
 
 BLUR, NOISE = KINDS.index("gaussian_blur"), KINDS.index("gaussian_noise")
 
@@ -114,7 +110,11 @@ def test_noise_takes_any_frame_and_seed():
 
 
 def levels_of(rows):
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(KINDS))
+    """Levels of every kind from those of blur and noise, (n, 2)."""
+    given = torch.as_tensor(rows, dtype=torch.float64).reshape(-1, 2)
+    levels = torch.zeros(len(given), len(KINDS), dtype=torch.float64)
+    levels[:, BLUR], levels[:, NOISE] = given.unbind(1)
+    return levels
 
 
 def test_pristine_is_untouched():
@@ -130,9 +130,13 @@ def test_kinds_are_applied_in_order():
     images, frame = some_images(1), torch.tensor([5])
     blurred = gaussian_blur(images, torch.tensor([2.0]))
     expected = gaussian_noise(blurred, torch.tensor([30.0]), frame, seed=4)
+    assert torch.equal(distort(images, levels_of([[2, 30]]), frame, seed=4), expected)
     levels = torch.zeros(1, len(KINDS))
-    levels[:, BLUR], levels[:, NOISE] = 2, 30
-    assert torch.equal(distort(images, levels, frame, seed=4), expected)
+    levels[:, KINDS.index("rotation")], levels[:, KINDS.index("jpeg")] = 10, 60
+    turned = DISTORTIONS["rotation"](images, torch.tensor([10.0]), frame, 4)
+    assert torch.equal(
+        distort(images, levels, frame, seed=4), DISTORTIONS["jpeg"](turned, torch.tensor([60.0]), frame, 4)
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32), (13, 7)])
@@ -140,12 +144,44 @@ def test_a_frame_alone_is_as_in_a_batch_of_256(size):
     images = some_images(256, *size)
     levels = torch.rand(256, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     levels = levels * torch.tensor([4.0, 60.0]) * (torch.arange(256)[:, None] % torch.tensor([3, 4]) > 0)
+    levels = levels_of(levels)
     levels[7, BLUR] = 20
     frame = torch.arange(256) * 1000
     together = distort(images, levels, frame, seed=3)
     for i in range(0, 256, 5):
         alone = distort(images[i : i + 1], levels[i : i + 1], frame[i : i + 1], seed=3)
         assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(32, 32), (13, 7), (1, 1)])
+def test_every_kind_spoils_more_at_a_higher_level_and_each_frame_by_itself(kind, size):
+    images = some_images(40, *size)
+    level = torch.linspace(0.02, 1, 40, dtype=torch.float64) ** 2 * MAX_LEVEL[kind]
+    frame = torch.arange(40) * 1001
+    together = DISTORTIONS[kind](images, level, frame, 3)
+    assert together.shape == images.shape
+    assert together.dtype == images.dtype
+    assert together.min() >= 0
+    assert together.max() <= 1
+    for i in range(0, 40, 3):
+        alone = DISTORTIONS[kind](images[i : i + 1], level[i : i + 1], frame[i : i + 1], 3)
+        assert torch.equal(alone[0], together[i])
+    if size == (32, 32):
+        off = (together - images).abs().mean(dim=(1, 2, 3))
+        assert off[-10:].mean() > 1.2 * off[:10].mean() > 0
+    grey = DISTORTIONS[kind](images[:, :1], level, frame, 3)
+    assert grey.shape == (40, 1, *size)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"gaussian_blur", "defocus_blur", "low_contrast", "jpeg"}))
+def test_what_is_drawn_follows_seed_and_frame(kind):
+    image = some_images(1, 24, 24).expand(12, -1, -1, -1)
+    level, frame = torch.full((12,), MAX_LEVEL[kind] / 5), torch.arange(12)
+    one = DISTORTIONS[kind](image, level, frame, 0)
+    assert torch.equal(one, DISTORTIONS[kind](image, level, frame, 0))
+    assert not torch.equal(one, DISTORTIONS[kind](image, level, frame, 1))
+    assert any(not torch.equal(one[0], other) for other in one[1:])
 
 
 @settings(max_examples=25, deadline=None)
@@ -193,7 +229,7 @@ def test_random_distortion_follows_its_generator(kind):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("fog", 0, 1), ("gaussian_blur", 2, 1), ("gaussian_blur", 0, 21), ("gaussian_noise", -1, 9)]
+    "arguments", [("snow", 0, 1), ("gaussian_blur", 2, 1), ("gaussian_blur", 0, 21), ("gaussian_noise", -1, 9)]
 )
 def test_random_distortion_checks_its_range(arguments):
     with pytest.raises(ValueError, match="expected one of"):

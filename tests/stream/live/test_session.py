@@ -80,7 +80,7 @@ def test_a_played_stream_makes_the_same_choices(net):
     driver, rows = Driver(net, policy, Cloud(), overhead=0.1), []
     for image in given:
         pixels = torch.from_numpy(image[None]).permute(0, 3, 1, 2).float() / 255
-        driver.feed(Batch(pixels, [""], np.array([-1]), np.zeros((1, 2))))
+        driver.feed(Batch(pixels, [""], np.array([-1])))
         driver.drain()
         rows += driver.take()
     with opened(net, policy="ucb") as session:

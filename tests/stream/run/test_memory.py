@@ -39,11 +39,11 @@ def test_a_million_frames_at_constant_memory(tmp_path):
     engine = Driver(net, make_policy("ucb", exits=1), cloud)
     tally = Tally(2)
     hindsight = Reference(2, 0.1, np.linspace(0, 1, 11))
-    names, labels, levels = ["frame"] * BATCH, np.zeros(BATCH, dtype=np.int64), np.zeros((BATCH, 2))
+    names, labels = ["frame"] * BATCH, np.zeros(BATCH, dtype=np.int64)
     early = 0.0
     with RecordWriter(tmp_path, net.classes, net.experts) as writer:
         for start in range(0, FRAMES, BATCH):
-            engine.feed(Batch(torch.rand(BATCH, 3, 2, 2), names, labels, levels))
+            engine.feed(Batch(torch.rand(BATCH, 3, 2, 2), names, labels))
             for rows in engine.take():
                 tally.add(rows)
                 writer.write(rows)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.schedule import KINDS
 from eex.stream.run import records
 from eex.stream.run.records import (
     DROPPED,
@@ -64,7 +65,7 @@ def test_round_trip(tmp_path, make_rows):
     exact = {name: getattr(rows, name) for name in ("probability", "reward", "link_estimate_ms")}
     exact |= {f"confidence_{e + 1}": rows.confidence[:, e] for e in range(3)}
     expected |= {name: [None if np.isnan(v) else v for v in values] for name, values in exact.items()}
-    rounded = {"gaussian_blur": rows.levels[:, 0], "gaussian_noise": rows.levels[:, 1], "overhead": rows.overhead}
+    rounded = {"overhead": rows.overhead} | {kind: rows.levels[:, k] for k, kind in enumerate(KINDS)}
     rounded |= {f"exit_at_{e + 1}": rows.exit_at[:, e] for e in range(3)}
     rounded |= {f"skip_below_{e + 1}": rows.skip_below[:, e] for e in range(2)}
     rounded |= {name: getattr(rows, name) for name in ("bytes", "edge_ms", "link_ms", "cloud_ms", "latency_ms")}

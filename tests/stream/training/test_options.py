@@ -28,7 +28,7 @@ def test_the_defaults_are_in_range():
         ({"classifier_epochs": 0}, "--classifier-epochs must be at least 1"),
         ({"epochs": 0}, "--epochs 0 needs --start"),
         ({"network": "mine:make", "weights": Path("w")}, "--weights is for mobilenet_v2"),
-        ({"experts": "fog@1..2"}, "expected a kind among gaussian_blur"),
+        ({"experts": "snow@1..2"}, "expected a kind among rotation, fog"),
         ({"experts": "gaussian_blur"}, "is not kind@lowest..highest"),
         ({"experts": "gaussian_blur@2..1"}, "a rising range of gaussian_blur"),
         ({"experts": "gaussian_blur@1..1e9"}, "a rising range of gaussian_blur"),

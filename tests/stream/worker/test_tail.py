@@ -38,7 +38,7 @@ def test_edge_and_worker_agree_on_confidence_by_entropy():
             expected = 1 + (p * np.log(p)).sum(axis=1) / math.log(len(CLASSES))
             np.testing.assert_allclose(confidence[:, i], expected, atol=1e-6)
     engine = Driver(net, Fixed(1.0, exits=2), InMemoryOffloader(make_tail(net)))
-    engine.feed(Batch(images, [""] * 24, np.full(24, -1), np.zeros((24, 2))))
+    engine.feed(Batch(images, [""] * 24, np.full(24, -1)))
     engine.drain()
     (rows,) = engine.take()
     assert rows.sent.all()
