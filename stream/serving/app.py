@@ -155,7 +155,9 @@ class Service:
             get("/docs", self._docs),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused, EexError: _mistaken, Exception: self._failed}
-        self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), config)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # a path with a slash too many is unknown, and nobody is sent elsewhere
+        self.guard = Guard(app, config)
         self.app = self.guard
 
     def drain(self) -> None:
