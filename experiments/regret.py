@@ -351,7 +351,7 @@ def _join(parts: Path, path: Path) -> None:
 
     tables = []
     for part in sorted(parts.glob("*.arrow"), key=lambda p: [int(n) for n in p.stem.split("-")]):
-        with pa.OSFile(str(part), "rb") as source, pa.ipc.open_file(source) as reader:
+        with part.open("rb") as source, pa.ipc.open_file(source) as reader:
             tables.append(reader.read_all())
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     numbers = {name: table[name].combine_chunks() for name in ("round", "run", "overhead", "policy", "trace")}
@@ -366,7 +366,7 @@ def _write_table(path: Path, table: Any) -> None:
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with (
         replacing(path) as part,
-        pa.OSFile(str(part), "wb") as sink,
+        part.open("wb") as sink,
         pa.ipc.new_file(sink, table.schema, options=options) as writer,
     ):
         writer.write_table(table)
