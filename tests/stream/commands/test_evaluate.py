@@ -20,14 +20,16 @@ SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20+gaussian_blur@0
 
 def stream(out, *arguments):
     """The folder that an `eex-stream` run left."""
-    done = call("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
+    options = ("--out", out, "--deadline-ms", 60_000, "--no-regret", "--no-pictures", "--quiet")
+    done = call("stream", *options, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return max(Path(out).iterdir())
 
 
 @pytest.fixture(scope="module")
-def random_run(tmp_path_factory):
-    return stream(tmp_path_factory.mktemp("runs"), "--policy", "random", "--distortion", SCHEDULE, "--frames", 900)
+def random_run(tmp_path_factory, cloud):
+    options = ("--policy", "random", "--distortion", SCHEDULE, "--frames", 900)
+    return stream(tmp_path_factory.mktemp("runs"), *cloud, *options)
 
 
 def test_estimates_from_a_live_log(random_run, tmp_path):

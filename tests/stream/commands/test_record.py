@@ -29,7 +29,8 @@ SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20+gaussian_blur@0
 
 def stream(out, *arguments):
     """The folder that an `eex-stream` run left."""
-    done = call("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
+    options = ("--out", out, "--deadline-ms", 60_000, "--no-regret", "--no-pictures", "--quiet")
+    done = call("stream", *options, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return max(Path(out).iterdir())
 
@@ -124,9 +125,9 @@ def test_names_that_are_not_utf8(tmp_path, form):
     ],
     ids=["ucb-32", "ucb-5", "fixed-48"],
 )
-def test_a_replayed_trace_makes_the_live_choices(tmp_path, policy, batch, more):
+def test_a_replayed_trace_makes_the_live_choices(tmp_path, cloud, policy, batch, more):
     frames = ("--distortion", SCHEDULE, "--frames", 450, "--seed", 7)
-    run = stream(tmp_path / "runs", "--policy", policy, "--batch", batch, *more, *frames)
+    run = stream(tmp_path / "runs", *cloud, "--policy", policy, "--batch", batch, *more, *frames)
     done = call("record", "--config", run / "config.json", "--batch", 64, "--out", tmp_path / "trace.arrow", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     trace, live = read_trace(tmp_path / "trace.arrow"), outcomes_of(run / "records")
