@@ -39,7 +39,7 @@ def read_curves(folder: Path) -> pd.DataFrame:
     """
     path = folder / "curves.arrow"
     try:
-        with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
+        with path.open("rb") as source, pa.ipc.open_file(source) as reader:
             curves: pd.DataFrame = reader.read_all().to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
         raise EexError(f"{path}: cannot be read: {error}; expected the folder of a finished comparison") from None

@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy as np
 import tyro
 
 import eex.policies
-from eex.experiments.imports import imported_by
 from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
 from eex.policies.algorithms.arms import GRID
 from eex.policies.core.base import Policy, Reward, classes_of
+from eex.policies.core.code import own_source, own_sources
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
@@ -267,17 +266,9 @@ def fingerprint(policies: Sequence[Policy], texts: Sequence[str]) -> str:
             files |= _files_of(place.parent if place.name == "__init__.py" else place)
     except (TypeError, KeyError):  # made where there is no file
         return secrets.token_hex(32)
-    installed = [Path(path).resolve() for path in sysconfig.get_paths().values()]
-
-    def own(path: Path) -> bool:
-        return not any(path.is_relative_to(place) for place in installed)
-
-    if any(own(Path(inspect.getfile(cls)).resolve()) for cls in foreign):
-        modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] != "eex"]
-        named = [file for module in modules if isinstance(file := getattr(module, "__file__", None), str)]
-        files |= {path for path in (Path(file).resolve() for file in named) if own(path) and path.is_file()}
-        for cls in foreign:
-            files |= imported_by(cls.__module__, own)
+    if any(own_source(cls.__module__) for cls in foreign):
+        files |= {path for name in list(sys.modules) if (path := own_source(name))}
+        files |= set(own_sources(cls.__module__ for cls in foreign)[0].values())
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -351,7 +342,7 @@ def _join(parts: Path, path: Path) -> None:
 
     tables = []
     for part in sorted(parts.glob("*.arrow"), key=lambda p: [int(n) for n in p.stem.split("-")]):
-        with pa.OSFile(str(part), "rb") as source, pa.ipc.open_file(source) as reader:
+        with part.open("rb") as source, pa.ipc.open_file(source) as reader:
             tables.append(reader.read_all())
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     numbers = {name: table[name].combine_chunks() for name in ("round", "run", "overhead", "policy", "trace")}
@@ -366,7 +357,7 @@ def _write_table(path: Path, table: Any) -> None:
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with (
         replacing(path) as part,
-        pa.OSFile(str(part), "wb") as sink,
+        part.open("wb") as sink,
         pa.ipc.new_file(sink, table.schema, options=options) as writer,
     ):
         writer.write_table(table)

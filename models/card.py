@@ -147,7 +147,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
         If files are missing, damaged or do not belong together, or the network differs from the card.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load as load_tensors
 
     folder = folder or SHIPPED
     card = read_card(folder)
@@ -192,7 +192,8 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     if card.classifier:
         net.classifier = DistortionClassifier(card.classifier)
     try:
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        weights = load_tensors(path.read_bytes())  # a path need not be UTF-8, which load_file wants
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ModelError(f"{path}: weights do not fit the card: {' '.join(str(error).split())[:300]}") from None
     net.temperature = [dict(t) for t in card.temperatures]

@@ -58,12 +58,14 @@ class Checkpoint:
             self._load(path)
 
     def _load(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         try:
-            with safe_open(path, framework="pt") as file:
-                meta = msgspec.convert(parse_json((file.metadata() or {})["state"]), type=_State)
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            data = path.read_bytes()  # a path need not be UTF-8, which safe_open wants
+            tensors = load(data)
+            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            meta = msgspec.convert(parse_json(header["__metadata__"]["state"]), type=_State)
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise EexError(f"{path}: not a training checkpoint ({error}); delete it to start anew") from None
         theirs = meta.run if isinstance(meta.run, dict) else {}  # an older eex wrote a text

@@ -68,10 +68,10 @@ def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _of_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return load_file(path)
+        return load(path.read_bytes())  # a path need not be UTF-8, which load_file wants
     except (SafetensorError, OSError) as error:
         raise EexError(f"{path}: neither a safetensors file nor one that torch.save wrote: {error}") from None
 

@@ -114,6 +114,8 @@ class StreamConfig(PolicyConfig, ConnectionConfig, FrameConfig):
     regret: bool = True
     """After the run, evaluate every exit on every frame to report regret and the accuracy of each exit. The source must
     be readable a second time."""
+    pictures: bool = True
+    """Draw pictures of the run into its folder: thresholds, exits and regret over time."""
     out: Path = Path("runs")
     """Folder in which each run creates its own folder."""
 

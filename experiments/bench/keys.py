@@ -22,6 +22,7 @@ from eex.stream.guard import guarded
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import EdgeKeys, Pair, edge_keys, new_pair, write_pair
 from eex.stream.wire.protocol import Hello, Welcome, pack, unpack
+from eex.stream.wire.security import HANDSHAKE_MS
 
 STRANGERS = """
 import sys, time, zmq
@@ -77,7 +78,7 @@ def fleet(context: zmq.Context[Any], pairs: list[Pair], worker: bytes, endpoint:
     edges = []
     for pair in pairs:
         edge = context.socket(zmq.DEALER)
-        edge.linger, edge.immediate, edge.handshake_ivl = 0, True, 1000
+        edge.linger, edge.immediate, edge.handshake_ivl = 0, True, HANDSHAKE_MS
         edge.reconnect_ivl, edge.reconnect_ivl_max = 50, 400
         edge.curve_publickey, edge.curve_secretkey, edge.curve_serverkey = pair.public, pair.secret, worker
         edge.connect(endpoint)

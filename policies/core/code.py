@@ -27,25 +27,38 @@ def code_digest(modules: Iterable[str]) -> str:
     >>> code_digest(["json", "numpy", "eex.policies"]) == code_digest([])
     True
     """
-    waiting, files, unknown = list(modules), {}, False
-    while waiting:
-        name = waiting.pop()
-        if name in files or name.partition(".")[0] == "eex":
-            continue
-        path = _source(name)
-        if path is None:
-            unknown = unknown or (name in sys.modules and _hidden(name))
-            continue
-        files[name] = path.read_bytes()
-        waiting += _imports(files[name], name, package=path.name == "__init__.py")
-    digest = hashlib.sha256(os.urandom(32) if unknown else b"")
-    for name in sorted(files):
-        digest.update(f"{name} {len(files[name])} ".encode() + files[name])
+    files, hidden = own_sources(modules)
+    digest = hashlib.sha256(os.urandom(32) if hidden else b"")
+    for name, path in sorted(files.items()):
+        source = path.read_bytes()
+        digest.update(f"{name} {len(source)} ".encode() + source)
     return digest.hexdigest()
 
 
-def _source(name: str) -> Path | None:
-    """The file of a user's module; None for all others."""
+def own_sources(modules: Iterable[str]) -> tuple[dict[str, Path], bool]:
+    """Source files of a user's modules and of all that they import, by name, and whether one of them has no file.
+
+    Also what a module has not imported yet counts, inside a function for example.
+    """
+    waiting, seen, files, hidden = list(modules), set(), {}, False
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        path = own_source(name)
+        if path is None:
+            hidden |= _hidden(name)
+            continue
+        files[name] = path
+        waiting += _imports(path.read_bytes(), name, package=path.name == "__init__.py")
+    return files, hidden
+
+
+def own_source(name: str) -> Path | None:
+    """The source file of a user's module; None for eex, the standard library, what is installed or has no file."""
+    if name.partition(".")[0] == "eex":
+        return None
     module = sys.modules.get(name)
     origin = getattr(module, "__file__", None)
     if module is None:
@@ -54,7 +67,7 @@ def _source(name: str) -> Path | None:
         except (ImportError, AttributeError, ValueError):
             return None
         origin = None if spec is None else spec.origin
-    if not origin or not origin.endswith(".py"):
+    if not isinstance(origin, str) or not origin.endswith(".py"):
         return None
     path = Path(origin).resolve()
     installed = {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(_standard_library())
@@ -63,7 +76,9 @@ def _source(name: str) -> Path | None:
 
 def _hidden(name: str) -> bool:
     """Whether a loaded module has no file at all and is not built in, such as a notebook's."""
-    module = sys.modules[name]
+    module = sys.modules.get(name)
+    if module is None or name.partition(".")[0] == "eex":
+        return False
     spec = getattr(module, "__spec__", None)
     return getattr(module, "__file__", None) is None and getattr(spec, "origin", None) is None
 
@@ -74,20 +89,22 @@ def _standard_library() -> Path:
 
 
 def _imports(source: bytes, module: str, package: bool) -> Iterator[str]:
-    """Names of the modules that a source file imports, and of what may be one."""
+    """Names of the modules that a source file imports, of what may be one, and of the packages that they are in."""
     inside = module if package else module.rpartition(".")[0]
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
     for node in ast.walk(tree):
+        names: list[str] = []
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             try:
                 start = resolve_name("." * node.level + (node.module or ""), inside) if node.level else node.module
             except ImportError:
                 continue
             if start:
-                yield start
-                yield from (f"{start}.{alias.name}" for alias in node.names if alias.name != "*")
+                names = [start, *(f"{start}.{alias.name}" for alias in node.names if alias.name != "*")]
+        for parts in (name.split(".") for name in names):
+            yield from (".".join(parts[: k + 1]) for k in range(len(parts)))

@@ -161,7 +161,7 @@ def write_trace(path: Path, trace: Trace) -> None:
     if trace.probabilities is not None:
         columns |= {f"probability_{name}": trace.probabilities[:, k] for k, name in enumerate(trace.experts)}
     table = pa.table(columns).replace_schema_metadata({b"format": FORMAT, b"model": trace.model.encode()})
-    with replacing(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with replacing(path) as part, part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 

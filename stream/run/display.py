@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -94,7 +95,9 @@ def print_summary(summary: dict[str, Any], console: Console | None = None) -> No
         start = stop
     for text in bought(summary):
         console.print(text, soft_wrap=not console.is_terminal, highlight=False)  # in a pipe, one sentence per line
-    console.print(f"records, summary and pictures: {summary['folder']}", soft_wrap=True, highlight=False)
+    drawn = (Path(summary["folder"]) / "adaptation.png").exists()
+    left = "records, summary and pictures" if drawn else "records and summary"
+    console.print(f"{left}: {summary['folder']}", soft_wrap=True, highlight=False)
 
 
 POLICY = "policy"

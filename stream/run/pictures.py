@@ -53,7 +53,7 @@ def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
 
 def read_curves(path: Path) -> pd.DataFrame:
     """Tidy rows: policy, quantity, start (first frame of a window), value."""
-    with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
+    with path.open("rb") as source, pa.ipc.open_file(source) as reader:
         return reader.read_all().to_pandas()
 
 

@@ -395,7 +395,7 @@ def _batches_of(part: Path) -> Iterator[pa.RecordBatch]:
         If it is damaged.
     """
     try:
-        with pa.OSFile(str(part), "rb") as source, pa.ipc.open_stream(source) as batches:
+        with part.open("rb") as source, pa.ipc.open_stream(source) as batches:
             for batch in batches:
                 batch.validate(full=True)
                 _check_columns(batch)

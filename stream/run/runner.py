@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.schedule import Piece
 from eex.policies.registry import make_policy
 from eex.stream.config import StreamConfig
 from eex.stream.frames.frames import Frames, nothing_usable
@@ -94,22 +95,24 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
     curves = {p.policy: p.tally.curves() for p in played}
     if reference is not None:
         curves["hindsight"] = reference.curves()
-    _write_results(folder, summary, curves, resolved.schedule.pieces(played[0].tally.frames))
+    _write_results(folder, summary, curves)
+    if config.pictures and (folder / "curves.arrow").exists():
+        _draw(folder, resolved.schedule.pieces(played[0].tally.frames))
     return summary
 
 
-def _write_results(folder: Path, summary: dict[str, Any], curves: dict[str, Any], pieces: Any) -> None:
-    """Write what a run leaves besides its records: summary, curves and pictures, in this order.
-
-    What cannot be written is named in the summary, under `unrecorded`; a lack of pictures is only a warning.
-    """
+def _write_results(folder: Path, summary: dict[str, Any], curves: dict[str, Any]) -> None:
+    """Write summary and curves; what cannot be written is named in the summary, under `unrecorded`."""
     try:
         write_json(folder / "summary.json", summary)
         write_curves(folder / "curves.arrow", curves)
     except EexError as error:
         warn(str(error))
         summary["unrecorded"] = "; ".join(filter(None, (summary["unrecorded"], str(error))))
-        return
+
+
+def _draw(folder: Path, pieces: Sequence[Piece]) -> None:
+    """Draw pictures from the curves that were written; a lack of pictures is only a warning."""
     try:
         from eex.stream.run.pictures import draw  # matplotlib is not imported where it cannot be: no folder to cache in
 

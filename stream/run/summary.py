@@ -127,7 +127,7 @@ def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
             "value": np.concatenate(value),
         }
     )
-    with replacing(path) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with replacing(path) as part, part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 

@@ -19,8 +19,12 @@ from eex.stream.wire.keys import EdgeKeys, Known, WorkerKeys
 
 ZAP = "inproc://zeromq.zap.01"
 DOMAIN = "eex"
-HANDSHAKE_MS = 1000
-"""A peer that has not finished the handshake by then is dropped."""
+HANDSHAKE_MS = 10_000
+"""A peer that has not finished the handshake by then is dropped.
+
+A thousand edges that come back at once are let in side by side, and all wait for the last one. If they gave up sooner
+than that takes, they would start again together, and none would ever get in.
+"""
 
 STRANGERS_PER_S = 50
 STRANGERS_AT_ONCE = 25
@@ -96,10 +100,12 @@ class Doorkeeper:
     ----------
     socket
         Of `zap_socket`.
+    patience_s
+        How long a handshake may take.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], known: Known) -> None:
-        self.socket, self._known = socket, known
+    def __init__(self, socket: zmq.Socket[bytes], known: Known, patience_s: float = HANDSHAKE_MS / 1000) -> None:
+        self.socket, self._known, self._patience_s = socket, known, patience_s
         self._strangers: deque[tuple[float, list[bytes], str]] = deque()  # since when, the reply, why
         self._next_at = -math.inf  # when the next stranger may be answered
 
@@ -127,7 +133,7 @@ class Doorkeeper:
         return max(0.0, 1000 * (self._next_at - now)) if self._strangers else math.inf
 
     def _stale(self, now: float) -> bool:
-        return 1000 * (now - self._strangers[0][0]) > HANDSHAKE_MS
+        return now - self._strangers[0][0] > self._patience_s
 
     def _question(self, frames: list[bytes], now: float) -> None:
         cut = frames.index(b"") + 1  # after the envelope

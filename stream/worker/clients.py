@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from eex.stream.wire.protocol import Buffer, Refusal
+from eex.stream.wire.security import HANDSHAKE_MS
 from eex.stream.worker.stats import Stats
 
 GONE_S = 3.0
@@ -42,6 +43,8 @@ class Limits:
     key_clients, key_requests
         Connections of one key, and requests under way over all of them, where clients have keys: so that no key takes
         the room of all others.
+    handshake_s
+        A connection that has not finished its handshake by then is ended.
     """
 
     clients: int = 64
@@ -51,6 +54,7 @@ class Limits:
     drain_s: float = 5.0
     key_clients: int = 32
     key_requests: int = 256
+    handshake_s: float = HANDSHAKE_MS / 1000
 
 
 class RefusedError(Exception):

@@ -78,7 +78,7 @@ class Front:
         log: Callable[[str], None] = print,
     ) -> None:
         self.socket, self.stats, self.limits = socket, stats or Stats(), limits or Limits()
-        self._door = None if zap is None else Doorkeeper(zap, known)
+        self._door = None if zap is None else Doorkeeper(zap, known, self.limits.handshake_s)
         self._known, self._connections = known, connections
         self._swept = self.turned = time.monotonic()
         self._written, self._log = log, Throttled(log)

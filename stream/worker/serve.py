@@ -14,7 +14,7 @@ from eex.policies.core.errors import OffloadError
 from eex.stream.wire.keys import WorkerKeys
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import MAX_HEADER_BYTES, Welcome
-from eex.stream.wire.security import HANDSHAKE_MS, check_plain, secure_worker, zap_socket
+from eex.stream.wire.security import check_plain, secure_worker, zap_socket
 from eex.stream.worker.clients import Limits
 from eex.stream.worker.connections import Connections
 from eex.stream.worker.embedded import GRACE_S, READY
@@ -105,7 +105,7 @@ def listen(
             zmq.RCVHWM: QUEUE,
             zmq.MAXMSGSIZE: message_bytes,
             zmq.ROUTER_MANDATORY: 1,
-            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+            zmq.HANDSHAKE_IVL: round(1000 * (limits or Limits()).handshake_s),
             zmq.HEARTBEAT_IVL: 2000,  # ms; lets go of clients that vanished
             zmq.HEARTBEAT_TIMEOUT: 6000,
             zmq.IPV6: int("[" in bind),

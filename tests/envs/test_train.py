@@ -1,4 +1,4 @@
-"""Training: every algorithm's export plays what the algorithm itself would; stopping and going on; wishes."""
+"""Training: the export of every algorithm plays what the algorithm would; stopping and going on; refusals."""
 
 import dataclasses
 import importlib.util
@@ -7,16 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from eex.envs.evaluate import held_out, play, score
 from eex.envs.export import exported
-from eex.envs.playlist import reordered
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, train_rl
 from eex.policies.algorithms.agent import load_agent, save_agent
 from eex.policies.algorithms.rl import RL
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import parse_link
-from eex.policies.core.references import fixed_rewards
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import write_trace
 
@@ -204,34 +201,3 @@ def test_stopped_training_goes_on(config, monkeypatch, algorithm):
 def test_wishes_that_cannot_be_met(config, changes, message):
     with pytest.raises(EexError, match=message):
         train_rl(dataclasses.replace(config, **changes))
-
-
-def test_held_out_frames_are_the_last_of_each_segment(make_trace):
-    trace = make_trace(frames=300)
-    kept, late = held_out(trace)
-    assert (len(kept), len(late)) == (240, 60)
-    assert np.bincount(late.segments).tolist() == [20, 20, 20]
-    np.testing.assert_array_equal(late.confidence[:20], trace.confidence[80:100])
-
-
-def test_reordered_trace_switches_as_it_should(make_trace):
-    switching = reordered(make_trace(), 5000, (40, 90), seed=3)
-    length = np.bincount(switching.segments)[:-1]
-    assert length.min() >= 40
-    assert length.max() <= 90
-    assert abs(length.mean() - 65) < 5
-    assert set(switching.distortion) == {"pristine", "gaussian_blur", "gaussian_noise"}
-    again = reordered(make_trace(), 5000, (40, 90), seed=3)
-    np.testing.assert_array_equal(switching.confidence, again.confidence)
-
-
-def test_score_of_a_fixed_threshold_by_hand(make_trace):
-    trace = make_trace()
-    reward, regret = play("fixed:p_tar=0.6", trace, (0.1, 0.3), None)
-    for row, overhead in enumerate((0.1, 0.3)):
-        earned = fixed_rewards(trace.confidence, overhead, np.linspace(0, 1, 51).round(2))
-        best = sum(earned[trace.segments == k].sum(axis=0).max() for k in range(3))
-        assert reward[row].sum() == pytest.approx(earned[:, 30].sum())
-        assert regret[row].sum() == pytest.approx(best - earned[:, 30].sum())
-    both = score("fixed:p_tar=0.6", trace, (0.1,), None, rounds=200, switch=(20, 50), seeds=2)
-    assert both[1] >= 0

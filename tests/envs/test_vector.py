@@ -152,31 +152,6 @@ def test_an_autoreset_mode_that_is_none(make_trace):
         ThresholdVectorEnv(make_trace(), ENVS, autoreset_mode="never")
 
 
-def test_pictures_of_each_environment(make_trace):
-    options = {"trace": make_trace(), "rounds": 30}
-    for mode in ("ansi", "rgb_array"):
-        ours = gymnasium.make_vec("eex/Threshold-v0", num_envs=3, render_mode=mode, **options)
-        usual = gymnasium.make_vec(
-            "eex/Threshold-v0",
-            num_envs=3,
-            vectorization_mode="sync",
-            render_mode=mode,
-            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-            **options,
-        )
-        for envs in (ours, usual):
-            envs.reset(seed=0)
-        for _ in range(40):
-            for envs in (ours, usual):
-                envs.step(np.array([0, 8, 10]))
-        assert len(ours.render()) == 3
-        np.testing.assert_array_equal(ours.render(), usual.render())
-    assert ThresholdVectorEnv(make_trace(), 2).render() is None
-    for kind in (ThresholdVectorEnv, ThresholdEnv):
-        with pytest.raises(EexError, match="render_mode must be one of rgb_array, ansi, or None; got 'human'"):
-            kind(make_trace(), render_mode="human")
-
-
 # ---- actions
 
 ARMS = "an action must be an arm, an integer from 0 to 10"

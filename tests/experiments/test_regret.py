@@ -513,3 +513,41 @@ def test_a_policy_without_a_file_is_never_resumed():
 def test_copies_of_one_path_have_no_interval(trace, tmp_path):
     config = RegretConfig(trace=(trace,), policies="fixed", order="in-order", runs=3, rounds=20, out=tmp_path / "r")
     assert all(row["regret_best_arm_ci95"] is None for row in compare(dataclasses.replace(config, processes=1))["rows"])
+
+
+WRITTEN = {
+    "late_plugin.py": """
+from eex.policies.algorithms.fixed import Fixed
+
+class P(Fixed):
+    def choose(self, context):
+        import late_pack.inner
+        return super().choose(context)
+""",
+    "late_pack/__init__.py": "",
+    "late_pack/inner.py": "from . import deeper\nimport not_there\n",
+    "late_pack/deeper.py": "from .deepest import VALUE\n",
+    "late_pack/deepest.py": "VALUE = 1\n",
+    "late_unrelated.py": "",
+}
+
+
+@pytest.fixture
+def late_plugin(tmp_path, monkeypatch):
+    (tmp_path / "late_pack").mkdir()
+    for name, text in WRITTEN.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("late_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("wrapper", ["", "drift@", "safe@"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_sweep_is_not_resumed_once_any_of_it_has_changed(late_plugin, name, wrapper):
+    text = f"{wrapper}late_plugin:P"
+    before = fingerprint([make_policy(text, exits=1)], [text])
+    (late_plugin / name).write_text(WRITTEN[name] + "# changed")
+    assert (fingerprint([make_policy(text, exits=1)], [text]) == before) == (name == "late_unrelated.py")

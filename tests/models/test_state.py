@@ -1,5 +1,6 @@
 """Published weights: tensors alone, of what training scripts write, and one clear line for what is something else."""
 
+import os
 import pickle
 
 import pytest
@@ -40,9 +41,11 @@ def test_weights_that_torch_saved(tmp_path, weights, form, old):
     assert all(torch.equal(found[name], weights[name]) for name in weights)
 
 
-def test_weights_in_safetensors(tmp_path, weights):
-    save_file(under("module.", weights), tmp_path / "net.safetensors")
-    assert read_state(tmp_path / "net.safetensors").keys() == weights.keys()
+@pytest.mark.parametrize("name", [b"w.safetensors", b"caf\xe9.safetensors"])
+def test_weights_in_safetensors(tmp_path, weights, name):
+    path = tmp_path / os.fsdecode(name)
+    save_file(under("module.", weights), path)
+    assert read_state(path).keys() == weights.keys()
 
 
 class Bomb:

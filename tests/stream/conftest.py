@@ -1,12 +1,14 @@
-"""Rows as an engine hands them out, made up."""
+"""Rows as an engine hands them out, made up; a worker that tests share."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from commands import start
 
 from eex.policies.core.columns import blank
 from eex.policies.core.schedule import KINDS
+from eex.stream.worker.embedded import READY
 
 
 def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
@@ -57,3 +59,15 @@ def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
 @pytest.fixture
 def make_rows():
     return _make_rows
+
+
+@pytest.fixture(scope="session")
+def cloud():
+    """The options by which a stream finds a worker with the shipped model, which stays up for all tests."""
+    with start("worker", "--plain", "--bind", "tcp://127.0.0.1:*", "--threads", 1) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith(READY)
+            yield "--worker", line.removeprefix(READY).strip(), "--plain"
+        finally:
+            process.kill()

@@ -1,6 +1,7 @@
 """What the tests of faults and strangers share: a network that breaks, a stream that counts."""
 
 import contextlib
+import os
 import select
 import socket
 import threading
@@ -146,3 +147,20 @@ class Stream:
     def __exit__(self, *_):
         with contextlib.suppress(Exception):
             self.offloader.close()
+
+
+@contextlib.contextmanager
+def unwritable(kind):
+    """A file that takes no lines: on "a full device", or "a pipe that nobody reads", which is full."""
+    with contextlib.ExitStack() as stack:
+        if kind == "a full device":
+            yield stack.enter_context(open("/dev/full", "w"))
+            return
+        reader, writer = os.pipe()
+        stack.callback(os.close, reader)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        yield stack.enter_context(os.fdopen(writer, "w"))

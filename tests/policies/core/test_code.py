@@ -14,11 +14,12 @@ def home(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     files = {
-        "mine.py": "import numpy\nfrom part import helper\n\ndef late():\n    import later\n",
+        "mine.py": "import numpy\nfrom part import helper\n\ndef late():\n    import later.inner, not_there\n",
         "part/__init__.py": "",
         "part/helper.py": "from . import deeper\nfrom .deeper import *\n",
         "part/deeper.py": "import mine\nSIZE = 1\n",
-        "later.py": "",
+        "later/__init__.py": "",
+        "later/inner.py": "",
         "other.py": "",
     }
     for name, text in files.items():
@@ -31,7 +32,9 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("imported", [True, False])
-@pytest.mark.parametrize("name", ["mine.py", "part/__init__.py", "part/helper.py", "part/deeper.py", "later.py"])
+@pytest.mark.parametrize(
+    "name", ["mine.py", "part/__init__.py", "part/helper.py", "part/deeper.py", "later/__init__.py", "later/inner.py"]
+)
 def test_any_file_that_is_imported_counts(home, name, imported):
     if imported:
         importlib.import_module("mine")

@@ -1,6 +1,8 @@
 """`eex-evaluate` as a user types it, on runs that `eex-stream` made."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,16 @@ SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20+gaussian_blur@0
 
 def stream(out, *arguments):
     """The folder that an `eex-stream` run left."""
-    done = call("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
+    options = ("--out", out, "--deadline-ms", 60_000, "--no-regret", "--no-pictures", "--quiet")
+    done = call("stream", *options, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return max(Path(out).iterdir())
 
 
 @pytest.fixture(scope="module")
-def random_run(tmp_path_factory):
-    return stream(tmp_path_factory.mktemp("runs"), "--policy", "random", "--distortion", SCHEDULE, "--frames", 900)
+def random_run(tmp_path_factory, cloud):
+    options = ("--policy", "random", "--distortion", SCHEDULE, "--frames", 900)
+    return stream(tmp_path_factory.mktemp("runs"), *cloud, *options)
 
 
 def test_estimates_from_a_live_log(random_run, tmp_path):
@@ -76,6 +80,18 @@ def test_several_runs_one_after_another(random_run):
     done = call("evaluate", random_run, random_run, "--thresholds", "0.5")
     assert done.stdout.count("the run itself") == 2
     assert done.stdout.count(f"{random_run}:\nestimated reward") == 2
+
+
+def test_a_folder_whose_name_is_not_utf8(random_run, tmp_path):
+    run = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(random_run, run)
+    done = call("evaluate", run, "--thresholds", "0.5", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    there = json.loads(call("evaluate", random_run, "--thresholds", "0.5", "--json").stdout)
+    assert json.loads(done.stdout) == there | {"folder": str(run)}
+    assert "caf\\udce9" in json.dumps(str(run))
+    done = call("metrics", run, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

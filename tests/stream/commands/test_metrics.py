@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(200)
 
 
 def stream(out, *arguments):
-    done = call("stream", "--policy", "fixed", "--threads", 1, "--out", out, "--json", *arguments)
+    done = call("stream", "--policy", "fixed", "--threads", 1, "--no-pictures", "--out", out, "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

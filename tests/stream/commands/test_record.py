@@ -1,11 +1,13 @@
 """`eex-record` as a user types it, and replay of what `eex-stream` did live."""
 
+import io
 import os
 import pty
 import select
 import signal
 import subprocess
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +29,8 @@ SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20+gaussian_blur@0
 
 def stream(out, *arguments):
     """The folder that an `eex-stream` run left."""
-    done = call("stream", "--out", out, "--deadline-ms", 60_000, "--no-regret", "--quiet", *arguments)
+    options = ("--out", out, "--deadline-ms", 60_000, "--no-regret", "--no-pictures", "--quiet")
+    done = call("stream", *options, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return max(Path(out).iterdir())
 
@@ -89,6 +92,27 @@ def test_quiet_and_images_that_cannot_be_used(tmp_path):
     assert (read_trace(tmp_path / "t.arrow").label == -1).all()
 
 
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_names_that_are_not_utf8(tmp_path, form):
+    """Of the images, their classes, the source, and the file that is written."""
+    name = os.fsdecode(b"caf\xe9")
+    data = io.BytesIO()
+    Image.new("RGB", (32, 32), (90, 20, 10)).save(data, "PNG")
+    source = tmp_path / (name if form == "folder" else f"{name}.zip")
+    if form == "folder":
+        for folder in (name, "tea"):
+            (source / folder).mkdir(parents=True)
+            (source / folder / f"{name}.png").write_bytes(data.getvalue())
+    else:
+        with zipfile.ZipFile(source, "w") as archive:  # which knows no other names than code page 437's and UTF-8
+            for folder in ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "tea"):
+                archive.writestr(f"{folder}/1.png", data.getvalue())
+    out = tmp_path / name / "traces" / f"{name}.arrow"
+    done = call("record", "--source", source, "--distortion", "pristine", "--frames", 2, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(read_trace(out)) == 2
+
+
 # ---- the live run and its trace
 
 
@@ -101,9 +125,9 @@ def test_quiet_and_images_that_cannot_be_used(tmp_path):
     ],
     ids=["ucb-32", "ucb-5", "fixed-48"],
 )
-def test_a_replayed_trace_makes_the_live_choices(tmp_path, policy, batch, more):
+def test_a_replayed_trace_makes_the_live_choices(tmp_path, cloud, policy, batch, more):
     frames = ("--distortion", SCHEDULE, "--frames", 450, "--seed", 7)
-    run = stream(tmp_path / "runs", "--policy", policy, "--batch", batch, *more, *frames)
+    run = stream(tmp_path / "runs", *cloud, "--policy", policy, "--batch", batch, *more, *frames)
     done = call("record", "--config", run / "config.json", "--batch", 64, "--out", tmp_path / "trace.arrow", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     trace, live = read_trace(tmp_path / "trace.arrow"), outcomes_of(run / "records")

@@ -425,10 +425,13 @@ def test_an_unlabelled_test_part_claims_nothing(tmp_path, test):
 def test_names_that_are_not_utf8_can_be_trained(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     images = made(tmp_path / name, f"train/{name}", "train/tea", f"test/{name}")
-    train("--data", images, "--out", tmp_path / "model", *QUICK)
-    card = read_card(tmp_path / "model")
+    model = tmp_path / name / "model"
+    train("--data", images, "--out", model, *QUICK)
+    card = read_card(model)
     assert card.architecture.classes == ("caf\\xe9", "tea")
     assert card.training["data"] == "caf\\xe9"
+    assert load(model).fingerprint
+    assert train("--data", images, "--out", model, *QUICK).returncode == 0  # from its checkpoints
 
 
 def test_transparent_icons_differ(tmp_path):

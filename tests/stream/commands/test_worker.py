@@ -1,15 +1,25 @@
 """`eex-worker` refuses what makes no sense with one line, and starts no worker that would be open to anyone."""
 
+import json
+import os
+import re
+import shutil
 import signal
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE_S, start
 
+from eex.models.card import SHIPPED, WEIGHTS
 from eex.policies.core.errors import EexError
 from eex.stream.commands.worker import Worker, _main
 from eex.stream.guard import guarded
 from eex.stream.wire.client import ZmqOffloader
+from eex.stream.worker.serve import READY
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -80,3 +90,48 @@ def test_a_worker_that_would_be_open_does_not_start(arguments, says, refusal):
 def test_a_way_upstream_that_is_none(options, says, refusal, monkeypatch):
     monkeypatch.setattr(ZmqOffloader.connect, "__defaults__", (0.5,))
     assert says in refusal("--plain", "--bind", "tcp://127.0.0.1:*", "--upstream", "tcp://127.0.0.1:9", *options)
+
+
+@pytest.mark.process
+def test_alive_and_ready_are_two_questions_when_all_processes_are_gone(tmp_path):
+    """Two processes are killed while the weights are away, so that they cannot come back; then the weights return."""
+    model = tmp_path / "model"
+    shutil.copytree(SHIPPED, model)
+    options = ("--plain", "--bind", "tcp://127.0.0.1:*", "--processes", 2, "--threads", 1, "--metrics-port", 0)
+    with start("worker", model, *options) as worker:
+        try:
+            url = re.search(r"http://\S+(?=/metrics)", worker.stdout.readline())[0]
+            assert worker.stdout.readline().startswith(READY)
+            assert (answer(f"{url}/ready"), answer(f"{url}/alive")) == ((200, "ok", 2), (200, "ok", 2))
+            (model / WEIGHTS).rename(tmp_path / WEIGHTS)
+            children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+            assert len(children) == 2
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+            wait_for(f"{url}/ready", (503, "lost", 0))
+            assert answer(f"{url}/health") == (503, "lost", 0)
+            assert answer(f"{url}/alive") == (200, "lost", 0)
+            (tmp_path / WEIGHTS).rename(model / WEIGHTS)
+            wait_for(f"{url}/ready", (200, "ok", 2))
+            worker.terminate()
+            assert worker.wait(PATIENCE_S) == 0
+        finally:
+            worker.kill()
+
+
+def answer(url):
+    """Status, what it says, and how many replicas there are."""
+    try:
+        found = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=PATIENCE_S)
+    except urllib.error.HTTPError as error:
+        found = error
+    with found:
+        state = json.load(found)
+        return found.status, state["status"], state["replicas"]
+
+
+def wait_for(url, state):
+    end = time.monotonic() + PATIENCE_S
+    while answer(url) != state:
+        assert time.monotonic() < end, answer(url)
+        time.sleep(0.05)

@@ -27,7 +27,7 @@ def draw(folder, names, size=32):
 
 
 def stream(out, *arguments):
-    options = ("--worker", "none", "--policy", "fixed", "--threads", 1, "--out", out)
+    options = ("--worker", "none", "--policy", "fixed", "--threads", 1, "--no-pictures", "--out", out)
     done = call("stream", *options, *arguments)
     assert done.returncode == 0, done.stderr
     return done

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from livenet import Cloud, three_exits
@@ -17,6 +18,7 @@ from eex.stream.live.answers import Answer
 from eex.stream.live.config import LiveConfig
 from eex.stream.live.run import Sources, Stop, live, status
 from eex.stream.live.session import Session
+from eex.stream.run.records import read_records
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -143,6 +145,25 @@ def test_a_signal_ends_the_run_and_the_next_one_gets_through():
         until(lambda: stop.wait(0))
         assert signal.getsignal(signal.SIGTERM) == before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_names_that_are_not_utf8(pictures, tmp_path):
+    """Of the source and its images, the records, the answers and the state."""
+    name = os.fsdecode(b"caf\xe9")
+    folder = tmp_path / name
+    pictures.rename(folder)
+    (folder / "0.png").rename(folder / f"{name}.png")
+    made, got = tmp_path / f"{name}.out", []
+    made.mkdir()
+    config = replace(CONFIG, records=made / "records", state=made / "state.npz")
+    answers = made / "answers.jsonl"
+    for source in (f"images:{folder}", f"a=images:{folder}"):
+        summary = live(config, Sources((source,)), (str(answers),), sinks=(got.append,))
+        assert summary["streams"][0]["answered"] == 5
+    assert {a.name for a in got if isinstance(a, Answer)} >= {"caf\\xe9.png"}
+    lines = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
+    assert sum(line["name"] == "caf\\xe9.png" for line in lines) == 2
+    assert read_records(made / "records").num_rows == 10
 
 
 def test_the_status_is_one_line(pictures):

@@ -13,7 +13,8 @@ from eex.stream.run import run
 
 pytestmark = pytest.mark.timeout(240)
 
-OPTIONS = {"frames": 600, "distortion": "pristine:300, gaussian_noise@20:300", "regret": False, "deadline_ms": 60_000}
+OPTIONS = {"frames": 300, "distortion": "pristine:150, gaussian_noise@20:150", "regret": False, "pictures": False}
+OPTIONS["deadline_ms"] = 60_000
 
 
 class Watching(Fixed):
@@ -32,11 +33,14 @@ class Watching(Fixed):
 
 
 @pytest.mark.process
-def test_each_policy_begins_with_a_link_that_nobody_has_measured(tmp_path, monkeypatch):
+def test_each_policy_begins_with_a_link_that_nobody_has_measured(tmp_path, monkeypatch, cloud):
     monkeypatch.setitem(sys.modules, "watching", sys.modules[__name__])
     Watching.seen.clear()
     policy = "watching:Watching"
-    summary = run(StreamConfig(policy=policy, compare=f"{policy},{policy}", out=tmp_path, **OPTIONS))
+    config = StreamConfig(
+        policy=policy, compare=f"{policy},{policy}", out=tmp_path, worker=cloud[1], plain=True, **OPTIONS
+    )
+    summary = run(config)
     played = [seen for seen in Watching.seen if seen]
     assert len(played) == 3
     for seen in played:
@@ -53,11 +57,13 @@ def test_each_policy_begins_with_a_link_that_nobody_has_measured(tmp_path, monke
 
 
 @pytest.mark.process
-def test_the_order_of_what_is_compared_does_not_matter(tmp_path):
+def test_the_order_of_what_is_compared_does_not_matter(tmp_path, cloud):
     names = ["fixed:p_tar=0.8", "fixed:p_tar=0.95", "random"]
     outcomes = []
     for order in (names, names[::-1]):
-        config = StreamConfig(policy=order[0], compare=",".join(order[1:]), out=tmp_path, **OPTIONS)
+        config = StreamConfig(
+            policy=order[0], compare=",".join(order[1:]), out=tmp_path, worker=cloud[1], plain=True, **OPTIONS
+        )
         summary = run(config)
         outcomes.append({row["policy"]: row for row in summary["policies"]})
     for name in names:
@@ -73,15 +79,16 @@ def test_what_a_run_leaves(tmp_path):
     folder = Path(summary["folder"])
     assert folder.parent == tmp_path
     assert summary["policies"][0]["policy"] == "gain-curve"
-    assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 600
+    assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 300
     assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}
+    assert not list(folder.glob("*.png"))
 
 
 def test_pictures_that_cannot_be_drawn_cost_no_summary(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "eex.stream.run.pictures", None)  # as where matplotlib finds no folder to cache in
-    summary = run(StreamConfig(worker="none", out=tmp_path, **OPTIONS))
+    summary = run(StreamConfig(worker="none", out=tmp_path, **OPTIONS | {"pictures": True}))
     folder = Path(summary["folder"])
-    assert json.loads((folder / "summary.json").read_text())["frames"] == 600
+    assert json.loads((folder / "summary.json").read_text())["frames"] == 300
     assert not list(folder.glob("*.png"))
     assert summary["unrecorded"] == ""
     assert f"warning: {folder}: no pictures were drawn" in capsys.readouterr().err

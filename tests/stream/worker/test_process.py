@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,9 +12,11 @@ import time
 import numpy as np
 import pytest
 import zmq
-from faults import PATIENCE_S, Stream
+from commands import call
+from faults import PATIENCE_S, Stream, unwritable
 
 from eex.experiments.bench.trivial_worker import MODEL, TrivialWorker
+from eex.policies.core.errors import OffloadError
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import edge_keys, make_keys
 from eex.stream.wire.protocol import Hello, Welcome, pack, unpack
@@ -106,22 +109,52 @@ def test_a_key_that_is_added_is_known_at_once(folder):
             assert not asked(offloader, 1).failed
 
 
+def turned_away(endpoint, folder, name="edge"):
+    """Why an edge with these keys is not let in."""
+    with pytest.raises(OffloadError) as caught:
+        ZmqOffloader(endpoint, MODEL, keys=edge_keys(folder, name)).connect(PATIENCE_S)
+    return str(caught.value)
+
+
+def test_a_clients_key_is_replaced_while_the_worker_runs(folder, tmp_path_factory):
+    """As docs/operation.md says: a pair under another name, added, used, and the old one deleted."""
+    site = tmp_path_factory.mktemp("site")
+    (folder / "edge.key").rename(site / "edge.key")
+    shutil.copy(folder / "worker.pub", site)
+    with worker(folder) as (_, endpoint):
+        with edge(endpoint, site) as old:
+            assert call("keys", site, "edge-2").returncode == 0
+            assert "does not know" in turned_away(endpoint, site, "edge-2")
+            shutil.copy(site / "edge-2.pub", folder)
+            with edge(endpoint, site, "edge-2") as new:
+                (folder / "edge.pub").unlink()
+                since = time.monotonic()
+                while old.reachable and time.monotonic() - since < PATIENCE_S:
+                    old.poll()
+                    assert not asked(new, int(1e6 * time.monotonic())).failed
+                assert not old.reachable
+        assert "does not know" in turned_away(endpoint, site)
+
+
+def test_a_workers_key_is_replaced(folder, tmp_path_factory):
+    site = tmp_path_factory.mktemp("site")
+    shutil.copytree(folder, site, dirs_exist_ok=True)
+    with worker(folder) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    for name in ("worker.key", "worker.pub"):
+        (folder / name).unlink()
+    assert call("keys", folder, "worker").returncode == 0
+    with worker(folder) as (_, endpoint):
+        assert "worker.pub" in turned_away(endpoint, site)
+        shutil.copy(folder / "worker.pub", site)
+        with edge(endpoint, site) as offloader:
+            assert not asked(offloader, 1).failed
+
+
 @pytest.mark.parametrize("to", ["a full device", "a pipe that nobody reads"])
 def test_a_log_that_cannot_be_written_stops_nothing(folder, to):
-    with contextlib.ExitStack() as stack:
-        if to == "a full device":
-            stderr = stack.enter_context(open("/dev/full", "w"))
-        else:
-            reader, writer = os.pipe()
-            stack.callback(os.close, reader)
-            os.set_blocking(writer, False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    os.write(writer, bytes(4096))
-            os.set_blocking(writer, True)
-            stderr = stack.enter_context(os.fdopen(writer, "w"))
-        process, endpoint = stack.enter_context(worker(folder, stderr))
-        offloader = stack.enter_context(edge(endpoint, folder))
+    with unwritable(to) as stderr, worker(folder, stderr) as (process, endpoint), edge(endpoint, folder) as offloader:
         knock(endpoint, 5)
         (folder / "other.pub").write_text("no key")  # which is logged, too
         for id in range(20):

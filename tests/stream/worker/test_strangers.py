@@ -291,7 +291,8 @@ def test_a_client_that_never_reads_its_replies():
 
 
 def test_garbage_over_plain_tcp():
-    with TrivialWorker(guarded=True) as worker, Stream(worker.endpoint, keys=worker.keys) as stream:
+    limits = {"handshake_s": 1.0}
+    with TrivialWorker(guarded=True, limits=limits) as worker, Stream(worker.endpoint, keys=worker.keys) as stream:
         host, port = worker.endpoint.removeprefix("tcp://").split(":")
         rng = np.random.default_rng(0)
         for garbage in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", rng.bytes(1 << 16), b"\xff" + bytes(9), b""):

@@ -1,6 +1,7 @@
 """A worker between edge and cloud: whose exit answers what, and what happens when the upstream worker does not."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -16,11 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults import unwritable
 
+from eex.experiments.bench.trivial_worker import TrivialWorker
+from eex.models.card import load
 from eex.models.fast import optimised
 from eex.models.network import make
 from eex.stream.groups import every_exit
 from eex.stream.run.records import read_records
+from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import make_keys
 from eex.stream.wire.offload import InMemoryOffloader, NoOffloader
 from eex.stream.worker.serve import READY
@@ -156,18 +161,21 @@ def test_a_batch_that_waits_does_not_stall_the_others(net, seen):
 # ---- three processes
 
 
-def start(name, *arguments):
+def start(name, *arguments, err=subprocess.PIPE):
     pipe, command = subprocess.PIPE, [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, start_new_session=True)
+    return subprocess.Popen(command, stdout=pipe, stderr=err, text=True, env=ENVIRONMENT, start_new_session=True)
 
 
 @contextlib.contextmanager
-def worker(*arguments):
+def worker(*arguments, err=subprocess.PIPE):
     """A running `eex-worker`; yields its process, where it listens, and where its metrics are."""
-    process = start("worker", "--bind", "tcp://127.0.0.1:*", "--threads", 1, *arguments, "--metrics-port", 0)
+    process = start("worker", "--bind", "tcp://127.0.0.1:*", "--threads", 1, *arguments, "--metrics-port", 0, err=err)
     try:
         lines = [process.stdout.readline(), process.stdout.readline()]
-        assert lines[1].startswith(READY), (lines, process.stderr.read() if process.poll() is not None else "")
+        assert lines[1].startswith(READY), (
+            lines,
+            process.stderr and process.poll() is not None and process.stderr.read(),
+        )
         yield process, lines[1].removeprefix(READY).strip(), re.search(r"http://\S+/metrics", lines[0])[0]
     finally:
         process.kill()
@@ -250,6 +258,46 @@ def test_the_top_is_killed_in_mid_stream_and_comes_back(tmp_path):
         _, err = middle_process.communicate(timeout=PATIENCE_S)
         assert err.splitlines()[0] == "eex-worker: the upstream worker does not answer"
         assert "eex-worker: the upstream worker is back" in err.splitlines()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("log", [pytest.param("a full device", marks=pytest.mark.soak), "a pipe that nobody reads"])
+def test_a_log_that_cannot_be_written_does_not_cut_a_tier_off(log):
+    """The upstream worker goes, which is logged, and comes back: it is asked again, and the tier answers throughout."""
+    card = load(None)
+    with (
+        TrivialWorker(model=card.fingerprint) as top,
+        unwritable(log) as stderr,
+        worker(
+            "--plain", "--upstream", top.endpoint, "--partition", 1, "--p-tar", 1, "--deadline-ms", 500, err=stderr
+        ) as (process, endpoint, metrics),
+        contextlib.closing(ZmqOffloader(endpoint, card.fingerprint, 1000 * PATIENCE_S)) as edge,
+    ):
+        edge.connect(PATIENCE_S)
+        image = np.zeros((1, *card.architecture.input_shape), dtype=np.float32)
+        ids = itertools.count()
+
+        def from_upstream():
+            assert edge.submit(next(ids), 0, "pristine", image)
+            (reply,) = edge.poll(1000 * PATIENCE_S)
+            assert not reply.failed
+            return reply.confidence[0] == np.float32(0.9)  # what the trivial worker answers
+
+        def until(what):
+            end = time.monotonic() + PATIENCE_S
+            while not what():
+                assert time.monotonic() < end
+
+        until(from_upstream)
+        for _ in range(2):
+            top.kill()
+            until(lambda: not from_upstream())
+            top.start()
+            until(from_upstream)
+        counts = frames_by_kind(metrics)
+        assert counts["fallback"] > 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.process

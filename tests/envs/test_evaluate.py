@@ -1,0 +1,29 @@
+"""What an agent is measured on, and how."""
+
+import numpy as np
+import pytest
+
+from eex.envs.evaluate import held_out, play, score
+from eex.policies.core.references import fixed_rewards
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_held_out_frames_are_the_last_of_each_segment(make_trace):
+    trace = make_trace(frames=300)
+    kept, late = held_out(trace)
+    assert (len(kept), len(late)) == (240, 60)
+    assert np.bincount(late.segments).tolist() == [20, 20, 20]
+    np.testing.assert_array_equal(late.confidence[:20], trace.confidence[80:100])
+
+
+def test_score_of_a_fixed_threshold_by_hand(make_trace):
+    trace = make_trace()
+    reward, regret = play("fixed:p_tar=0.6", trace, (0.1, 0.3), None)
+    for row, overhead in enumerate((0.1, 0.3)):
+        earned = fixed_rewards(trace.confidence, overhead, np.linspace(0, 1, 51).round(2))
+        best = sum(earned[trace.segments == k].sum(axis=0).max() for k in range(3))
+        assert reward[row].sum() == pytest.approx(earned[:, 30].sum())
+        assert regret[row].sum() == pytest.approx(best - earned[:, 30].sum())
+    both = score("fixed:p_tar=0.6", trace, (0.1,), None, rounds=200, switch=(20, 50), seeds=2)
+    assert both[1] >= 0
