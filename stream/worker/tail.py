@@ -138,7 +138,7 @@ def load_models(models: Models, make: "Callable[[EarlyExitNet], Tail]" = make_ta
     tails: dict[str, Tail] = {}
     shapes: Shapes = {}
     device = pick_device(models.device)
-    for net in [load(folder, device, make_network(models.network)) for folder in models.folders or (None,)]:
+    for net in [load(folder, device, make_network(models.network, folder)) for folder in models.folders or (None,)]:
         taken = shapes[net.fingerprint] = stage_shapes(net)
         largest = 4 * max(math.prod(shape) for shape in taken)  # bytes of a frame, float32
         most = min(MAX_BYTES, max(MESSAGE_FRAMES, models.batch_frames) * largest)
