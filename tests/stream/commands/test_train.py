@@ -74,11 +74,11 @@ def train(*arguments, cwd=None, run=call):
     return done
 
 
-def draw_images(folder, size, count=40, tests=10):
-    """Two classes that a network can tell apart: dark and light noise."""
+def draw_images(folder, size, count=40, tests=10, light=100):
+    """Two classes that a network can tell apart, unless `light` is 0: dark and light noise."""
     rng = np.random.default_rng(0)
     for split, many in (("train", count), ("test", tests)):
-        for label, low in (("dark", 0), ("light", 100)):
+        for label, low in (("dark", 0), ("light", light)):
             (folder / split / label).mkdir(parents=True)
             for k in range(many):
                 pixels = rng.integers(low, low + 156, (size, size, 3), dtype=np.uint8)
@@ -166,17 +166,17 @@ def test_trained_network_of_ones_own_streams(trained, home):
 def test_a_network_that_is_not_cut_is_cut_trained_and_offloaded(home, tmp_path, function, exits):
     given = ("--network", f"my_net:{function}")
     few = ("--holdout", 10, "--batch", 10, "--lr", 0.02, "--epochs", 1, "--experts", "", "--no-measure")
-    done = train(
-        *given, "--exits", exits, "--data", "images", *few, "--mean", 0.5, 0.5, 0.5, "--out", tmp_path, cwd=home
-    )
+    draw_images(tmp_path / "alike", 16, light=0)  # no exit is certain of them
+    images, mean = ("--data", tmp_path / "alike"), ("--mean", 0.5, 0.5, 0.5)
+    done = train(*given, "--exits", exits, *images, *few, *mean, "--out", tmp_path, cwd=home)
     assert "work before it" in done.stderr  # the table
     architecture = read_card(tmp_path).architecture
     assert len(architecture.options["cut"]) == len(architecture.structures) == exits
     assert architecture.mean == (0.5, 0.5, 0.5)
     done = call(
-        "stream", *given, "--model", tmp_path, "--source", "images", "--frames", 20, "--threads", 1,
-        "--policy", "fixed:p_tar=1", "--partition", 1, "--deadline-ms", 60_000, "--json", "--out", tmp_path / "runs",
-        cwd=home,
+        "stream", *given, "--model", tmp_path, "--source", tmp_path / "alike", "--frames", 20,
+        "--threads", 1, "--policy", "fixed:p_tar=1", "--partition", 1, "--deadline-ms", 60_000, "--json",
+        "--out", tmp_path / "runs", cwd=home,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
