@@ -125,6 +125,37 @@ def make_branch(structure: str, shape: Sequence[int], classes: int) -> nn.Module
     return BRANCHES[structure](shape, classes)
 
 
+class TokenPool(nn.Module):
+    """Mean over the tokens, after the first of them if that is a class token: (B, N, C) to (B, C) or (B, 2 C)."""
+
+    def __init__(self, class_token: bool) -> None:
+        super().__init__()
+        self.class_token = class_token
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=1)
+        return torch.cat([x[:, 0], mean], dim=1) if self.class_token else mean
+
+
+def token_branch(structure: str, shape: Sequence[int], classes: int, class_token: bool) -> nn.Module:
+    """A side branch of a named structure for tokens (B, N, C): their mean, normalised, takes the place of a map.
+
+    Parameters
+    ----------
+    shape
+        (N, C).
+    class_token
+        Whether the first token stands for the whole image.
+
+    Raises
+    ------
+    ValueError
+        If no structure has this name.
+    """
+    width = shape[1] * (2 if class_token else 1)
+    return nn.Sequential(TokenPool(class_token), nn.LayerNorm(width), make_branch(structure, (width,), classes))
+
+
 def place_by_share(costs: Sequence[float], shares: Sequence[float]) -> list[int]:
     """After which blocks to put side branches so that each comes nearest to its share of the cost.
 

@@ -2,18 +2,18 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 
-from eex.models.branches import make_branch
+from eex.models.branches import make_branch, token_branch
 from eex.models.comparing import probe_images, problem
 from eex.models.layout import channels_last
 from eex.models.network import CUSTOM, PRISTINE, Architecture, EarlyExitNet
+from eex.models.tracing import Graph, Values, device_of, first_line, fixed, known_value, logits_of, trace, values
 from eex.policies.core.errors import EexError
 
 
@@ -43,9 +43,10 @@ def cut(
         Takes images (B, C, H, W), normalised with `mean` and `std`, and returns logits (B, K).
     after
         Names of layers, as in `named_modules()`, in order of execution: one per exit, the last one ends the backbone.
-        One value may cross each cut: cut after a residual block, not inside it. It is (B, C, H, W) or (B, C). Feature
-        maps whose channels lie last, (B, H, W, C), are recognised by what changes with the size of the images, or else
-        by the layers beside the cut; they cross it as (B, C, H, W).
+        One value may cross each cut: cut after a residual block, not inside it. It is (B, C, H, W), (B, C), or tokens
+        (B, N, C), whose branches see their mean and, if there is one, the class token. Feature maps whose channels lie
+        last, (B, H, W, C), are recognised by what changes with the size of the images, or else by the layers beside the
+        cut; they cross it as (B, C, H, W).
     classes
         Class names, in the order of the logits, (K,).
     input_shape
@@ -78,46 +79,130 @@ def cut(
     Traceback (most recent call last):
     eex.policies.core.errors.EexError: the module has no layer '22'; did you mean '2'?
     """
-    mean, std = mean or (0.0,) * input_shape[0], std or (1.0,) * input_shape[0]
-    if not len(mean) == len(std) == input_shape[0]:
-        raise EexError(f"mean and std must name {input_shape[0]} channels each, got {list(mean)} and {list(std)}")
+    _per_channel(mean, std, input_shape[0])
     names = _names(module, after)
-    _check_norms(module)
+    check_norms(module)
+    with evaluated(module):
+        graph = trace(module, names)
+        found = values(graph, input_shape, by="")
+        ends = _ends(graph, after, names, found)
+    return cut_between(
+        module,
+        graph,
+        ends,
+        after,
+        found,
+        classes,
+        input_shape=input_shape,
+        structure=structure,
+        mean=mean,
+        std=std,
+        partition=partition,
+    )
+
+
+def _per_channel(
+    mean: Sequence[float], std: Sequence[float], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, by default 0 and 1."""
+    mean, std = tuple(mean) or (0.0,) * channels, tuple(std) or (1.0,) * channels
+    if not len(mean) == len(std) == channels:
+        raise EexError(f"mean and std must name {channels} channels each, got {list(mean)} and {list(std)}")
+    return mean, std
+
+
+@contextlib.contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the `with` block; each layer's own mode after it."""
     modes = [(m, m.training) for m in module.modules()]
-    was_training = module.training
     module.eval()
     try:
-        nodes, ends = _traced(module, after, names)
-        parts = _parts(module, nodes, ends)
-        shapes = _shapes(module, parts, after, input_shape, len(classes))
-        last = channels_last(module, parts, ends[1:-1], shapes, input_shape)
-        if any(last):
-            parts = _parts(module, nodes, ends, last)
-            shapes = _shapes(module, parts, after, input_shape, len(classes))
-        _check_same(module, parts, input_shape)
+        yield
     finally:
         for part, mode in modes:
             part.training = mode
-    branches: list[dict[str, nn.Module]] = [
-        {PRISTINE: make_branch(structure, shape, len(classes))} for shape in shapes[:-1]
-    ]
+
+
+def cut_between(
+    module: nn.Module,
+    graph: Graph,
+    ends: Sequence[fx.Node],
+    names: Sequence[str],
+    found: Values,
+    classes: Sequence[str],
+    *,
+    input_shape: tuple[int, int, int],
+    structure: str = "conv_fc",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    partition: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> EarlyExitNet:
+    """An early-exit network from a graph and the values between which its pieces lie.
+
+    Parameters
+    ----------
+    graph, found
+        Of the module, and what its nodes compute.
+    ends
+        The input, one value for each exit, and the logits; one value alone may cross each of them.
+    names
+        Of the exits, for errors.
+    options
+        For the architecture.
+
+    Raises
+    ------
+    EexError, ValueError
+        As `cut`.
+    """
+    mean, std = _per_channel(mean, std, input_shape[0])
+    with evaluated(module):
+        parts = _parts(graph, ends, found.known)
+        shapes = _shapes(graph.root, parts, names, input_shape, len(classes))
+        last = channels_last(graph.root, parts, ends[1:-1], shapes, input_shape)
+        if any(last):
+            parts = _parts(graph, ends, found.known, last)
+            shapes = _shapes(graph.root, parts, names, input_shape, len(classes))
+        _check_same(module, parts, input_shape)
+    branches: list[dict[str, nn.Module]] = []
+    for shape, end in zip(shapes[:-1], ends[1:], strict=False):
+        if len(shape) == 2:
+            branch = token_branch(structure, shape, len(classes), has_class_token(graph, end, found))
+        else:
+            branch = make_branch(structure, shape, len(classes))
+        branches.append({PRISTINE: branch})
     branches.append({PRISTINE: parts[-1]})
     architecture = Architecture(
         CUSTOM,
         tuple(classes),
-        tuple(range(len(after) - 1)),  # of the stages: a user's own module has no blocks
-        (structure,) * (len(after) - 1) + (CUSTOM,),
+        tuple(range(len(names) - 1)),  # of the stages: a user's own module has no blocks
+        (structure,) * (len(names) - 1) + (CUSTOM,),
         partition=partition,
         input_shape=input_shape,
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=mean,
+        std=std,
+        options=dict(options or {}),
     )
+    modes = [(m, m.training) for m in module.modules()]
     net = EarlyExitNet(parts[:-1], branches, architecture)
-    net.to(_device(module))
-    net.train(was_training)
+    net.to(device_of(module))
+    net.train(module.training)
     for part, mode in modes:
         part.training = mode
     return net
+
+
+def has_class_token(graph: Graph, end: fx.Node, found: Values) -> bool:
+    """Whether the tokens (B, N, C) that a node gives begin with one that is learned: a class token."""
+    free = fixed(graph.nodes, found.known)
+    for node in graph.nodes[: graph.nodes.index(end) + 1]:
+        name = str(getattr(node.target, "__name__", "")).split(".")[0]
+        if name in ("cat", "concat", "concatenate") and len(found.shapes.get(node, ())) == 2 and node.args:
+            parts = node.args[0]
+            if isinstance(parts, list | tuple) and parts and parts[0] in free:
+                return True
+    return False
 
 
 def _names(module: nn.Module, after: Sequence[str]) -> list[str]:
@@ -134,7 +219,7 @@ def _names(module: nn.Module, after: Sequence[str]) -> list[str]:
     return [first[names[name]] for name in after]
 
 
-def _check_norms(module: nn.Module) -> None:
+def check_norms(module: nn.Module) -> None:
     """Raise `EexError` if a layer computes its weights in a hook, as older functions of torch do."""
     for name, layer in module.named_modules():
         for hook in layer._forward_pre_hooks.values():
@@ -146,111 +231,60 @@ def _check_norms(module: nn.Module) -> None:
                 )
 
 
-class _Tracer(fx.Tracer):
-    """Traces a module and notes what the named layers return.
-
-    Parameters
-    ----------
-    names
-        First names of the layers.
-    look
-        Whether parameters and buffers that `forward` looks at are traced: their type and device may be others when the
-        network runs. Not every module can be traced so.
-    """
-
-    def __init__(self, names: Sequence[str], look: bool) -> None:
-        super().__init__()
-        self.names = names
-        self.look = self.proxy_buffer_attributes = look
-        self.returned: dict[str, list[Any]] = {name: [] for name in names}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if any(name.startswith(module_qualified_name + ".") for name in self.names):
-            return False  # a cut lies inside
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        out = super().call_module(m, forward, args, kwargs)
-        name = self.path_of_module(m)
-        if name in self.returned:
-            self.returned[name].append(out)
-        return out
-
-    def traced(self, module: nn.Module) -> list[fx.Node]:
-        """The nodes of a module's graph."""
-        if not self.look:
-            return list(self.trace(module).nodes)
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        proxies: dict[str, fx.Proxy] = {}
-
-        def parameters(self_: nn.Module, recurse: bool = True) -> Iterator[Any]:
-            for _, parameter in self_.named_parameters(recurse=recurse):
-                name = names.get(id(parameter))
-                if name is not None and name not in proxies:
-                    proxies[name] = self.create_proxy("get_attr", name, (), {})
-                yield parameter if name is None else proxies[name]
-
-        with mock.patch.object(nn.Module, "parameters", parameters):
-            return list(self.trace(module).nodes)
-
-
-def _trace(module: nn.Module, names: Sequence[str]) -> tuple[list[fx.Node], dict[str, list[Any]]]:
-    """The nodes of a module's graph, and what the layers of some names return there."""
-    tracer = _Tracer(names, look=True)
-    with contextlib.suppress(Exception):  # it decides by what it sees of its parameters
-        return tracer.traced(module), tracer.returned
-    tracer = _Tracer(names, look=False)
-    try:
-        return tracer.traced(module), tracer.returned
-    except Exception as error:  # whatever the user's code raises when it is handed a proxy
-        raise EexError(f"torch.fx cannot trace the module: {_first_line(error)}") from error
-
-
-def _traced(module: nn.Module, after: Sequence[str], names: Sequence[str]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The nodes of a module's graph, and those among them between which pieces lie: its input, the named layers'
-    outputs, its output."""
-    nodes, returned = _trace(module, names)
-    inputs = [n for n in nodes if n.op == "placeholder"]
-    if len(inputs) != 1:
-        raise EexError(f"forward must take the images alone, got {[str(n.target) for n in inputs]}; wrap the module")
+def _ends(graph: Graph, after: Sequence[str], names: Sequence[str], found: Values) -> list[fx.Node]:
+    """The values between which pieces lie: the input, the named layers' outputs, the logits."""
+    nodes = graph.nodes
     place = {node: i for i, node in enumerate(nodes)}
-    ends = [inputs[0]]
+    ends = [input_of(graph)]
     for name, first in zip(after, names, strict=True):
-        end = _end(name, first, returned[first])
+        end = _end(name, first, graph)
         if place[end] <= place[ends[-1]]:
             before = f"'{after[len(ends) - 2]}'" if len(ends) > 1 else "the input"
             raise EexError(f"name the layers in order of execution: '{name}' does not come after {before}")
         ends.append(end)
-    last = nodes[-1].args[0]
-    if not isinstance(last, fx.Node):
-        raise EexError(f"the module must return its logits alone, got a {type(last).__name__}")
-    if place[last] <= place[ends[-1]]:
+    if place[graph.logits] <= place[ends[-1]]:
         raise EexError(f"nothing follows '{after[-1]}': the final exit consists of the layers after the last cut")
-    fixed = _fixed(nodes)
+    crossing = crossed_by(graph, found)
     for name, end in zip(after, ends[1:], strict=True):
-        for node in nodes[: place[end]]:
-            if node not in fixed and any(place[user] > place[end] for user in node.users):
-                raise EexError(
-                    f"cannot cut after '{name}': {_describe(node)} is used after it, too; "
-                    "cut where one value is passed on, such as after a whole residual block"
-                )
-    return nodes, [*ends, last]
+        if node := crossing[end]:
+            raise EexError(
+                f"cannot cut after '{name}': {describe(node)} is used after it, too; "
+                "cut where one value is passed on, such as after a whole residual block"
+            )
+    return [*ends, graph.logits]
 
 
-def _fixed(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Nodes that depend on parameters and buffers alone, and so can be had on both sides of a cut."""
-    found: set[fx.Node] = set()
-    for node in nodes:
-        computed = node.op in ("call_function", "call_method") and node.all_input_nodes
-        if node.op == "get_attr" or (computed and found.issuperset(node.all_input_nodes)):
-            found.add(node)
-    return found
+def input_of(graph: Graph) -> fx.Node:
+    """The node that takes the images."""
+    return next(n for n in graph.nodes if n.op == "placeholder")
 
 
-def _end(name: str, first: str, returned: Sequence[Any]) -> fx.Node:
+def crossed_by(graph: Graph, found: Values) -> dict[fx.Node, fx.Node | None]:
+    """For each node, another one before it whose value is used after it, so that no cut can be there; or None."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    free = fixed(graph.nodes, found.known)
+    used: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node not in free and node not in found.known:
+            used[node] = max((place[user] for user in node.users if user not in found.known), default=-1)
+    crossing: dict[fx.Node, fx.Node | None] = {}
+    live: list[fx.Node] = []
+    for i, node in enumerate(graph.nodes):
+        live = [n for n in live if used[n] > i]
+        crossing[node] = live[0] if live else None
+        if node in used:
+            live.append(node)
+    return crossing
+
+
+def _end(name: str, first: str, graph: Graph) -> fx.Node:
     """The one value that a named layer returned; `first` is the first name of the layer."""
     same = "" if name == first else f" (it is the same module as '{first}')"
+    returned = graph.returned[first]
     if not returned:
+        for layer, reason in graph.whole.items():
+            if first.startswith(layer + "."):
+                raise EexError(f"cannot cut after '{name}': torch.fx cannot trace layer '{layer}' around it: {reason}")
         raise EexError(f"layer '{name}'{same} is not reached by the module's forward")
     if len(returned) > 1:
         raise EexError(f"layer '{name}'{same} is used {len(returned)} times: cut after a layer that is used once")
@@ -260,39 +294,44 @@ def _end(name: str, first: str, returned: Sequence[Any]) -> fx.Node:
 
 
 def _parts(
-    module: nn.Module, nodes: Sequence[fx.Node], ends: Sequence[fx.Node], last: Sequence[bool] = ()
+    graph: Graph, ends: Sequence[fx.Node], known: Mapping[fx.Node, Any], last: Sequence[bool] = ()
 ) -> list[fx.GraphModule]:
-    """The module in pieces that follow each other: up to each named layer, and the rest.
+    """The module in pieces that follow each other: up to each end, and the rest.
 
     Parameters
     ----------
+    known
+        Values that need no tensor to be had again.
     last
         For each cut, whether the channels of what crosses it lie last in the module.
     """
     last = [False, *(last or [False] * (len(ends) - 2)), False]
-    fixed, parts = _fixed(nodes), []
+    free, nodes, parts = fixed(graph.nodes, known), graph.nodes, []
     for (start, end), (before, behind) in zip(pairwise(ends), pairwise(last), strict=True):
         piece = nodes[nodes.index(start) + 1 : nodes.index(end) + 1]
-        parts.append(_piece(module, piece, start, end, fixed, before, behind))
+        parts.append(_piece(graph.root, piece, start, end, free, known, before, behind))
     return parts
 
 
-def _describe(node: fx.Node) -> str:
+def describe(node: fx.Node) -> str:
+    """What a node is, for people."""
     if node.op == "placeholder":
         return "the module's input"
     if node.op == "call_module":
         return f"the output of layer '{node.target}'"
     stack = node.meta.get("nn_module_stack") or {}
-    where = next(reversed(stack), "")
+    where = next(reversed(stack.values()), "") if stack else ""
+    where = str(where[0]) if isinstance(where, tuple) else ""
     return f"the output of '{node.name}' in layer '{where}'" if where else f"the output of '{node.name}' in forward"
 
 
 def _piece(
-    module: nn.Module,
+    root: nn.Module,
     nodes: Sequence[fx.Node],
     start: fx.Node,
     end: fx.Node,
-    fixed: set[fx.Node],
+    free: set[fx.Node],
+    known: Mapping[fx.Node, Any],
     enters_last: bool,
     leaves_last: bool,
 ) -> fx.GraphModule:
@@ -300,31 +339,37 @@ def _piece(
 
     Parameters
     ----------
-    fixed
+    free
         Nodes that can be computed anew.
+    known
+        Values that need no tensor to be had again.
     enters_last, leaves_last
         Whether the channels lie last in the module where the piece begins and ends. It takes and returns (B, C, H, W).
     """
     graph = fx.Graph()
     x = graph.placeholder("x")
-    copied = {start: graph.call_method("permute", (x, 0, 2, 3, 1)) if enters_last else x}
+    copied: dict[fx.Node, Any] = {start: graph.call_method("permute", (x, 0, 2, 3, 1)) if enters_last else x}
 
-    def copy_of(node: fx.Node) -> fx.Node:
+    def copy_of(node: fx.Node) -> Any:
         if node not in copied:
+            if node in known and not all(used in copied for used in node.all_input_nodes):
+                copied[node] = known_value(known[node], graph, x)  # what it is computed from stands before the cut
+                return copied[node]
             for used in node.all_input_nodes:
-                if used in fixed:  # it may stand before the cut
+                if used in free or used in known:  # it may stand before the cut
                     copy_of(used)
             copied[node] = graph.node_copy(node, lambda n: copied[n])
-            if node.op == "call_method" and node.target == "view" and node not in fixed:
-                copied[node].target = "reshape"  # features are trained channels last, which view refuses
+            if node not in free and node.target in ("view", torch.ops.aten.view.default):
+                # features are trained channels last, which view refuses
+                copied[node].target = "reshape" if node.target == "view" else torch.ops.aten.reshape.default
         return copied[node]
 
     for node in nodes:
-        if node not in fixed:
+        if node not in free:
             copy_of(node)
     out = copy_of(end)
     graph.output(graph.call_method("permute", (out, 0, 3, 1, 2)) if leaves_last else out)
-    return fx.GraphModule(module, graph)
+    return fx.GraphModule(root, graph)
 
 
 @torch.no_grad()
@@ -332,13 +377,15 @@ def _shapes(
     module: nn.Module, parts: Sequence[fx.GraphModule], after: Sequence[str], input_shape: Sequence[int], classes: int
 ) -> list[tuple[int, ...]]:
     """Run two black images through the parts, and check and return the shape of one image's features after each."""
-    x: Any = torch.zeros(2, *input_shape, device=_device(module))
+    x: Any = torch.zeros(2, *input_shape, device=device_of(module))
     shapes = []
     for name, part in zip(after, parts, strict=False):
         x = _run(part, x, input_shape)
-        if not isinstance(x, Tensor) or x.dim() not in (2, 4) or len(x) != 2:
+        if not isinstance(x, Tensor) or x.dim() not in (2, 3, 4) or len(x) != 2:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise EexError(f"layer '{name}' must give features (B, C, H, W) or (B, C), got {got} for 2 images")
+            raise EexError(
+                f"layer '{name}' must give features (B, C, H, W), tokens (B, N, C) or (B, C), got {got} for 2 images"
+            )
         shapes.append(tuple(x.shape[1:]))
     x = _run(parts[-1], x, input_shape)
     if not isinstance(x, Tensor) or tuple(x.shape) != (2, classes):
@@ -350,9 +397,9 @@ def _shapes(
 def _run(part: fx.GraphModule, x: Tensor, input_shape: Sequence[int]) -> Any:
     version = x._version
     try:
-        out = part(x)
+        out = part.forward(x)  # called, a GraphModule prints what it raises
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise EexError(f"the module cannot take images of shape {tuple(input_shape)}: {_first_line(error)}") from error
+        raise EexError(f"the module cannot take images of shape {tuple(input_shape)}: {first_line(error)}") from error
     if x._version != version:  # it begins in place, and would change features that a side branch has seen
         incoming = next(iter(part.graph.nodes))
         with part.graph.inserting_after(incoming):
@@ -365,8 +412,8 @@ def _run(part: fx.GraphModule, x: Tensor, input_shape: Sequence[int]) -> Any:
 @torch.no_grad()
 def _check_same(module: nn.Module, parts: Sequence[fx.GraphModule], input_shape: tuple[int, int, int]) -> None:
     """Raise `EexError` if the pieces do not answer as the module does."""
-    images = probe_images(input_shape).to(_device(module))
-    expected, again, x = module(images.clone()), module(images.clone()), images
+    images = probe_images(input_shape).to(device_of(module))
+    expected, again, x = logits_of(module(images.clone())), logits_of(module(images.clone())), images
     for part in parts:
         x = part(x)
     if not problem(expected, again) and (wrong := problem(expected, x)):
@@ -374,11 +421,3 @@ def _check_same(module: nn.Module, parts: Sequence[fx.GraphModule], input_shape:
             f"the module does not answer as torch.fx traces it: {wrong}; "
             "its forward may have hooks, or depend on more than its input"
         )
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

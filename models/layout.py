@@ -36,7 +36,7 @@ def channels_last(
     for part, end, shape in zip(parts, ends, shapes, strict=False):
         axis = None
         with contextlib.suppress(Exception):  # it may take images of one size only
-            x = None if x is None else part(x)
+            x = None if x is None else part.forward(x)  # called, a GraphModule prints what it raises
         if isinstance(x, Tensor) and x.dim() == len(shape) + 1 == 4:
             changed = [a != b for a, b in zip(shape, x.shape[1:], strict=True)]
             axis = 1 if changed == [False, True, True] else 3 if changed == [True, True, False] else None
@@ -56,7 +56,7 @@ def _taken_as(node: fx.Node, layers: Mapping[str, nn.Module]) -> int | None:
             return 1
         one = isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1
         return 3 if one or isinstance(layer, nn.Linear) else None
-    name = getattr(node.target, "__name__", "")
+    name = getattr(node.target, "__name__", "").split(".")[0]  # of torch.export, "conv2d.default"
     return 1 if name in CHANNELS_FIRST_CALLS else 3 if name in ("linear", "layer_norm") else None
 
 
@@ -64,7 +64,7 @@ def _axis(node: fx.Node, layers: Mapping[str, nn.Module]) -> int | None:
     """The axis of the channels in a value (B, ?, ?, ?), by the operations that made it; None if they do not show it."""
     moves: list[list[int]] = []
     while (axis := 1 if node.op == "placeholder" else _taken_as(node, layers)) is None:
-        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "").split(".")[0]
         if name in ("reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze") or not node.all_input_nodes:
             return None
         if name in ("permute", "transpose", "swapaxes"):

@@ -3,14 +3,20 @@
 import logging
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eex.policies.core.errors import EexError
 from eex.stream.frames.frames import NetworkConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from eex.models.network import EarlyExitNet
+
+ZOOS = ("timm", "torchvision", "transformers")
+"""Libraries whose networks --network takes by name, as library:name."""
 
 
 def load_network(config: NetworkConfig) -> "EarlyExitNet":
@@ -56,7 +62,7 @@ def _torch_network(config: NetworkConfig) -> "EarlyExitNet":
     from eex.models.card import load
     from eex.models.fast import optimised
 
-    return optimised(load(config.model, pick_device(config.device), make_network(config.network)))
+    return optimised(load(config.model, pick_device(config.device), make_network(config.network, config.model)))
 
 
 def _faster(onnx: "EarlyExitNet", torch_net: "EarlyExitNet", batch: int) -> "EarlyExitNet":
@@ -82,30 +88,73 @@ def _faster(onnx: "EarlyExitNet", torch_net: "EarlyExitNet", batch: int) -> "Ear
     return nets[best]
 
 
-def make_network(name: str) -> "EarlyExitNet | None":
-    """Call the user's function "module:function" and return its network; None if the name is empty.
+def make_network(name: str, model: Path | None = None) -> "EarlyExitNet | None":
+    """Make the network that --network names, cut as the card of a model says; None if the name is empty.
+
+    Parameters
+    ----------
+    name
+        "module:function", or "timm:name" and the like (`make_module`).
+    model
+        Folder of the model whose weights the network is to get: it says where a network is cut that was not cut by its
+        own code.
 
     Raises
     ------
     EexError
-        If the function cannot be imported, raises an exception, or returns something else.
+        If the function cannot be imported, raises an exception, or returns something else, or if the network is not the
+        one that the card describes.
     """
     if not name:
         return None
-    import importlib
-    import sys
-
+    from eex.models.card import read_card
     from eex.models.network import EarlyExitNet
+    from eex.models.placing import cut_again
 
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last: a file here must not take the place of a library's module
+    made = make_module(name, len(read_card(model).architecture.classes) if takes_classes(name) else 0)
+    if isinstance(made, EarlyExitNet):
+        return made
     try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise EexError(f"--network {name}: cannot be imported: {error}; expected module:function") from None
+        return cut_again(made, read_card(model).architecture)
+    except EexError as error:
+        raise EexError(f"--network {name}: {error}") from None
+
+
+def takes_classes(name: str) -> bool:
+    """Whether what makes a network is given the number of classes: a library's networks, and functions of `classes`."""
+    import inspect
+
+    library, _, function = name.partition(":")
+    return library in ZOOS or "classes" in inspect.signature(_function(name, library, function)).parameters
+
+
+def make_module(name: str, classes: int = 0, pretrained: bool = False) -> "nn.Module":
+    """Make the network that --network names.
+
+    Parameters
+    ----------
+    name
+        "module:function" of the user's, or "timm:name", "torchvision:name", "transformers:name".
+    classes
+        Number of classes, for those that take it (`takes_classes`).
+    pretrained
+        Whether a library loads its published weights; it may have to download them.
+
+    Raises
+    ------
+    EexError
+        If it cannot be imported, raises an exception, or returns something else.
+    """
+    from torch import nn
+
+    library, _, function = name.partition(":")
+    if library in ZOOS:
+        return _of_library(name, library, function, classes, pretrained)
+    if pretrained:
+        raise EexError(f"--pretrained is for networks of {', '.join(ZOOS)}; {name} comes with its own weights")
+    make = _function(name, library, function)
     try:
-        net = make()
+        made = make(classes=classes) if takes_classes(name) else make()
     except EexError as error:
         raise EexError(f"--network {name}: {error}") from None
     except Exception as error:  # whatever the user's code raises
@@ -114,9 +163,68 @@ def make_network(name: str) -> "EarlyExitNet | None":
         if "module." in lines and isinstance(error, RuntimeError):
             hint = "; its weights come from DataParallel: read them by eex.models.read_state, which removes 'module.'"
         raise EexError(f"--network {name}: the function raised {type(error).__name__}: {lines[:300]}{hint}") from error
-    if not isinstance(net, EarlyExitNet):
-        raise EexError(f"--network {name}: must return an EarlyExitNet (eex.models.cut), got {type(net).__name__}")
-    return net
+    if not isinstance(made, nn.Module):
+        raise EexError(
+            f"--network {name}: must return a torch.nn.Module, such as what eex.models.cut returns, "
+            f"got {type(made).__name__}"
+        )
+    return made
+
+
+def _function(name: str, module: str, function: str) -> "Callable[..., Any]":
+    import importlib
+    import sys
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last: a file here must not take the place of a library's module
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise EexError(f"--network {name}: cannot be imported: {error}; expected module:function") from None
+    return found
+
+
+def _of_library(name: str, library: str, network: str, classes: int, pretrained: bool) -> "nn.Module":
+    """A network of timm, torchvision or transformers, for a number of classes."""
+    import importlib
+
+    made: nn.Module
+    try:
+        importlib.import_module(library)
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the latter
+        raise EexError(f"--network {name}: {library} cannot be imported: {error}; pip install {library}") from None
+    try:
+        if library == "timm":
+            made = importlib.import_module("timm").create_model(network, pretrained=pretrained, num_classes=classes)
+        elif library == "torchvision":
+            get = importlib.import_module("torchvision.models").get_model
+            made = get(network, weights="DEFAULT") if pretrained else get(network, weights=None, num_classes=classes)
+            if pretrained:
+                _replace_head(made, classes)
+        else:
+            transformers: Any = importlib.import_module("transformers")
+            auto = transformers.AutoModelForImageClassification
+            if pretrained:
+                made = auto.from_pretrained(network, num_labels=classes, ignore_mismatched_sizes=True)
+            else:
+                made = auto.from_config(transformers.AutoConfig.from_pretrained(network, num_labels=classes))
+    except Exception as error:  # whatever the library raises: an unknown name, no connection
+        lines = " ".join(str(error).split())
+        raise EexError(f"--network {name}: {library} cannot make it: {type(error).__name__}: {lines[:300]}") from None
+    return made
+
+
+def _replace_head(module: "nn.Module", classes: int) -> None:
+    """Put a new linear layer or 1x1 convolution for this many classes in the place of a network's last one."""
+    from torch import nn
+
+    name, last = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    parent, _, child = name.rpartition(".")
+    if isinstance(last, nn.Linear):
+        new: nn.Module = nn.Linear(last.in_features, classes)
+    else:
+        new = nn.Conv2d(last.in_channels, classes, 1)
+    setattr(module.get_submodule(parent), child, new)
 
 
 def pick_device(name: str) -> str:

@@ -36,7 +36,7 @@ def _main() -> None:
     from eex.models.export import export
     from eex.stream.network import make_network
 
-    files = export(options.model, options.out, make_network(options.network))
+    files = export(options.model, options.out, make_network(options.network, options.model))
     size = sum(file.stat().st_size for file in files)
     print(f"{options.out}: {len(files)} ONNX files, {size / 1e6:.1f} MB")
 

@@ -32,6 +32,11 @@ class Worker:
     """Folders of the models to serve. By default, the shipped model."""
     network: str = ""
     """Your own network, as module:function; the function returns it cut into stages."""
+    answer_with: Path | None = None
+    """Folder of another model of the same classes, of any size. It answers frames that edges send as images
+    (--send input); frames sent as features are answered by the rest of the edge's own network."""
+    answer_network: str = ""
+    """With --answer-with: your own network, as module:function."""
     bind: str = "tcp://127.0.0.1:5555"
     """Address to listen on; port * picks a free one."""
     keys: Path | None = None
@@ -96,6 +101,10 @@ class Worker:
             raise EexError("--ray and --processes exclude each other: only one of the two can run the models")
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
+        if self.answer_network and self.answer_with is None:
+            raise EexError("--answer-network goes with --answer-with")
+        if self.answer_with is not None and self.upstream:
+            raise EexError("--answer-with and --upstream exclude each other: only one of the two can answer images")
         self._check_upstream()
         if self.plain:
             for endpoint in (self.bind, *(self.endpoints if self.upstream_keys is None else ())):
@@ -183,7 +192,15 @@ def _main() -> int:
 
 def _served(options: Worker, stats: Stats) -> Served:
     """Load the models: in this process, in others, or on Ray."""
-    models = Models(options.models, options.network, options.threads, options.device, options.batch_frames)
+    models = Models(
+        options.models,
+        options.network,
+        options.threads,
+        options.device,
+        options.batch_frames,
+        options.answer_with,
+        options.answer_network,
+    )
     if options.upstream:
         from eex.stream.worker.tiers import serve_middle
 

@@ -1,6 +1,6 @@
 """What spoils images: every kind of distortion, applied to batches. A frame's pixels depend not on its batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -82,5 +82,39 @@ def random_distortion(kind: str, low: float, high: float) -> Callable[[Tensor, t
         level = low + (high - low) * torch.rand(len(images), generator=generator)
         frame = torch.randint(1 << 31, (len(images),), generator=generator)
         return apply(images, level.to(images.device), frame.to(images.device), 0)
+
+    return distort
+
+
+def random_mixture(
+    levels: Mapping[str, tuple[float, float]], share: float
+) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """Return a function that distorts a share of the images, each by one kind, drawn like its level; for training.
+
+    Parameters
+    ----------
+    levels
+        Lowest and highest level of each kind.
+    share
+        Probability that an image is distorted at all, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If there is no kind, one is unknown, or levels or share are outside their range.
+    """
+    if not levels or not 0 <= share <= 1:
+        raise ValueError(f"expected at least one kind and a share in [0, 1], got {dict(levels)} and {share}")
+    kinds = [random_distortion(kind, *bounds) for kind, bounds in levels.items()]
+
+    def distort(images: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.randint(len(kinds), (len(images),), generator=generator)
+        distorted = torch.rand(len(images), generator=generator) < share
+        for number, kind in enumerate(kinds):
+            rows = (distorted & (drawn == number)).nonzero()[:, 0]
+            if len(rows):
+                rows = rows.to(images.device)
+                images = images.index_copy(0, rows, kind(images[rows], generator))
+        return images
 
     return distort

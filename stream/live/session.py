@@ -175,7 +175,14 @@ class Session:
         if offloader is None and connection.processes:
             models = () if config.model is None else (config.model,)
             worker = self._resources.enter_context(
-                EmbeddedWorker(models, config.network, processes=connection.processes, restart=True, warn=self._note)
+                EmbeddedWorker(
+                    models,
+                    config.network,
+                    processes=connection.processes,
+                    answer_with=connection.answer_with,
+                    restart=True,
+                    warn=self._note,
+                )
             )
         self.net = net = load_network(config) if net is None else net
         check_channels(net.architecture.input_shape)

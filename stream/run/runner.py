@@ -51,7 +51,14 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         if connection.processes:
             models = () if config.model is None else (config.model,)
             worker = stack.enter_context(
-                EmbeddedWorker(models, config.network, processes=connection.processes, restart=True, warn=warn)
+                EmbeddedWorker(
+                    models,
+                    config.network,
+                    processes=connection.processes,
+                    answer_with=connection.answer_with,
+                    restart=True,
+                    warn=warn,
+                )
             )
         net = load_network(config)
         policies = [

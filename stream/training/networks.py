@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from eex.models.card import load
 from eex.models.network import EarlyExitNet, load_torchvision_mobilenet, make
+from eex.models.placing import auto_cut
 from eex.models.state import read_state
 from eex.models.training import estimate_norms
 from eex.policies.core.errors import EexError
+from eex.stream.network import make_module
 from eex.stream.training.data import Data
 from eex.stream.training.options import TrainConfig
 
@@ -36,6 +39,50 @@ def first_network(config: TrainConfig, own: EarlyExitNet | None, data: Data) -> 
         raise EexError(f"--network {config.network}: its classes are {own.classes}, the data's are {data.classes}")
     net.architecture = dataclasses.replace(net.architecture, confidence=config.confidence)
     return net
+
+
+def own_network(config: TrainConfig, made: nn.Module | None, data: Data) -> tuple[EarlyExitNet | None, list[str]]:
+    """The network that --network names, cut into stages, and the lines of a table that says where.
+
+    Parameters
+    ----------
+    made
+        What the named function returned; None if it takes the number of classes and is yet to be called.
+
+    Raises
+    ------
+    EexError
+        If it cannot be cut, or does not fit the data.
+    """
+    if not config.network:
+        return None, []
+    if made is None:
+        made = make_module(config.network, len(data.classes), config.pretrained)
+    if isinstance(made, EarlyExitNet):
+        for name in ("exits", "exits_by", "mean", "std"):
+            if getattr(config, name) != getattr(TrainConfig, name):
+                raise EexError(f"--{name.replace('_', '-')}: {config.network} returns a network that is cut already")
+        return made, []
+    lines: list[str] = []
+    channels, height, width = data.images.shape[1:]
+    usual = IMAGENET if config.pretrained else {"mean": (), "std": ()}
+    try:
+        net = auto_cut(
+            made,
+            data.classes,
+            input_shape=(channels, height, width),
+            exits="auto" if config.exits == "auto" else int(config.exits),
+            shares=() if config.exits != "auto" and config.shares == TrainConfig.shares else config.shares,
+            by=config.exits_by,
+            structure=config.structure,
+            mean=config.mean or usual["mean"],
+            std=config.std or usual["std"],
+            partition=config.partition,
+            report=lines.extend,
+        )
+    except (EexError, ValueError) as error:
+        raise EexError(f"--network {config.network}: {error}") from None
+    return net, lines
 
 
 def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:

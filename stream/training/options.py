@@ -33,8 +33,19 @@ class TrainConfig:
     """Scale and crop images to squares of this side, in pixels. 0 keeps their size, which must be the same for all.
     With --network, images always get the size that the network takes."""
     network: str = ""
-    """Train your own network instead of a backbone: module:function; the function returns a network cut by
-    eex.models.cut. The options that place side branches do not apply."""
+    """Train your own network instead of a backbone: module:function, or timm:name, torchvision:name,
+    transformers:name. What the function returns is cut automatically (--exits), unless eex.models.cut has cut it."""
+    exits: str = "auto"
+    """With --network: number of exits to cut the network into, the final one included, or auto."""
+    exits_by: Literal["macs", "time"] = "macs"
+    """With --network: place exits by multiply-adds, or by the time measured on this machine."""
+    pretrained: bool = False
+    """With --network timm:name and the like: start from the library's published weights, which it may download."""
+    mean: tuple[float, ...] = ()
+    """With --network: mean of each channel that the network expects images to be normalised with. By default 0, for
+    --pretrained ImageNet's."""
+    std: tuple[float, ...] = ()
+    """With --network: standard deviation of each channel. By default 1, for --pretrained ImageNet's."""
     weights: Path | None = None
     """Start mobilenet_v2 from a published torchvision state dict: safetensors, or a .pth file, of which tensors alone
     are read."""
@@ -80,6 +91,11 @@ class TrainConfig:
     """Augmentation: shift images by up to this many pixels."""
     cutout: int = 0
     """Augmentation, except of experts: paint a square of this side grey; 0 = none."""
+    mix: str = ""
+    """Comma-separated distortions to train the backbone itself on, as kind@lowest..highest. Each image is distorted by
+    at most one of them. Use it for a network that has no experts, such as the one that a cloud worker answers with."""
+    mix_share: float = 0.5
+    """With --mix: share of the images that is distorted."""
     experts: str = "gaussian_blur@0.4..2.5, gaussian_noise@4..45"
     """Comma-separated expert branches to add, as kind@lowest..highest: the kind of distortion and the range of levels
     to train on. Empty adds none."""
@@ -113,9 +129,17 @@ class TrainConfig:
             raise EexError(f"--holdout must be a whole number, or a share below 1, got {self.holdout:g}")
         if self.network and self.weights is not None:
             raise EexError("--weights is for mobilenet_v2; your own network (--network) comes with its weights")
+        if self.exits != "auto" and not (self.exits.isdecimal() and int(self.exits) >= 2):
+            raise EexError(f"--exits must be auto or a number from 2 on, the final exit included, got {self.exits}")
+        for name in ("exits", "exits_by", "pretrained", "mean", "std"):
+            if not self.network and getattr(self, name) != getattr(TrainConfig, name):
+                raise EexError(f"--{name.replace('_', '-')} goes with --network")
         if not self.epochs and not self.start:
             raise EexError("--epochs 0 needs --start: the network would be untrained")
+        if not 0 <= self.mix_share <= 1:
+            raise EexError(f"--mix-share must lie in [0, 1], got {self.mix_share:g}")
         self.expert_levels()
+        self.mix_levels()
 
     def expert_levels(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest level that each expert is trained on, by its kind of distortion.
@@ -125,22 +149,17 @@ class TrainConfig:
         EexError
             If a kind is unknown, or a range does not rise within the levels of its kind.
         """
-        found = {}
-        for part in filter(None, (p.strip() for p in self.experts.split(","))):
-            kind, _, span = part.partition("@")
-            low, _, high = span.partition("..")
-            try:
-                bounds = float(low), float(high)
-            except ValueError:
-                raise EexError(
-                    f"--experts: '{part}' is not kind@lowest..highest, such as gaussian_blur@0.4..2.5"
-                ) from None
-            if kind not in KINDS:
-                raise EexError(f"--experts: '{part}': expected a kind among {', '.join(KINDS)}")
-            if not 0 <= bounds[0] <= bounds[1] <= MAX_LEVEL[kind]:
-                raise EexError(f"--experts: '{part}': expected a rising range of {kind} from 0 to {MAX_LEVEL[kind]:g}")
-            found[kind] = bounds
-        return found
+        return _levels("--experts", self.experts)
+
+    def mix_levels(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest level of each kind of distortion that the backbone is trained on; empty without --mix.
+
+        Raises
+        ------
+        EexError
+            As `expert_levels`.
+        """
+        return _levels("--mix", self.mix)
 
     def held_out(self, count: int) -> int:
         """Number of images to hold out of `count`.
@@ -184,3 +203,21 @@ class TrainConfig:
         values["data"] = printable(Path(self.data).name)
         values["weights"] = self.weights.name if self.weights else None
         return values
+
+
+def _levels(option: str, text: str) -> dict[str, tuple[float, float]]:
+    """Ranges of levels by kind, from the text of an option."""
+    found = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        kind, _, span = part.partition("@")
+        low, _, high = span.partition("..")
+        try:
+            bounds = float(low), float(high)
+        except ValueError:
+            raise EexError(f"{option}: '{part}' is not kind@lowest..highest, such as gaussian_blur@0.4..2.5") from None
+        if kind not in KINDS:
+            raise EexError(f"{option}: '{part}': expected a kind among {', '.join(KINDS)}")
+        if not 0 <= bounds[0] <= bounds[1] <= MAX_LEVEL[kind]:
+            raise EexError(f"{option}: '{part}': expected a rising range of {kind} from 0 to {MAX_LEVEL[kind]:g}")
+        found[kind] = bounds
+    return found

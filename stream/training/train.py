@@ -4,12 +4,14 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from eex.policies.core.errors import EexError
-from eex.stream.network import make_network, pick_device
+from eex.stream.network import make_module, pick_device, takes_classes
 from eex.stream.training.bars import Bars, training_bars
 from eex.stream.training.data import Data, read_data
 from eex.stream.training.options import TrainConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from eex.models.network import EarlyExitNet
     from eex.models.training import Distort, Recipe
 
@@ -23,8 +25,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         If the data, the network or the folder cannot be used.
     """
     config.check()
-    own = _own_network(config)
-    data = read_data(config, None if own is None else own.architecture.input_shape)
+    made = _own_network(config)
+    data = read_data(config, getattr(getattr(made, "architecture", None), "input_shape", None))
     # only now: torch takes seconds, and what is wrong above is reported at once
     import torch
 
@@ -32,11 +34,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from eex.models.fast import optimised
     from eex.stream.frames.sources import load_all
     from eex.stream.training.measuring import measure
-    from eex.stream.training.networks import first_network, start_from
+    from eex.stream.training.networks import first_network, own_network, start_from
 
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    own, cuts = own_network(config, made, data)
     net = first_network(config, own, data)
     source = _source(config, net)
     net = net.to(pick_device(config.device))
@@ -44,7 +47,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     task = _Task(config, net, data, source)
     if config.start:
         start_from(config.start, net, task.images)
-    with training_bars(config.quiet, data.said) as bars:
+    with training_bars(config.quiet, [*data.said, *cuts]) as bars:
         trained = task.run(bars)
     training = config.on_the_card() | trained
     save(net, config.out, name=config.name, training=training)
@@ -57,13 +60,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return measured
 
 
-def _own_network(config: TrainConfig) -> "EarlyExitNet | None":
-    if not config.network:
+def _own_network(config: TrainConfig) -> "nn.Module | None":
+    """The network that --network names, unless its number of classes is still to be found out."""
+    if not config.network or takes_classes(config.network):
         return None
     import torch
 
     torch.manual_seed(config.seed)  # its first weights are drawn when it is made
-    return make_network(config.network)
+    return make_module(config.network, pretrained=config.pretrained)
 
 
 def _source(config: TrainConfig, net: "EarlyExitNet") -> str:
@@ -71,7 +75,8 @@ def _source(config: TrainConfig, net: "EarlyExitNet") -> str:
     from eex.models.card import read_card
     from eex.models.checkpoint import weights_digest
 
-    return f"{config.network} {weights_digest(net)} {[read_card(folder).sha256 for folder in config.start]}"
+    source = f"{config.network} {weights_digest(net)} {[read_card(folder).sha256 for folder in config.start]}"
+    return f"{source} {config.mix} {config.mix_share}" if config.mix else source
 
 
 class _Task:
@@ -86,7 +91,7 @@ class _Task:
     def __init__(self, config: TrainConfig, net: "EarlyExitNet", data: Data, source: str) -> None:
         import torch
 
-        from eex.stream.frames.distortions import random_distortion
+        from eex.stream.frames.distortions import random_distortion, random_mixture
 
         self.config, self.net = config, net
         images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
@@ -94,6 +99,7 @@ class _Task:
         self.validation = images[data.held], labels[data.held]
         levels = config.expert_levels()
         self.distorts: dict[str, Distort] = {kind: random_distortion(kind, *levels[kind]) for kind in levels}
+        self.mix = random_mixture(config.mix_levels(), config.mix_share) if config.mix else None
         self.recipe, self.expert_recipe = _recipes(config, net.exits)
         self.checkpoints = config.out / "training"
         self.source = source
@@ -114,7 +120,7 @@ class _Task:
         if config.epochs:
             history = self._fit(PRISTINE, self.recipe, self.source, bars)
         score = evaluate(net, *self.validation)
-        calibration = {PRISTINE: calibrate(net, *self.validation, PRISTINE)}
+        calibration = {PRISTINE: calibrate(net, *self.validation, PRISTINE, self.mix)}
         for kind, distort in self.distorts.items():
             net.add_expert(kind)
             history += self._fit(kind, self.expert_recipe, config.experts, bars)
@@ -130,6 +136,7 @@ class _Task:
         return said
 
     def _fit(self, expert: str, recipe: "Recipe", source: str, bars: Bars) -> list[dict[str, Any]]:
+        from eex.models.network import PRISTINE
         from eex.models.training import fit
 
         return fit(
@@ -138,7 +145,7 @@ class _Task:
             self.labels,
             recipe,
             expert=expert,
-            distort=self.distorts.get(expert),
+            distort=self.mix if expert == PRISTINE else self.distorts[expert],
             validation=self.validation,
             checkpoint=self.checkpoints / f"{expert}.safetensors",
             source=source,
@@ -185,6 +192,7 @@ def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":
         patience=config.patience,
         shift=config.shift,
         cutout=config.cutout,
+        distorted_share=1.0 if config.mix else Recipe.distorted_share,  # a mixture leaves some images as they are
         precision=config.precision,
         seed=config.seed,
     )
@@ -194,6 +202,7 @@ def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":
         epochs=config.expert_epochs,
         lr=config.expert_lr,
         loss_weights=(1.0,) * exits,
+        distorted_share=Recipe.distorted_share,
         cutout=0,
     )
     return recipe, expert

@@ -45,6 +45,8 @@ class Connection:
         Folder of the keys, and the name of this edge's.
     required
         Whether a worker must answer at the start.
+    answer_with
+        Model with which the embedded worker answers images; None for the edge's own.
     """
 
     processes: int
@@ -58,6 +60,7 @@ class Connection:
     keys: Path | None
     key: str
     required: bool
+    answer_with: Path | None = None
 
     @property
     def offloads(self) -> bool:
@@ -80,6 +83,9 @@ class ConnectionConfig:
     """Send plain text to workers on this machine that were started with --plain, instead of using keys."""
     plain_beyond_loopback: bool = False
     """With --plain: to workers on other machines, too. Everyone on the way can read and change frames."""
+    answer_with: Path | None = None
+    """Folder of another model of the same classes, of any size, with which the embedded worker answers. Frames are then
+    sent as images."""
     link: str = ""
     """Emulated link between edge and worker: sao-paulo, north-california, paris, wifi or MS@MBIT. Several can follow
     each other, comma-separated, each for a time: 40@10:30s, down:5s, jitter=5."""
@@ -107,18 +113,26 @@ class ConnectionConfig:
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
         processes, endpoints = _workers(self.worker)
+        encoding = None if self.send == "auto" else parse_encoding(self.send)
+        if self.answer_with is not None:
+            if not processes:
+                raise EexError("--answer-with goes with an embedded worker; others take it themselves (eex-worker)")
+            encoding = encoding or Encoding("input")
+            if encoding.kind != "input":
+                raise EexError(f"--answer-with answers images: expected --send input or input+zstd, got {self.send}")
         return Connection(
             processes,
             endpoints,
             parse_link(self.link) if self.link else None,
             self.link,
-            None if self.send == "auto" else parse_encoding(self.send),
+            encoding,
             self.deadline_ms,
             self.plain,
             self.plain_beyond_loopback,
             self.keys,
             self.key,
             self.require_worker,
+            self.answer_with,
         )
 
 

@@ -30,6 +30,9 @@ shape (n, 2): each frame's smallest value and step, by which a value q stands fo
 values are the pixels of the images themselves, which stand for q / 255. `deadline_ms` counts from the request's
 arrival; a worker that has not begun by then drops the request without a reply.
 
+**Answerers.** A worker may answer the images themselves, which are what stage 0 takes, by another model of the same
+classes. The welcome names it by its fingerprint, `answerer`, beside the edge's own.
+
 **Replies.** A `ReplyHeader` carries the id of the request. Two arrays follow: confidence, float32 of shape (n,) in
 [0, 1], and prediction, int32 of shape (n,), an index into the welcome's `classes`.
 
@@ -74,7 +77,7 @@ from numpy.typing import NDArray
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.encoding import STORED, Codec, DType, decode, layout
 
-VERSION = 2
+VERSION = 3
 """Version of the protocol, on which edge and worker must agree."""
 
 MAX_HEADER_BYTES = 1 << 16
@@ -123,6 +126,8 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="kind", tag="welcome", forb
         Most requests of one client that may be under way.
     models
         Fingerprints of all models that the worker has.
+    answerer
+        Fingerprint of the model that answers frames sent as images in place of the edge's own; empty if there is none.
     """
 
     model: _Name
@@ -132,6 +137,7 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="kind", tag="welcome", forb
     max_bytes: Annotated[int, Meta(ge=1, le=MAX_BYTES)] = MAX_BYTES
     window: Annotated[int, Meta(ge=1, le=1 << 16)] = 32
     models: Annotated[tuple[_Name, ...], Meta(max_length=64)] = ()
+    answerer: _Name = ""
     version: int = VERSION
 
 

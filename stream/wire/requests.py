@@ -118,6 +118,7 @@ class Requests:
                 "round_trip_ms": None if math.isnan(peer.round_trip_ms) else round(peer.round_trip_ms, 3),
                 **{name: peer.counts[name] for name in ("requests", "replies", "connections_lost", "silences")},
             }
+            | ({"answerers": list(peer.answerers)} if peer.answerers else {})
             for peer in self.peers
         ]
         return {"workers": workers, **{name: self.counts[name] for name in COUNTS}}

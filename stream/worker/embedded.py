@@ -31,7 +31,7 @@ class EmbeddedWorker:
 
     Parameters
     ----------
-    models, network, threads, device, processes, batch_frames
+    models, network, threads, device, processes, batch_frames, answer_with, answer_network
         As in `eex.stream.commands.worker.Worker`.
     command
         Starts the process; by default `eex-worker`, else a program that is called like it.
@@ -64,6 +64,8 @@ class EmbeddedWorker:
         device: str = "cpu",
         processes: int = 1,
         batch_frames: int = 64,
+        answer_with: Path | None = None,
+        answer_network: str = "",
         command: Sequence[str] = (),
         restart: bool = False,
         warn: Callable[[str], None] = lambda text: None,
@@ -72,6 +74,8 @@ class EmbeddedWorker:
         self._arguments: Sequence[str] = (
             *map(str, models),
             *(("--network", network) if network else ()),
+            *(("--answer-with", str(answer_with)) if answer_with is not None else ()),
+            *(("--answer-network", answer_network) if answer_network else ()),
             *("--threads", str(threads), "--device", device),
             *("--processes", str(processes), "--batch-frames", str(batch_frames), "--with-parent"),
         )

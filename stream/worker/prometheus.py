@@ -66,6 +66,12 @@ class Collector:
         refusals = CounterMetricFamily("eex_refusals", "Messages refused, by kind", labels=["kind"])
         for kind, count in list(stats.refusals.items()):
             refusals.add_metric([kind], count)
+        models = GaugeMetricFamily(
+            "eex_model", "Models served, and the model that answers images", labels=["model", "answerer"]
+        )
+        for welcome in list(service.welcomes.values()):
+            models.add_metric([welcome.model, welcome.answerer], 1)
+        yield models
         yield requests
         yield refusals
         yield CounterMetricFamily("eex_frames", "Frames run", value=stats.frames)

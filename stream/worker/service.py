@@ -68,7 +68,7 @@ class Service:
         self.waiting = BatchQueue(limits.batch, limits.wait_ms)
         self.draining = False
         self.queued = self.queued_bytes = 0
-        self._welcomes = {welcome.model: welcome for welcome in welcomes}
+        self.welcomes = {welcome.model: welcome for welcome in welcomes}
         self._packed = {welcome.model: pack(welcome) for welcome in welcomes}
         self._packed[""] = pack(welcomes[0])
 
@@ -132,7 +132,7 @@ class Service:
 
     def _check(self, request: Request, nbytes: int) -> Welcome:
         """The model that a request is for, or raise `RefusedError` if it cannot be run."""
-        welcome = self._welcomes.get(request.model)
+        welcome = self.welcomes.get(request.model)
         if welcome is None:
             raise RefusedError("model", self._no_model(request.model))
         if request.stage >= welcome.stages:
@@ -149,7 +149,7 @@ class Service:
         return welcome
 
     def _no_model(self, model: str) -> str:
-        return f"the worker has model {', '.join(self._welcomes)}, the edge {one_line(model)}"
+        return f"the worker has model {', '.join(self.welcomes)}, the edge {one_line(model)}"
 
     def _refuse(self, client: Client, id: int | None, kind: Refusal, text: str) -> None:
         self._count_refusal(kind, one_line(text))

@@ -40,6 +40,10 @@ class Models:
         "auto", "cpu" or "cuda".
     batch_frames
         Most frames in one call of a model.
+    answer_with
+        Folder of a model that answers frames sent as images in place of these; None for none.
+    answer_network
+        For an answerer that is a network of the user's own, "module:function".
     """
 
     folders: tuple[Path, ...] = ()
@@ -47,6 +51,8 @@ class Models:
     threads: int = 0
     device: str = "cpu"
     batch_frames: int = 64
+    answer_with: Path | None = None
+    answer_network: str = ""
 
 
 class Loaded(NamedTuple):
@@ -100,6 +106,72 @@ def features_tensor(net: "EarlyExitNet", shape: tuple[int, ...], stage: int, fea
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
+def load_answerer(folder: Path, network: str, device: str) -> "EarlyExitNet":
+    """The model that answers images: weights, or ONNX files alone.
+
+    Raises
+    ------
+    EexError
+        If it cannot be used.
+    """
+    from eex.models.card import WEIGHTS, load
+    from eex.models.fast import optimised
+    from eex.models.onnx import MANIFEST, load_onnx
+    from eex.stream.network import make_network
+
+    if (folder / MANIFEST).exists() and not (folder / WEIGHTS).exists():
+        return load_onnx(folder)
+    return optimised(load(folder, device, make_network(network, folder)))
+
+
+def answering(tail: Tail, net: "EarlyExitNet", answerer: "EarlyExitNet") -> Tail:
+    """A tail of `net` that has another model answer images, by its final exit and, where it has experts, by that expert
+    which its own distortion classifier selects. Images are scaled to the size that it takes.
+
+    Raises
+    ------
+    OffloadError
+        If the two models do not know the same classes, or take images of another number of channels.
+    """
+    import torch
+
+    theirs = {name: i for i, name in enumerate(net.classes)}
+    if set(theirs) != set(answerer.classes) or len(theirs) != len(answerer.classes):
+        missing = sorted(set(net.classes) ^ set(answerer.classes))
+        raise OffloadError(
+            f"--answer-with: its classes are not those of the model {net.fingerprint}, which its answers are for: "
+            f"{len(answerer.classes)} and {len(net.classes)} classes, only one of the two knows "
+            f"{', '.join(missing[:5])}"
+        )
+    shape, wanted = net.architecture.input_shape, answerer.architecture.input_shape
+    if shape[0] != wanted[0]:
+        raise OffloadError(f"--answer-with: takes images of {wanted[0]} channels, the edge's model of {shape[0]}")
+    index = np.array([theirs[name] for name in answerer.classes])
+
+    @torch.inference_mode()
+    def both(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if stage:
+            return tail(stage, expert, features)
+        x = features_tensor(answerer, shape, 0, features)
+        if wanted != shape:
+            x = torch.nn.functional.interpolate(x.float(), wanted[1:], mode="bilinear", antialias=True)
+            x = x.clamp(0, 1).to(answerer.mean.dtype)
+        chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if answerer.classifier is not None:
+            chosen = answerer.classifier(x).argmax(1)
+        for i in range(answerer.exits):
+            x = answerer.stage(i, x)
+        confidence, prediction = np.zeros(len(x), dtype=np.float32), np.zeros(len(x), dtype=np.int64)
+        for number in chosen.unique().tolist():
+            rows = chosen == number
+            found = answerer.confident(answerer.branch(answerer.exits - 1, answerer.experts[number], x[rows]))
+            at = rows.cpu().numpy()
+            confidence[at], prediction[at] = found[0].cpu().numpy(), index[found[1].cpu().numpy()]
+        return confidence, prediction
+
+    return both
+
+
 def stage_shapes(net: "EarlyExitNet") -> list[tuple[int, ...]]:
     """What each stage takes, without the axis of frames."""
     import torch
@@ -138,10 +210,16 @@ def load_models(models: Models, make: "Callable[[EarlyExitNet], Tail]" = make_ta
     tails: dict[str, Tail] = {}
     shapes: Shapes = {}
     device = pick_device(models.device)
-    for net in [load(folder, device, make_network(models.network)) for folder in models.folders or (None,)]:
+    answerer = None
+    if models.answer_with is not None:
+        answerer = load_answerer(models.answer_with, models.answer_network, device)
+    for net in [load(folder, device, make_network(models.network, folder)) for folder in models.folders or (None,)]:
         taken = shapes[net.fingerprint] = stage_shapes(net)
         largest = 4 * max(math.prod(shape) for shape in taken)  # bytes of a frame, float32
         most = min(MAX_BYTES, max(MESSAGE_FRAMES, models.batch_frames) * largest)
         welcomes[net.fingerprint] = Welcome(net.fingerprint, net.exits, net.experts, net.classes, most)
         tails[net.fingerprint] = make(optimised(net))
+        if answerer is not None:
+            tails[net.fingerprint] = answering(tails[net.fingerprint], net, answerer)
+            welcomes[net.fingerprint] = structs.replace(welcomes[net.fingerprint], answerer=answerer.fingerprint)
     return Loaded([structs.replace(w, models=tuple(welcomes)) for w in welcomes.values()], tails, shapes)

@@ -169,8 +169,24 @@ class Masked(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.conv(x) * mask
+
+
+class Optional(nn.Module):
+    """Takes more than the images, all with defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 3), nn.Linear(3, 3)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *rest: Tensor, scale: float = 2.0, **more: Tensor
+    ) -> Tensor:
+        x = self.conv(x) * scale
+        if mask is not None:
+            x = x * mask
+        return self.fc(x.mean((2, 3)))
 
 
 class Long(nn.Module):
@@ -214,7 +230,7 @@ def sequential() -> nn.Module:
         (Listing, ["conv"], "must return its logits alone, got a immutable_list"),
         (Residual, ["fc"], "nothing follows 'fc'"),
         (lambda: sequential()[:3], ["1"], r"must return logits \(B, 3\), one for each class, got \(2, 784\)"),
-        (lambda: nn.Sequential(nn.Flatten(2), nn.Flatten(), nn.Linear(768, 3)), ["0"], r"must give features"),
+        (lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(), nn.Linear(768, 3)), ["0"], r"must give features"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(9, 3)), ["0"], r"cannot take images of sh"),
     ],
 )
@@ -332,10 +348,42 @@ def test_channels_that_lie_last_are_recognised(place):
         torch.testing.assert_close(optimised(net)(x), net(x))
 
 
-def test_tokens_are_refused_with_the_layer():
+def test_tokens_get_a_branch_on_their_mean():
     own = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(16, 16), nn.Flatten(), nn.Linear(128, 3))
-    with pytest.raises(EexError, match=r"layer '2' must give features .* got \(2, 8, 16\) for 2 images"):
-        cut(own, ["2"], CLASSES, input_shape=SHAPE)
+    net = cut(own, ["2", "3"], CLASSES, input_shape=SHAPE).eval()
+    assert net.branches[0]["pristine"][1].normalized_shape == (16,)
+    x = torch.rand(5, *SHAPE)
+    torch.testing.assert_close(net(x)[-1], own(x))
+    torch.testing.assert_close(optimised(net)(x)[0], net(x)[0])
+
+
+def test_arguments_with_defaults_keep_them():
+    own = Optional().eval()
+    net = cut(own, ["conv"], CLASSES, input_shape=SHAPE)
+    x = torch.rand(5, *SHAPE)
+    torch.testing.assert_close(net(x)[-1], own(x))
+
+
+class Sized(nn.Module):
+    """Numbers that its input's shape gave before the cut are used after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        heads, kind = 2 * b, x.dtype
+        x = self.act(self.conv(x)).to(kind)
+        return self.fc(x.reshape(heads, 2, h * w).mean(2).reshape(b, -1))
+
+
+def test_sizes_may_cross_a_cut():
+    own = Sized().eval()
+    net = cut(own, ["act"], CLASSES, input_shape=SHAPE)
+    for count in (1, 5):
+        x = torch.rand(count, *SHAPE)
+        torch.testing.assert_close(net(x)[-1], own(x))
 
 
 def test_one_channel_needs_no_mean():

@@ -568,3 +568,19 @@ def test_a_key_that_does_not_decode_is_refused_in_one_line(tmp_path):
     refused(call("stream", "--worker", "tcp://127.0.0.1:9", "--keys", tmp_path), "worker.pub: not a key")
     (tmp_path / "worker.key").write_text("#" * 40)
     refused(call("worker", "--keys", tmp_path), "worker.key: not a key")
+
+
+@pytest.mark.process
+def test_another_model_answers_images(tmp_path):
+    from eex.models.card import SHIPPED, load, save
+
+    net = load(SHIPPED)
+    net.temperature[-1]["pristine"] *= 1.5  # another model of the same classes
+    save(net, tmp_path / "other")
+    summary = stream(
+        tmp_path, "--answer-with", tmp_path / "other", "--frames", 40, "--policy", "fixed:p_tar=1",
+        "--deadline-ms", 60_000, "--no-regret",
+    )  # fmt: skip
+    assert summary["send"]["encoding"] == "input"
+    assert summary["fallbacks"] == 0
+    assert summary["link"]["workers"][0]["answerers"] == [net.fingerprint]

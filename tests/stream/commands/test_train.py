@@ -42,7 +42,29 @@ def network():
 
 
 def broken():
-    return Small()
+    return "small"
+
+
+def plain(classes):
+    layers = Small()
+    layers.head = nn.Linear(8, classes)
+    return layers
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        layer = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x, mask=None):
+        return self.head(self.encoder(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def tokens():
+    return Tokens()
 """
 
 
@@ -52,11 +74,11 @@ def train(*arguments, cwd=None, run=call):
     return done
 
 
-def draw_images(folder, size, count=40, tests=10):
-    """Two classes that a network can tell apart: dark and light noise."""
+def draw_images(folder, size, count=40, tests=10, light=100):
+    """Two classes that a network can tell apart, unless `light` is 0: dark and light noise."""
     rng = np.random.default_rng(0)
     for split, many in (("train", count), ("test", tests)):
-        for label, low in (("dark", 0), ("light", 100)):
+        for label, low in (("dark", 0), ("light", light)):
             (folder / split / label).mkdir(parents=True)
             for k in range(many):
                 pixels = rng.integers(low, low + 156, (size, size, 3), dtype=np.uint8)
@@ -137,6 +159,40 @@ def test_trained_network_of_ones_own_streams(trained, home):
     assert (summary["frames"], summary["answered"], summary["fallbacks"]) == (60, 60, 0)
     assert 0 <= summary["accuracy"] <= 1
     assert read_records(home / summary["folder"] / "records")["frame"].to_pylist() == list(range(60))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("function", "exits"), [("plain", 2), ("tokens", 3)])
+def test_a_network_that_is_not_cut_is_cut_trained_and_offloaded(home, tmp_path, function, exits):
+    given = ("--network", f"my_net:{function}")
+    few = ("--holdout", 10, "--batch", 10, "--lr", 0.02, "--epochs", 1, "--experts", "", "--no-measure")
+    draw_images(tmp_path / "alike", 16, light=0)  # no exit is certain of them
+    images, mean = ("--data", tmp_path / "alike"), ("--mean", 0.5, 0.5, 0.5)
+    done = train(*given, "--exits", exits, *images, *few, *mean, "--out", tmp_path, cwd=home)
+    assert "work before it" in done.stderr  # the table
+    architecture = read_card(tmp_path).architecture
+    assert len(architecture.options["cut"]) == len(architecture.structures) == exits
+    assert architecture.mean == (0.5, 0.5, 0.5)
+    done = call(
+        "stream", *given, "--model", tmp_path, "--source", tmp_path / "alike", "--frames", 20,
+        "--threads", 1, "--policy", "fixed:p_tar=1", "--partition", 1, "--deadline-ms", 60_000, "--json",
+        "--out", tmp_path / "runs", cwd=home,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = json.loads(done.stdout)
+    assert (summary["answered"], summary["fallbacks"], summary["offloaded_share"]) == (20, 0, 1.0)
+
+
+def test_the_backbone_is_trained_on_a_mixture(home, tmp_path):
+    few = (*TINY, "--epochs", 1, "--experts", "", "--no-measure", "--quiet")
+    train(*few, "--out", tmp_path / "without", cwd=home)
+    train(*few, "--mix", "gaussian_noise@40..45", "--mix-share", 1, "--out", tmp_path / "with", cwd=home)
+    without, mixed = (read_card(tmp_path / name) for name in ("without", "with"))
+    assert (without.training["mix"], mixed.training["mix"]) == ("", "gaussian_noise@40..45")
+    assert without.sha256 != mixed.sha256
+    refused(
+        call("train", *few, "--mix", "gaussian_blur@1..2", "--out", tmp_path / "with", cwd=home)
+    )  # its checkpoint is of another mixture
 
 
 def test_network_of_ones_own_must_be_named(trained, home):
@@ -496,7 +552,7 @@ BAD = {
     "negative threads": (["--threads", "-1"], "--threads must be at least 0"),
     "negative seed": (["--seed", "-1"], "--seed must be at least 0"),
     "weights of other exits": (["--loss-weights", "1", "2", "3"], "--loss-weights must name 2 exits"),
-    "not a cut network": (["--network", "my_net:broken"], "must return an EarlyExitNet"),
+    "not a cut network": (["--network", "my_net:broken"], "must return a torch.nn.Module"),
     "no such function": (["--network", "my_net:nothing"], "cannot be imported"),
     "out is a file": (["--out", "my_net.py"], "my_net.py"),
 }

@@ -36,6 +36,8 @@ UPSTREAM = {"upstream": "tcp://127.0.0.1:5556", "partition": 2, "plain": True}
         ({"plain_beyond_loopback": True}, "goes with --plain"),
         ({"partition": 2}, "--partition goes with --upstream"),
         ({"p_tar": 0.5}, "--p-tar goes with --upstream"),
+        ({"answer_network": "mine:make"}, "--answer-network goes with --answer-with"),
+        (UPSTREAM | {"answer_with": Path("a")}, "--answer-with and --upstream exclude each other"),
         (UPSTREAM | {"partition": 0}, "--upstream needs --partition"),
         (UPSTREAM | {"p_tar": 1.5}, "--p-tar must lie in"),
         (UPSTREAM | {"deadline_ms": 0.0}, "--deadline-ms must be more than 0"),

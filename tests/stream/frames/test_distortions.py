@@ -9,7 +9,7 @@ from scipy.ndimage import correlate1d
 
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.blurs import gaussian_blur, gaussian_kernel
-from eex.stream.frames.distortions import DISTORTIONS, distort, random_distortion
+from eex.stream.frames.distortions import DISTORTIONS, distort, random_distortion, random_mixture
 from eex.stream.frames.pixel_draws import standard_normal
 from eex.stream.frames.sensor import gaussian_noise
 
@@ -234,3 +234,22 @@ def test_random_distortion_follows_its_generator(kind):
 def test_random_distortion_checks_its_range(arguments):
     with pytest.raises(ValueError, match="expected one of"):
         random_distortion(*arguments)
+
+
+def test_a_mixture_distorts_a_share_of_the_images_each_by_one_kind():
+    levels = {"gaussian_blur": (1.0, 2.0), "gaussian_noise": (20.0, 30.0)}
+    images = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mix = random_mixture(levels, 0.6)
+    seen = mix(images, torch.Generator().manual_seed(1))
+    assert torch.equal(seen, mix(images, torch.Generator().manual_seed(1)))
+    same = (seen == images).flatten(1).all(1)
+    assert 0.5 < 1 - float(same.double().mean()) < 0.7
+    smoother = seen[~same].var((2, 3)).mean(1) < images[~same].var((2, 3)).mean(1)
+    assert 0.4 < float(smoother.double().mean()) < 0.6  # blurred, not noisy
+    assert torch.equal(random_mixture(levels, 0.0)(images, torch.Generator()), images)
+
+
+@pytest.mark.parametrize(("levels", "share"), [({}, 0.5), ({"gaussian_blur": (1.0, 2.0)}, 1.5), ({"snow": (0, 1)}, 0.5)])
+def test_a_mixture_needs_kinds_and_a_share(levels, share):
+    with pytest.raises(ValueError, match="expected"):
+        random_mixture(levels, share)

@@ -1,0 +1,30 @@
+"""The options of a connection: what they stand for, and what does not go together."""
+
+from pathlib import Path
+
+import pytest
+
+from eex.policies.core.errors import EexError
+from eex.stream.wire.connection import ConnectionConfig
+from eex.stream.wire.encoding import Encoding
+
+
+def test_a_model_that_answers_gets_images():
+    assert ConnectionConfig().connection().encoding is None
+    answered = ConnectionConfig(answer_with=Path("other")).connection()
+    assert (answered.answer_with, answered.encoding) == (Path("other"), Encoding("input"))
+    packed = ConnectionConfig(answer_with=Path("other"), send="input+zstd").connection()
+    assert packed.encoding == Encoding("input", "zstd")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"send": "fp16"}, "--answer-with answers images: expected --send input or input.zstd, got fp16"),
+        ({"worker": "none"}, "--answer-with goes with an embedded worker"),
+        ({"worker": "tcp://10.0.0.1:5555"}, "--answer-with goes with an embedded worker"),
+    ],
+)
+def test_a_model_that_answers_goes_with_images_and_an_embedded_worker(options, says):
+    with pytest.raises(EexError, match=says):
+        ConnectionConfig(answer_with=Path("other"), **options).connection()
