@@ -244,6 +244,8 @@ class Engine:
         rows.answer[slots] = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
         row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.kind)
         rows.reward[slots] = row["reward"]
+        if row["frozen"].any():  # what was played is not what the policy chose
+            row["reward"] = np.where(row["frozen"], np.nan, row["reward"])
         heard = self.learners.learn(Outcomes(**{name: row[name] for name in OUTCOMES}))
         rows.heard[slots], rows.heard_at[slots] = heard
         self.ring.finish(slots)
@@ -287,6 +289,9 @@ class Engine:
         )
         rows.run[slots] = run = self.streams.learner[streams]
         rows.frame[slots], chosen = self.learners.choose(run, context)
+        if self.streams.frozen:
+            chosen = self.streams.played(streams, chosen)
+            ring.frozen[slots] = np.isin(streams, list(self.streams.frozen))
         rows.stream[slots] = self.streams.name[streams]
         rows.exit_at[slots] = chosen.exit_at
         rows.skip_below[slots] = chosen.skip_below

@@ -12,6 +12,7 @@ _PRIVATE = (
     Column("When the frame arrived.", unit="s", default=np.nan, name="entered", kind="float"),
     Column("The budget's part of the price when the policy chose.", default=0.0, name="scarcity", kind="float"),
     Column("Number of its stream.", default=0, name="source", kind="int"),
+    Column("Whether its stream kept its thresholds.", default=False, name="frozen", kind="bool"),
 )
 
 
@@ -36,9 +37,9 @@ class Ring:
     ----------
     rows
         Views of all slots by column; write to them to set values.
-    entered, scarcity, source
-        Three internal columns: when each frame arrived, in seconds; the budget's part of the price at which its
-        thresholds were chosen; the number of its stream.
+    entered, scarcity, source, frozen
+        Four internal columns: when each frame arrived, in seconds; the budget's part of the price at which its
+        thresholds were chosen; the number of its stream; whether the stream kept its thresholds, whatever was chosen.
     head, next
         The oldest frame that has not been taken; the number of the next one to enter.
     """
@@ -62,6 +63,7 @@ class Ring:
         self.entered: Floats = views.pop("entered")
         self.scarcity: Floats = views.pop("scarcity")
         self.source: Ints = views.pop("source")
+        self.frozen: Bools = views.pop("frozen")
         self.rows = Rows(**views)
 
     def has_room(self, count: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Ints, Policy, State
+from eex.policies.core.base import Floats, Ints, Policy, State, Thresholds
 from eex.policies.core.learners import Learners
 from eex.policies.core.price import Meter, Price
 
@@ -37,6 +37,9 @@ class Streams:
         Of the streams without a price of their own.
     name, learner
         Name of each stream and the row of its learner, by the stream's number.
+    frozen
+        By number: the thresholds that a stream keeps, `exit_at` (exits,) and `skip_below` (edge exits,), whatever its
+        learner chooses; None until its next frame, whose thresholds it keeps. Such frames teach nothing.
     """
 
     def __init__(self, make: Callable[[int], Policy], price: Price, bytes: float = 0.0, shared: bool = False) -> None:
@@ -64,6 +67,7 @@ class Streams:
         self.learner: Ints = np.zeros(0, dtype=np.int64)
         self._meter_of: Ints = np.zeros(0, dtype=np.int64)  # in `_meters`
         self._free: list[int] = []
+        self.frozen: dict[int, tuple[Floats, Floats] | None] = {}
 
     # ---- who is there
 
@@ -90,6 +94,7 @@ class Streams:
         if not self.shared:
             self.learners.remove(int(self.learner[number]))
         self.name[number] = ""
+        self.frozen.pop(number, None)
         self.set_price(number, None)
         self._free.append(number)
 
@@ -108,6 +113,30 @@ class Streams:
     def meter_of(self, number: int) -> Meter:
         """The meter of a stream."""
         return self._meters[int(self._meter_of[number])]
+
+    # ---- what is played
+
+    def played(self, stream: Ints, chosen: Thresholds) -> Thresholds:
+        """What is played of what the learners chose for some frames: frozen streams keep their thresholds.
+
+        Parameters
+        ----------
+        stream
+            Of each frame, (frames,).
+        chosen
+            Without the axis of runs: (frames, …).
+        """
+        exit_at, skip_below = chosen.exit_at.copy(), chosen.skip_below.copy()
+        probability, audited = chosen.probability.copy(), chosen.audited.copy()
+        for number, kept in self.frozen.items():
+            of = np.flatnonzero(stream == number)
+            if not len(of):
+                continue
+            if kept is None:
+                kept = self.frozen[number] = (exit_at[of[-1]].copy(), skip_below[of[-1]].copy())
+            exit_at[of], skip_below[of] = kept
+            probability[of], audited[of] = np.nan, False
+        return Thresholds(exit_at, skip_below, chosen.arm, probability, audited)
 
     # ---- what frames cost
 

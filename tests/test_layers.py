@@ -22,7 +22,7 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 SHARED = ("eex.policies.core", "eex.models")
 FRAMES = ("eex.stream.config", "eex.stream.frames", "eex.stream.network", "eex.stream.wire")
 LIVE = ("eex.stream.guard", "eex.stream.planning", "eex.stream.run", "eex.stream.worker")
-LIBRARY = (*FRAMES, "eex.stream", "eex.stream.live", *LIVE)
+LIBRARY = (*FRAMES, "eex.stream", "eex.stream.live", "eex.stream.serving", *LIVE)
 ROOMS = {
     "eex.policies.core": (),
     "eex.policies": ("eex.policies.core",),
@@ -39,6 +39,7 @@ ROOMS = {
     "eex.stream.planning": (*SHARED, *FRAMES, "eex.stream"),
     "eex.stream.run": (*SHARED, *FRAMES, "eex.policies", "eex.stream", "eex.stream.planning", "eex.stream.worker"),
     "eex.stream.live": (*SHARED, *FRAMES, "eex.policies", "eex.stream", *LIVE),
+    "eex.stream.serving": (*SHARED, *FRAMES, "eex.policies", "eex.stream", "eex.stream.live", *LIVE),
     "eex.stream.commands": (*SHARED, *LIBRARY, "eex.policies", "eex.envs", "eex.stream.training"),
     "eex.experiments": (*SHARED, *LIBRARY, "eex.policies", "eex.envs", "eex.stream.training", "eex.stream.commands"),
 }

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(200)]
 ROOT = Path(__file__).parent.parent
 ROOMS = ("policies", "envs", "models", "stream", "experiments")
 ONLY_IN_A_CHECKOUT = ("papers", "bench", "results", "shipped")  # of experiments
-DATA = {".json", ".safetensors", ".zip", ".typed"}
+DATA = {".json", ".safetensors", ".zip", ".typed", ".html", ".css", ".js"}
 
 # each argument is folder, then module:function; the module must come from the folder
 RESOLVE = """

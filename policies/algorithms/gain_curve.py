@@ -133,6 +133,17 @@ class GainCurve(Composite):
         self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
         self.change.begin(rows)
 
+    def relative_gain(self) -> tuple[Floats, Floats, Floats]:
+        """What offloading gains by confidence, as learned so far: the relative gain, one standard error of it, and the
+        weight of the frames that came back, in frames as they count now; (runs, bins) each, over `CENTRES`."""
+        unit = self.weight[:, None]
+        total = self.offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
+        mean = (self.gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
+        spread = (self.squares[:, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
+        near = self.offloads @ self._kernel + LOCAL * unit
+        curve = (self.gains @ self._kernel + LOCAL * unit * mean) / near
+        return curve, np.sqrt(np.maximum(spread, 0.0) * unit / near), self.offloads / unit
+
     def _decide(self, rows: Ints, price: Floats) -> tuple[Ints, Floats]:
         """The best arm of some runs under the highest plausible curve, and the likeliest curve."""
         unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh

@@ -161,6 +161,19 @@ class StopCurve(Composite):
         self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
         self.change.begin(rows)
 
+    def relative_gain(self) -> tuple[Floats, Floats, Floats]:
+        """What offloading gains by confidence at the last edge exit, as learned so far: the relative gain, one standard
+        error of it, and the weight of the frames that came back, in frames as they count now; (runs, bins) each, over
+        `CENTRES`."""
+        rows, last, unit = np.arange(self.runs), self.exits - 1, self.weight[:, None]
+        curve, _ = self._relative_gain(rows, last, unit, PRIOR_MEAN)
+        offloads = self.offloads[:, last]
+        total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
+        mean = (self.gains[:, last].sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
+        spread = (self.squares[:, last, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
+        near = offloads @ self._kernel + LOCAL * unit
+        return curve, np.sqrt(np.maximum(spread, 0.0) * unit / near), offloads / unit
+
     def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, Floats]:
         """Thresholds of some runs, (rows, exits) each, and the likeliest curves of the relative gain."""
         unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh

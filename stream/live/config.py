@@ -79,9 +79,13 @@ class StreamOptions:
         Milliseconds after which an offloaded frame is answered on the edge; at most the session's.
     keep, queue
         As `LiveConfig`'s.
+    thresholds
+        "learning": the policy chooses them. "frozen": they stay as they are at the stream's next frame. Or the
+        thresholds to play, one per edge exit. While they are not learning, the stream's frames teach nothing.
     """
 
     overhead: float | str | None = None
     deadline_ms: float | None = None
     keep: Keep | None = None
     queue: int | None = None
+    thresholds: Literal["learning", "frozen"] | tuple[float, ...] = "learning"

@@ -104,7 +104,7 @@ class Feed:
         options: SourceOptions,
         take: Callable[[Arrival], None],
         *,
-        broken: Callable[[str, str], None] = lambda name, reason: None,
+        broken: Callable[[str, str], object] = lambda name, reason: None,
         size: tuple[int, int] | None = None,
         classes: tuple[str, ...] = (),
         say: Callable[[str], None] = lambda line: None,

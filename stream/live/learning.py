@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import parse_json, replacing
+from eex.stream.live.config import StreamOptions
 from eex.stream.run.state import read_arrays
 
 Learned = tuple[int, dict[str, NDArray[Any]]]
@@ -30,6 +31,7 @@ class _About(msgspec.Struct):
     format: int
     made_for: dict[str, Any]
     streams: list[str]
+    settings: dict[str, dict[str, Any]] = {}
 
 
 class Kept:
@@ -43,17 +45,34 @@ class Kept:
         As for `write`.
     note
         Receives a line for what cannot be read or saved.
+
+    Attributes
+    ----------
+    learned
+        By name of the stream.
+    settings
+        Options that were set while a session ran (`Session.set_options`), by name of the stream; they hold whatever
+        the policy and the network are.
     """
 
     def __init__(self, path: Path | None, made_for: Mapping[str, Any], note: Callable[[str], None]) -> None:
         self.path, self.made_for, self._note = path, made_for, note
         self.learned: OrderedDict[str, Learned] = OrderedDict()
+        self.settings: OrderedDict[str, StreamOptions] = OrderedDict()
         self._saver: threading.Thread | None = None
         if path is not None:
             try:
+                self.settings |= read_settings(path)
                 self.learned |= read(path, made_for)
             except EexError as error:
                 note(f"{error}; the session learns anew")
+
+    def put_settings(self, name: str, options: StreamOptions) -> None:
+        """Keep what was set for a stream."""
+        self.settings[name] = options
+        self.settings.move_to_end(name)
+        while len(self.settings) > STREAMS_KEPT:
+            self.settings.popitem(last=False)
 
     def put(self, name: str, learned: Learned) -> None:
         """Keep what a stream has learned."""
@@ -66,7 +85,7 @@ class Kept:
         """Save what all streams have learned; what goes wrong is noted."""
         assert self.path is not None
         try:
-            write(self.path, self.made_for, learned)
+            write(self.path, self.made_for, learned, self.settings)
         except EexError as error:
             self._note(str(error))
 
@@ -82,7 +101,12 @@ class Kept:
             self._saver.join()
 
 
-def write(path: Path, made_for: Mapping[str, Any], learned: Mapping[str, Learned]) -> None:
+def write(
+    path: Path,
+    made_for: Mapping[str, Any],
+    learned: Mapping[str, Learned],
+    settings: Mapping[str, StreamOptions] | None = None,
+) -> None:
     """Replace the file, in one step.
 
     Parameters
@@ -91,6 +115,8 @@ def write(path: Path, made_for: Mapping[str, Any], learned: Mapping[str, Learned
         What a session must have in common with this one to take it up: policy, exits, network.
     learned
         By name of the stream; "" for the learner that all share.
+    settings
+        Options that were set, by name of the stream.
 
     Raises
     ------
@@ -98,7 +124,8 @@ def write(path: Path, made_for: Mapping[str, Any], learned: Mapping[str, Learned
         If it cannot be written; the file is then as it was.
     """
     names = list(learned)
-    about = {"format": FORMAT, "made_for": dict(made_for), "streams": names}
+    given = {name: msgspec.to_builtins(options) for name, options in list((settings or {}).items())}
+    about = {"format": FORMAT, "made_for": dict(made_for), "streams": names, "settings": given}
     arrays: dict[str, Any] = {"about": np.array(json.dumps(about)), "frames": np.array([learned[n][0] for n in names])}
     states = [learned[n][1] for n in names]
     for key in states[0] if states else ():
@@ -147,3 +174,22 @@ def read(path: Path, made_for: Mapping[str, Any]) -> dict[str, Learned]:
         state |= {key[len(own) :]: array for key, array in arrays.items() if key.startswith(own)}
         learned[name] = int(frames[k]), state
     return learned
+
+
+def read_settings(path: Path) -> dict[str, StreamOptions]:
+    """The options that were set while the session of a file ran, by name of the stream; empty if there is no file.
+
+    Raises
+    ------
+    EexError
+        If the file cannot be read.
+    """
+    try:
+        if not path.exists():
+            return {}
+        about = msgspec.convert(parse_json(str(read_arrays(path)["about"])), type=_About)
+        return {name: msgspec.convert(given, StreamOptions) for name, given in about.settings.items()}
+    except EexError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EexError(f"{path}: not what a session has learned: {error}") from None

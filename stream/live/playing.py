@@ -14,6 +14,7 @@ from eex.stream.live import learning
 from eex.stream.live.answers import Answer, iso
 from eex.stream.live.arrivals import Queue, Waiting
 from eex.stream.live.config import LiveConfig, StreamOptions
+from eex.stream.live.labels import Labelled, Labels
 from eex.stream.live.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Playing:
         The engine with its waiting, and its streams with their learners.
     totals, kept
         What finished frames come to, and what closed streams have learned.
+    labels
+        Takes true labels that come later; None while nobody gives any.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Playing:
         )
         self._ring = self.driver.engine.ring
         self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
+        self.labels: Labels | None = None
         records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
         self.totals = Totals(net.edge_exits + 1, records, config.retention(), note)
         made_for = {
@@ -176,7 +180,7 @@ class Playing:
             sure[other] = np.fmax.reduce(np.where(agree, rows.confidence[slots[other]], 0.0), axis=1)
         columns = (exit, said, sure, rows.fallback[slots], rows.latency_ms[slots])
         cloud = net.edge_exits if not self.driver.engine.whole else -1
-        classes, given = net.classes, []
+        classes, given, labels, numbers = net.classes, [], self.labels, rows.frame
         for slot, e, index, c, fallback, ms in zip(
             slots.tolist(), *(column.tolist() for column in columns), strict=True
         ):
@@ -186,6 +190,8 @@ class Playing:
             its = self._streams[frame.stream]
             its.under_way -= 1
             its.answered += 1
+            if labels is not None:
+                labels.answered(frame.stream, frame.frame, int(numbers[slot]), index, frame.label)
             answer = Answer(
                 stream=frame.stream,
                 frame=frame.frame,
@@ -221,6 +227,12 @@ class Playing:
             its.tally = Tally(self.net.edge_exits + 1)
         return its.tally
 
+    def relabel(self, stream: str, given: Labelled) -> None:
+        """Count the true label of a frame, in the place of the one that it had."""
+        for tally in (self.totals.all, self._tally_of(stream) if stream in self._streams else None):
+            if tally is not None:
+                tally.relabel(given.before, given.label, given.answer)
+
     def finish(self) -> None:
         """Finish what is under way."""
         self.driver.drain()
@@ -251,6 +263,14 @@ class Playing:
         self._deadlines_ms.pop(its.number, None)
         if options.deadline_ms is not None:
             self._deadlines_ms[its.number] = options.deadline_ms
+        frozen, number = self.engine_streams.frozen, its.number
+        if isinstance(options.thresholds, tuple):
+            exit_at = np.array([*options.thresholds, 0.0])
+            frozen[number] = exit_at, np.zeros(len(exit_at) - 1)
+        elif options.thresholds == "frozen":
+            frozen.setdefault(number, None)
+        else:
+            frozen.pop(number, None)
 
     def settled(self, its: Stream) -> bool:
         """Whether all frames of a stream have left the engine's ring."""
@@ -265,6 +285,21 @@ class Playing:
             self.engine_streams.remove(its.number)
             self._deadlines_ms.pop(its.number, None)
             its.number = -1
+
+    def learner_of(self, its: Stream) -> tuple[Policy, int]:
+        """A copy of a stream's learner, a policy of one run, and the number of its next frame."""
+        first, state = self._learned_by(its) if its.number >= 0 else self.kept.learned.get(its.queue.name, (0, None))
+        policy = policy_for(self.config, self.net.edge_exits, 1)
+        policy.reward = self.config.reward
+        if state is not None:
+            policy.load_state_dict(state)
+        return policy, first
+
+    def overhead_of(self, its: Stream) -> float:
+        """The price of offloading that a stream's learner chooses by now, in units of confidence."""
+        streams = self.engine_streams
+        meter = streams.meter_of(its.number) if its.number >= 0 else streams.meter
+        return float(meter.expected(self.offloader.link_ms))
 
     def _learned_by(self, its: Stream) -> learning.Learned:
         learners, row = self.engine_streams.learners, int(self.engine_streams.learner[its.number])

@@ -11,12 +11,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from eex.policies.core.base import Floats, Policy
 from eex.policies.core.errors import EexError, ImageError
 from eex.policies.core.price import parse_price
 from eex.stream.guard import keep_memory_flat
@@ -25,11 +27,13 @@ from eex.stream.live.answers import Answer, Reason, Refusal, Sink, iso
 from eex.stream.live.arrivals import Arrivals, Waiting
 from eex.stream.live.config import LiveConfig, StreamOptions
 from eex.stream.live.images import Given, as_taken
+from eex.stream.live.labels import Labels
 from eex.stream.live.outbox import Outbox
 from eex.stream.live.playing import Playing, Stream, policy_for
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
+    from eex.policies.core.columns import Rows
     from eex.stream.wire.offload import Offloader
 
 PATIENCE_S = 60.0
@@ -62,6 +66,28 @@ class Promised(Future[Answer | Refusal]):
     def cancel(self) -> bool:
         """Do nothing, and say so."""
         return False
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A copy of a stream's learner.
+
+    Attributes
+    ----------
+    policy
+        Of one run.
+    first
+        Number of its next frame.
+    overhead
+        The price of offloading that it chooses by now, in units of confidence.
+    frozen
+        The thresholds that the stream keeps, `exit_at` and `skip_below`; None if the policy's are played.
+    """
+
+    policy: Policy
+    first: int
+    overhead: float
+    frozen: tuple[Floats, Floats] | None
 
 
 class Session:
@@ -163,6 +189,7 @@ class Session:
             offloader = self._resources.enter_context(connect())
         offloader.wake_on(self._awake)
         self._playing = Playing(config, net, offloader, encoding, self._streams, self._outbox, self._note)
+        self._settings = self._playing.kept.settings
         gc.collect()
         gc.freeze()  # else a full collection walks torch and the network, and no frame is answered meanwhile
         self._resources.callback(gc.unfreeze)
@@ -272,8 +299,8 @@ class Session:
         """Whether the session has been closed and all answers are out."""
         return self._done
 
-    def skip(self, stream: str, name: str, detail: str) -> None:
-        """Account for a frame of a source that could not be decoded: it gets a refusal."""
+    def skip(self, stream: str, name: str, detail: str) -> Refusal:
+        """Account for a frame of a source that could not be decoded: it gets a refusal, which is returned."""
         now, wall = time.perf_counter(), time.time()
         with self._lock:
             its = self._stream(stream)
@@ -281,6 +308,9 @@ class Session:
             frame = Waiting(stream, its.queue.submitted, name, -1, nothing, wall, now, now, Future())
             its.queue.submitted += 1
         self._refuse([frame], "undecodable", detail)
+        refusal = frame.future.result()
+        assert isinstance(refusal, Refusal)
+        return refusal
 
     # ---- streams
 
@@ -307,6 +337,35 @@ class Session:
             self._tasks.append(partial(self._playing.apply, its))
             self._changed.notify_all()
         self._rouse()
+
+    def options_of(self, name: str) -> StreamOptions:
+        """The options of a stream; of one that is not open, those that it will have when it opens."""
+        with self._lock:
+            its = self._streams.get(name) or self._left_streams.get(name)
+            return self._settings.get(name, StreamOptions()) if its is None else its.options
+
+    def set_options(self, name: str, **given: Any) -> StreamOptions:
+        """Change some options of a stream from its next frame on, and keep them in the state file.
+
+        Parameters
+        ----------
+        given
+            Fields of `StreamOptions`; the others stay as they are.
+
+        Returns
+        -------
+        options
+            All of them.
+
+        Raises
+        ------
+        EexError
+            If an option is out of range, or the session is closed; nothing is changed then.
+        """
+        options: StreamOptions = _with(self.options_of(name), given)
+        self.open_stream(name, options)
+        self._playing.kept.put_settings(name, options)
+        return options
 
     def close_stream(self, name: str) -> None:
         """Answer what waits of a stream, and close it; what it learned is there for it when it comes back."""
@@ -367,6 +426,77 @@ class Session:
 
         return self._ask(lambda: summarise(self))
 
+    def watch(self, watcher: "Callable[[str, Rows], None]") -> None:
+        """Call a function with the finished frames of each stream as they are summed up, in the session's thread."""
+        self._ask(partial(self._playing.totals.watchers.append, watcher))
+
+    def look(self) -> None:
+        """Sum up the frames that have finished now, besides at the usual times."""
+        self._ask(self._playing.sum_up)
+
+    def learner(self, name: str) -> "Learner":
+        """A copy of what a stream's policy has learned, and what it would choose by.
+
+        Raises
+        ------
+        EexError
+            If there is no such stream.
+        """
+        with self._lock:
+            its = self._streams.get(name) or self._left_streams.get(name)
+        if its is None:
+            raise EexError(f"there is no stream '{name}'")
+
+        def copied() -> Learner:
+            self._playing.sum_up()  # learns what there is to learn
+            policy, first = self._playing.learner_of(its)
+            kept = self._playing.engine_streams.frozen.get(its.number)
+            return Learner(policy, first, self._playing.overhead_of(its), kept)
+
+        return self._ask(copied)
+
+    def take_labels(self) -> None:
+        """Keep the numbers of the latest answers from now on, so that `label` can give their true labels."""
+
+        def keep() -> None:
+            if self._playing.labels is None:
+                self._playing.labels = Labels(self.net.classes, self._playing.totals.labels)
+
+        self._ask(keep)
+
+    def label(self, stream: str, frame: int, label: str) -> bool:
+        """Give the true label of an answered frame; it counts in the accuracy and stands in the records.
+
+        No policy sees it. `take_labels` must have been called before the frame was answered.
+
+        Parameters
+        ----------
+        stream, frame
+            As in its answer.
+        label
+            Name of the class.
+
+        Returns
+        -------
+        correct
+            Whether it is what was answered.
+
+        Raises
+        ------
+        EexError
+            If the frame or the class is not known, or the records cannot be written.
+        """
+
+        def give() -> bool:
+            if self._playing.labels is None:
+                raise EexError("true labels are not taken: call take_labels first")
+            self._playing.sum_up()
+            given = self._playing.labels.give(stream, frame, label)
+            self._playing.relabel(stream, given)
+            return given.answer == given.label
+
+        return self._ask(give)
+
     def save(self) -> None:
         """Save what was learned now, besides at the usual times.
 
@@ -376,7 +506,8 @@ class Session:
             If it cannot be written.
         """
         if self.config.state is not None:
-            learning.write(self.config.state, self._playing.kept.made_for, self._ask(self._all_learned))
+            kept = self._playing.kept
+            learning.write(self.config.state, kept.made_for, self._ask(self._all_learned), kept.settings)
 
     # ---- the session's thread
 
@@ -476,7 +607,7 @@ class Session:
         if its is None:
             its = self._left_streams.pop(name, None)
             if its is None:
-                its = Stream(name, StreamOptions(), self.config)
+                its = Stream(name, self._settings.get(name, StreamOptions()), self.config)
             its.queue.closing = False
             self._streams[name] = its
             self._arrivals.streams = len(self._streams)
@@ -501,6 +632,12 @@ class Session:
             raise EexError(f"{where}: queue must be at least 1, got {options.queue}")
         if options.keep not in (None, "auto", "all", "newest"):
             raise EexError(f"{where}: keep must be all or newest, got {options.keep!r}")
+        kept, exits = options.thresholds, self.net.edge_exits
+        if isinstance(kept, tuple):
+            if len(kept) != exits or not all(0 <= threshold <= 1 for threshold in kept):
+                raise EexError(f"{where}: thresholds must be {exits} in [0, 1], one per edge exit, got {list(kept)}")
+        elif kept not in ("learning", "frozen"):
+            raise EexError(f"{where}: thresholds must be learning, frozen or one per edge exit, got {kept!r}")
 
     def _let_go(self) -> None:
         """Let go of closing streams of which nothing is under way any more."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Totals:
         Of all streams.
     seconds
         Spent here.
+    watchers
+        Called with the finished frames of each stream.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Totals:
         self.seconds = 0.0
         self._records = None if records is None else Attempts(records, note)
         self._retention = retention
+        self.watchers: list[Callable[[str, Rows], None]] = []
 
     def add(self, rows: Rows, tally_of: Callable[[str], Tally]) -> None:
         """Add finished frames.
@@ -56,8 +60,10 @@ class Totals:
         names = rows.stream
         alone = (names == names[0]).all()
         for name in [names[0]] if alone else sorted(set(names.tolist())):
-            tally = tally_of(name)
-            tally.add(_renumbered(rows if alone else rows[names == name], tally.frames))
+            tally, mine = tally_of(name), rows if alone else rows[names == name]
+            tally.add(_renumbered(mine, tally.frames))
+            for watcher in self.watchers:
+                watcher(name, mine)
         if (records := self._records) is not None:
             records(partial(records.writer.write, rows))
             records(partial(self._retention.apply, records.writer))
@@ -67,6 +73,11 @@ class Totals:
         """Record what is left."""
         if self._records is not None:
             self._records(self._records.writer.close)
+
+    @property
+    def labels(self) -> Path | None:
+        """The file for true labels that come later; None without records."""
+        return None if self._records is None else self._records.writer.labels
 
     @property
     def unrecorded(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -62,6 +63,9 @@ class RecordWriter:
         Why the last attempt to write failed; empty if it did not.
     lost
         Frames that are not recorded because the disk could not be written to for too long.
+    labels
+        File for true labels of these frames that come later, a line of JSON each: stream, frame, label. It holds for
+        the parts from its number on, up to the next such file.
 
     Raises
     ------
@@ -80,7 +84,10 @@ class RecordWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder)
-            self._parts = max(map(_number, parts_of(folder)), default=-1) + 1  # earlier parts stay
+            self._parts = max(map(number_of, parts_of(folder)), default=-1) + 1  # earlier parts stay
+            self.labels = folder / f"labels-{self._parts:05d}.jsonl"
+            if labels_of_parts(folder) and not self.labels.exists():
+                self.labels.touch()  # else the last ones would count for these frames too
         except OSError as error:
             raise EexError(f"{folder}: cannot write records: {error.strerror}") from None
 
@@ -94,7 +101,7 @@ class RecordWriter:
         """
         try:
             for path in parts_of(self.folder):
-                if _number(path) >= part:
+                if number_of(path) >= part:
                     path.unlink()
         except OSError as error:
             raise EexError(f"{self.folder}: cannot write records: {error.strerror}") from None
@@ -263,11 +270,69 @@ def recorded_names(column: Column, exits: int) -> list[str]:
 
 def parts_of(folder: Path) -> list[Path]:
     """The parts in a folder of records, in the order in which they were written."""
-    return sorted((path for path in folder.glob("part-*.arrows") if _number(path) >= 0), key=_number)
+    return sorted((path for path in folder.glob("part-*.arrows") if number_of(path) >= 0), key=number_of)
 
 
-def _number(part: Path) -> int:
-    digits = part.stem.removeprefix("part-")
+def labels_of_parts(folder: Path) -> list[tuple[int, Path]]:
+    """The files of true labels that came later, each with the number of the first part that it is for, in order."""
+    return sorted((n, path) for path in folder.glob("labels-*.jsonl") if (n := number_of(path)) >= 0)
+
+
+class _Label(msgspec.Struct):
+    """A line of such a file."""
+
+    stream: str
+    frame: int
+    label: str
+
+
+def _read_labels(path: Path) -> dict[tuple[str, int], str]:
+    """The labels of a file by stream and frame; of several for one frame, the last counts.
+
+    Raises
+    ------
+    EexError
+        If a line is damaged. A last line that was cut off is left out.
+    """
+    found: dict[tuple[str, int], str] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise EexError(f"{path}: cannot be read: {error.strerror}") from None
+    for k, line in enumerate(lines):
+        try:
+            given = msgspec.json.decode(line, type=_Label)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            why = f"{path}: line {k + 1} is no label: {error}"
+            raise EexError(f"{why}; move the file away to read the records without it") from None
+        found[given.stream, given.frame] = given.label
+    return found
+
+
+def _with_labels(batch: pa.RecordBatch, labels: dict[tuple[str, int], str]) -> pa.RecordBatch:
+    """A batch with the labels that came later."""
+    if not labels or "label" not in batch.schema.names:
+        return batch
+    keys = zip(batch[STREAM].to_pylist(), batch["frame"].to_pylist(), strict=True)
+    found = [(row, labels[key]) for row, key in enumerate(keys) if key in labels]
+    known = {name: k for k, name in enumerate(batch["label"].dictionary.to_pylist())}
+    found = [(row, name) for row, name in found if name in known]
+    if not found:
+        return batch
+    rows = np.array([row for row, _ in found])
+    index = batch["label"].indices.fill_null(-1).to_numpy(zero_copy_only=False).copy()
+    index[rows] = [known[name] for _, name in found]
+    arrays = {name: batch[name] for name in batch.schema.names}
+    arrays["label"] = pa.DictionaryArray.from_arrays(pa.array(index, mask=index < 0), batch["label"].dictionary)
+    if "answer" in arrays and "correct" in arrays:
+        answer = batch["answer"].indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        arrays["correct"] = pa.array(answer == index, mask=(index < 0) | (answer < 0))
+    return pa.RecordBatch.from_pydict(arrays)
+
+
+def number_of(part: Path) -> int:
+    """The number in the name of a part or of a file of labels; -1 if it has none."""
+    digits = part.stem.removeprefix("part-").removeprefix("labels-")
     return int(digits) if digits.isdecimal() and digits.isascii() else -1
 
 
@@ -308,12 +373,17 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
     parts = parts_of(folder)
     if not parts:
         raise EexError(f"{folder}: no records here; expected part-00000.arrows")
+    later = labels_of_parts(folder)
+    first, labels = -1, dict[tuple[str, int], str]()
     for part in parts:
+        its = max((n for n, _ in later if n <= number_of(part)), default=-1)
+        if its != first:
+            first, labels = its, _read_labels(dict(later)[its])
         for batch in _batches_of(part):
             for name, value in LATER.items():
                 if name not in batch.schema.names:
                     batch = batch.append_column(name, pa.array(np.full(len(batch), value)))
-            yield batch
+            yield _with_labels(batch, labels)
 
 
 def _batches_of(part: Path) -> Iterator[pa.RecordBatch]:
@@ -406,7 +476,7 @@ def gaps(folder: Path, parts: int, frames: int) -> list[Gap]:
         If a part that was cut off is damaged besides.
     """
     found = []
-    committed = [part for part in parts_of(folder) if _number(part) < parts]
+    committed = [part for part in parts_of(folder) if number_of(part) < parts]
     for k, part in enumerate(committed):
         if _ended(part):
             continue

@@ -1,5 +1,6 @@
 """Records that do not grow without bound: the oldest parts go, by size or by age."""
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Retention:
 
     def prune(self, folder: Path, now: float) -> list[Path]:
         """Delete the oldest whole parts of a folder of records until it keeps to the limits; those deleted."""
-        from eex.stream.run.records import parts_of
+        from eex.stream.run.records import labels_of_parts, number_of, parts_of
 
         deleted = []
         try:
@@ -73,6 +74,10 @@ class Retention:
                 path.unlink()
                 total -= state.st_size
                 deleted.append(path)
+            labels, left = labels_of_parts(folder), parts_of(folder)
+            for (_, path), (following, _) in itertools.pairwise(labels):  # of parts that are all gone
+                if left and number_of(left[0]) >= following:
+                    path.unlink()
         except OSError as error:
             raise EexError(f"{folder}: old records cannot be deleted: {error.strerror}") from None
         return deleted

@@ -115,6 +115,20 @@ class Tally:
         self.windows.add(rows.frame, np.hstack([flags, left]))
         self.agreement += compared(rows)
 
+    def relabel(self, before: int, label: int, answer: int) -> None:
+        """Count a frame's true label that came later, in the place of the one before, -1 for none; classes from 0.
+
+        Curves over time do not have it.
+        """
+        if answer < 0:  # dropped
+            return
+        for known, sign in ((before, -1), (label, 1)):
+            if known >= 0:
+                self.labelled += sign
+                self.correct += sign * (known == answer)
+                if len(self.by_class):
+                    self.by_class[known] += sign, sign * (known == answer)
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of all totals, as arrays."""
         own = {name: np.array(value) for name, value in vars(self).items() if name != "windows"}

@@ -114,6 +114,7 @@ class Requests:
             {
                 "endpoint": peer.endpoint,
                 "state": peer.state,
+                "breaker": "closed" if peer.breaker.closed else "open",
                 "round_trip_ms": None if math.isnan(peer.round_trip_ms) else round(peer.round_trip_ms, 3),
                 **{name: peer.counts[name] for name in ("requests", "replies", "connections_lost", "silences")},
             }

@@ -362,7 +362,7 @@ def test_the_report():
     edge.submit(1)
     edge.reply(edge.peers[0], 1, now=0.0125)
     report = edge.requests.report()
-    known = {"state": "up", "connections_lost": 0, "silences": 0}
+    known = {"state": "up", "breaker": "closed", "connections_lost": 0, "silences": 0}
     assert report["workers"] == [
         {"endpoint": "tcp://w0:1", "round_trip_ms": 12.5, "requests": 1, "replies": 1, **known},
         {"endpoint": "tcp://w1:1", "round_trip_ms": None, "requests": 0, "replies": 0, **known},

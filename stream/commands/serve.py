@@ -1,0 +1,82 @@
+"""`eex-serve`: answer images over HTTP, watch it on a page, change settings while it runs."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from eex.policies.core.errors import EexError
+from eex.stream.guard import UNRECORDED, guarded, hush, keep_memory_flat, share_cores
+from eex.stream.live.config import LiveConfig
+from eex.stream.serving.config import ServeConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """Answer images over HTTP, while a policy learns where each should stop.
+
+    POST an image to /v1/answer, or send many over the WebSocket /v1/frames; requests of all clients share
+    micro-batches. / is a page that shows what happens, /docs describes the API. SIGTERM and Ctrl-C end the service
+    after every frame that was taken in has its answer.
+    """
+
+    serve: tyro.conf.OmitArgPrefixes[ServeConfig] = field(default_factory=ServeConfig)
+    live: tyro.conf.OmitArgPrefixes[LiveConfig] = field(default_factory=LiveConfig)
+    summary: Path | None = None
+    """File for the summary at the end, as JSON: totals, and a row per stream."""
+    quiet: bool = False
+    """Print errors only."""
+    threads: int = 0
+    """Number of CPU threads for the edge part; 0 = all cores."""
+
+    def check(self) -> None:
+        """Raise `EexError` if an option is out of range."""
+        if self.threads < 0:
+            raise EexError(f"--threads must be at least 0, got {self.threads}")
+        self.serve.check()
+        self.live.check()
+
+
+def main() -> None:
+    """Entry point of `eex-serve`."""
+    sys.exit(guarded(_main))
+
+
+def _main() -> int:
+    command = tyro.cli(Command, prog="eex-serve", config=(tyro.conf.FlagCreatePairsOff,))
+    command.check()
+    command.serve.token()  # a mistake is reported before torch is loaded
+    if command.quiet:
+        hush()
+    share_cores()
+    keep_memory_flat()
+    from eex.stream.live.run import Stop
+    from eex.stream.serving.run import serve
+
+    if command.threads:
+        import torch
+
+        torch.set_num_threads(command.threads)
+    with Stop().by_signals() as stop:
+        summary = serve(command.live, command.serve, say=_quiet if command.quiet else _say, stop=stop)
+    if command.summary is not None:
+        from eex.stream.run.summary import write_json
+
+        write_json(command.summary, summary)
+    if why := summary["unrecorded"]:
+        print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
+        return UNRECORDED
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _quiet(line: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

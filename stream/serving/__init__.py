@@ -1,0 +1,1 @@
+"""A session over HTTP: answers, settings, health, metrics, and a live page."""

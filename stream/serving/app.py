@@ -1,0 +1,586 @@
+"""The HTTP service of a session: its paths, what they take and what they give."""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from eex.policies.core.errors import EexError, ImageError
+from eex.stream.frames.decoding import decode
+from eex.stream.live.answers import Answer, Refusal
+from eex.stream.live.config import StreamOptions
+from eex.stream.live.images import as_taken
+from eex.stream.live.streams import NAME
+from eex.stream.serving import openapi
+from eex.stream.serving.config import ServeConfig
+from eex.stream.serving.learned import described
+from eex.stream.serving.limits import SECURITY_HEADERS, Bodies, Guard, Hold, error_response, refused
+from eex.stream.serving.metrics import exposition
+from eex.stream.serving.watch import Watch
+
+if TYPE_CHECKING:
+    from eex.stream.live.session import Session
+
+DEFAULT_STREAM = "default"
+MOST_PARTS = 64
+"""Images in a multipart body, at most."""
+SMALL_BODY, SMALL_PIXELS = 65_536, 65_536
+"""Images up to this many bytes and pixels are decoded at once; larger ones by threads of their own."""
+DECODERS = 2
+UNDER_WAY = 32
+"""Frames of a WebSocket that await their answers, at most; then it is not read."""
+IDLE_STREAM_S = 600.0
+"""Seconds without a frame after which a stream is closed."""
+SWEEP_S = 5.0
+HANGS_S = 10.0
+"""A session that has not answered a question for so long is not healthy."""
+DRAIN_S = 30.0
+"""Seconds that frames under way may take once the service is stopped."""
+
+STATUS = {"stale": 409, "full": 429, "undecodable": 422, "closed": 503, "failed": 503}
+"""HTTP status by why a frame was refused."""
+
+TOO_LARGE = "is too large"
+"""What `decode` says of an image that has too many pixels."""
+
+Said = TypeVar("Said")
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What can be changed of a stream; what is left out stays as it is, null is what the session has.
+
+    Attributes
+    ----------
+    overhead
+        Price of offloading a frame, in units of confidence: a number in [0, 1], or text such as "0.02+0.2/s".
+    budget
+        How much may be offloaded, such as "10/s", "0.5MB/s" or "20%"; null is no budget.
+    deadline_ms
+        Milliseconds after which an offloaded frame is answered on the edge.
+    thresholds
+        "learning", "frozen", or the thresholds to play, one per edge exit.
+    """
+
+    overhead: float | str | msgspec.UnsetType | None = msgspec.UNSET
+    budget: str | msgspec.UnsetType | None = msgspec.UNSET
+    deadline_ms: float | msgspec.UnsetType | None = msgspec.UNSET
+    thresholds: Literal["learning", "frozen"] | list[float] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Label(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The true label of a frame.
+
+    Attributes
+    ----------
+    stream, frame
+        As in its answer.
+    label
+        Name of the class.
+    """
+
+    stream: str = DEFAULT_STREAM
+    frame: int
+    label: str
+
+
+class Service:
+    """A session over HTTP.
+
+    Parameters
+    ----------
+    session
+        Answers the frames; whoever opened it closes it, after `drain`.
+    config
+        The options.
+    say
+        Called with one line when a setting was changed.
+
+    Attributes
+    ----------
+    app
+        The ASGI application.
+    draining
+        Whether no more frames are taken.
+    """
+
+    def __init__(self, session: "Session", config: ServeConfig, say: Callable[[str], None] = lambda line: None) -> None:
+        self.session, self.config, self._say = session, config, say
+        self.shape = session.net.architecture.input_shape
+        self.draining = False
+        self.watch = Watch(session, thumbnails=config.thumbnails)
+        self._bodies = Bodies(config.most_body, config.body_s)
+        self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="eex-decode")
+        self._asking = ThreadPoolExecutor(2, thread_name_prefix="eex-ask")
+        self._last: dict[str, float] = {}  # when a stream's latest frame came, by name
+        self._swept = self._healthy = time.monotonic()
+        self._under_way = 0
+        session.take_labels()
+        get, page = partial(Route, methods=["GET"]), self._static
+        routes = [
+            Route("/v1/answer", self._answer, methods=["POST"]),
+            WebSocketRoute("/v1/frames", self._frames),
+            get("/v1/streams", self._streams),
+            get("/v1/policy", self._policy),
+            get("/v1/settings", self._settings),
+            Route("/v1/settings", self._set, methods=["PUT"]),
+            Route("/v1/labels", self._label, methods=["POST"]),
+            get("/v1/live", self._live),
+            get("/healthz", self._healthz),
+            get("/readyz", self._readyz),
+            get("/metrics", self._metrics),
+            get("/openapi.json", self._openapi),
+            get("/", page("index.html", "text/html")),
+            get("/page.css", page("page.css", "text/css")),
+            get("/page.js", page("page.js", "text/javascript")),
+            get("/docs", self._docs),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: _refused, EexError: _mistaken, Exception: self._failed}
+        self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), config)
+        self.app = self.guard
+
+    def drain(self) -> None:
+        """Take no more frames, and wait until those that were taken have their answers."""
+        self.draining = True
+        self.watch.end()
+        until = time.monotonic() + DRAIN_S
+        while self._under_way and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown()
+        self._asking.shutdown()
+
+    # ---- frames
+
+    async def _answer(self, request: Request) -> Response:
+        stream = self._stream_of(request.query_params.get("stream"))
+        label = self._label_of(request.query_params.get("label"))
+        self._check_open()
+        with self._bodies.holding() as hold:
+            body = await hold.read(request)
+            if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+                name = request.query_params.get("name", "")[:200]
+                given = await self._answered(body, stream, name, label)
+                return _one(given)
+            parts = await _parts(request, body)
+            together = (self._answered(part, stream, name, label) for name, part in parts)
+            given_all = await asyncio.gather(*together, return_exceptions=True)
+        for problem in given_all:
+            if isinstance(problem, BaseException) and not isinstance(problem, HTTPException):
+                raise problem
+        return _json({"answers": [{"error": g.detail} if isinstance(g, HTTPException) else g for g in given_all]})
+
+    async def _answered(self, data: bytes, stream: str, name: str, label: int = -1) -> Answer | Refusal:
+        self._under_way += 1
+        try:
+            if not data:
+                raise refused(400, "the image is empty")
+            try:
+                image = await self._pixels(data)
+            except ImageError as error:
+                why = " ".join(str(error).split())
+                if stream in self._last:
+                    return await self._ask(partial(self.session.skip, stream, name, why))
+                raise refused(413 if TOO_LARGE in why else STATUS["undecodable"], f"undecodable: {why}") from None
+            self._open(stream)
+            future = self.session.submit(image, stream, name=name, label=label, wait=False)
+            given = await asyncio.wrap_future(future)
+            self.watch.answered(given, image)
+            return given
+        finally:
+            self._under_way -= 1
+
+    async def _pixels(self, data: bytes) -> NDArray[np.uint8]:
+        """An image as the network takes it; a large one does not hold up the others meanwhile."""
+        if len(data) <= SMALL_BODY:
+            with contextlib.suppress(ImageError):
+                return as_taken(decode(data, pixels=SMALL_PIXELS), self.shape)
+
+        def whole() -> NDArray[np.uint8]:
+            return as_taken(decode(data, pixels=self.config.most_pixels), self.shape)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, whole)
+
+    async def _frames(self, socket: WebSocket) -> None:
+        """Frames in as binary messages, each an image; answers and refusals out as JSON, as they are known."""
+        try:
+            stream = self._stream_of(socket.query_params.get("stream"))
+            self._check_open()
+        except HTTPException as problem:
+            await socket.send_denial_response(error_response(problem.status_code, problem.detail, problem.headers))
+            return
+        await socket.accept()
+        room, pending = asyncio.Semaphore(UNDER_WAY), set[asyncio.Task[None]]()
+        address = socket.client.host if socket.client else ""
+
+        async def one(data: bytes, hold: Hold) -> None:
+            try:
+                try:
+                    given: Any = await self._answered(data, stream, "")
+                except HTTPException as problem:
+                    given = {"error": problem.detail}
+                await say(given)
+            finally:
+                self._bodies.held -= hold.bytes
+                room.release()
+
+        async def say(given: Any) -> None:
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client has gone
+                await socket.send_text(msgspec.json.encode(given).decode())
+
+        try:
+            while not self.draining:
+                await room.acquire()
+                message = await self._message(socket)
+                if message is None:
+                    break
+                while wait_s := self.guard.rates.wait_s(address):
+                    await asyncio.sleep(wait_s)
+                data = message.get("bytes")
+                if data is None:
+                    await socket.close(1003, "the message is text; expected the bytes of an image")
+                    break
+                hold = Hold(self._bodies)
+                try:
+                    hold.take(len(data))
+                except HTTPException as problem:
+                    self._bodies.held -= hold.bytes
+                    await say({"error": problem.detail})
+                    room.release()
+                    continue
+                task = asyncio.ensure_future(one(data, hold))
+                pending.add(task)
+                task.add_done_callback(pending.discard)
+        finally:
+            if pending:
+                await asyncio.wait(pending)
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+                await socket.close(1001, "the service is stopping")
+
+    async def _message(self, socket: WebSocket) -> dict[str, Any] | None:
+        """The next message; None if the socket was closed, or the service stops."""
+        reading = asyncio.ensure_future(socket.receive())
+        while not self.draining:
+            done, _ = await asyncio.wait([reading], timeout=0.2)
+            if done:
+                message = dict(reading.result())
+                return message if message["type"] == "websocket.receive" else None
+        reading.cancel()
+        return None
+
+    def _stream_of(self, given: str | None) -> str:
+        """The stream of a request, which it may open.
+
+        Raises
+        ------
+        HTTPException
+            If it is no name, or there are too many streams.
+        """
+        name = DEFAULT_STREAM if given is None else given
+        if not NAME.fullmatch(name):
+            raise refused(400, f"stream: '{name[:70]}' is no name; expected 1 to 64 letters, digits, '_', '-' and '.'")
+        if name not in self._last:
+            if len(self._last) >= self.config.most_streams:
+                self._sweep(time.monotonic())
+            if len(self._last) >= self.config.most_streams:
+                raise refused(429, f"there are {self.config.most_streams} streams already (--most-streams)")
+        return name
+
+    def _open(self, name: str) -> None:
+        """Note that a stream is used now.
+
+        Raises
+        ------
+        HTTPException
+            If there are too many streams.
+        """
+        now = time.monotonic()
+        if now - self._swept > SWEEP_S:
+            self._sweep(now)
+        if name not in self._last:
+            self._stream_of(name)  # others may have opened theirs meanwhile
+        self._last[name] = now
+
+    def _sweep(self, now: float) -> None:
+        """Close the streams that nobody uses any more."""
+        self._swept = now
+        for name, last in list(self._last.items()):
+            if now - last > IDLE_STREAM_S:
+                del self._last[name]
+                self.session.close_stream(name)
+                self.watch.forget(name)
+
+    def _label_of(self, given: str | None) -> int:
+        if given is None:
+            return -1
+        if given not in self.session.net.classes:
+            raise refused(400, f"label: '{given[:60]}' is none of the model's classes")
+        return list(self.session.net.classes).index(given)
+
+    def _check_open(self) -> None:
+        if self.draining or self.session.closed:
+            raise refused(503, "the service is stopping")
+
+    # ---- what is there
+
+    async def _streams(self, request: Request) -> Response:
+        summary = await self._ask(self.session.summary)
+        wanted = (
+            "seconds",
+            "frames",
+            "answered",
+            "refused",
+            "accuracy",
+            "exit_shares",
+            "latency_ms",
+            "link",
+            "streams",
+        )
+        return _json({name: _finite(summary[name]) for name in wanted})
+
+    async def _policy(self, request: Request) -> Response:
+        name = request.query_params.get("stream", DEFAULT_STREAM)
+        found = await self._ask(partial(self._described, name))
+        return _json({"stream": name[:64], "policy": self.session.config.policy, **found})
+
+    def _described(self, name: str) -> dict[str, Any]:
+        try:
+            learner = self.session.learner(name)
+        except EexError as error:
+            raise refused(404, str(error)) from None
+        return described(learner, self.session.config.exit_cost)
+
+    async def _settings(self, request: Request) -> Response:
+        name = request.query_params.get("stream", DEFAULT_STREAM)
+        if not NAME.fullmatch(name):
+            raise refused(400, f"stream: '{name[:70]}' is no name")
+        return _json({"stream": name, **_shown(self.session.options_of(name))})
+
+    async def _set(self, request: Request) -> Response:
+        wanted = await self._decoded(request, Settings)
+        name = self._stream_of(request.query_params.get("stream"))
+        self._check_open()
+        before = _shown(self.session.options_of(name))
+        given: dict[str, Any] = {}
+        if wanted.overhead is not msgspec.UNSET or wanted.budget is not msgspec.UNSET:
+            overhead = before["overhead"] if wanted.overhead is msgspec.UNSET else wanted.overhead
+            budget = before["budget"] if wanted.budget is msgspec.UNSET else wanted.budget
+            given["overhead"] = _price(overhead, budget, self.session.config.overhead)
+        if wanted.deadline_ms is not msgspec.UNSET:
+            given["deadline_ms"] = wanted.deadline_ms
+        if wanted.thresholds is not msgspec.UNSET:
+            kept = wanted.thresholds
+            given["thresholds"] = tuple(kept) if isinstance(kept, list) else kept
+        options = self.session.set_options(name, **given)
+        self._open(name)
+        after = _shown(options)
+        who = request.client.host if request.client else "?"
+        changed = ", ".join(f"{k} {_brief(before[k])} -> {_brief(v)}" for k, v in after.items() if v != before[k])
+        self._say(f"stream '{name}': {changed or 'nothing changed'} (set by {who})")
+        try:
+            await self._ask(self.session.save)
+        except EexError as error:
+            raise refused(500, f"set, but not saved: {error}") from None
+        return _json({"stream": name, **after})
+
+    async def _label(self, request: Request) -> Response:
+        label = await self._decoded(request, Label)
+        try:
+            correct = await self._ask(partial(self.session.label, label.stream, label.frame, label.label))
+        except EexError as error:
+            raise refused(404 if "is not known" in str(error) else 400, str(error)) from None
+        return _json({"correct": correct})
+
+    async def _live(self, request: Request) -> Response:
+        if self.watch.viewers >= self.watch.most_viewers:
+            raise refused(503, "too many pages are open")
+        name = request.query_params.get("stream", "")
+        return StreamingResponse(
+            self._events(name), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+
+    async def _events(self, name: str) -> AsyncIterator[bytes]:
+        with self.watch.viewing():
+            first = await self._ask(partial(self.watch.history, name))
+            yield b"event: all\ndata: " + first + b"\n\n"
+            seen = self.watch.ticks
+            while not self.draining:
+                seen = await self.watch.next_tick(seen)
+                if self.draining:
+                    break
+                yield b"event: tick\ndata: " + await self._ask(partial(self.watch.latest, name)) + b"\n\n"
+
+    async def _healthz(self, request: Request) -> Response:
+        return await self._health(well=lambda status: status in ("ok", "draining"))
+
+    async def _readyz(self, request: Request) -> Response:
+        return await self._health(well=lambda status: status == "ok")
+
+    async def _health(self, well: Callable[[str], bool]) -> Response:
+        try:
+            async with asyncio.timeout(HANGS_S):
+                await self._ask(lambda: self.session.streams)
+                await self._ask(self.session.look)
+            status = "closed" if self.session.closed else "draining" if self.draining else "ok"
+        except TimeoutError:
+            status = "hanging"
+        return _json({"status": status}, 200 if well(status) else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        body, kind = await self._ask(lambda: exposition(self.session.summary(), self.watch, self.guard.refusals))
+        return Response(body, media_type=kind)
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json(openapi.document())
+
+    async def _docs(self, request: Request) -> Response:
+        return _page(openapi.page().encode(), "text/html")
+
+    def _static(self, name: str, kind: str) -> Any:
+        body = files("eex.stream.serving").joinpath("page", name).read_bytes()
+
+        async def page(request: Request) -> Response:
+            return _page(body, kind)
+
+        return page
+
+    # ---- how
+
+    async def _ask(self, question: Callable[[], Said]) -> Said:
+        """Ask the session without holding up the others."""
+        return await asyncio.get_running_loop().run_in_executor(self._asking, question)
+
+    async def _decoded(self, request: Request, kind: type[Said]) -> Said:
+        with self._bodies.holding() as hold:
+            body = await hold.read(request)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise refused(400, f"the body is not what was expected: {error}") from None
+
+    def _failed(self, request: Request, error: Exception) -> Response:
+        self._say(f"a fault of eex: {type(error).__name__}: {error}")
+        return error_response(500, f"a fault of eex: {type(error).__name__}")
+
+
+async def _parts(request: Request, body: bytes) -> list[tuple[str, bytes]]:
+    """The images of a multipart body, with their names.
+
+    Raises
+    ------
+    HTTPException
+        If it is none, or holds none or too many.
+    """
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    class Parser(MultiPartParser):
+        spool_max_size = len(body) + 1  # nothing is written to the disk
+
+    try:
+        form = await Parser(request.headers, stream(), max_files=MOST_PARTS, max_fields=MOST_PARTS).parse()
+    except (MultiPartException, KeyError, ValueError, AssertionError) as error:
+        why = getattr(error, "message", None) or str(error) or type(error).__name__
+        raise refused(400, f"not a multipart body: {why}") from None
+    parts = []
+    for key, value in form.multi_items():
+        if not isinstance(value, UploadFile):
+            raise refused(400, f"part '{key[:60]}' is no file; each part must be an image")
+        parts.append(((value.filename or key)[:200], await value.read()))
+    await form.close()
+    if not parts:
+        raise refused(400, "the multipart body holds no image")
+    return parts
+
+
+def _one(given: Answer | Refusal) -> Response:
+    if isinstance(given, Answer):
+        return _json(given)
+    headers = {"Retry-After": "1"} if given.reason in ("full", "stale") else None
+    large = given.reason == "undecodable" and TOO_LARGE in given.detail
+    body = {"error": f"{given.reason}: {given.detail}", "refusal": given}
+    return _json(body, 413 if large else STATUS[given.reason], headers)
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+def _page(body: bytes, kind: str) -> Response:
+    response = Response(body, media_type=f"{kind}; charset=utf-8", headers={"Cache-Control": "no-cache"})
+    response.raw_headers += SECURITY_HEADERS
+    return response
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(error.status_code, error.detail or "refused", error.headers)
+
+
+def _mistaken(request: Request, error: Exception) -> Response:
+    return error_response(400, str(error))
+
+
+def _price(overhead: float | str | None, budget: str | None, usual: float | str) -> str | None:
+    """The price of a stream, as `StreamOptions` has it; None for what the session has."""
+    if budget is None:
+        return None if overhead is None else str(overhead)
+    own = _split(str(usual))[0] if overhead is None else str(overhead)
+    return f"{own}+budget={budget}" if own else f"budget={budget}"
+
+
+def _split(price: str) -> tuple[str, str | None]:
+    """A price without its budget, and the budget.
+
+    >>> _split("0.02+0.2/s+budget=10/s:50"), _split("1e+0")
+    (('0.02+0.2/s', '10/s:50'), ('1e+0', None))
+    """
+    terms = re.split(r"(?<![eE])\+", price)
+    budgets = [term.removeprefix("budget=") for term in terms if term.startswith("budget=")]
+    return "+".join(term for term in terms if not term.startswith("budget=")), budgets[0] if budgets else None
+
+
+def _shown(options: StreamOptions) -> dict[str, Any]:
+    """The settings of a stream as plain JSON values."""
+    overhead, budget = (None, None) if options.overhead is None else _split(str(options.overhead))
+    with contextlib.suppress(TypeError, ValueError):
+        overhead = float(overhead)  # type: ignore[arg-type,assignment]
+    kept = options.thresholds
+    return {
+        "overhead": overhead,
+        "budget": budget,
+        "deadline_ms": options.deadline_ms,
+        "thresholds": list(kept) if isinstance(kept, tuple) else kept,
+    }
+
+
+def _brief(value: Any) -> str:
+    return "as usual" if value is None else msgspec.json.encode(value).decode()
+
+
+def _finite(value: Any) -> Any:
+    """Plain values in which what is no number is null."""
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,87 @@
+"""A session and its HTTP service, until somebody stops them."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from eex.stream.live.config import LiveConfig
+from eex.stream.live.run import Stop
+from eex.stream.live.session import Session
+from eex.stream.serving.config import ServeConfig
+
+if TYPE_CHECKING:
+    from eex.stream.serving.app import Service
+
+LOOK_S = 0.2
+"""Seconds between two looks at whether to stop."""
+
+
+@contextlib.contextmanager
+def served(
+    session: Session, config: ServeConfig, say: Callable[[str], None] = lambda line: None
+) -> "Iterator[tuple[str, Service]]":
+    """Serve a session over HTTP during the `with` block; yields the URL and the service.
+
+    When the block ends no frames are taken any more, and those that were taken get their answers.
+
+    Raises
+    ------
+    EexError
+        If an option is wrong, or the address cannot be listened on.
+    """
+    from eex.policies.core.errors import EexError
+
+    config.check()
+    try:
+        from eex.stream.serving.app import Service
+        from eex.stream.serving.server import listening
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "websockets", "python_multipart"):
+            raise
+        raise EexError(f"the HTTP service needs {error.name}: pip install 'eex[serve]'") from None
+    service = Service(session, config, say)
+    try:
+        with listening(service.app, config) as url:
+            try:
+                yield url, service
+            finally:
+                service.drain()
+    finally:
+        service.watch.end()
+        service.close()
+
+
+def serve(
+    live: LiveConfig,
+    config: ServeConfig,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    stop: Stop | None = None,
+) -> dict[str, Any]:
+    """Serve a session of its own until it is stopped; the session's summary.
+
+    Parameters
+    ----------
+    say
+        Called with one line: where it listens, what was set.
+    stop
+        Stops it.
+
+    Raises
+    ------
+    EexError
+        If an option is wrong, or the session fails.
+    """
+    stop = stop or Stop()
+    config.check()
+    config.token()
+    live.check()
+    with Session(live) as session:
+        with served(session, config, say) as (url, _):
+            say(
+                f"serving on {url} (policy {live.policy}, worker {live.worker}); the page is {url}/, the API {url}/docs"
+            )
+            while not stop.wait(LOOK_S) and not session.closed:
+                pass
+        session.close()
+        return session.summary()

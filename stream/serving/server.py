@@ -1,0 +1,252 @@
+"""An ASGI application on a port, in a thread of its own: connections are bounded, and the end is clean."""
+
+import asyncio
+import contextlib
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from eex.policies.core.errors import EexError
+from eex.stream.serving.config import ServeConfig
+
+IDLE_S = 75.0
+"""Seconds after which a connection without a request is closed."""
+HEADERS_S = 10.0
+"""Seconds that the headers of a request may take."""
+READ_S = 20.0
+"""Seconds that a client may leave what it was sent unread."""
+MOST_PIECES = 4096
+"""Pieces of a message on a WebSocket, at most."""
+END_S = 10.0
+"""Seconds that responses under way may take once the service is stopped."""
+
+
+FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b'Content-Length: 51\r\n\r\n{"error": "too many connections; try again later"}\n'
+)
+
+
+class Bounded(H11Protocol):
+    """HTTP/1.1 with an end for connections that bring no request, no end of its headers, or take no response.
+
+    While there are as many connections as there may be, a new one makes the one end that has been idle longest.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        """Take a connection in, or turn it away."""
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._reading = False  # headers of a request
+        self._idle: dict[Bounded, None] = self.server_state.__dict__.setdefault("idle", {})
+        most = self.config.limit_concurrency
+        if most is not None and len(self.connections) >= most:
+            if not self._idle:
+                transport.write(FULL)
+                transport.close()
+                return
+            next(iter(self._idle)).transport.abort()
+        self._idle[self] = None
+        self._end_after(IDLE_S)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in; those of headers must soon be complete."""
+        if self._waits and not self._reading:
+            self._reading = True
+            self._end_after(HEADERS_S)
+        super().data_received(data)
+        if not self._waits:
+            self._begun()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, unless it is there already."""
+        self._idle[self] = None
+        super().on_response_complete()
+        if not self._waits:
+            self._begun()
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        """Leave the connection to the WebSocket."""
+        self._begun()
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._begun()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not read: give it some time."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        super().resume_writing()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _begun(self) -> None:
+        """A request is under way, or the connection is none any more."""
+        self._reading = False
+        self._idle.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+
+class BoundedWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket that ends if its client does not read."""
+
+    _stuck: asyncio.TimerHandle | None = None
+
+    def handle_cont(self, event: Any) -> None:
+        """Take a further piece of a message in, of which there may be so many."""
+        if len(self.frames) >= MOST_PIECES:
+            self.conn.fail(1009, "the message has too many pieces")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def pause_writing(self) -> None:
+        """The client does not read: give it some time."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.resume_writing()
+        super().connection_lost(exc)
+
+
+class _Server(uvicorn.Server):
+    """Runs in a thread; `ready` is set when it listens, or has failed to."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+        self.problem: BaseException | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    def run_in_thread(self, listening: socket.socket) -> None:
+        try:
+            self.run([listening])
+        except BaseException as error:
+            self.problem = error
+        finally:
+            self.ready.set()
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp, config: ServeConfig) -> Iterator[str]:
+    """Serve an application during the `with` block; yields its URL.
+
+    When the block ends no connection is accepted any more, and responses under way are finished.
+
+    Raises
+    ------
+    EexError
+        If the address cannot be listened on, or the certificate cannot be used.
+    """
+    raise_descriptors(config.most_connections)
+    bound = _bound(config)
+    try:
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=Bounded,
+                ws=BoundedWebSocket,
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=config.most_connections,
+                backlog=1024,
+                timeout_keep_alive=int(IDLE_S),
+                timeout_graceful_shutdown=int(END_S),
+                ws_max_size=config.most_body,
+                ws_per_message_deflate=False,
+                ws_ping_interval=20.0,
+                ws_ping_timeout=20.0,
+                ssl_certfile=config.tls_cert,
+                ssl_keyfile=config.tls_key,
+            )
+        )
+        try:
+            server.config.load()
+        except (OSError, ValueError) as error:  # of ssl
+            raise EexError(f"--tls-cert {config.tls_cert}, --tls-key {config.tls_key}: {error}") from None
+        thread = threading.Thread(target=server.run_in_thread, args=(bound,), name="eex-http", daemon=True)
+        thread.start()
+        server.ready.wait()
+        if server.problem is not None:
+            raise EexError(f"the HTTP service failed to start: {server.problem}")
+        scheme = "http" if config.tls_cert is None else "https"
+        host = config.host.strip("[]")
+        try:
+            yield f"{scheme}://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+    finally:
+        bound.close()
+
+
+def _bound(config: ServeConfig) -> socket.socket:
+    host = config.host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise EexError(f"--host {config.host}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(1024)
+    except OSError as error:
+        bound.close()
+        raise EexError(f"--host {config.host} --port {config.port}: cannot listen there: {error.strerror}") from None
+    return bound
+
+
+def raise_descriptors(connections: int) -> None:
+    """Let the process have enough descriptors for so many connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
