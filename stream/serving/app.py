@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -37,6 +38,8 @@ from eex.stream.serving.watch import Watch
 
 if TYPE_CHECKING:
     from eex.stream.live.session import Session
+
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what it says of bodies is said to who sent them
 
 DEFAULT_STREAM = "default"
 MOST_PARTS = 64

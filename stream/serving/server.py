@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -53,7 +54,9 @@ class Bounded(H11Protocol):
                 transport.write(FULL)
                 transport.close()
                 return
-            next(iter(self._idle)).transport.abort()
+            longest = next(iter(self._idle))
+            longest.connection_lost(None)
+            longest.transport.abort()
         self._idle[self] = None
         self._end_after(IDLE_S)
 
@@ -72,6 +75,13 @@ class Bounded(H11Protocol):
         super().on_response_complete()
         if not self._waits:
             self._begun()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that the request is none, unless the response to it has begun already."""
+        with contextlib.suppress(h11.LocalProtocolError):
+            super().send_400_response(msg)
+            return
+        self.transport.abort()
 
     def handle_websocket_upgrade(self, event: Any) -> None:
         """Leave the connection to the WebSocket."""
@@ -193,7 +203,7 @@ def listening(app: ASGIApp, config: ServeConfig) -> Iterator[str]:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=config.most_connections,
+                limit_concurrency=config.most_connections + 1,
                 backlog=1024,
                 timeout_keep_alive=int(IDLE_S),
                 timeout_graceful_shutdown=int(END_S),

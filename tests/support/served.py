@@ -39,6 +39,10 @@ class Client:
             if not kept:
                 connection.close()
 
+    def close(self):
+        if self._kept:
+            self._kept.close()
+
     def get(self, path, **headers):
         return self("GET", path, headers=headers)
 

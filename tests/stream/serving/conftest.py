@@ -26,6 +26,8 @@ def opened():
             )
             config = ServeConfig(**{"port": 0} | options)
             url, service = stack.enter_context(served(session, config, said.append))
-            return Client(url, service, session, said)
+            client = Client(url, service, session, said)
+            stack.callback(client.close)
+            return client
 
         yield open_one
