@@ -10,6 +10,7 @@ import tyro
 from eex.policies.core.errors import EexError
 from eex.stream.guard import UNRECORDED, guarded, hush, keep_memory_flat, share_cores
 from eex.stream.live.config import LiveConfig
+from eex.stream.serving.config import ServeConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Command:
     live: tyro.conf.OmitArgPrefixes[LiveConfig] = field(default_factory=LiveConfig)
     status_s: float = 60.0
     """Seconds between two lines of status on standard error. 0 prints none."""
+    page: int | None = None
+    """Port on which this machine can see the live page and call the HTTP service, as eex-serve has them; 0 takes a free
+    one."""
     summary: Path | None = None
     """File for the summary at the end, as JSON: totals, and a row per stream."""
     quiet: bool = False
@@ -63,11 +67,15 @@ def _main() -> int:
     if command.status_s < 0:
         raise EexError(f"--status-s must be at least 0, got {command.status_s:g}")
     command.live.check()
+    page = None if command.page is None else ServeConfig(port=command.page)
+    if page is not None:
+        page.check()
     if command.quiet:
         hush()
     share_cores()
     keep_memory_flat()
     from eex.stream.live.run import Sources, Stop, live
+    from eex.stream.serving.run import beside
 
     given: dict[str, Any] = {name: getattr(command, name) for name in ("fps", "changed", "realtime", "existing")}
     sources = Sources(command.source, command.streams, given)
@@ -76,15 +84,17 @@ def _main() -> int:
         import torch
 
         torch.set_num_threads(command.threads)
+    say = _quiet if command.quiet else _say
     with Stop().by_signals() as stop:
         summary = live(
             command.live,
             sources,
             command.answers or ("-",),
             require_all=command.require_all,
-            say=_quiet if command.quiet else _say,
+            say=say,
             status_s=command.status_s,
             stop=stop,
+            beside=None if page is None else beside(page, say),
         )
     if command.summary is not None:
         from eex.stream.run.summary import write_json

@@ -153,6 +153,7 @@ def live(
     status_s: float = 0.0,
     sinks: tuple[Sink, ...] = (),
     stop: "Stop | None" = None,
+    beside: Callable[[Session], contextlib.AbstractContextManager[object]] | None = None,
 ) -> dict[str, Any]:
     """Answer the frames of all sources until they end or the run is stopped; the session's summary.
 
@@ -168,6 +169,8 @@ def live(
         Functions that get the answers besides.
     stop
         Stops the run, or lets it read the file of streams again.
+    beside
+        What runs beside the session from its start to its end, such as its live page.
 
     Raises
     ------
@@ -184,6 +187,8 @@ def live(
             stack.callback(sink.close)
             opened.append(sink)
         session = stack.enter_context(Session(config, sinks=[*opened, *sinks]))
+        if beside is not None:
+            stack.enter_context(beside(session))
         run = Live(session, say)
         stack.callback(run.stop)
         for name, options in wanted.items():

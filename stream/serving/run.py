@@ -51,6 +51,20 @@ def served(
         service.close()
 
 
+def beside(
+    config: ServeConfig, say: Callable[[str], None] = lambda line: None
+) -> Callable[[Session], contextlib.AbstractContextManager[str]]:
+    """What serves a session beside whatever else uses it; yields the URL."""
+
+    @contextlib.contextmanager
+    def page(session: Session) -> Iterator[str]:
+        with served(session, config, say) as (url, _):
+            say(f"the live page is {url}/")
+            yield url
+
+    return page
+
+
 def serve(
     live: LiveConfig,
     config: ServeConfig,

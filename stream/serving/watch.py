@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import math
 import threading
 import time
 from collections import deque
@@ -57,6 +58,8 @@ class Series:
         When the policy began anew because the stream had changed, in seconds since 1970.
     last
         The latest answers.
+    told
+        Whether the answers are told of one by one, by `Watch.answered`; else `last` is made of the finished frames.
     """
 
     def __init__(self, exits: int) -> None:
@@ -64,6 +67,7 @@ class Series:
         self.points: deque[list[float | None]] = deque(maxlen=POINTS)
         self.alarms: deque[float] = deque(maxlen=ALARMS)
         self.last: deque[dict[str, Any]] = deque(maxlen=LAST)
+        self.told = False
         self.confidence = np.zeros((exits, BINS))
         self.buckets = np.zeros(len(LATENCY_BUCKETS_MS) + 1, dtype=np.int64)
         self.by_exit = np.zeros(exits, dtype=np.int64)
@@ -192,7 +196,8 @@ class Watch:
             As the network takes it, (H, W, C).
         """
         series = self._of(given.stream)
-        shown = {name: getattr(given, name) for name in ("frame", "name", "captured")}
+        series.told = True
+        shown: dict[str, Any] = {name: getattr(given, name) for name in ("frame", "name", "captured")}
         if isinstance(given, Answer):
             wanted = ("label", "confidence", "exit", "where", "fallback", "latency_ms")
             shown |= {name: getattr(given, name) for name in wanted}
@@ -293,6 +298,25 @@ class Watch:
         series = self._of(name)
         with self._lock:
             series.add(rows)
+            if not series.told:
+                series.last.extend(self._finished(rows[max(0, len(rows) - LAST) :]))
+
+    def _finished(self, rows: Rows) -> Iterator[dict[str, Any]]:
+        """Some finished frames as answers."""
+        classes = self._session.net.classes
+        for k in range(len(rows)):
+            exit, answer = int(rows.exit[k]), int(rows.answer[k])
+            sure = float(rows.confidence[k, exit]) if exit >= 0 else math.nan
+            yield {
+                "frame": int(rows.frame[k]),
+                "name": rows.name[k],
+                "label": classes[answer] if answer >= 0 else "dropped",
+                "confidence": sure if math.isfinite(sure) else None,
+                "exit": exit + 1,
+                "where": "cloud" if exit == self.exits - 1 else "edge",
+                "fallback": bool(rows.fallback[k]),
+                "latency_ms": round(float(rows.latency_ms[k]), 3),
+            }
 
     def _run(self) -> None:
         while not self._end.wait(TICK_S):

@@ -20,14 +20,15 @@ def opened():
     with contextlib.ExitStack() as stack:
 
         def open_one(live=None, cloud=None, **options):
-            said = []
-            session = stack.enter_context(
+            said, own = [], stack.enter_context(contextlib.ExitStack())
+            session = own.enter_context(
                 Session(net=three_exits(), offloader=cloud or Cloud(), **{"worker": "none"} | (live or {}))
             )
             config = ServeConfig(**{"port": 0} | options)
-            url, service = stack.enter_context(served(session, config, said.append))
+            url, service = own.enter_context(served(session, config, said.append))
             client = Client(url, service, session, said)
-            stack.callback(client.close)
+            own.callback(client.close)
+            client.stop = own.close
             return client
 
         yield open_one
