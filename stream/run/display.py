@@ -75,7 +75,7 @@ def _columns(texts: list[tuple[str, str]]) -> int:
 def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
     """Print the policies side by side, then the gain from adapting in sentences."""
     console = console or Console()
-    policies = [_column(row) for row in summary["policies"]]
+    policies = [cells(row) for row in summary["policies"]]
     names = list(policies[0])
     label = 2 + max(map(len, names))
     widths = [2 + max(len(line) for cell in column.values() for line in cell.split("\n")) for column in policies]
@@ -98,12 +98,13 @@ def print_summary(summary: dict[str, Any], console: Console | None = None) -> No
     drawn = (Path(summary["folder"]) / "adaptation.png").exists()
     left = "records, summary and pictures" if drawn else "records and summary"
     console.print(f"{left}: {summary['folder']}", soft_wrap=True, highlight=False)
+    console.print(f"in one file to send: eex-report {summary['folder']}", soft_wrap=True, highlight=False)
 
 
 POLICY = "policy"
 
 
-def _column(row: dict[str, Any]) -> dict[str, str]:
+def cells(row: dict[str, Any]) -> dict[str, str]:
     """The table column of one policy: cells by row title."""
     cells = {
         POLICY: row["policy"].replace(":", ":\n"),

@@ -1,0 +1,92 @@
+"""True labels that come after the answers."""
+
+import json
+
+import pytest
+from livenet import Cloud, images, three_exits
+
+from eex.policies.core.errors import EexError
+from eex.stream.live import labels as labels_module
+from eex.stream.live.labels import Labels
+from eex.stream.live.session import Session
+from eex.stream.run.records import RecordWriter, read_records
+from eex.stream.run.retention import Retention
+
+CLASSES = ("cat", "dog")
+
+
+def test_a_label_replaces_the_one_before(tmp_path):
+    given = Labels(CLASSES, tmp_path / "labels.jsonl")
+    given.answered("door", 3, 103, 1, -1)
+    first, again, other = (given.give("door", 3, name) for name in ("dog", "dog", "cat"))
+    assert (first.before, first.label, first.answer) == (-1, 1, 1)
+    assert (again.before, again.label) == (1, 1)
+    assert (other.before, other.label) == (1, 0)
+    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"stream": "door", "frame": 103, "label": name} for name in ("dog", "cat")
+    ]  # what is known already is not written
+
+
+def test_what_is_not_known_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels_module, "AWAITED", 2)
+    given = Labels(CLASSES, None)
+    for frame in range(3):
+        given.answered("door", frame, frame, 0, -1)
+    with pytest.raises(EexError, match="frame 0 of stream 'door' is not known"):
+        given.give("door", 0, "cat")
+    with pytest.raises(EexError, match="'zebra' is none of the model's classes"):
+        given.give("door", 1, "zebra")
+    assert given.give("door", 1, "cat").label == 0
+    (tmp_path / "folder").mkdir()
+    blocked = Labels(CLASSES, tmp_path / "folder")
+    blocked.answered("door", 0, 0, 0, -1)
+    with pytest.raises(EexError, match="cannot be recorded"):
+        blocked.give("door", 0, "cat")
+
+
+def opened(folder, **options):
+    return Session(net=three_exits(), offloader=Cloud(), worker="none", records=folder, **options)
+
+
+def test_labels_count_for_the_frames_of_their_own_session(tmp_path):
+    for label in ("h", None):
+        with opened(tmp_path) as session:
+            session.take_labels()
+            session.answer(images(1)[0], "door")
+            if label is not None:
+                session.label("door", 0, label)
+                assert session.summary()["accuracy"] is not None
+    assert read_records(tmp_path)["label"].to_pylist() == ["h", None]
+
+
+def test_without_take_labels_none_are_taken(tmp_path):
+    with opened(tmp_path) as session:
+        session.answer(images(1)[0])
+        with pytest.raises(EexError, match="take_labels"):
+            session.label("", 0, "h")
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_a_damaged_one_named(tmp_path):
+    with opened(tmp_path) as session:
+        session.take_labels()
+        session.answer(images(1)[0])
+        session.label("", 0, "h")
+    (path,) = tmp_path.glob("labels-*.jsonl")
+    with path.open("a") as file:
+        file.write('{"stream": "", "fra')
+    assert read_records(tmp_path)["label"].to_pylist() == ["h"]
+    with path.open("a") as file:
+        file.write("\n")
+    with pytest.raises(EexError, match=r"labels-00000\.jsonl: line 2 is no label"):
+        read_records(tmp_path)
+
+
+def test_labels_of_parts_that_are_gone_go_too(tmp_path, make_rows):
+    for _ in range(3):
+        with RecordWriter(tmp_path, "abcd", ("pristine", "blur")) as writer:
+            writer.labels.touch()
+            writer.write(make_rows(0, 500))
+    parts = sorted(tmp_path.glob("part-*"))
+    Retention(bytes=parts[-1].stat().st_size + 1).prune(tmp_path, 0.0)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["labels-00002.jsonl", "part-00002.arrows"]
