@@ -176,9 +176,16 @@ def serve_in_processes(models: Models, count: int) -> Served:
         If one cannot start.
     """
     rest = models.folders, models.network, models.threads, models.device
-    answering = {"answer_with": models.answer_with, "answer_network": models.answer_network}
     processes = [
-        ProcessReplica(EmbeddedWorker(*rest, batch_frames=models.batch_frames, **answering)) for _ in range(count)
+        ProcessReplica(
+            EmbeddedWorker(
+                *rest,
+                batch_frames=models.batch_frames,
+                answer_with=models.answer_with,
+                answer_network=models.answer_network,
+            )
+        )
+        for _ in range(count)
     ]
     try:
         welcomes = [process.connect() for process in processes]  # all have started before the first is waited for

@@ -162,7 +162,7 @@ def answering(tail: Tail, net: "EarlyExitNet", answerer: "EarlyExitNet") -> Tail
         for i in range(answerer.exits):
             x = answerer.stage(i, x)
         confidence, prediction = np.zeros(len(x), dtype=np.float32), np.zeros(len(x), dtype=np.int64)
-        for number in chosen.unique().tolist():
+        for number in sorted(set(chosen.tolist())):
             rows = chosen == number
             found = answerer.confident(answerer.branch(answerer.exits - 1, answerer.experts[number], x[rows]))
             at = rows.cpu().numpy()

@@ -249,7 +249,9 @@ def test_a_mixture_distorts_a_share_of_the_images_each_by_one_kind():
     assert torch.equal(random_mixture(levels, 0.0)(images, torch.Generator()), images)
 
 
-@pytest.mark.parametrize(("levels", "share"), [({}, 0.5), ({"gaussian_blur": (1.0, 2.0)}, 1.5), ({"snow": (0, 1)}, 0.5)])
+@pytest.mark.parametrize(
+    ("levels", "share"), [({}, 0.5), ({"gaussian_blur": (1.0, 2.0)}, 1.5), ({"snow": (0, 1)}, 0.5)]
+)
 def test_a_mixture_needs_kinds_and_a_share(levels, share):
     with pytest.raises(ValueError, match="expected"):
         random_mixture(levels, share)

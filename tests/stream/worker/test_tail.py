@@ -119,7 +119,7 @@ def test_an_answerer_with_experts_selects_its_own():
 
 def test_an_answerer_of_other_classes_is_refused():
     net, answerer = two_models("abce")
-    with pytest.raises(OffloadError, match="its classes are not those of the model .*only one of the two knows d, e"):
+    with pytest.raises(OffloadError, match=r"its classes are not those of the model .*only one of the two knows d, e"):
         answering(make_tail(net), net, answerer)
     torch.manual_seed(0)
     grey = make("resnet", CLASSES, uniform=1, width=8, input_shape=(1, 32, 32))
