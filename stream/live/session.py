@@ -29,7 +29,7 @@ from eex.stream.live.outbox import Outbox
 from eex.stream.live.playing import Playing, Stream, policy_for
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.stream.wire.offload import Offloader
 
 PATIENCE_S = 60.0
@@ -102,7 +102,7 @@ class Session:
         config: LiveConfig | None = None,
         *,
         sinks: Iterable[Sink] = (),
-        net: "EarlyExitNet | None" = None,
+        net: "Network | None" = None,
         offloader: "Offloader | None" = None,
         **options: Any,
     ) -> None:
@@ -135,7 +135,7 @@ class Session:
         self._thread = threading.Thread(target=self._run, name="eex-session", daemon=True)
         self._thread.start()
 
-    def _open(self, net: "EarlyExitNet | None", offloader: "Offloader | None") -> None:
+    def _open(self, net: "Network | None", offloader: "Offloader | None") -> None:
         from eex.stream.frames.decoding import check_channels
         from eex.stream.network import load_network
         from eex.stream.planning.sending import choose_sending
@@ -381,10 +381,8 @@ class Session:
     # ---- the session's thread
 
     def _run(self) -> None:
-        import torch
-
         try:
-            with torch.inference_mode():
+            with self.net.inferring():
                 self._loop()
                 self._finish()
         except BaseException as error:  # whatever it is, every frame gets its refusal
