@@ -1,12 +1,14 @@
-"""Blur: by a Gaussian, by a lens out of focus, by motion."""
+"""Blur: by a Gaussian, by a lens out of focus, by motion; of numpy's and torch's images alike."""
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from eex.models.arrays import like, to_numpy
 from eex.stream.frames.pixel_draws import uniform
 
 MOTION = 1
@@ -16,7 +18,7 @@ Tap = tuple[int, int, float]
 """Of a filter: the pixel's offset down and to the right, and its weight."""
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(images: Any, sigma: Any) -> Any:
     """Blur each image with its own sigma, mirroring its borders.
 
     Parameters
@@ -27,19 +29,56 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         In pixels, (B,); 0 leaves an image unchanged.
     """
     kernels = [gaussian_kernel(s) for s in sigma.tolist()]
-    blurred = images.clone()
+    blurred = images * 1
     for taps in sorted({len(k) for k in kernels} - {1}):  # one kernel size at a time
-        rows = torch.tensor([row for row, k in enumerate(kernels) if len(k) == taps], device=images.device)
-        weights = torch.tensor([k for k in kernels if len(k) == taps], dtype=images.dtype, device=images.device)
+        rows = like(images, np.array([row for row, k in enumerate(kernels) if len(k) == taps]))
+        weights = like(images, np.array([k for k in kernels if len(k) == taps], dtype=np.float32))
         x = images[rows]
         for axis in (2, 3):
             size = x.shape[axis]
-            x = x.index_select(axis, mirrored(size, taps // 2, x.device))
-            # a sum over taps in place of conv2d, whose rounding changes with the size of the batch
+            at = like(images, mirrored(size, taps // 2))
+            x = x[:, :, at] if axis == 2 else x[:, :, :, at]
+            # a sum over taps in place of a convolution, whose rounding changes with the size of the batch
             x = sum(
-                (weights[:, k, None, None, None] * x.narrow(axis, k, size) for k in range(taps)), start=x.new_zeros(())
+                weights[:, k, None, None, None] * (x[:, :, k : k + size] if axis == 2 else x[..., k : k + size])
+                for k in range(taps)
             )
-        blurred[rows] = x.clamp(0, 1)
+        blurred[rows] = x.clip(0, 1)
+    return blurred
+
+
+def defocus_blur(images: Any, radius: Any) -> Any:
+    """Blur each image with a disc, as a lens out of focus does, mirroring its borders.
+
+    Parameters
+    ----------
+    images
+        (B, C, H, W) in [0, 1].
+    radius
+        Of the circle of confusion, in pixels, (B,).
+    """
+    blurred, radii = images * 1, to_numpy(radius)
+    for r in sorted(set(radii.tolist())):
+        rows = like(images, np.flatnonzero(radii == r))
+        blurred[rows] = filtered(images[rows], disc(r))
+    return blurred
+
+
+def motion_blur(images: Any, length: Any, frame: Any, seed: int = 0) -> Any:
+    """Blur each image along a line, as a camera that moves during the exposure does, mirroring its borders.
+
+    Parameters
+    ----------
+    images
+        (B, C, H, W) in [0, 1].
+    length
+        Way of a point during the exposure, in pixels, (B,).
+    frame, seed
+        The direction of a frame's motion is drawn from (seed, frame) alone.
+    """
+    blurred, turns = images * 1, uniform(frame, 1, seed, MOTION)[:, 0].tolist()
+    for k, (n, turn) in enumerate(zip(length.tolist(), turns, strict=True)):
+        blurred[k] = filtered(images[k], line(n, math.pi * turn))
     return blurred
 
 
@@ -54,42 +93,6 @@ def gaussian_kernel(sigma: float) -> tuple[float, ...]:
     radius = math.ceil(2 * sigma)
     weights = [math.exp(-0.5 * (at / sigma) * (at / sigma)) if at else 1.0 for at in range(-radius, radius + 1)]
     return tuple(w / math.fsum(weights) for w in weights)
-
-
-def defocus_blur(images: Tensor, radius: Tensor) -> Tensor:
-    """Blur each image with a disc, as a lens out of focus does, mirroring its borders.
-
-    Parameters
-    ----------
-    images
-        (B, C, H, W) in [0, 1].
-    radius
-        Of the circle of confusion, in pixels, (B,).
-    """
-    blurred = images.clone()
-    for r in sorted(set(radius.tolist())):
-        rows = (radius == r).nonzero()[:, 0]
-        blurred[rows] = filtered(images[rows], disc(r))
-    return blurred
-
-
-def motion_blur(images: Tensor, length: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
-    """Blur each image along a line, as a camera that moves during the exposure does, mirroring its borders.
-
-    Parameters
-    ----------
-    images
-        (B, C, H, W) in [0, 1].
-    length
-        Way of a point during the exposure, in pixels, (B,).
-    frame, seed
-        The direction of a frame's motion is drawn from (seed, frame) alone.
-    """
-    turns = uniform(frame, 1, seed, MOTION)[:, 0].tolist()
-    lengths = length.tolist()
-    return torch.stack(
-        [filtered(x, line(n, math.pi * turn)) for x, n, turn in zip(images, lengths, turns, strict=True)]
-    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -126,20 +129,20 @@ def line(length: float, angle: float) -> tuple[Tap, ...]:
     return tuple((y, x, w) for (y, x), w in sorted(weights.items()) if w > 0)
 
 
-def filtered(images: Tensor, taps: Sequence[Tap]) -> Tensor:
+def filtered(images: Any, taps: Sequence[Tap]) -> Any:
     """Images (…, H, W) in [0, 1], each pixel the weighted sum of those at the taps; borders are mirrored."""
     height, width = images.shape[-2:]
     down, right = max(abs(y) for y, _, _ in taps), max(abs(x) for _, x, _ in taps)
-    x = images.index_select(-2, mirrored(height, down, images.device))
-    x = x.index_select(-1, mirrored(width, right, images.device))
-    total = torch.zeros_like(images)
-    for dy, dx, weight in taps:  # a sum over taps in place of conv2d, whose rounding changes with the size of the batch
+    x = images[..., like(images, mirrored(height, down)), :]
+    x = x[..., like(images, mirrored(width, right))]
+    total = images * 0
+    for dy, dx, weight in taps:  # a sum over taps in place of a convolution, whose rounding changes with the batch
         total = total + weight * x[..., down + dy : down + dy + height, right + dx : right + dx + width]
-    return total.clamp(0, 1)
+    return total.clip(0, 1)
 
 
-def mirrored(size: int, radius: int, device: torch.device) -> Tensor:
+def mirrored(size: int, radius: int) -> NDArray[np.int64]:
     """Indices -radius … size + radius - 1, mirrored at the first and last pixel as often as needed."""
     period = max(2 * (size - 1), 1)
-    at = torch.arange(-radius, size + radius, device=device) % period
-    return torch.minimum(at, period - at) if size > 1 else at
+    at = np.arange(-radius, size + radius) % period
+    return np.minimum(at, period - at) if size > 1 else at

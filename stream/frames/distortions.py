@@ -1,17 +1,23 @@
-"""What spoils images: every kind of distortion, applied to batches. A frame's pixels depend not on its batch."""
+"""What spoils images: every kind of distortion, applied to batches. A frame's pixels depend neither on its batch nor on
+the device, nor on whether the images are numpy's or torch's. Imports no torch.
+"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from eex.models.arrays import like, to_numpy
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.blurs import defocus_blur, gaussian_blur, motion_blur
 from eex.stream.frames.scene import dirt, fog, occlusion, rain, rotation
 from eex.stream.frames.sensor import colour_cast, gaussian_noise, jpeg, low_contrast, low_light
 
+if TYPE_CHECKING:
+    import torch
 
-def distort(images: Tensor, levels: Tensor, frame: Tensor, seed: int) -> Tensor:
+
+def distort(images: Any, levels: Any, frame: Any, seed: int) -> Any:
     """Apply each kind of distortion, in the order of `KINDS`, to the images with a level above 0.
 
     The pixels of a frame depend only on its image, levels, number and the seed. They are bit-identical in every
@@ -20,7 +26,7 @@ def distort(images: Tensor, levels: Tensor, frame: Tensor, seed: int) -> Tensor:
     Parameters
     ----------
     images
-        (B, C, H, W), floats in [0, 1].
+        (B, C, H, W), floats in [0, 1]; numpy's or torch's, as the images that are returned.
     levels
         (B, kinds), as returned by `Schedule.levels`; level 0 leaves an image unchanged.
     frame
@@ -38,15 +44,18 @@ def distort(images: Tensor, levels: Tensor, frame: Tensor, seed: int) -> Tensor:
             f"expected levels {(len(images), len(KINDS))} and frame {(len(images),)} for images {tuple(images.shape)}, "
             f"got {tuple(levels.shape)} and {tuple(frame.shape)}"
         )
-    levels, frame = levels.to(images.device), frame.to(images.device)
-    for kind, level in zip(KINDS, levels.unbind(1), strict=True):
-        rows = (level > 0).nonzero()[:, 0]
+    levels, frame = to_numpy(levels), to_numpy(frame)
+    for kind, level in zip(KINDS, levels.T, strict=True):
+        rows = np.flatnonzero(level > 0)
         if len(rows):
-            images = images.index_copy(0, rows, DISTORTIONS[kind](images[rows], level[rows], frame[rows], seed))
+            index = like(images, rows)
+            distorted = DISTORTIONS[kind](images[index], level[rows], frame[rows], seed)
+            images = images * 1  # a copy, of numpy's and torch's alike
+            images[index] = distorted
     return images
 
 
-DISTORTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+DISTORTIONS: dict[str, Callable[[Any, Any, Any, int], Any]] = {
     "rotation": rotation,
     "fog": fog,
     "rain": rain,
@@ -64,7 +73,7 @@ DISTORTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
 """Distortions by name: functions of images (B, C, H, W), levels (B,), frame numbers (B,) and a seed."""
 
 
-def random_distortion(kind: str, low: float, high: float) -> Callable[[Tensor, torch.Generator], Tensor]:
+def random_distortion(kind: str, low: float, high: float) -> "Callable[[torch.Tensor, torch.Generator], torch.Tensor]":
     """Return a function that distorts each image at its own level, drawn uniformly from [low, high]; for training.
 
     Raises
@@ -76,45 +85,14 @@ def random_distortion(kind: str, low: float, high: float) -> Callable[[Tensor, t
         raise ValueError(
             f"expected one of {MAX_LEVEL} with 0 <= low <= high <= its highest level, got {kind}, {low}, {high}"
         )
+    import torch
+
     apply = DISTORTIONS[kind]
 
-    def distort(images: Tensor, generator: torch.Generator) -> Tensor:
+    def distort(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         level = low + (high - low) * torch.rand(len(images), generator=generator)
         frame = torch.randint(1 << 31, (len(images),), generator=generator)
-        return apply(images, level.to(images.device), frame.to(images.device), 0)
-
-    return distort
-
-
-def random_mixture(
-    levels: Mapping[str, tuple[float, float]], share: float
-) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Return a function that distorts a share of the images, each by one kind, drawn like its level; for training.
-
-    Parameters
-    ----------
-    levels
-        Lowest and highest level of each kind.
-    share
-        Probability that an image is distorted at all, in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If there is no kind, one is unknown, or levels or share are outside their range.
-    """
-    if not levels or not 0 <= share <= 1:
-        raise ValueError(f"expected at least one kind and a share in [0, 1], got {dict(levels)} and {share}")
-    kinds = [random_distortion(kind, *bounds) for kind, bounds in levels.items()]
-
-    def distort(images: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = torch.randint(len(kinds), (len(images),), generator=generator)
-        distorted = torch.rand(len(images), generator=generator) < share
-        for number, kind in enumerate(kinds):
-            rows = (distorted & (drawn == number)).nonzero()[:, 0]
-            if len(rows):
-                rows = rows.to(images.device)
-                images = images.index_copy(0, rows, kind(images[rows], generator))
-        return images
+        distorted: torch.Tensor = apply(images, level, frame, 0)
+        return distorted
 
     return distort

@@ -1,10 +1,12 @@
-"""What lies between the scene and the sensor: fog, rain, dirt on the lens, something in the way, a tilted camera."""
+"""What lies between scene and sensor: fog, rain, dirt on the lens, something in the way, a tilted camera."""
 
 import math
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from eex.models.arrays import like, to_numpy
 from eex.stream.frames.blurs import filtered, line, mirrored
 from eex.stream.frames.pixel_draws import uniform
 
@@ -20,7 +22,7 @@ SPOTS = 8
 """Spots of dirt on a lens."""
 
 
-def rotation(images: Tensor, degrees: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def rotation(images: Any, degrees: Any, frame: Any, seed: int = 0) -> Any:
     """Turn each image around its middle, mirroring its borders; pixels are interpolated linearly.
 
     Parameters
@@ -32,33 +34,29 @@ def rotation(images: Tensor, degrees: Tensor, frame: Tensor, seed: int = 0) -> T
     frame, seed
         To which side is drawn from (seed, frame) alone.
     """
-    sign = torch.where(uniform(frame, 1, seed, ROTATION)[:, 0] < 0.5, -1.0, 1.0).double()
-    angles = (sign * degrees.double()).tolist()
-    cos, sin = (
-        torch.tensor([f(math.radians(angle)) for angle in angles], dtype=torch.float64, device=images.device)
-        for f in (math.cos, math.sin)
-    )
-    height, width = images.shape[2:]
-    y = torch.arange(height, dtype=torch.float64, device=images.device)[:, None] - (height - 1) / 2
-    x = torch.arange(width, dtype=torch.float64, device=images.device)[None] - (width - 1) / 2
-    down = cos[:, None, None] * y - sin[:, None, None] * x + (height - 1) / 2
-    right = sin[:, None, None] * y + cos[:, None, None] * x + (width - 1) / 2
-    top, left = down.floor(), right.floor()
-    below, beside = (down - top).to(images.dtype)[:, None], (right - left).to(images.dtype)[:, None]
+    sign = np.where(uniform(frame, 1, seed, ROTATION)[:, 0] < 0.5, -1.0, 1.0)
+    angle = np.radians(sign * to_numpy(degrees).astype(float))[:, None, None]
+    count, channels, height, width = images.shape
+    y, x = np.arange(height)[:, None] - (height - 1) / 2, np.arange(width)[None] - (width - 1) / 2
+    down = np.cos(angle) * y - np.sin(angle) * x + (height - 1) / 2
+    right = np.sin(angle) * y + np.cos(angle) * x + (width - 1) / 2
+    top, left = np.floor(down), np.floor(right)
+    below, beside = (like(images, (at - low).astype(np.float32))[:, None] for at, low in ((down, top), (right, left)))
     reach = height + width  # no point lies further away
-    rows, columns = mirrored(height, reach, images.device), mirrored(width, reach, images.device)
-    pixels = images.flatten(2)
+    rows, columns = mirrored(height, reach), mirrored(width, reach)
+    pixels = images.reshape(count, channels, height * width)
+    image, channel = like(images, np.arange(count))[:, None, None], like(images, np.arange(channels))[None, :, None]
 
-    def at(dy: int, dx: int) -> Tensor:
-        index = rows[top.long() + dy + reach] * width + columns[left.long() + dx + reach]
-        return pixels.gather(2, index.flatten(1)[:, None].expand_as(pixels)).reshape(images.shape)
+    def at(dy: int, dx: int) -> Any:
+        index = rows[top.astype(int) + dy + reach] * width + columns[left.astype(int) + dx + reach]
+        return pixels[image, channel, like(images, index.reshape(count, 1, -1))].reshape(images.shape)
 
     upper = at(0, 0) * (1 - beside) + at(0, 1) * beside
     lower = at(1, 0) * (1 - beside) + at(1, 1) * beside
-    return (upper * (1 - below) + lower * below).clamp(0, 1)
+    return (upper * (1 - below) + lower * below).clip(0, 1)
 
 
-def fog(images: Tensor, depth: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def fog(images: Any, depth: Any, frame: Any, seed: int = 0) -> Any:
     """Lay fog over each image, thicker in some places than in others.
 
     Parameters
@@ -71,26 +69,25 @@ def fog(images: Tensor, depth: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
         Where it is thick, from half to one and a half times the mean, is drawn from (seed, frame) alone.
     """
     cells = FOG_CELLS + 1
-    draws = uniform(frame, cells * cells, seed, FOG).double().tolist()
-    through = [
-        [math.exp(-level * (0.5 + draw)) for draw in row] for level, row in zip(depth.tolist(), draws, strict=True)
-    ]
-    coarse = torch.tensor(through, dtype=images.dtype, device=images.device).reshape(-1, 1, cells, cells)
-    clear = _enlarged(_enlarged(coarse, images.shape[2], 2), images.shape[3], 3)
-    return (images * clear + AIRLIGHT * (1 - clear)).clamp(0, 1)
+    draws = uniform(frame, cells * cells, seed, FOG).reshape(-1, 1, cells, cells)
+    through = np.exp(-to_numpy(depth).astype(float)[:, None, None, None] * (0.5 + draws))
+    clear = _enlarged(_enlarged(through, images.shape[2], 2), images.shape[3], 3).astype(np.float32)
+    clear = like(images, clear)
+    return (images * clear + AIRLIGHT * (1 - clear)).clip(0, 1)
 
 
-def _enlarged(x: Tensor, size: int, axis: int) -> Tensor:
+def _enlarged(x: NDArray[np.float64], size: int, axis: int) -> NDArray[np.float64]:
     """Interpolate linearly along an axis, from its first value to its last."""
-    at = torch.arange(size, dtype=torch.float64, device=x.device) * ((x.shape[axis] - 1) / max(size - 1, 1))
-    low = at.floor().clamp(max=x.shape[axis] - 2)
-    shape = [1] * x.dim()
+    at = np.arange(size) * ((x.shape[axis] - 1) / max(size - 1, 1))
+    low = np.minimum(at.astype(int), x.shape[axis] - 2)
+    shape = [1] * x.ndim
     shape[axis] = size
-    share = (at - low).to(x.dtype).reshape(shape)
-    return x.index_select(axis, low.long()) * (1 - share) + x.index_select(axis, low.long() + 1) * share
+    share = (at - low).reshape(shape)
+    enlarged: NDArray[np.float64] = x.take(low, axis) * (1 - share) + x.take(low + 1, axis) * share
+    return enlarged
 
 
-def rain(images: Tensor, drops: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def rain(images: Any, drops: Any, frame: Any, seed: int = 0) -> Any:
     """Draw the streaks of falling rain on each image.
 
     Parameters
@@ -104,19 +101,18 @@ def rain(images: Tensor, drops: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
     """
     height, width = images.shape[2:]
     draws = uniform(frame, height * width, seed, RAIN).reshape(-1, 1, height, width)
-    begins = (draws < (drops / 1000).to(draws.device, draws.dtype)[:, None, None, None]).to(images.dtype)
+    begins = (draws < to_numpy(drops).astype(float)[:, None, None, None] / 1000).astype(np.float32)
     slants = uniform(frame, 1, seed, RAIN_ANGLE)[:, 0].tolist()
     length = max(2.0, height / 6)
-    streaks = []
-    for drop, slant in zip(begins, slants, strict=True):
+    for k, slant in enumerate(slants):
         taps = line(length, math.pi / 2 + math.radians(40 * slant - 20))
         brightest = max(weight for _, _, weight in taps)
-        streaks.append(filtered(drop, [(y, x, weight / brightest) for y, x, weight in taps]))
-    wet = STREAK * torch.stack(streaks)
-    return (images * (1 - wet) + wet).clamp(0, 1)
+        begins[k] = filtered(begins[k], [(y, x, weight / brightest) for y, x, weight in taps])
+    wet = like(images, STREAK * begins)
+    return (images * (1 - wet) + wet).clip(0, 1)
 
 
-def occlusion(images: Tensor, percent: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def occlusion(images: Any, percent: Any, frame: Any, seed: int = 0) -> Any:
     """Cover so many per cent of each image with a grey rectangle of the image's proportions.
 
     Parameters
@@ -128,17 +124,17 @@ def occlusion(images: Tensor, percent: Tensor, frame: Tensor, seed: int = 0) -> 
     frame, seed
         Where it lies is drawn from (seed, frame) alone.
     """
-    covered = images.clone()
+    covered = images * 1
     height, width = images.shape[2:]
-    places = uniform(frame, 2, seed, OCCLUSION).double().tolist()
-    for x, level, (down, right) in zip(covered, percent.tolist(), places, strict=True):
+    places = uniform(frame, 2, seed, OCCLUSION).tolist()
+    for k, (level, (down, right)) in enumerate(zip(percent.tolist(), places, strict=True)):
         h, w = (round(side * math.sqrt(level / 100)) for side in (height, width))
         top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
-        x[:, top : top + h, left : left + w] = 0.5
+        covered[k, :, top : top + h, left : left + w] = 0.5
     return covered
 
 
-def dirt(images: Tensor, percent: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def dirt(images: Any, percent: Any, frame: Any, seed: int = 0) -> Any:
     """Darken round spots of each image, as dirt on the lens does; the spots are dark in the middle, and fade outwards.
 
     Parameters
@@ -151,13 +147,12 @@ def dirt(images: Tensor, percent: Tensor, frame: Tensor, seed: int = 0) -> Tenso
         Where they are is drawn from (seed, frame) alone.
     """
     height, width = images.shape[2:]
-    places = uniform(frame, 2 * SPOTS, seed, DIRT).double()
-    y = torch.arange(height, dtype=torch.float64, device=images.device)[:, None]
-    x = torch.arange(width, dtype=torch.float64, device=images.device)[None]
-    spot = percent.double()[:, None, None] / 100 * height * width / (SPOTS * math.pi)  # square of a spot's radius
-    clear = torch.ones(len(images), height, width, dtype=torch.float64, device=images.device)
+    places = uniform(frame, 2 * SPOTS, seed, DIRT)[:, :, None, None]
+    y, x = np.arange(height)[:, None], np.arange(width)[None]
+    spot = to_numpy(percent).astype(float)[:, None, None] / 100 * height * width / (SPOTS * math.pi)  # radius, squared
+    clear = np.ones((len(images), height, width))
     for k in range(SPOTS):
         down, right = places[:, 2 * k], places[:, 2 * k + 1]
-        away = (y - down[:, None, None] * (height - 1)) ** 2 + (x - right[:, None, None] * (width - 1)) ** 2
-        clear = torch.minimum(clear, (away / spot.clamp(min=1e-9)).clamp(0.1, 1))
-    return images * clear.to(images.dtype)[:, None]
+        away = (y - down * (height - 1)) ** 2 + (x - right * (width - 1)) ** 2
+        clear = np.minimum(clear, (away / np.maximum(spot, 1e-9)).clip(0.1, 1))
+    return images * like(images, clear.astype(np.float32))[:, None]

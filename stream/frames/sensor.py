@@ -1,10 +1,12 @@
-"""What happens in the camera: noise, low light, low contrast, a colour cast, JPEG."""
+"""What happens in the camera: noise, low light, low contrast, a colour cast, JPEG; to numpy's and torch's images."""
 
 import math
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from eex.models.arrays import like, to_numpy
 from eex.stream.frames.pixel_draws import PURPOSE, standard_normal, uniform
 
 LOW_LIGHT, COLOUR_CAST = 2, 3
@@ -21,7 +23,7 @@ CHROMINANCE = """
 99 99 99 99 99 99 99 99      99 99 99 99 99 99 99 99      99 99 99 99 99 99 99 99      99 99 99 99 99 99 99 99"""
 
 
-def gaussian_noise(images: Tensor, sigma: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def gaussian_noise(images: Any, sigma: Any, frame: Any, seed: int = 0) -> Any:
     """Add Gaussian noise with a standard deviation per image, and clip to [0, 1].
 
     Parameters
@@ -33,12 +35,13 @@ def gaussian_noise(images: Tensor, sigma: Tensor, frame: Tensor, seed: int = 0) 
     frame, seed
         Frame numbers, (B,) int64, and any integer. The noise of a frame depends on (seed, frame) alone.
     """
-    normal = standard_normal(frame, math.prod(images.shape[1:]), seed).to(images.dtype).reshape(images.shape)
-    scale = (sigma.double() / 255).to(images.dtype)  # dividing by a constant differs on a GPU in the last bit
-    return (images + normal * scale[:, None, None, None]).clamp(0, 1)
+    frame = like(images, to_numpy(frame))
+    normal = standard_normal(frame, math.prod(images.shape[1:]), seed).reshape(images.shape)
+    scale = (to_numpy(sigma).astype(float) / 255).astype(np.float32)  # a GPU's division differs in the last bit
+    return (images + normal * like(images, scale)[:, None, None, None]).clip(0, 1)
 
 
-def low_light(images: Tensor, stops: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def low_light(images: Any, stops: Any, frame: Any, seed: int = 0) -> Any:
     """Darken each image, and add the noise of the photons that are left.
 
     A pixel's value is the square root of its light. Of `FULL_WELL` photons in white, 2 to the minus `stops` remain, and
@@ -53,13 +56,14 @@ def low_light(images: Tensor, stops: Tensor, frame: Tensor, seed: int = 0) -> Te
     frame, seed
         As for `gaussian_noise`.
     """
-    normal = standard_normal(frame, math.prod(images.shape[1:]), seed + LOW_LIGHT * PURPOSE).to(images.dtype)
-    photons = images * images * _scaled(FULL_WELL * 2.0 ** -stops.double(), images)
-    caught = (photons + photons.sqrt() * normal.reshape(images.shape)).clamp(min=0)
-    return (caught * images.new_tensor(1 / FULL_WELL)).sqrt().clamp(0, 1)
+    frame = like(images, to_numpy(frame))
+    normal = standard_normal(frame, math.prod(images.shape[1:]), seed + LOW_LIGHT * PURPOSE).reshape(images.shape)
+    photons = images * images * _factor(images, FULL_WELL * 2.0 ** -to_numpy(stops).astype(float))
+    caught = (photons + photons**0.5 * normal).clip(0, None)
+    return ((caught * (1 / FULL_WELL)) ** 0.5).clip(0, 1)
 
 
-def low_contrast(images: Tensor, percent: Tensor) -> Tensor:
+def low_contrast(images: Any, percent: Any) -> Any:
     """Take away so many per cent of each image's contrast, around its mean.
 
     Parameters
@@ -69,11 +73,12 @@ def low_contrast(images: Tensor, percent: Tensor) -> Tensor:
     percent
         (B,).
     """
-    mean = torch.stack([x.double().mean() for x in images]).to(images.dtype)[:, None, None, None]  # each on its own
-    return (mean + (images - mean) * _scaled(1 - percent.double() / 100, images)).clamp(0, 1)
+    each = np.array([to_numpy(x).astype(float).mean() for x in images])  # on its own, or the batch would change it
+    mean = _factor(images, each)
+    return (mean + (images - mean) * _factor(images, 1 - to_numpy(percent).astype(float) / 100)).clip(0, 1)
 
 
-def colour_cast(images: Tensor, stops: Tensor, frame: Tensor, seed: int = 0) -> Tensor:
+def colour_cast(images: Any, stops: Any, frame: Any, seed: int = 0) -> Any:
     """Shift the white balance of RGB images towards red or blue.
 
     Parameters
@@ -88,13 +93,13 @@ def colour_cast(images: Tensor, stops: Tensor, frame: Tensor, seed: int = 0) -> 
     """
     if images.shape[1] != 3:
         return images
-    sign = torch.where(uniform(frame, 1, seed, COLOUR_CAST)[:, 0] < 0.5, -1.0, 1.0).double()
-    half = stops.double() / 2 * sign / 2  # of the light to each side, and of the square root
-    gain = torch.stack([2.0**half, torch.ones_like(half), 2.0**-half], dim=1)
-    return (images * gain.to(images.dtype)[:, :, None, None]).clamp(0, 1)
+    sign = np.where(uniform(frame, 1, seed, COLOUR_CAST)[:, 0] < 0.5, -1.0, 1.0)
+    half = to_numpy(stops).astype(float) / 2 * sign / 2  # of the light to each side, and of the square root
+    gain = np.stack([2.0**half, np.ones_like(half), 2.0**-half], axis=1).astype(np.float32)
+    return (images * like(images, gain)[:, :, None, None]).clip(0, 1)
 
 
-def jpeg(images: Tensor, loss: Tensor) -> Tensor:
+def jpeg(images: Any, loss: Any) -> Any:
     """Compress each image as a JPEG file does, with full resolution of colours, and decompress it.
 
     Parameters
@@ -109,51 +114,53 @@ def jpeg(images: Tensor, loss: Tensor) -> Tensor:
     ITU-T T.81 (1992), the JPEG standard; T.871 for the colours (JFIF). Quantisation is scaled as in libjpeg.
     """
     count, channels, height, width = images.shape
-    x = (images.double() * 255).round()
+    x = (images * like(images, np.array([255.0]))).round()  # in double precision
     if channels == 3:
-        r, g, b = x.unbind(1)
+        r, g, b = x[:, 0], x[:, 1], x[:, 2]
         luma = 0.299 * r + 0.587 * g + 0.114 * b
         blue = 128 - 0.168736 * r - 0.331264 * g + 0.5 * b
         red = 128 + 0.5 * r - 0.418688 * g - 0.081312 * b
-        x = torch.stack([luma, blue, red], dim=1).round()
-    down, right = (torch.arange(-(-n // 8) * 8, device=x.device).clamp(max=n - 1) for n in (height, width))
-    x = x.index_select(2, down).index_select(3, right)  # the last row and column fill up the last blocks
-    rows, columns = len(down) // 8, len(right) // 8
-    blocks = x.reshape(count, channels, rows, 8, columns, 8).transpose(3, 4) - 128
+        x[:, 0], x[:, 1], x[:, 2] = luma.round(), blue.round(), red.round()
+    down, right = (np.minimum(np.arange(-(-n // 8) * 8), n - 1) for n in (height, width))
+    x = x[:, :, like(images, down)][..., like(images, right)]  # the last row and column fill up the last blocks
+    blocks = x.reshape(count, channels, len(down) // 8, 8, len(right) // 8, 8) - 128
+    quality = 100 - to_numpy(loss).astype(float)
     tables = [LUMINANCE, *[CHROMINANCE] * (channels - 1)]
-    steps = torch.stack([_steps(table, 100 - loss.double()) for table in tables], dim=1).to(x.device)[:, :, None, None]
-    cosines = _cosines().to(x.device)
-    spectrum = (_transformed(blocks, cosines) / steps).round() * steps
-    blocks = (_transformed(spectrum, cosines.T) + 128).round().clamp(0, 255)
-    x = blocks.transpose(3, 4).reshape(count, channels, 8 * rows, 8 * columns)[:, :, :height, :width]
+    steps = like(images, np.stack([_steps(table, quality) for table in tables], axis=1)[:, :, None, :, None, :])
+    spectrum = (_transformed(blocks, _cosines()) / steps).round() * steps
+    blocks = (_transformed(spectrum, _cosines().T) + 128).round().clip(0, 255)
+    x = blocks.reshape(count, channels, len(down), len(right))[:, :, :height, :width]
     if channels == 3:
-        luma, blue, red = x[:, 0], x[:, 1] - 128, x[:, 2] - 128
-        x = torch.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], dim=1)
-    return (x.round().clamp(0, 255) / 255).to(images.dtype)
+        luma, blue, red = x[:, 0] * 1, x[:, 1] - 128, x[:, 2] - 128
+        x[:, 0] = luma + 1.402 * red
+        x[:, 1] = luma - 0.344136 * blue - 0.714136 * red
+        x[:, 2] = luma + 1.772 * blue
+    compressed = images * 1
+    compressed[:] = x.round().clip(0, 255) / 255
+    return compressed
 
 
-def _steps(table: str, quality: Tensor) -> Tensor:
+def _steps(table: str, quality: NDArray[np.float64]) -> NDArray[np.float64]:
     """Steps of quantisation at a quality for each image, (B, 8, 8)."""
-    base = torch.tensor([int(word) for word in table.split()], dtype=torch.float64, device=quality.device)
-    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
-    return ((base.reshape(8, 8) * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)
+    base = np.array([int(word) for word in table.split()], dtype=float).reshape(8, 8)
+    scale = np.where(quality < 50, 5000 / quality, 200 - 2 * quality)
+    return np.floor((base * scale[:, None, None] + 50) / 100).clip(1, 255)
 
 
-def _cosines() -> Tensor:
+def _cosines() -> NDArray[np.float64]:
     """The orthonormal cosine transform of 8 values, (8, 8): a row per frequency."""
-    rows = [
-        [math.sqrt((2 if k else 1) / 8) * math.cos(math.pi * (2 * n + 1) * k / 16) for n in range(8)] for k in range(8)
-    ]
-    return torch.tensor(rows, dtype=torch.float64)
+    k, n = np.mgrid[:8, :8]
+    return np.where(k, 0.5, math.sqrt(1 / 8)) * np.cos(math.pi * (2 * n + 1) * k / 16)
 
 
-def _transformed(blocks: Tensor, matrix: Tensor) -> Tensor:
-    """Blocks (…, 8, 8) times a matrix (8, 8) along both axes."""
+def _transformed(blocks: Any, matrix: NDArray[np.float64]) -> Any:
+    """Blocks (B, C, rows, 8, columns, 8) times a matrix (8, 8) along both axes of 8."""
     # sums over columns in place of a product of matrices, whose rounding changes with the number of blocks
-    once = sum((blocks[..., k, None, :] * matrix[:, k, None] for k in range(8)), start=blocks.new_zeros(()))
-    return sum((once[..., k, None] * matrix[:, k] for k in range(8)), start=blocks.new_zeros(()))
+    columns = like(blocks, matrix.T.copy())
+    once = sum(blocks[:, :, :, k : k + 1] * columns[k][:, None, None] for k in range(8))
+    return sum(once[..., k : k + 1] * columns[k] for k in range(8))
 
 
-def _scaled(factor: Tensor, images: Tensor) -> Tensor:
-    """A factor for each image, (B,), in the type of the images, (B, 1, 1, 1)."""
-    return factor.to(images.dtype)[:, None, None, None]
+def _factor(images: Any, values: NDArray[np.float64]) -> Any:
+    """A number for each image, (B,), in single precision, (B, 1, 1, 1)."""
+    return like(images, values.astype(np.float32))[:, None, None, None]

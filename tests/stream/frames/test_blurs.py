@@ -43,7 +43,7 @@ def test_motion_is_the_mean_along_a_line(length):
 
 
 def test_directions_are_all_over():
-    turns = uniform(torch.arange(4000), 1, 0, 1)[:, 0].numpy()
+    turns = uniform(torch.arange(4000), 1, 0, 1)[:, 0]
     assert turns.min() >= 0
     assert turns.max() < 1
     np.testing.assert_allclose(np.histogram(turns, 8, (0, 1))[0], 500, atol=5 * 500**0.5)

@@ -174,6 +174,16 @@ def test_every_kind_spoils_more_at_a_higher_level_and_each_frame_by_itself(kind,
     assert grey.shape == (40, 1, *size)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpys_images_come_out_as_torchs(kind):
+    images, frame = some_images(6, 20, 24), np.arange(6) * 77
+    level = np.linspace(0.1, 0.6, 6) * MAX_LEVEL[kind]
+    theirs = DISTORTIONS[kind](images, torch.from_numpy(level), torch.from_numpy(frame), 3)
+    mine = DISTORTIONS[kind](images.numpy(), level, frame, 3)
+    assert mine.dtype == np.float32
+    np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"gaussian_blur", "defocus_blur", "low_contrast", "jpeg"}))
 def test_what_is_drawn_follows_seed_and_frame(kind):
     image = some_images(1, 24, 24).expand(12, -1, -1, -1)

@@ -15,7 +15,7 @@ def some_images(count=3, height=12, width=17, seed=0):
 
 @pytest.mark.parametrize("degrees", [1.0, 20.0, 45.0])
 def test_rotation_is_scipys(degrees):
-    images, frame = some_images(6).double(), torch.arange(6)
+    images, frame = some_images(6), torch.arange(6)
     turned = rotation(images, torch.full((6,), degrees, dtype=torch.float64), frame, seed=3)
     left = uniform(frame, 1, 3, ROTATION)[:, 0] < 0.5
     assert len(set(left.tolist())) == 2
@@ -24,7 +24,7 @@ def test_rotation_is_scipys(degrees):
         a = np.radians(-degrees if to_left else degrees)
         at = [np.cos(a) * y - np.sin(a) * x + 5.5, np.sin(a) * y + np.cos(a) * x + 8]
         expected = np.stack([map_coordinates(channel, at, order=1, mode="mirror") for channel in image])
-        np.testing.assert_allclose(mine.numpy(), expected, atol=1e-9)
+        np.testing.assert_allclose(mine.numpy(), expected, atol=1e-5)
 
 
 def test_fog_lets_through_what_beer_and_lambert_say():
