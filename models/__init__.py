@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 from eex.policies.core.face import lazily, moved
 
 if TYPE_CHECKING:
+    from eex.models.architecture import Architecture, Costs, Network
     from eex.models.calibration import calibrate, fit_temperature
     from eex.models.card import Card, load, read_card, save
     from eex.models.cutting import cut
     from eex.models.fast import optimised
-    from eex.models.network import Architecture, Costs, EarlyExitNet, make
+    from eex.models.network import EarlyExitNet, make
     from eex.models.spectrum import DistortionClassifier, fit_classifier
     from eex.models.state import read_state
     from eex.models.training import Recipe, evaluate, fit
 
 _MODULES = {
-    "Architecture": "network",
+    "Architecture": "architecture",
     "Card": "card",
-    "Costs": "network",
+    "Costs": "architecture",
     "DistortionClassifier": "spectrum",
     "EarlyExitNet": "network",
+    "Network": "architecture",
     "Recipe": "training",
     "auto_cut": "placing",
     "calibrate": "calibration",
@@ -45,6 +47,7 @@ __all__ = [
     "Costs",
     "DistortionClassifier",
     "EarlyExitNet",
+    "Network",
     "Recipe",
     "auto_cut",
     "calibrate",

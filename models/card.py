@@ -1,21 +1,26 @@
-"""Saving and loading a model: weights in safetensors, and a JSON card that describes them."""
+"""Saving and loading a model: weights in safetensors, and a JSON card that describes them.
+
+torch is imported only by what handles weights; a card is read without it.
+"""
 
 import hashlib
 import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
-from torch import Tensor
 
-from eex.models.network import BACKBONES, Architecture, EarlyExitNet, check_expert, remake
-from eex.models.spectrum import DistortionClassifier
+from eex.models.architecture import Architecture, check_expert
 from eex.policies.core.errors import ModelError
 from eex.policies.core.files import parse_json, replacing
 from eex.policies.core.trace import MOST_CLASSES, MOST_EXITS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eex.models.network import EarlyExitNet
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 MOST_EXPERTS, MOST_PIXELS = 100, 1 << 24  # pixels with their channels
@@ -59,7 +64,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def save(
-    net: EarlyExitNet,
+    net: "EarlyExitNet",
     folder: Path,
     *,
     name: str = "model",
@@ -79,9 +84,12 @@ def save(
     EexError
         If the folder cannot be written.
     """
+    import torch
     from safetensors.torch import save_file
 
-    def stored(tensor: Tensor) -> Tensor:
+    from eex.models.spectrum import DistortionClassifier
+
+    def stored(tensor: "Tensor") -> "Tensor":
         tensor = tensor.detach().cpu().contiguous().clone()  # a module that stages share is stored with each of them
         return tensor.half() if half and tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
 
@@ -129,7 +137,7 @@ def read_card(folder: Path | None = None) -> Card:
         raise ModelError(f"{path}: not a model card of this version of eex: {error}") from None
 
 
-def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | None = None) -> EarlyExitNet:
+def load(folder: Path | None = None, device: str = "cpu", net: "EarlyExitNet | None" = None) -> "EarlyExitNet":
     """A network with its weights, temperatures and distortion classifier, ready to infer.
 
     Parameters
@@ -148,6 +156,9 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as load_tensors
+
+    from eex.models.network import remake
+    from eex.models.spectrum import DistortionClassifier
 
     folder = folder or SHIPPED
     card = read_card(folder)
@@ -188,7 +199,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
         raise ModelError(
             f"{folder}: the network differs from its card: {_difference(net.architecture, card.architecture)}"
         )
-    _check(card, net, folder / CARD)
+    check_temperatures(card, folder / CARD)
     if card.classifier:
         net.classifier = DistortionClassifier(card.classifier)
     try:
@@ -203,6 +214,10 @@ def load(folder: Path | None = None, device: str = "cpu", net: EarlyExitNet | No
 
 def _least_numbers(architecture: Architecture) -> int:
     """How many weights a network has at least, counted without making any: those of the backbone, and the biases."""
+    import torch
+
+    from eex.models.network import BACKBONES
+
     with torch.device("meta"):
         blocks = BACKBONES[architecture.backbone](**architecture.options) if architecture.backbone in BACKBONES else []
     weights = sum(weight.numel() for block in blocks for weight in block.parameters())
@@ -225,15 +240,17 @@ def _check_counts(architecture: Architecture) -> None:
         check_expert(expert)
 
 
-def _check(card: Card, net: EarlyExitNet, path: Path) -> None:
+def check_temperatures(card: Card, path: Path) -> None:
     """Raise `ModelError` if temperatures or classifier are not those of the card's architecture."""
+    architecture = card.architecture
+    exits, experts = len(architecture.structures), architecture.experts
     named = [set(t) for t in card.temperatures]
-    if named != [set(net.experts)] * net.exits:
-        raise ModelError(f"{path}: must name a temperature for each of {net.exits} exits and experts {net.experts}")
+    if named != [set(experts)] * exits:
+        raise ModelError(f"{path}: must name a temperature for each of {exits} exits and experts {experts}")
     if not all(0 < value < float("inf") for t in card.temperatures for value in t.values()):
         raise ModelError(f"{path}: temperatures must be positive, got {card.temperatures}")
-    if card.classifier not in ((), net.experts):
-        raise ModelError(f"{path}: the classifier distinguishes {card.classifier}, but the experts are {net.experts}")
+    if card.classifier not in ((), experts):
+        raise ModelError(f"{path}: the classifier distinguishes {card.classifier}, but the experts are {experts}")
 
 
 def fingerprint(card: Card) -> str:

@@ -3,11 +3,13 @@
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from eex.models.network import EarlyExitNet
+from eex.models.architecture import Network
 from eex.policies.core.errors import ModelError
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -24,7 +26,7 @@ def probe_images(shape: Sequence[int]) -> Tensor:
     return torch.stack([noise[0], 0.8 * gradient + 0.2 * noise[1], 0.05 * noise[2]])
 
 
-def check_same(net: EarlyExitNet, form: EarlyExitNet, name: str, dtype: torch.dtype = torch.float32) -> None:
+def check_same(net: Network, form: Network, name: str, dtype: torch.dtype = torch.float32) -> None:
     """Raise `ModelError` if a form of a network answers a few images in another way than the network does.
 
     Compared are the calibrated logits of every exit and expert, and those of the distortion classifier, for several
@@ -77,14 +79,19 @@ def problem(expected: Tensor, found: Tensor, tolerance: float = 1e-3) -> str:
 
 
 @torch.no_grad()
-def _answers(net: EarlyExitNet, images: Tensor) -> dict[str, Tensor]:
+def _answers(net: Network, images: Tensor) -> dict[str, Tensor]:
     """Calibrated logits of every exit and expert, and of the classifier, by where they come from."""
     found = {}
-    x = images.to(net.mean.device).contiguous(memory_format=torch.channels_last)
+
+    def tensor(values: Any) -> Tensor:
+        return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+
+    x = net.array(images.numpy())
     if net.classifier is not None:
-        found["the distortion classifier"] = net.classifier(x)
+        found["the distortion classifier"] = tensor(net.classifier(x))
     for i in range(net.exits):
         x = net.stage(i, x)
         for expert in net.experts:
-            found[f"exit {i + 1}" + f", expert {expert}" * (expert != net.experts[0])] = net.branch(i, expert, x)
+            where = f"exit {i + 1}" + f", expert {expert}" * (expert != net.experts[0])
+            found[where] = tensor(net.branch(i, expert, x))
     return found

@@ -76,13 +76,13 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
 def _check(net: EarlyExitNet, parts: dict[str, bytes]) -> None:
     """Raise `ModelError` if ONNX files, by name, do not answer as the network does."""
 
-    def run(name: str) -> nn.Module:
+    def run(name: str) -> Session:
         return Session(parts[name], Path(name), torch.get_num_threads())
 
     stages = [run(stage_file(i)) for i in range(net.exits)]
     branches = [{expert: run(branch_file(i, expert)) for expert in net.experts} for i in range(net.exits)]
-    exported = OnnxNet(stages, branches, net.architecture)
-    exported.classifier = None if net.classifier is None else run("classifier.onnx")
+    classifier = None if net.classifier is None else run("classifier.onnx")
+    exported = OnnxNet(stages, branches, net.architecture, net.temperature, classifier, net.costs())
     check_same(net, exported, "the exported model")
 
 

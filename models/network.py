@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eex.models.alexnet import alexnet
+from eex.models.architecture import CUSTOM as CUSTOM
+from eex.models.architecture import PRISTINE as PRISTINE
+from eex.models.architecture import Architecture as Architecture
+from eex.models.architecture import Costs as Costs
+from eex.models.architecture import check_expert
 from eex.models.branches import make_branch, place_by_share, place_uniformly
 from eex.models.mobilenet import mobilenet_v2
 from eex.models.resnet import resnet
@@ -20,83 +26,6 @@ BACKBONES: dict[str, Callable[..., list[nn.Module]]] = {
     "alexnet": alexnet,
 }
 """Backbones by name: functions of their own options that return the blocks, to be cut anywhere between them."""
-
-PRISTINE = "pristine"
-CUSTOM = "custom"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Everything needed to make a network again, except its weights.
-
-    Parameters
-    ----------
-    backbone
-        A name in `BACKBONES`, or "custom" for a user's own module (which only its own code can make again; see
-        `eex.models.cutting`).
-    classes
-        Class names, in the order of the logits.
-    after
-        Index of the block after which each side branch stands, rising; the final exit follows the last block. A custom
-        backbone's blocks are its stages.
-    structures
-        Branch structure of each exit, the final one included; names in `BRANCHES`, and "custom" for the final exit of
-        a user's own module.
-    experts
-        Names of the experts; each exit has a branch for each. The backbone is trained with the first.
-    partition
-        Stages that run on the edge; the rest run on the cloud worker. By default all but the last.
-    input_shape
-        Shape of one image, (C, H, W), with pixels in [0, 1].
-    mean, std
-        Mean and standard deviation of the pixels, per channel: the first stage normalises its input with them.
-    options
-        Arguments of the backbone.
-    confidence
-        What an exit's confidence is: "top", the largest softmax probability, or "entropy", 1 less the normalised
-        entropy of all of them (`EarlyExitNet.confident`). Left out of `repr`, and so of the fingerprint, where it is
-        the default: models from before there was a choice keep theirs.
-    """
-
-    backbone: str
-    classes: tuple[str, ...]
-    after: tuple[int, ...]
-    structures: tuple[str, ...]
-    experts: tuple[str, ...] = (PRISTINE,)
-    partition: int = 0
-    input_shape: tuple[int, int, int] = (3, 32, 32)
-    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
-    options: dict[str, Any] = field(default_factory=dict)
-    confidence: Literal["top", "entropy"] = field(default="top", repr=False)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What one image costs at each stage and exit.
-
-    Attributes
-    ----------
-    stage_macs
-        Multiply-adds of each stage, shape (stages,).
-    branch_macs
-        Multiply-adds of one expert's branch at each exit, shape (stages,).
-    feature_bytes
-        Bytes of the features after each stage in float32, shape (stages,).
-    """
-
-    stage_macs: tuple[int, ...]
-    branch_macs: tuple[int, ...]
-    feature_bytes: tuple[int, ...]
-
-    def of_exit(self, exit: int) -> int:
-        """Multiply-adds of a frame that visits every exit up to this one (counted from 0) and leaves there."""
-        return sum(self.stage_macs[: exit + 1]) + sum(self.branch_macs[: exit + 1])
-
-    @property
-    def whole(self) -> int:
-        """Multiply-adds of the backbone and its final exit alone: the same network without side branches."""
-        return sum(self.stage_macs) + self.branch_macs[-1]
 
 
 class EarlyExitNet(nn.Module):
@@ -130,7 +59,7 @@ class EarlyExitNet(nn.Module):
         if len(stages) != len(branches) or not stages:
             raise ValueError(f"each stage needs its branches: got {len(stages)} stages, {len(branches)} exits")
         for expert in branches[0]:
-            check_expert(expert)
+            _check_expert(expert)
         self.partition = architecture.partition or max(1, len(stages) - 1)
         if not 0 < self.partition <= len(stages):
             raise ValueError(f"partition point must lie in 1…{len(stages)}, got {self.partition}")
@@ -211,6 +140,15 @@ class EarlyExitNet(nn.Module):
         most = math.log(max(2, logits.shape[1]))  # of one class alone, the entropy is 0 anyway
         return (1 - entropy / most).clamp(0, 1), prediction  # rounding may end a little outside
 
+    def array(self, values: NDArray[Any], stage: int = 0) -> Tensor:
+        """A numpy array as a stage takes it: a tensor on the network's device, maps with their channels last."""
+        x = torch.from_numpy(values).to(self.mean.device, self.mean.dtype if stage else None)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    def inferring(self) -> AbstractContextManager[Any]:
+        """Inference without gradients."""
+        return torch.inference_mode()
+
     def forward(self, x: Tensor, expert: str = PRISTINE) -> list[Tensor]:
         """Logits (B, K) of every exit, as trained, for images (B, C, H, W) in [0, 1]."""
         outputs = []
@@ -246,7 +184,7 @@ class EarlyExitNet(nn.Module):
 
         if expert in self.experts:
             raise ValueError(f"the network has an expert '{expert}' already")
-        check_expert(expert)
+        _check_expert(expert)
         first = self.experts[0]
         for branches, temperature in zip(self.branches, self.temperature, strict=True):
             assert isinstance(branches, nn.ModuleDict)
@@ -255,13 +193,11 @@ class EarlyExitNet(nn.Module):
         self.architecture = _replace(self.architecture, experts=self.experts)
 
 
-def check_expert(name: str) -> None:
-    """Raise `ValueError` if an expert cannot have this name, which becomes part of the names of weights and files."""
-    if not name.isprintable() or not name or any(c in name for c in "./\\") or hasattr(nn.ModuleDict(), name):
-        raise ValueError(
-            f"expert {name!r}: no possible name; expected printable characters without '.', '/' and '\\', "
-            "and not the name of a method of torch.nn.ModuleDict"
-        )
+def _check_expert(name: str) -> None:
+    """Raise `ValueError` if no branch can have this name."""
+    check_expert(name)
+    if hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"expert {name!r}: no possible name; it is that of a method of torch.nn.ModuleDict")
 
 
 def _replace(architecture: Architecture, **changes: Any) -> Architecture:

@@ -1,15 +1,19 @@
-"""An exported model, run by ONNX Runtime."""
+"""An exported model, run by ONNX Runtime on numpy's arrays. Imports no torch."""
 
 import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from eex.models.card import fingerprint, read_card
-from eex.models.network import Costs, EarlyExitNet
+from eex.models.architecture import Architecture, Costs
+from eex.models.card import CARD, check_temperatures, fingerprint, read_card
 from eex.policies.core.errors import EexError, ModelError
 from eex.policies.core.files import parse_json
 
@@ -60,45 +64,147 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class Session(nn.Module):
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""Execution providers of ONNX Runtime by the names that `--provider` takes."""
+
+
+def check_provider(name: str) -> None:
+    """Raise `EexError` if this ONNX Runtime has no execution provider of that name."""
+    import onnxruntime
+
+    if name not in PROVIDERS:
+        raise EexError(f"--provider {name}: expected one of {', '.join(PROVIDERS)}")
+    there = onnxruntime.get_available_providers()
+    if PROVIDERS[name] not in there:
+        here = ", ".join(short for short, long in PROVIDERS.items() if long in there)
+        raise EexError(
+            f"--provider {name}: ONNX Runtime {onnxruntime.__version__} as installed has {here} only; "
+            "other providers come with other wheels of it, such as onnxruntime-gpu or onnxruntime-openvino"
+        )
+
+
+class Session:
     """A function of one float32 array, (B, ...) to (B, ...), in ONNX Runtime."""
 
-    def __init__(self, data: bytes, path: Path, threads: int) -> None:
-        super().__init__()
+    def __init__(self, data: bytes, path: Path, threads: int, provider: str = "cpu") -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads of sessions would fight
         options.log_severity_level = 4
+        wanted = list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["cpu"])))  # the processor runs what it cannot
         try:
-            self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(data, options, providers=wanted)
         except Exception as error:  # ONNX Runtime's errors have no public base class
             line = " ".join(str(error).split())[:300]
             raise ModelError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot run it: {line}") from None
-        self.input = self.session.get_inputs()[0].name
+        if PROVIDERS[provider] not in self.session.get_providers():
+            raise EexError(f"--provider {provider}: is installed, but cannot be used on this machine")
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
+            raise ModelError(f"{path}: must turn one float32 array into one; run eex-export again")
+        self.input, self.outputs = inputs[0].name, [outputs[0].name]
 
-    def forward(self, x: Tensor) -> Tensor:
-        array: Any = self.session.run(None, {self.input: x.float().contiguous().numpy()})[0]
-        return torch.from_numpy(array)
+    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
+        values: NDArray[Any] = self.session.run(self.outputs, {self.input: np.ascontiguousarray(x, np.float32)})[0]
+        return values
 
 
-class OnnxNet(EarlyExitNet):
-    """An exported network; its stages, branches and classifier are ONNX Runtime's. It infers only, on the processor."""
+class OnnxNet:
+    """An exported network: numpy's arrays in, numpy's arrays out. See `Network` for what it offers the engine.
 
-    measured: Costs
+    Parameters
+    ----------
+    stages
+        Functions that follow each other; the first one normalises the images.
+    branches
+        Per stage, the calibrated branch of each expert, by name.
+    classifier
+        The distortion classifier; None if there is none.
+    costs
+        As counted when the model was exported.
+    """
 
-    def stage(self, i: int, x: Tensor) -> Tensor:
+    def __init__(
+        self,
+        stages: Sequence[Session],
+        branches: Sequence[Mapping[str, Session]],
+        architecture: Architecture,
+        temperature: list[dict[str, float]],
+        classifier: Callable[[NDArray[Any]], NDArray[Any]] | None,
+        costs: Costs,
+        fingerprint: str = "",
+    ) -> None:
+        self.stages, self.branches, self.architecture, self.classifier = stages, branches, architecture, classifier
+        self.temperature, self.measured, self.fingerprint = temperature, costs, fingerprint
+        self.experts = tuple(branches[0])
+        self.partition = architecture.partition or max(1, len(stages) - 1)
+
+    @property
+    def exits(self) -> int:
+        """Exits, the final one included."""
+        return len(self.stages)
+
+    @property
+    def edge_exits(self) -> int:
+        """Exits that may answer on the edge: those up to the partition point, but for the final exit."""
+        return min(self.partition, self.exits - 1)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.architecture.classes
+
+    def stage(self, i: int, x: NDArray[Any]) -> NDArray[Any]:
         """Features after stage i; the first one's file includes the normalisation."""
-        out: Tensor = self.stages[i](x)
-        return out
+        return self.stages[i](x)
+
+    def branch(self, i: int, expert: str, x: NDArray[Any]) -> NDArray[Any]:
+        """Calibrated logits (B, K) of one expert's branch at exit i."""
+        return self.branches[i][expert](x)
+
+    def confident(self, logits: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Confidence and predicted class, (B,) each, as `EarlyExitNet.confident` defines them."""
+        prediction = logits.argmax(axis=1)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        total = odds.sum(axis=1)
+        if self.architecture.confidence == "top":
+            return 1 / total, prediction  # the largest of the odds is 1
+        p = odds / total[:, None]
+        entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
+        return np.clip(1 - entropy / math.log(max(2, logits.shape[1])), 0, 1), prediction
 
     def costs(self) -> Costs:
         """Multiply-adds and bytes as counted when the model was exported."""
         return self.measured
 
+    def array(self, values: NDArray[Any], stage: int = 0) -> NDArray[Any]:
+        """The array itself."""
+        return values
 
-def load_onnx(folder: Path, threads: int = 0) -> OnnxNet:
+    def inferring(self) -> AbstractContextManager[Any]:
+        """Nothing: there is nothing to turn off."""
+        return nullcontext()
+
+
+def default_threads() -> int:
+    """Processor threads where no number is asked for: OMP_NUM_THREADS, or all cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_onnx(folder: Path, threads: int = 0, provider: str = "cpu") -> OnnxNet:
     """Load a model that `eex.models.export.export` wrote.
 
     Parameters
@@ -106,18 +212,21 @@ def load_onnx(folder: Path, threads: int = 0) -> OnnxNet:
     folder
         Folder of the ONNX files, their manifest and the model's card.
     threads
-        Processor threads; 0 takes as many as torch does.
+        Processor threads; 0 takes `default_threads`.
+    provider
+        Execution provider, a name in `PROVIDERS`.
 
     Raises
     ------
     EexError
-        If ONNX Runtime is not installed; if files are missing, damaged or do not belong together.
+        If ONNX Runtime or the provider is not installed; if files are missing, damaged or do not belong together.
     """
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
         raise EexError("--backend onnx needs ONNX Runtime: pip install 'eex[onnx]'") from None
-    threads = threads or torch.get_num_threads()
+    check_provider(provider)
+    threads = threads or default_threads()
     card, path = read_card(folder), folder / MANIFEST
     try:
         manifest = msgspec.convert(parse_json(path.read_bytes()), type=Manifest)
@@ -139,18 +248,16 @@ def load_onnx(folder: Path, threads: int = 0) -> OnnxNet:
             raise ModelError(f"{folder / name}: cannot be read: {error.strerror}; run eex-export again") from None
         if digest(data) != manifest.sha256.get(name):
             raise ModelError(f"{folder / name}: does not match {MANIFEST} (damaged or replaced); run eex-export again")
-        return Session(data, folder / name, threads)
+        return Session(data, folder / name, threads, provider)
 
-    count = len(card.temperatures)
+    count = len(card.architecture.structures)
+    check_temperatures(card, folder / CARD)
     try:
         costs = Costs(**{k: tuple(v) for k, v in manifest.costs.items()})
     except TypeError as error:
         raise ModelError(f"{path}: {error}; run eex-export again") from None
     stages = [session(stage_file(i)) for i in range(count)]
     branches = [{e: session(branch_file(i, e)) for e in card.architecture.experts} for i in range(count)]
-    net = OnnxNet(stages, branches, card.architecture)
-    net.measured = costs
-    if card.classifier:
-        net.classifier = session("classifier.onnx")
-    net.fingerprint = manifest.fingerprint
-    return net.eval()
+    classifier = session("classifier.onnx") if card.classifier else None
+    temperature = [dict(t) for t in card.temperatures]
+    return OnnxNet(stages, branches, card.architecture, temperature, classifier, costs, manifest.fingerprint)

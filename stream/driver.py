@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.models.network import EarlyExitNet
+from eex.models.architecture import Network
 from eex.policies.core.base import Ints, Policy
 from eex.policies.core.columns import Rows
 from eex.stream.engine import Engine, Request
@@ -63,7 +63,7 @@ class Driver:
 
     def __init__(
         self,
-        net: EarlyExitNet,
+        net: Network,
         policy: Policy | Streams,
         offloader: Offloader | None = None,
         *,

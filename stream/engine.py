@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from eex.models.network import EarlyExitNet
+from eex.models.architecture import Network
+from eex.models.arrays import laid_out, to_numpy
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward
 from eex.policies.core.columns import OUTCOMES, Rows
 from eex.policies.core.price import Price
@@ -103,7 +103,7 @@ class Engine:
 
     def __init__(
         self,
-        net: EarlyExitNet,
+        net: Network,
         policy: Policy | Streams,
         *,
         whole: bool = False,
@@ -162,7 +162,7 @@ class Engine:
             for group in queue:
                 group.waited += 1
         entered = self.clock()
-        with torch.inference_mode():
+        with self.net.inferring():
             experts, probabilities = select(self.net, batch.images)
             started = self.clock()
             number, place = self.ring.enter(count)
@@ -177,8 +177,10 @@ class Engine:
             self._choose(streams, place, probabilities, link_ms, reachable)
             slots = number % self.ring.capacity
             images, slots, experts = sorted_by_expert(batch.images, slots, experts)
-            inputs = pixels(images.float().cpu().numpy()) if self.as_pixels and not self.whole else None
-            x = images.contiguous(memory_format=torch.channels_last)
+            inputs = (
+                pixels(to_numpy(images).astype(np.float32, copy=False)) if self.as_pixels and not self.whole else None
+            )
+            x = laid_out(images)
         self._queues[0].append(Group(x, slots, experts, inputs))
 
     def step(self, force: bool = False) -> bool:
@@ -189,7 +191,7 @@ class Engine:
                 if queue and (force or not i or self._enough(queue)):
                     group = merged(queue)
                     queue.clear()
-                    with torch.inference_mode():
+                    with self.net.inferring():
                         run(i, group)
                     return True
         return False
@@ -367,7 +369,7 @@ class Engine:
             return
         rows.edge_ms[slots] = 1000 * (self.clock() - self.ring.entered[slots])
         if group.pixels is None:
-            features = group.features.contiguous().cpu().numpy()
+            features = to_numpy(group.features)
         else:
             stage, features = 0, group.pixels
         for expert, a, b in runs(group.experts):
@@ -377,8 +379,8 @@ class Engine:
         """Run the remaining stages here, skipping the exits between them, and answer at the final exit."""
         final, slots, rows = self.edge_exits, group.slots, self.ring.rows
         confidence, prediction = rest_of(self.net, stage, group.features, group.experts)
-        rows.confidence[slots, final] = confidence.cpu().numpy()
-        rows.prediction[slots, final] = prediction.cpu().numpy()
+        rows.confidence[slots, final] = to_numpy(confidence)
+        rows.prediction[slots, final] = to_numpy(prediction)
         rows.sent[slots] = True
         self._finish(slots, final)
 
@@ -392,6 +394,6 @@ class Engine:
         self._finished.append(slots)
 
 
-def usual_bytes(net: EarlyExitNet, price: Price) -> float:
+def usual_bytes(net: Network, price: Price) -> float:
     """Bytes of a frame's features at the partition point; 0 for a price that does not depend on them."""
     return float(net.costs().feature_bytes[net.partition - 1]) if price.per_mb or price.budget else 0.0

@@ -5,11 +5,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from eex.models.network import EarlyExitNet
+from eex.models.architecture import Network
+from eex.models.arrays import joined, laid_out, on_cpu, rows_of, to_numpy
 from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.routing import leave
 
@@ -33,7 +32,7 @@ class Group:
         Micro-batches that entered while the group waited.
     """
 
-    features: Tensor
+    features: Any
     slots: Ints
     experts: Ints
     pixels: Pixels = None
@@ -43,7 +42,7 @@ class Group:
         """The chosen frames, (n,)."""
         rows = np.flatnonzero(chosen)
         pixels = None if self.pixels is None else self.pixels[rows]
-        return Group(_rows(self.features, rows), self.slots[rows], self.experts[rows], pixels)
+        return Group(rows_of(self.features, rows), self.slots[rows], self.experts[rows], pixels)
 
 
 def merged(groups: list[Group]) -> Group:
@@ -54,7 +53,7 @@ def merged(groups: list[Group]) -> Group:
     parts.sort(key=lambda part: part[0])
     pixels = [g.pixels[rows] for _, g, rows in parts if g.pixels is not None]
     return Group(
-        torch.cat([g.features[rows] for _, g, rows in parts]),
+        joined([g.features[rows] for _, g, rows in parts]),
         np.concatenate([g.slots[rows] for _, g, rows in parts]),
         np.concatenate([g.experts[rows] for _, g, rows in parts]),
         np.concatenate(pixels) if pixels else None,
@@ -69,46 +68,46 @@ def runs(experts: Ints) -> list[tuple[int, int, int]]:
     return [(int(experts[a]), a, b) for a, b in pairwise(bounds)]
 
 
-def sorted_by_expert(images: Tensor, slots: Ints, experts: Ints) -> tuple[Tensor, Ints, Ints]:
+def sorted_by_expert(images: Any, slots: Ints, experts: Ints) -> tuple[Any, Ints, Ints]:
     """Sort frames by expert, so that each branch gets its frames in one piece."""
     if (experts == experts[0]).all():
         return images, slots, experts
     order = np.argsort(experts, kind="stable")
-    return images.index_select(0, torch.from_numpy(order).to(images.device)), slots[order], experts[order]
+    return rows_of(images, order), slots[order], experts[order]
 
 
-def select(net: EarlyExitNet, images: Tensor) -> tuple[Ints, Floats | None]:
+def select(net: Network, images: Any) -> tuple[Ints, Floats | None]:
     """The expert for each frame, (B,), and the distortion classifier's probabilities, (B, experts)."""
     if net.classifier is None:
         return np.zeros(len(images), dtype=np.int64), None
-    logits = net.classifier(images).float().cpu().numpy().astype(float)
+    logits = to_numpy(net.classifier(images)).astype(float)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return logits.argmax(axis=1), odds / odds.sum(axis=1, keepdims=True)
 
 
-def exit_of(net: EarlyExitNet, i: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
+def exit_of(net: Network, i: int, x: Any, experts: Ints) -> tuple[Any, Any]:
     """Confidence and prediction of exit i, (B,) each, by the branch of each frame's expert; sorted by expert."""
     parts = [net.branch(i, net.experts[e], x[start:stop]) for e, start, stop in runs(experts)]
-    return net.confident(parts[0] if len(parts) == 1 else torch.cat(parts))
+    return net.confident(joined(parts))
 
 
-def rest_of(net: EarlyExitNet, stage: int, x: Tensor, experts: Ints) -> tuple[Tensor, Tensor]:
+def rest_of(net: Network, stage: int, x: Any, experts: Ints) -> tuple[Any, Any]:
     """Confidence and prediction of the final exit, (B,) each, from the features that go into a stage."""
     for i in range(stage, net.exits):
         x = net.stage(i, x)
     return exit_of(net, net.exits - 1, x, experts)
 
 
-def decide(
-    confidence: Tensor, prediction: Tensor, exit_at: Floats, skip_below: Floats
-) -> tuple[Floats, Ints, Bools, Bools]:
+def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats) -> tuple[Floats, Ints, Bools, Bools]:
     """Confidence and prediction of an exit, which frames leave there, and which skip to the cloud, (B,) each.
 
     On a GPU, all four come back in one transfer, so there is one synchronisation per exit.
     """
-    if confidence.device.type == "cpu":
-        sure = confidence.numpy().astype(float)
-        return sure, prediction.numpy(), *leave(sure, exit_at, skip_below)
+    if on_cpu(confidence):
+        sure = to_numpy(confidence).astype(float)
+        return sure, to_numpy(prediction), *leave(sure, exit_at, skip_below)
+    import torch
+
     confidence = confidence.double()
     at, below = (torch.from_numpy(thresholds).to(confidence.device) for thresholds in (exit_at, skip_below))
     parts = (confidence, prediction, *leave(confidence, at, below))
@@ -116,8 +115,7 @@ def decide(
     return columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
 
 
-@torch.inference_mode()
-def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats | None]:
+def every_exit(net: Network, images: Any) -> tuple[Floats, Ints, Floats | None]:
     """Confidence and prediction of every edge exit and the final exit, and the distortion classifier's probabilities.
 
     For traces, regret and the accuracy of each exit; policies must not see it.
@@ -129,25 +127,18 @@ def every_exit(net: EarlyExitNet, images: Tensor) -> tuple[Floats, Ints, Floats 
     probabilities
         Probability of each expert's distortion, (B, experts); None without a classifier.
     """
-    experts, probabilities = select(net, images)
-    images, order, experts = sorted_by_expert(images, np.arange(len(images)), experts)
-    shape = (len(images), net.edge_exits + 1)
-    confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)
-    x = images.contiguous(memory_format=torch.channels_last)
-    for i in range(net.exits):
-        x = net.stage(i, x)
-        if net.edge_exits <= i < net.exits - 1:
-            continue  # exits after the partition point are not used
-        column = min(i, net.edge_exits)
-        sure, index = exit_of(net, i, x, experts)
-        confidence[order, column] = sure.cpu().numpy()
-        prediction[order, column] = index.cpu().numpy()
+    with net.inferring():
+        experts, probabilities = select(net, images)
+        images, order, experts = sorted_by_expert(images, np.arange(len(images)), experts)
+        shape = (len(images), net.edge_exits + 1)
+        confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)
+        x = laid_out(images)
+        for i in range(net.exits):
+            x = net.stage(i, x)
+            if net.edge_exits <= i < net.exits - 1:
+                continue  # exits after the partition point are not used
+            column = min(i, net.edge_exits)
+            sure, index = exit_of(net, i, x, experts)
+            confidence[order, column] = to_numpy(sure)
+            prediction[order, column] = to_numpy(index)
     return confidence, prediction, probabilities
-
-
-def _rows(x: Tensor, rows: NDArray[Any]) -> Tensor:
-    """Some frames of a batch; feature maps (B, C, H, W) are copied as they lie, channels last: that is faster."""
-    index = torch.from_numpy(rows).to(x.device)
-    if x.dim() != 4:
-        return x.index_select(0, index)
-    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)

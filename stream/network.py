@@ -7,23 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from eex.policies.core.errors import EexError
 from eex.stream.frames.frames import NetworkConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from eex.models.architecture import Network
     from eex.models.network import EarlyExitNet
 
 ZOOS = ("timm", "torchvision", "transformers")
 """Libraries whose networks --network takes by name, as library:name."""
 
 
-def load_network(config: NetworkConfig) -> "EarlyExitNet":
+_threads = 0
+
+
+def use_threads(count: int) -> None:
+    """Let networks that are loaded from now on use so many processor threads; 0 leaves the number to their runtime."""
+    global _threads
+    _threads = count
+
+
+def load_network(config: NetworkConfig) -> "Network":
     """Load the configured network, optimised for inference, on its device, to be run by the configured backend.
 
     With `backend` "auto", a folder that holds both weights and ONNX files is run by the backend that takes less time
-    for a micro-batch on this machine; otherwise by the one that can.
+    for a micro-batch on this machine; otherwise by the one that can. torch is imported only if it may run the network.
 
     Raises
     ------
@@ -38,18 +50,19 @@ def load_network(config: NetworkConfig) -> "EarlyExitNet":
     if config.backend == "torch" and not weights:
         raise EexError(f"--backend torch: {folder} holds no {WEIGHTS}, only ONNX files; name the folder they came from")
     if config.backend == "onnx" or (config.backend == "auto" and exported):
-        from eex.models.comparing import check_same
         from eex.models.onnx import load_onnx
 
         if folder is None:
             raise EexError("--backend onnx needs an exported model: run eex-export --out DIR, then add --model DIR")
         if config.device == "cuda":
             raise EexError("--device cuda: ONNX files run on the processor here; expected --device cpu or auto")
-        net: EarlyExitNet = load_onnx(folder)
-        if config.backend == "auto" and weights:
+        net: Network = load_onnx(folder, _threads, config.provider)
+        if config.backend == "auto" and weights and _has_torch():
+            from eex.models.comparing import check_same
+
             torch_net = _torch_network(config)
             check_same(torch_net, net, "the ONNX form of the model", torch_net.mean.dtype)
-            net = _faster(net, torch_net, getattr(config, "batch", 1))
+            net = _faster({"onnx": net, "torch": torch_net}, getattr(config, "batch", 1))
     else:
         net = _torch_network(config)
     if config.partition > net.exits:
@@ -58,33 +71,51 @@ def load_network(config: NetworkConfig) -> "EarlyExitNet":
     return net
 
 
+def _has_torch() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("torch") is not None
+
+
 def _torch_network(config: NetworkConfig) -> "EarlyExitNet":
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise EexError(
+            f"{config.model or 'the shipped model'}: running its weights needs torch: pip install 'eex[torch]'; "
+            "without torch, --model names a folder that eex-export wrote elsewhere"
+        ) from None
     from eex.models.card import load
     from eex.models.fast import optimised
 
+    if config.provider != "cpu":
+        raise EexError(f"--provider {config.provider}: is one of ONNX Runtime's; add --backend onnx")
+    if _threads:
+        torch.set_num_threads(_threads)
     return optimised(load(config.model, pick_device(config.device), make_network(config.network, config.model)))
 
 
-def _faster(onnx: "EarlyExitNet", torch_net: "EarlyExitNet", batch: int) -> "EarlyExitNet":
-    """The one of two networks that takes less time for all stages and exits of a micro-batch, by medians."""
-    import torch
+def _faster(nets: "dict[str, Network]", batch: int) -> "Network":
+    """The network that takes less time for all stages and exits of a micro-batch, by medians."""
+    from eex.models.arrays import to_numpy
 
-    taken: dict[str, list[float]] = {"onnx": [], "torch": []}
-    nets = {"onnx": onnx, "torch": torch_net}
-    with torch.inference_mode():
-        for _ in range(7):  # in turn, so that a busy machine slows both
-            for name, net in nets.items():
-                x = torch.zeros(batch, *net.architecture.input_shape, device=net.mean.device)
+    taken: dict[str, list[float]] = {name: [] for name in nets}
+    for _ in range(7):  # in turn, so that a busy machine slows all
+        for name, net in nets.items():
+            images = np.zeros((batch, *net.architecture.input_shape), np.float32)
+            with net.inferring():
+                x = net.array(images)
                 started = time.perf_counter()
                 for i in range(net.exits):
                     x = net.stage(i, x)
-                    net.branch(i, net.experts[0], x).cpu()
-                taken[name].append(time.perf_counter() - started)
+                    to_numpy(net.confident(net.branch(i, net.experts[0], x))[0])
+            taken[name].append(time.perf_counter() - started)
     ms = {name: 1000 * sorted(times[2:])[2] for name, times in taken.items()}  # the first two warm up
     best = min(ms, key=lambda name: ms[name])
-    logging.getLogger(__name__).warning(
-        "backend %s: a micro-batch of %d takes %.2f ms in onnx, %.2f ms in torch", best, batch, ms["onnx"], ms["torch"]
-    )
+    each = ", ".join(f"{took:.2f} ms in {name}" for name, took in ms.items())
+    logging.getLogger(__name__).warning("backend %s: a micro-batch of %d takes %s", best, batch, each)
     return nets[best]
 
 

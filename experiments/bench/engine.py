@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from eex.models.architecture import Network
 from eex.models.card import load
 from eex.models.export import export, to_onnx
 from eex.models.fast import optimised
 from eex.models.network import PRISTINE, EarlyExitNet
-from eex.models.onnx import load_onnx
+from eex.models.onnx import OnnxNet, load_onnx
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Context, Ints, Outcomes, Policy
 from eex.policies.core.errors import EexError
@@ -180,7 +181,7 @@ def in_openvino(net: EarlyExitNet) -> Answers:
     return batches(lambda x: torch.from_numpy(model(x.numpy())[0]))
 
 
-def engine(net: EarlyExitNet, backend: str, threshold: float) -> Contender:
+def engine(net: Network, backend: str, threshold: float) -> Contender:
     """The engine with a fixed threshold, answers summed up and recorded; the final exit always answers for itself."""
     p_tar = [threshold] * net.edge_exits + [0.0]
 
@@ -193,10 +194,11 @@ def engine(net: EarlyExitNet, backend: str, threshold: float) -> Contender:
     return Contender("engine", backend, answers, beside)
 
 
-def played(net: EarlyExitNet, policy: Policy, images: Tensor, labels: Ints, batch: int) -> tuple[Ints, float]:
+def played(net: Network, policy: Policy, images: Tensor, labels: Ints, batch: int) -> tuple[Ints, float]:
     """All images through an engine once: the answers, and the share of time that was not the network's."""
     driver = Driver(net, policy, gather=_gather(batch))
     tally, found, kept_s = Tally(net.edge_exits + 1), [], 0.0
+    frames = images.numpy() if isinstance(net, OnnxNet) else images
     names = ["frame"] * batch
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -213,7 +215,7 @@ def played(net: EarlyExitNet, policy: Policy, images: Tensor, labels: Ints, batc
 
         for start in range(0, len(images), batch):
             stop = start + batch
-            driver.feed(Batch(images[start:stop], names, labels[start:stop]))
+            driver.feed(Batch(frames[start:stop], names, labels[start:stop]))
             if driver.worth_taking:
                 keep()
         driver.drain()
@@ -247,7 +249,7 @@ def contenders(config: Bench, net: EarlyExitNet, threshold: float, folder: Path)
         return
     try:
         export(config.model, folder)
-        exported = load_onnx(folder)
+        exported = load_onnx(folder, torch.get_num_threads())
     except EexError as error:
         print(f"left out: the engine on ONNX Runtime: {error}", file=sys.stderr)
         return

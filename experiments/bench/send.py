@@ -12,8 +12,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from eex.models.network import EarlyExitNet
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.columns import Rows, joined
+from eex.policies.core.errors import EexError
 from eex.stream.config import FrameConfig
 from eex.stream.driver import Driver
 from eex.stream.frames.frames import Frames
@@ -37,6 +39,8 @@ def play(bench: Bench, encoding: Encoding) -> Rows:
     """Stream the frames, with the cloud in this process; the rows of the offloaded ones."""
     config = bench.frames
     net = load_network(config)
+    if not isinstance(net, EarlyExitNet):
+        raise EexError("the cloud's part runs in torch here: add --backend torch")
     frames = Frames(config, config.schedule(), net)
     policy = Fixed(p_tar=bench.threshold, exits=net.edge_exits)
     engine = Driver(net, policy, InMemoryOffloader(make_tail(net)), send=encoding)

@@ -238,7 +238,8 @@ def distorted(images: "Tensor", levels: tuple[float, float], first: int = 0) -> 
     from eex.stream.frames.distortions import distort
 
     both = torch.tensor([levels], dtype=torch.float64).expand(len(images), 2)
-    return distort(images.float() / 255, both, torch.arange(first, first + len(images)), 0)
+    changed: Tensor = distort(images.float() / 255, both, torch.arange(first, first + len(images)), 0)
+    return changed
 
 
 def _exits(work: Work, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:

@@ -79,11 +79,11 @@ def _main() -> int:
 
     given: dict[str, Any] = {name: getattr(command, name) for name in ("fps", "changed", "realtime", "existing")}
     sources = Sources(command.source, command.streams, given)
-    sources.read()  # a mistake is reported before torch is loaded
+    sources.read()  # a mistake is reported before the network is loaded
     if command.threads:
-        import torch
+        from eex.stream.network import use_threads
 
-        torch.set_num_threads(command.threads)
+        use_threads(command.threads)
     say = _quiet if command.quiet else _say
     with Stop().by_signals() as stop:
         summary = live(

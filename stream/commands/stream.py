@@ -60,9 +60,9 @@ def _main() -> int:
     if command.threads < 0:
         raise EexError(f"--threads must be at least 0, got {command.threads}")
     if command.threads:
-        import torch
+        from eex.stream.network import use_threads
 
-        torch.set_num_threads(command.threads)
+        use_threads(command.threads)
     if command.quiet or command.json:
         summary = run(config, resume=command.resume)
     else:

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from eex.policies.core.base import Floats, Ints
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -17,7 +14,7 @@ class Batch:
     Attributes
     ----------
     images
-        (B, C, H, W) in [0, 1], on the network's device, already distorted.
+        (B, C, H, W) in [0, 1], already distorted: an array of the network's own (`Network.array`).
     names
         Names of the B images.
     labels
@@ -31,7 +28,7 @@ class Batch:
         counts from when the engine is fed.
     """
 
-    images: "Tensor"
+    images: Any
     names: Sequence[str]
     labels: Ints
     levels: Floats | None = None

@@ -15,9 +15,9 @@ from eex.policies.core.schedule import PRISTINE, Schedule, parse_schedule
 from eex.stream.frames.folders import Split
 
 if TYPE_CHECKING:
-    import torch
+    from numpy.typing import NDArray
 
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.stream.frames.batch import Batch
     from eex.stream.frames.sources import Source
 
@@ -46,6 +46,9 @@ class NetworkConfig:
     backend: Literal["auto", "torch", "onnx"] = "auto"
     """What runs the network: torch, or ONNX Runtime for a model that eex-export wrote. auto measures where the model's
     folder has both forms."""
+    provider: str = "cpu"
+    """Execution provider of ONNX Runtime: cpu, or cuda, tensorrt, openvino, coreml, directml or xnnpack where the
+    installed ONNX Runtime has it."""
     partition: int = 0
     """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
     the fastest."""
@@ -126,7 +129,7 @@ class Frames:
         If the source cannot be used.
     """
 
-    def __init__(self, config: FrameConfig, schedule: Schedule, net: "EarlyExitNet") -> None:
+    def __init__(self, config: FrameConfig, schedule: Schedule, net: "Network") -> None:
         from eex.stream.frames.sources import open_source
 
         shape = net.architecture.input_shape
@@ -134,7 +137,7 @@ class Frames:
         known = matching(source.classes, net.classes)
         self.unknown = tuple(name for name, index in zip(source.classes, known, strict=True) if index < 0)
         self.source = _cached(_relabelled(source, known))
-        self.config, self.schedule, self.device = config, schedule, net.mean.device
+        self.config, self.schedule, self._array = config, schedule, net.array
         self.live = source.stream is not None
         self.classes = net.classes
         asked = config.frames or (0 if self.live else schedule.length)
@@ -157,7 +160,7 @@ class Frames:
         }
 
     def batches(self, total: int, skipped: dict[str, str], first: int = 0) -> Iterator["Batch"]:
-        """Yield distorted micro-batches on the network's device.
+        """Yield distorted micro-batches as arrays of the network's own.
 
         Parameters
         ----------
@@ -168,11 +171,8 @@ class Frames:
         first
             Number of the first frame.
         """
-        import torch
-
         from eex.stream.frames.batch import Batch
         from eex.stream.frames.decoding import check_finite
-        from eex.stream.frames.distortions import distort
         from eex.stream.frames.sources import Frame, Skipped, frames
 
         def arriving() -> Iterator[Frame | Skipped]:
@@ -202,8 +202,9 @@ class Frames:
             names, labels, images = ([getattr(f, c) for f in taken] for c in ("name", "label", "image"))
             number = np.arange(first, first + len(images))
             levels = self.schedule.levels(number)
-            pixels = _tensor(images).to(self.device)
-            pixels = distort(pixels, torch.from_numpy(levels), torch.from_numpy(number), self.config.seed)
+            pixels = self._array(_stacked(images))
+            if levels.any():
+                pixels = _distorted(pixels, levels, number, self.config.seed)
             yield Batch(pixels, names, np.array(labels), levels)
             first += len(images)
 
@@ -264,11 +265,26 @@ def _cached(source: "Source") -> "Source":
     return replace(source, read=cached)
 
 
-def _tensor(images: list[Any]) -> "torch.Tensor":
-    """(B, C, H, W) in [0, 1] from images (H, W, C)."""
-    import torch
+def _distorted(images: Any, levels: "NDArray[Any]", number: "NDArray[Any]", seed: int) -> Any:
+    """Distorted images, of the kind that they are; torch distorts them."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise EexError("--distortion needs torch: pip install 'eex[torch]', or play the frames as they are") from None
+    from eex.stream.frames.distortions import distort
 
-    if all(image.dtype == np.uint8 for image in images):
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
-    floats = [image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1) for image in images]
-    return torch.from_numpy(np.stack(floats)).permute(0, 3, 1, 2)
+    levels, number = torch.from_numpy(levels), torch.from_numpy(number)
+    if isinstance(images, np.ndarray):
+        return distort(torch.from_numpy(images), levels, number, seed).numpy()
+    return distort(images, levels, number, seed)
+
+
+def _stacked(images: list[Any]) -> "NDArray[np.float32]":
+    """(B, C, H, W) in [0, 1] from images (H, W, C)."""
+    first = images[0]
+    stacked = np.empty((len(images), first.shape[2], *first.shape[:2]), dtype=np.float32)
+    for row, image in zip(stacked, images, strict=True):
+        row[:] = image.transpose(2, 0, 1)
+        if image.dtype == np.uint8:
+            row /= 255
+    return stacked

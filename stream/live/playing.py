@@ -18,7 +18,7 @@ from eex.stream.live.labels import Labelled, Labels
 from eex.stream.live.outbox import Outbox
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.stream.run.tally import Tally
     from eex.stream.wire.encoding import Encoding
     from eex.stream.wire.offload import Offloader
@@ -83,7 +83,7 @@ class Playing:
     def __init__(
         self,
         config: LiveConfig,
-        net: "EarlyExitNet",
+        net: "Network",
         offloader: "Offloader",
         encoding: "Encoding | None",
         streams: Mapping[str, Stream],
@@ -144,8 +144,6 @@ class Playing:
 
     def feed(self, batch: list[Waiting]) -> None:
         """Run frames together."""
-        import torch
-
         from eex.stream.frames.batch import Batch
 
         first, capacity = self._ring.next, self._ring.capacity
@@ -157,11 +155,11 @@ class Playing:
                 self._enter(its)
             its.under_way += 1
             numbers[k] = its.number
-        pixels = torch.from_numpy(np.concatenate([frame.image for frame in batch]))  # np.stack takes twice as long
-        pixels = pixels.view(len(batch), -1, *batch[0].image.shape[1:]).permute(0, 3, 1, 2)
+        stacked = np.concatenate([frame.image for frame in batch])  # np.stack takes twice as long
+        stacked = stacked.reshape(len(batch), -1, *batch[0].image.shape[1:]).transpose(0, 3, 1, 2)
         self.driver.feed(
             Batch(
-                pixels.to(self.net.mean.device).float().div_(255),
+                self.net.array(np.divide(stacked, 255, dtype=np.float32, order="C")),
                 [frame.name for frame in batch],
                 np.array([frame.label for frame in batch]),
                 streams=numbers,

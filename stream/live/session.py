@@ -32,7 +32,7 @@ from eex.stream.live.outbox import Outbox
 from eex.stream.live.playing import Playing, Stream, policy_for
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.policies.core.columns import Rows
     from eex.stream.wire.offload import Offloader
 
@@ -128,7 +128,7 @@ class Session:
         config: LiveConfig | None = None,
         *,
         sinks: Iterable[Sink] = (),
-        net: "EarlyExitNet | None" = None,
+        net: "Network | None" = None,
         offloader: "Offloader | None" = None,
         **options: Any,
     ) -> None:
@@ -161,7 +161,7 @@ class Session:
         self._thread = threading.Thread(target=self._run, name="eex-session", daemon=True)
         self._thread.start()
 
-    def _open(self, net: "EarlyExitNet | None", offloader: "Offloader | None") -> None:
+    def _open(self, net: "Network | None", offloader: "Offloader | None") -> None:
         from eex.stream.frames.decoding import check_channels
         from eex.stream.network import load_network
         from eex.stream.planning.sending import choose_sending
@@ -519,10 +519,8 @@ class Session:
     # ---- the session's thread
 
     def _run(self) -> None:
-        import torch
-
         try:
-            with torch.inference_mode():
+            with self.net.inferring():
                 self._loop()
                 self._finish()
         except BaseException as error:  # whatever it is, every frame gets its refusal

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.models.arrays import laid_out, on_cpu, to_numpy
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import DOWN, SimulatedLink, transfer_ms
 from eex.stream.wire.encoding import ENCODINGS, Encoding, decode, encode, pixels
 from eex.stream.wire.offload import Offloader, Reply
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.policies.core.base import Floats
 
 LEAST_AGREEMENT = 0.98
@@ -111,7 +110,7 @@ def first_condition(link: SimulatedLink) -> LinkSpeed:
     raise EexError("the link is always down")
 
 
-def stage_times(net: "EarlyExitNet", images: "Tensor", at_once: int = 1) -> "tuple[Floats, Floats]":
+def stage_times(net: "Network", images: Any, at_once: int = 1) -> "tuple[Floats, Floats]":
     """Milliseconds per frame of each stage and of each exit on the network's device, both (stages,).
 
     Parameters
@@ -121,42 +120,41 @@ def stage_times(net: "EarlyExitNet", images: "Tensor", at_once: int = 1) -> "tup
     at_once
         Frames in a micro-batch.
     """
-    import torch
 
     def now() -> float:
-        if images.device.type == "cuda":
+        if not on_cpu(images):
+            import torch
+
             torch.cuda.synchronize()
         return time.perf_counter()
 
     stage_ms, exit_ms = np.zeros((ROUNDS, net.exits)), np.zeros((ROUNDS, net.exits))
     batch = images[np.resize(np.arange(len(images)), at_once).tolist()]
-    with torch.inference_mode():
+    with net.inferring():
         for warming in (True, False):
             for k in range(ROUNDS):
-                x = batch.contiguous(memory_format=torch.channels_last)
+                x = laid_out(batch)
                 for i in range(net.exits):
                     start = now()
                     x = net.stage(i, x)
                     between = now()
-                    net.confident(net.branch(i, net.experts[0], x))[0].cpu()
+                    to_numpy(net.confident(net.branch(i, net.experts[0], x))[0])
                     stage_ms[k, i], exit_ms[k, i] = between - start, now() - between
                 if warming and k:
                     break
     return 1000 * np.median(stage_ms, axis=0) / at_once, 1000 * np.median(exit_ms, axis=0) / at_once
 
 
-def features_at(net: "EarlyExitNet", images: "Tensor") -> "list[Tensor]":
+def features_at(net: "Network", images: Any) -> list[Any]:
     """The input of each stage: the images, then the features after each stage but the last."""
-    import torch
-
-    found = [images.contiguous(memory_format=torch.channels_last)]
-    with torch.inference_mode():
+    found = [laid_out(images)]
+    with net.inferring():
         for i in range(net.exits - 1):
             found.append(net.stage(i, found[-1]))
     return found
 
 
-def candidates(net: "EarlyExitNet", images: "Tensor", cut: int, agreement: bool = True) -> list[Candidate]:
+def candidates(net: "Network", images: Any, cut: int, agreement: bool = True) -> list[Candidate]:
     """Every way to send frames from a partition point, with its cost and whether it changes answers.
 
     Parameters
@@ -168,9 +166,9 @@ def candidates(net: "EarlyExitNet", images: "Tensor", cut: int, agreement: bool 
     agreement
         Run the rest of the network on what arrives, to see whether the answers are the same.
     """
-    features = features_at(net, images)[cut].contiguous().cpu().numpy() if cut else None
-    inputs = pixels(images.float().cpu().numpy())
-    reference = _answers(net, images.cpu().numpy(), 0) if agreement else None
+    features = to_numpy(features_at(net, images)[cut]) if cut else None
+    inputs = pixels(_floats(images))
+    reference = _answers(net, to_numpy(images), 0) if agreement else None
     agreements: dict[str, float] = {}
     found = []
     for encoding in ENCODINGS:
@@ -201,25 +199,24 @@ def candidates(net: "EarlyExitNet", images: "Tensor", cut: int, agreement: bool 
     return found
 
 
-def _answers(net: "EarlyExitNet", arrived: NDArray[Any], stage: int) -> NDArray[np.int64]:
+def _answers(net: "Network", arrived: NDArray[Any], stage: int) -> NDArray[np.int64]:
     """The final exit's answers to frames that continue from a stage, with the first expert."""
-    import torch
-
-    x = torch.from_numpy(np.array(arrived)).to(net.mean.device, net.mean.dtype)
-    with torch.inference_mode():
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    x = net.array(np.array(arrived, np.float32), stage)
+    with net.inferring():
         for i in range(stage, net.exits):
             x = net.stage(i, x)
-        answers: NDArray[np.int64] = net.branch(net.exits - 1, net.experts[0], x).argmax(dim=1).cpu().numpy()
+        answers: NDArray[np.int64] = to_numpy(net.branch(net.exits - 1, net.experts[0], x).argmax(1))
     return answers
+
+
+def _floats(x: Any) -> NDArray[np.float32]:
+    return to_numpy(x).astype(np.float32, copy=False)
 
 
 # ---- a worker, and the link to it
 
 
-def worker_times(
-    offloader: Offloader, net: "EarlyExitNet", images: "Tensor", stages: Sequence[int]
-) -> dict[int, float]:
+def worker_times(offloader: Offloader, net: "Network", images: Any, stages: Sequence[int]) -> dict[int, float]:
     """Milliseconds per frame that a worker needs from each of some stages to the final exit.
 
     Raises
@@ -230,13 +227,13 @@ def worker_times(
     features = features_at(net, images[:1])
     found = {}
     for stage in stages:
-        x = features[stage].float().contiguous().cpu().numpy()
+        x = _floats(features[stage])
         sent = encode(x, Encoding("int8")) if stage else encode(pixels(x), Encoding("input"))  # small: links are slow
         found[stage] = float(np.median([_ask(offloader, net, stage, sent).compute_ms for _ in range(ROUNDS)]))
     return found
 
 
-def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cut: int) -> LinkSpeed:
+def measure_link(offloader: Offloader, net: "Network", images: Any, cut: int) -> LinkSpeed:
     """Round trip and rate to a worker, from messages of one frame and of several that continue from a partition point.
 
     The model's own time there is subtracted. A rate that is lost in the noise counts as infinite.
@@ -246,7 +243,7 @@ def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cu
     EexError
         If the worker does not answer.
     """
-    features = features_at(net, images[:PROBE_FRAMES])[cut].float().contiguous().cpu().numpy()
+    features = _floats(features_at(net, images[:PROBE_FRAMES])[cut])
 
     def least(count: int, rounds: int) -> tuple[float, float]:
         """Milliseconds on the link, and bytes, of a message of some frames."""
@@ -265,7 +262,7 @@ def measure_link(offloader: Offloader, net: "EarlyExitNet", images: "Tensor", cu
     return LinkSpeed(max(0.0, small - per_byte * small_bytes), 8e-3 / per_byte)
 
 
-def _ask(offloader: Offloader, net: "EarlyExitNet", stage: int, features: Any) -> Reply:
+def _ask(offloader: Offloader, net: "Network", stage: int, features: Any) -> Reply:
     """The reply to one request. A request that fails is sent again: the first that a worker ever runs may be late."""
     failed = "it takes no requests; is it still running?"
     for _ in range(TRIES):

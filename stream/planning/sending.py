@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from eex.policies.core.errors import EexError
 from eex.stream.frames.frames import Frames
 from eex.stream.wire.connection import Connection
 
 if TYPE_CHECKING:
-    import torch
-
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.stream.planning.measure import Sending
     from eex.stream.wire.offload import Offloader
 
@@ -21,7 +21,7 @@ SAMPLES = 64
 
 def choose_sending(
     connection: Connection,
-    net: "EarlyExitNet",
+    net: "Network",
     frames: Frames | None,
     connect: "Callable[[], AbstractContextManager[Offloader]]",
 ) -> "Sending":
@@ -63,12 +63,12 @@ def choose_sending(
     return measure.cheapest(found, link, cloud_ms)
 
 
-def _samples(frames: Frames | None, net: "EarlyExitNet") -> "torch.Tensor":
+def _samples(frames: Frames | None, net: "Network") -> Any:
     """The first frames of a stream, to measure with; noise for a live one."""
-    import torch
+    from eex.models.arrays import joined
 
     batches = [] if frames is None else [batch.images for batch in frames.batches(SAMPLES, {})]
     if batches:
-        return torch.cat(batches)
+        return joined(batches)
     shape = (SAMPLES, *net.architecture.input_shape)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(net.mean.device)
+    return net.array(np.random.default_rng(0).random(shape, dtype=np.float32))

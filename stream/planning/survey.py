@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from eex.models.arrays import joined
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
@@ -17,13 +17,13 @@ from eex.stream.planning.partition import Plan, Send, Times, best, every_plan, l
 from eex.stream.wire.connection import Connection, connected
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
 
 SAMPLES = 64
 """Frames that stages and ways of sending are measured with."""
 
 
-def exits_of_trace(path: Path, net: "EarlyExitNet") -> Floats:
+def exits_of_trace(path: Path, net: "Network") -> Floats:
     """Confidence of every exit in every frame of a trace, (frames, N).
 
     Raises
@@ -42,7 +42,7 @@ def exits_of_trace(path: Path, net: "EarlyExitNet") -> Floats:
     return confidence
 
 
-def exits_of_frames(frames: Frames, net: "EarlyExitNet") -> Floats:
+def exits_of_frames(frames: Frames, net: "Network") -> Floats:
     """Confidence of every exit in every frame of a source, (frames, N)."""
     from eex.stream.groups import every_exit
 
@@ -54,7 +54,7 @@ def exits_of_frames(frames: Frames, net: "EarlyExitNet") -> Floats:
 
 
 def survey(
-    net: "EarlyExitNet",
+    net: "Network",
     frames: Frames,
     trace: Path | None,
     threshold: float,
@@ -89,7 +89,7 @@ def survey(
     EexError
         If source, trace, link or worker cannot be used.
     """
-    images = torch.cat([batch.images for batch in frames.batches(SAMPLES, {})] or [torch.zeros(0)])
+    images = joined([batch.images for batch in frames.batches(SAMPLES, {})] or [np.zeros(0)])
     if not len(images):
         raise EexError(f"{frames.config.source}: no frame could be used")
     confidence = exits_of_frames(frames, net) if trace is None else exits_of_trace(trace, net)
@@ -106,7 +106,7 @@ def survey(
     return Times(edge_ms, exit_ms, cloud_ms, cloud_exit_ms, leaving(confidence, threshold), sends), speed
 
 
-def _sends(net: "EarlyExitNet", images: torch.Tensor, cut: int, speed: LinkSpeed, send: str) -> list[Send]:
+def _sends(net: "Network", images: Any, cut: int, speed: LinkSpeed, send: str) -> list[Send]:
     """The ways of sending from a partition point that are to be compared."""
     found = measure.candidates(net, images, cut)
     if send != "auto":

@@ -13,7 +13,7 @@ from eex.stream.run.recorder import Recorder
 from eex.stream.run.tally import Reference, Tally
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.policies.core.base import Policy
     from eex.stream.config import Resolved, StreamConfig
     from eex.stream.frames.frames import Frames
@@ -85,7 +85,7 @@ class Player:
     def __init__(
         self,
         frames: "Frames",
-        net: "EarlyExitNet",
+        net: "Network",
         config: "StreamConfig",
         resolved: "Resolved",
         sending: "Sending",

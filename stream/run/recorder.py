@@ -15,7 +15,7 @@ from eex.stream.run import state
 from eex.stream.run.records import RecordWriter, gaps
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.policies.core.base import Policy
     from eex.policies.core.columns import Rows
     from eex.policies.core.price import Meter
@@ -93,7 +93,7 @@ class Recorder:
         If the folder's state cannot be read, or another run is writing to the folder.
     """
 
-    def __init__(self, folder: Path | None, net: "EarlyExitNet", resume: bool) -> None:
+    def __init__(self, folder: Path | None, net: "Network", resume: bool) -> None:
         self.folder, self._resume = folder, resume
         self._missing = 0
         self._saved = None

@@ -15,7 +15,7 @@ from eex.stream.run.agreement import agreement
 from eex.stream.run.play import Played
 
 if TYPE_CHECKING:
-    from eex.models.network import EarlyExitNet
+    from eex.models.architecture import Network
     from eex.stream.run.tally import Reference, Tally
 
 NAMED = 20
@@ -27,7 +27,7 @@ def summarise(
     price: Price,
     played: list[Played],
     reference: "Reference | None",
-    net: "EarlyExitNet",
+    net: "Network",
     interrupted: bool = False,
 ) -> dict[str, Any]:
     """What happened, as plain JSON values; the first policy's figures on top, one row per policy under `policies`."""

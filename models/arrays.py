@@ -1,0 +1,57 @@
+"""What the engine does with arrays besides running the network, for numpy's and torch's alike. Imports no torch.
+
+Tensors are told by not being numpy's; torch is imported only where there is one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def to_numpy(x: Any) -> NDArray[Any]:
+    """A contiguous array of numpy's, of the type that it has; bfloat16, which numpy lacks, in single precision."""
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x)
+    if str(x.dtype) == "torch.bfloat16":
+        x = x.float()
+    values: NDArray[Any] = x.contiguous().cpu().numpy()
+    return values
+
+
+def on_cpu(x: Any) -> bool:
+    """Whether reading an array takes no transfer."""
+    return isinstance(x, np.ndarray) or x.device.type == "cpu"
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Arrays (n, ...) one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(list(parts))
+
+
+def rows_of(x: Any, rows: NDArray[Any]) -> Any:
+    """Some rows of an array. Torch's maps (B, C, H, W) are copied as they lie, channels last: that is faster."""
+    if isinstance(x, np.ndarray):
+        return x[rows]
+    import torch
+
+    index = torch.from_numpy(rows).to(x.device)
+    if x.dim() != 4:
+        return x.index_select(0, index)
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def laid_out(x: Any) -> Any:
+    """Images (B, C, H, W) as the first stage takes them fastest: torch's with their channels last."""
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x)
+    import torch
+
+    return x.contiguous(memory_format=torch.channels_last)
