@@ -46,7 +46,7 @@ def main() -> None:
 def _main() -> int:
     command = tyro.cli(Command, prog="eex-serve", config=(tyro.conf.FlagCreatePairsOff,))
     command.check()
-    command.serve.token()  # a mistake is reported before torch is loaded
+    command.serve.token()  # a mistake is reported before the network is loaded
     if command.quiet:
         hush()
     share_cores()
@@ -55,9 +55,9 @@ def _main() -> int:
     from eex.stream.serving.run import serve
 
     if command.threads:
-        import torch
+        from eex.stream.network import use_threads
 
-        torch.set_num_threads(command.threads)
+        use_threads(command.threads)
     with Stop().by_signals() as stop:
         summary = serve(command.live, command.serve, say=_quiet if command.quiet else _say, stop=stop)
     if command.summary is not None:

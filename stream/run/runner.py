@@ -124,6 +124,9 @@ def _draw(folder: Path, pieces: Sequence[Piece]) -> None:
         from eex.stream.run.pictures import draw  # matplotlib is not imported where it cannot be: no folder to cache in
 
         draw(folder, pieces)
+    except ModuleNotFoundError as error:  # an edge's installation
+        missing = str(error.name).partition(".")[0]
+        warn(f"{folder}: no pictures were drawn: {missing} is not installed; pip install 'eex[all]'")
     except Exception as error:  # any: a picture must not cost the results
         warn(f"{folder}: no pictures were drawn: {' '.join(str(error).split()) or type(error).__name__}")
 

@@ -1,6 +1,7 @@
 """The embedded worker: `eex-worker` in a process of its own on this machine, with keys that nobody else has."""
 
 import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -102,9 +103,20 @@ class EmbeddedWorker:
         return process is not None and process.poll() is None
 
     def start(self) -> None:
-        """Start the process and return at once; after `close` it can be started again."""
+        """Start the process and return at once; after `close` it can be started again.
+
+        Raises
+        ------
+        EexError
+            If torch is not installed.
+        """
         if self._process is not None:
             raise RuntimeError("the embedded worker is started already")
+        if not self._command and importlib.util.find_spec("torch") is None:
+            raise EexError(
+                "an embedded worker needs torch: pip install 'eex[torch]'; expected --worker tcp://host:port of a "
+                "worker elsewhere, or none"
+            )
         self._closing.clear()
         self._settled.clear()
         self._endpoint = ""
