@@ -73,11 +73,12 @@ def be_eex(threads: int, threshold: float) -> None:
 
     torch.set_num_threads(threads)
     stages = load(None).exits
+    exits = [f"{threshold:g}"] * (stages - 1) + ["0"]  # the final exit always answers for itself
     live = LiveConfig(
         worker="none",
         partition=stages,
         policy="fixed",
-        policy_option=(f"p_tar={threshold}",),
+        policy_option=(f"p_tar={','.join(exits)}",),
         batch=64,
         queue=256,
     )
@@ -248,7 +249,7 @@ def threshold_of() -> float:
     net = optimised(load(None))
     found = [every_exit(net, torch.from_numpy(images[i : i + 200]).float() / 255) for i in range(0, len(images), 200)]
     confidence, prediction = (np.concatenate([row[k] for row in found]) for k in (0, 1))
-    return best_threshold(confidence, prediction, labels)[0]
+    return round(best_threshold(confidence, prediction, labels)[0], 2)
 
 
 def sample() -> tuple[list[bytes], list[str]]:
