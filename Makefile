@@ -1,6 +1,6 @@
 # make stream: the first result; make test: the tests, under eight minutes on two cores; make check: what CI does, with
 # the trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud;
-# make bench-live: a live session; make docs: the documentation, in build/docs.
+# make bench-live: a live session; make bench-serve: the HTTP service; make docs: the documentation, in build/docs.
 # PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -9,7 +9,7 @@ BIN := .venv/bin
 ROOMS := policies envs models stream experiments
 LINKS := $(ROOMS:%=build/links/eex/%)
 
-.PHONY: stream test check format lint types docs bench bench-offload bench-live clean
+.PHONY: stream test check format lint types docs bench bench-offload bench-live bench-serve clean
 
 stream: .venv/ready
 	$(BIN)/eex-stream --compare ucb,fixed,fixed:p_tar=0.95 $(ARGS)
@@ -46,6 +46,9 @@ bench-offload: .venv/ready
 
 bench-live: .venv/ready
 	$(BIN)/python -m eex.experiments.bench.live $(ARGS)
+
+bench-serve: .venv/ready
+	$(BIN)/python -m eex.experiments.bench.serve $(ARGS)
 
 clean:
 	rm -rf .venv build docs/reference *.egg-info

@@ -166,6 +166,10 @@ class Learners:
         self._get(self._whole, alone, np.array([row]))
         return alone.state_dict()
 
+    def place_of(self, row: int) -> tuple[Policy, int]:
+        """The policy in which a learner is, to be looked at only, and its run there."""
+        return (self._whole, row) if self.joint else (self.policy(row), 0)
+
     def policy(self, row: int) -> Policy:
         """The policy of a learner that is not a row of a joint one."""
         policy = self._own[row]

@@ -437,9 +437,25 @@ class Session:
         """Call a function with the finished frames of each stream as they are summed up, in the session's thread."""
         self._ask(partial(self._playing.totals.watchers.append, watcher))
 
-    def look(self) -> None:
-        """Sum up the frames that have finished now, besides at the usual times."""
-        self._ask(self._playing.sum_up)
+    def look(self, visit: Callable[[str, Policy, int], None] = lambda name, policy, run: None) -> None:
+        """Sum up the frames that have finished now, besides at the usual times.
+
+        Parameters
+        ----------
+        visit
+            Called in the session's thread with the name of each stream, its policy and the run that it is there; it
+            must change nothing.
+        """
+
+        def look() -> None:
+            self._playing.sum_up()
+            with self._lock:
+                there = [(name, its.number) for name, its in self._streams.items() if its.number >= 0]
+            streams = self._playing.engine_streams
+            for name, number in there:
+                visit(name, *streams.learners.place_of(int(streams.learner[number])))
+
+        self._ask(look)
 
     def learner(self, name: str) -> "Learner":
         """A copy of what a stream's policy has learned, and what it would choose by.

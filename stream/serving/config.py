@@ -1,5 +1,6 @@
 """The options of the HTTP service. Heavy libraries are not imported, so --help is instant."""
 
+import functools
 import hmac
 import ipaddress
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class ServeConfig:
         return text
 
 
+@functools.lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address.
 

@@ -91,11 +91,11 @@ def _arms(policy: Policy) -> dict[str, Any] | None:
     return None
 
 
-def begun_anew(policy: Policy) -> float:
-    """A number that falls whenever the policy has begun anew because its stream changed; NaN if it never does."""
+def begun_anew(policy: Policy, run: int) -> float:
+    """A number that falls whenever a run has begun anew because its stream changed; NaN if it never does."""
     for part in _within(policy):
         if isinstance(part, Change):
-            return float(part.blocks.sum())
+            return float(part.blocks[run].sum())
         if hasattr(part, "drifts"):
-            return -float(np.sum(part.drifts))
+            return -float(part.drifts[run])
     return float("nan")

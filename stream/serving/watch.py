@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.policies.core.base import Policy
 from eex.policies.core.columns import Rows
 from eex.policies.core.errors import EexError
 from eex.stream.live.answers import Answer, Refusal
@@ -327,26 +328,22 @@ class Watch:
     def tick(self) -> None:
         """End a second: sum up what has finished since the last one."""
         now = time.time()
-        self._session.look()
+        begun: dict[str, float] = {}
+
+        def visit(name: str, policy: Policy, run: int) -> None:
+            begun[name] = begun_anew(policy, run)
+
+        self._session.look(visit)
         if self.viewers:
             self._summary = self._session.summary()
         with self._lock:
-            active = [name for name, series in self.series.items() if series._rows]
-            for series in self.series.values():
-                series.tick(now)
-        for name in active:
-            self._look_for_alarms(name, now)
-        self.ticks += 1
-
-    def _look_for_alarms(self, name: str, now: float) -> None:
-        """Note if a stream's policy has begun anew since the last look."""
-        series = self.series.get(name)
-        with contextlib.suppress(EexError):
-            blocks = begun_anew(self._session.learner(name).policy)
-            if series is not None:
+            for name, series in self.series.items():
+                blocks = begun.get(name, math.nan)
                 if blocks < series.blocks:
                     series.alarms.append(now)
                 series.blocks = blocks
+                series.tick(now)
+        self.ticks += 1
 
 
 def _picture(image: NDArray[np.uint8]) -> str:

@@ -88,7 +88,8 @@ class Browser:
         return found["result"].get("value")
 
     def until(self, text, seconds=30):
-        return self._until(lambda: self.evaluate(text), seconds)
+        """Wait until something is true; while the page is not there yet, it is not."""
+        return self._until(lambda: self.evaluate(f"(() => {{ try {{ return {text} }} catch {{ }} }})()"), seconds)
 
     def press(self, key, text=""):
         for kind in ("keyDown", "keyUp"):
