@@ -298,17 +298,17 @@ def _compare(agent: Agent, model: Any, world: World) -> None:
     inputs = len(card.observation)
     x = np.random.default_rng(0).uniform(size=(PROBES, card.stack, inputs)).astype(np.float32).astype(float)
     seen = np.array([[world.observe(one) for one in several] for several in x], dtype=np.float32)
-    said = model.predict(seen.reshape(PROBES, *model.observation_space.shape), deterministic=True)[0]
+    actions = model.predict(seen.reshape(PROBES, *model.observation_space.shape), deterministic=True)[0]
     if card.remembers:
         memory = np.zeros((PROBES, *card.memory))
         found = agent.remember(x, memory)[0][:, -1]
     else:
         found = agent(x[:, -1])
     if card.action == "grid":
-        arms = np.arange(PROBES), np.asarray(said).reshape(PROBES)
+        arms = np.arange(PROBES), np.asarray(actions).reshape(PROBES)
         off = float((found.max(axis=1) - found[arms]).max() / max(1.0, np.abs(found).max()))
     else:
-        off = float(np.abs(np.clip(found, 0, 1) - np.clip([world.act(action) for action in said], 0, 1)).max())
+        off = float(np.abs(np.clip(found, 0, 1) - np.clip([world.act(action) for action in actions], 0, 1)).max())
     if not off < 1e-3:
         raise EexError(f"the agent does not play what {type(model).__name__}'s model does: they differ by {off:.3g}")
 

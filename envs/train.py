@@ -183,8 +183,8 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    told = json.dumps(_told(config), sort_keys=True)
-    state = _read_state(folder / "state.json", told)
+    settings_text = json.dumps(_deciding(config), sort_keys=True)
+    state = _read_state(folder / "state.json", settings_text)
     if state["steps"]:
         try:
             model = maker.load(folder / "last.zip", env=env, device="cpu")
@@ -195,7 +195,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         model = _make(maker, config, settings, env)
     rivals = {name: _score(config, name, test) for name in ("ucb", "gain-curve")}
     if state["steps"] < config.steps:
-        callback = _checkpoints(config, test, rivals, state, told, say)
+        callback = _checkpoints(config, test, rivals, state, settings_text, say)
         model.learn(config.steps - state["steps"], callback=callback, reset_num_timesteps=not state["steps"])
     best: dict[str, Any] = state["best"]
     return best
@@ -264,7 +264,12 @@ def _make(maker: Any, config: TrainRLConfig, settings: Mapping[str, Any], env: A
 
 
 def _checkpoints(
-    config: TrainRLConfig, test: Trace, rivals: Mapping[str, tuple[float, float]], state: Any, told: str, say: Say
+    config: TrainRLConfig,
+    test: Trace,
+    rivals: Mapping[str, tuple[float, float]],
+    state: Any,
+    settings_text: str,
+    say: Say,
 ) -> "BaseCallback":
     """What evaluates, exports the best and keeps the last, now and then and at the end; it updates `state`."""
     from stable_baselines3.common.callbacks import BaseCallback
@@ -287,7 +292,7 @@ def _checkpoints(
 
         def keep(self) -> None:
             state["steps"] = self.num_timesteps
-            agent = exported(self.model, config.name, {"trained_steps": self.num_timesteps, **_told(config)})
+            agent = exported(self.model, config.name, {"trained_steps": self.num_timesteps, **_deciding(config)})
             save_agent(agent, folder / "last")
             reward, regret = _score(config, "rl", test, {"model": str(folder / "last")})
             self.logger.record("evaluation/reward", reward)
@@ -299,7 +304,7 @@ def _checkpoints(
                 save_agent(dataclasses.replace(agent, card=card), config.out)
                 self._save("best.zip")
             self._save("last.zip")
-            write_file(folder / "state.json", json.dumps(state | {"config": told}))
+            write_file(folder / "state.json", json.dumps(state | {"config": settings_text}))
 
         def _save(self, name: str) -> None:
             with replacing(folder / name) as part:
@@ -346,7 +351,7 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
     }
 
 
-def _told(config: TrainRLConfig) -> dict[str, Any]:
+def _deciding(config: TrainRLConfig) -> dict[str, Any]:
     """What decides how training goes, as JSON has it."""
     plain = dataclasses.asdict(config)
     for name in ("out", "quiet", "threads", *(["lstm"] * (config.algorithm != "recurrent-ppo"))):
@@ -356,14 +361,14 @@ def _told(config: TrainRLConfig) -> dict[str, Any]:
     return found
 
 
-def _read_state(path: Path, told: str) -> dict[str, Any]:
+def _read_state(path: Path, settings_text: str) -> dict[str, Any]:
     """Steps done and best evaluation of an earlier run of the same command."""
     fresh = {"steps": 0, "best": None}
     if not path.exists():
         return fresh
     try:
         state = parse_json(path.read_bytes())
-        same = state.pop("config") == told
+        same = state.pop("config") == settings_text
         if same and path.with_name("last.zip").exists():
             return {name: state[name] for name in fresh}
     except (OSError, ValueError, KeyError, AttributeError) as error:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from eex.policies.core.errors import EexError
 
-# Okabe and Ito's palette without its yellow, too faint on white: told apart by colour-blind readers and in print
+# Okabe and Ito's palette without its yellow, too faint on white: distinguishable for colour-blind readers and in print
 COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))]
 MARKERS = ["", "o", "^", "s"]

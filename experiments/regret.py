@@ -550,7 +550,7 @@ def _main() -> int:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; yields what tells it how far the sweep is."""
+    """A progress bar on standard error; yields the function that moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -287,13 +287,13 @@ def _follow_parent() -> None:
 
 def _play_here(part: Part) -> Columns:
     sweep, traces, done = _here
-    weight, told = (part.last - part.first) * len(sweep.overheads), 0
+    weight, before = (part.last - part.first) * len(sweep.overheads), 0
 
     def report(rounds: int) -> None:
-        nonlocal told
+        nonlocal before
         with done.get_lock():
-            done.value += weight * (rounds - told)
-        told = rounds
+            done.value += weight * (rounds - before)
+        before = rounds
 
     return play(sweep, part, traces[part.trace], report)
 

@@ -95,14 +95,14 @@ def record(data: str, out: Path) -> None:
         row = np.concatenate([np.random.default_rng((1, k)).permutation(len(images)) for k in range(9)])[
             frames % (9 * len(images))
         ]
-        said = []
+        answers = []
         with torch.inference_mode():
             for at in range(0, len(frames), 250):
                 number = frames[at : at + 250]
                 pixels = torch.from_numpy(images[row[number]]).float() / 255
                 levels = torch.from_numpy(schedule.levels(number))
-                said.append(every_exit(fast, distort(pixels, levels, torch.from_numpy(number), 0)))
-        confidence, prediction, probabilities = (np.concatenate(column) for column in zip(*said, strict=True))
+                answers.append(every_exit(fast, distort(pixels, levels, torch.from_numpy(number), 0)))
+        confidence, prediction, probabilities = (np.concatenate(column) for column in zip(*answers, strict=True))
         for exits in range(1, confidence.shape[1]):
             kept = [*range(exits), -1]
             trace = Trace(

@@ -106,8 +106,8 @@ def batches(classify: Callable[[Tensor], Tensor]) -> Answers:
 
     def answers(images: Tensor, labels: Ints, batch: int) -> Ints:
         with torch.inference_mode():
-            said = [classify(images[i : i + batch]).argmax(dim=1).cpu() for i in range(0, len(images), batch)]
-        found: Ints = torch.cat(said).numpy()
+            answers = [classify(images[i : i + batch]).argmax(dim=1).cpu() for i in range(0, len(images), batch)]
+        found: Ints = torch.cat(answers).numpy()
         return found
 
     return answers
@@ -226,7 +226,7 @@ def played(net: Network, policy: Policy, images: Tensor, labels: Ints, batch: in
 
 
 def contenders(config: Bench, net: EarlyExitNet, threshold: float, folder: Path) -> Iterator[Contender]:
-    """What can be measured on the network's device; what cannot be is said on standard error."""
+    """What can be measured on the network's device; a line on standard error names what cannot."""
     fast = optimised(load(config.model, net.mean.device.type))
     if "torch" in config.runtimes:
         yield Contender("whole", "torch", plain(fast))
@@ -260,8 +260,8 @@ def measure(config: Bench, device: str, images: Tensor, labels: Ints) -> Iterato
     """Rows of the table: each contender at each batch size, in turn in each round."""
     net = load(config.model, device)
     images = images.to(device)
-    said = [every_exit(optimised(load(config.model, device)), images[i : i + 256]) for i in range(0, len(images), 256)]
-    confidence, prediction = np.concatenate([s[0] for s in said]), np.concatenate([s[1] for s in said])
+    exits = [every_exit(optimised(load(config.model, device)), images[i : i + 256]) for i in range(0, len(images), 256)]
+    confidence, prediction = np.concatenate([s[0] for s in exits]), np.concatenate([s[1] for s in exits])
     threshold, exit, *_ = best_threshold(confidence, prediction, labels)
     costs = net.costs()
     with tempfile.TemporaryDirectory() as folder:

@@ -257,7 +257,7 @@ class Play:
         return not self.offloader.reachable
 
     def again(self) -> Callable[[], bool]:
-        """A function that says whether there was an answer since."""
+        """A function that tests whether an answer has come since."""
         before = self.answered
         return lambda: self.answered > before
 

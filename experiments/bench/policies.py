@@ -55,7 +55,7 @@ def synthetic_trace(frames: int = 10_000, seed: int = 0) -> Trace:
 
 
 def rounds_per_second(play: Callable[[int], int], seconds: float) -> float:
-    """Of a function that plays so many rounds of each run, and says how many those were of all runs together."""
+    """Rounds per second of a function that plays some rounds of each run and returns their number over all runs."""
     rounds, took = 16, 0.0
     while took < seconds / 12 and rounds < 20_000:
         rounds *= 2
@@ -113,7 +113,7 @@ def _main() -> int:
     one_exit = [name for name in POLICIES if not name.startswith("deex")]  # those need two
     names = names or [*one_exit, *(f"drift:detector={d}@ucb" for d in ("adwin", "page-hinkley", "kswin"))]
     for name in names:
-        make_policy(name, exits=trace.edge_exits)  # a mistake is told before anything is measured
+        make_policy(name, exits=trace.edge_exits)  # a mistake ends the bench before anything is measured
     console = Console()
     if not console.is_terminal:
         console.width = 120

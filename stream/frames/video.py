@@ -41,7 +41,7 @@ _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:no
 
 
 class VideoError(EexError):
-    """A video, camera or network stream cannot be opened, or stopped: one line says why. Trying again may help."""
+    """A video, camera or network stream cannot be opened or has stopped; the message names the reason."""
 
 
 class Readable(Protocol):
@@ -79,7 +79,7 @@ class Damaged:
 
 
 def camera(number: int) -> tuple[str, dict[str, str]]:
-    """What `decode_video` takes for the camera of a number: its device, and options that say how it is opened.
+    """What `decode_video` takes for the camera of a number: its device, and the options to open it with.
 
     Raises
     ------
@@ -240,7 +240,7 @@ class _Awaited:
         self._times: set[int] = set()
         self._begun = False  # what a stream that is joined halfway sends before its first key frame is not missed
         self._sent_at: int | None = None  # decoding time of the last packet, which rises
-        self.cut = 0  # frames that the file says are not to be shown
+        self.cut = 0  # frames that the file marks as not to be shown
 
     def sent(self, packet: Any) -> None:
         self._begun = self._begun or packet.is_keyframe
@@ -297,7 +297,7 @@ def _reason(error: Exception, patience: float) -> str:
         return f"nothing came for {patience:g} seconds"
     if isinstance(error, av.error.HTTPError):
         return error.strerror or "the server refused"
-    if isinstance(error, OSError) and error.errno == errno.EIO:  # FFmpeg says no more than that
+    if isinstance(error, OSError) and error.errno == errno.EIO:  # FFmpeg reports no more than that
         protected = str(error.filename).startswith(("https:", "rtsps:"))
         return "the host is unknown or does not answer" + (", or its certificate is not trusted" if protected else "")
     return str(getattr(error, "strerror", "") or error).rstrip(".")

@@ -36,7 +36,7 @@ def compared(rows: Rows) -> Floats:
 
 
 def agreement(sums: Floats) -> dict[str, Any]:
-    """What the sums say, as plain values: shares and means over the replies, and whether the edge is overconfident.
+    """As plain values: shares and means over the replies, and whether the edge is overconfident.
 
     If confidences are chances to be right, and the cloud is right at least as often as the edge, then over the frames
     that the cloud replied to

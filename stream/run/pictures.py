@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from eex.policies.core.schedule import Piece
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in print
+# Okabe and Ito's palette: distinguishable for colour-blind readers and in print
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 SHADES = ["#ffffff", "#dce9f5", "#fbe6d4", "#e3f1e0", "#efe3f2", "#f4f1d8"]
 
 MOST_BANDS = 300
-"""Pieces of a schedule that can still be told apart behind a curve; more are not drawn."""
+"""Pieces of a schedule that can still be distinguished under a curve; more are not drawn."""
 
 
 def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
@@ -160,7 +160,7 @@ def reliability(rows: pd.DataFrame, names: Sequence[str]) -> Figure:
             panel.set_visible(False)
             continue
         part = rows[rows["exit"] == e + 1]
-        shade = 0.25 + 0.75 * (part["frames"] / part["frames"].max()) ** 0.5  # a bar of three frames says little
+        shade = 0.25 + 0.75 * (part["frames"] / part["frames"].max()) ** 0.5  # a bar of three frames means little
         for (_, bin), alpha in zip(part.iterrows(), shade, strict=True):
             width = bin["high"] - bin["low"]
             panel.bar(bin["low"], bin["accuracy"], 0.92 * width, align="edge", color=COLOURS[0], alpha=alpha, lw=0)

@@ -18,7 +18,7 @@ def record(
     Parameters
     ----------
     report
-        Called after each micro-batch with the number of frames done, and of all; 0 where the source does not say.
+        Called after each micro-batch with the number of frames done, and of all; 0 where that is not known.
 
     Returns
     -------
@@ -37,16 +37,16 @@ def record(
     net = load_network(config)
     frames = Frames(config, schedule, net)
     skipped: dict[str, str] = {}
-    labels, said = [], []
+    labels, answers = [], []
     done = 0
     for batch in frames.batches(frames.total, skipped):
         labels.append(batch.labels)
-        said.append(every_exit(net, batch.images))
+        answers.append(every_exit(net, batch.images))
         done += len(batch)
         report(done, frames.total)
     if not done:
         raise nothing_usable(config, skipped)
-    confidence, prediction, probabilities = zip(*said, strict=True)
+    confidence, prediction, probabilities = zip(*answers, strict=True)
     number = np.arange(done)
     levels = schedule.levels(number)
     trace = Trace(

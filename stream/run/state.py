@@ -124,7 +124,7 @@ def restore(saved: Mapping[str, NDArray[Any]], policy: Policy, meter: Meter, tal
     EexError
         If the state is that of another policy or price.
     """
-    made_by = str(saved.get("made_by", type(policy).__qualname__))  # an older state does not say
+    made_by = str(saved.get("made_by", type(policy).__qualname__))  # an older state lacks it
     try:
         if made_by != type(policy).__qualname__:
             raise ValueError(f"its policy is {made_by}, not {type(policy).__qualname__}")

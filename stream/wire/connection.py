@@ -70,7 +70,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class ConnectionConfig:
-    """Options that say how frames reach the cloud."""
+    """Options for how frames reach the cloud."""
 
     worker: str = "embedded"
     """Cloud worker: 'embedded' starts one on this machine ('embedded:2' with two processes); tcp://host:port connects

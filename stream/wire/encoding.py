@@ -190,7 +190,7 @@ def layout(dtype: DType, shape: tuple[int, ...], codec: Codec, packed: int) -> L
 def decode(dtype: DType, shape: tuple[int, ...], codec: Codec, arrays: tuple[NDArray[Any], ...]) -> NDArray[Any]:
     """The frames that were sent: features as float32 or float16, images as float32 in [0, 1].
 
-    The arrays must be as `layout` says; uncompressed float32 and float16 values are returned as they came.
+    The arrays must match `layout`; uncompressed float32 and float16 values are returned as they came.
 
     Raises
     ------

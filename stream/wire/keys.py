@@ -64,7 +64,7 @@ class WorkerKeys:
 
 
 def default_folder() -> Path:
-    """Where keys are unless an option says otherwise: $EEX_KEYS, or eex/keys in the user's configuration folder.
+    """Where keys are by default: $EEX_KEYS, or eex/keys in the user's configuration folder.
 
     Raises
     ------
@@ -333,7 +333,7 @@ def only(worker: Pair, client: bytes) -> WorkerKeys:
 
 
 def make_keys(folder: Path, names: tuple[str, ...] = ()) -> list[str]:
-    """Make pairs by name, or else one for a worker and one for an edge; lines that say what was made.
+    """Make pairs by name, or else one for a worker and one for an edge; the lines to print.
 
     Raises
     ------

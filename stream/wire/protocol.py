@@ -37,7 +37,7 @@ classes. The welcome names it by its fingerprint, `answerer`, beside the edge's 
 [0, 1], and prediction, int32 of shape (n,), an index into the welcome's `classes`.
 
 **Refusals.** A worker that cannot do what it is asked answers with a `ReplyHeader` without frames, with two empty
-arrays, the kind of refusal and a line that says why. A message whose id cannot be read is dropped. The kinds:
+arrays, the kind of refusal and a line with the reason. A message whose id cannot be read is dropped. The kinds:
 
 - "message": the message is malformed or beyond a limit, or its features do not fit the stage;
 - "model", "stage", "expert": the worker has no such thing;
@@ -54,7 +54,7 @@ to stop. An edge does not use a worker whose answer is overdue, or whose model h
 deadline, until that changes (`eex.stream.wire.peer`).
 
 **Limits.** A header has at most 64 KiB, an array at most 64 MiB or the welcome's `max_bytes`, and a message at most
-65,536 images. A client may have as many requests under way as the welcome's `window` says.
+65,536 images. A client may have as many requests under way as the welcome's `window` allows.
 
 **Versions.** Every header carries the `version` of the protocol. A receiver refuses any version but its own, with
 both numbers in the reason; a change to the structures is a new version.
@@ -254,7 +254,7 @@ def pack(header: Header, *arrays: NDArray[Any]) -> list[Buffer]:
     Raises
     ------
     OffloadError
-        If the arrays are not what the header says, or `unpack` would refuse the message.
+        If the arrays do not match the header, or `unpack` would refuse the message.
     """
     frames: list[Buffer] = [_ENCODER.encode(header)]
     layout = _layout(_read_header(frames[0]))

@@ -156,7 +156,7 @@ class Clients:
                 del self._clients[client.id]
 
     def present(self, now: float) -> int:
-        """Clients that have been heard of lately."""
+        """Clients that have sent something lately."""
         return sum(now - client.seen <= GONE_S for client in list(self._clients.values()))
 
     def check_room(self, client: Client, window: int) -> None:

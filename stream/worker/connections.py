@@ -1,7 +1,7 @@
 """The TCP connections of a worker's socket: how many there may be, and which are ended.
 
 ZeroMQ accepts whatever comes and keeps all parts of a message until the last one is there. Its monitor names each
-connection's descriptor, through which the kernel says how much has been received, and by which one can be ended.
+connection's descriptor, which gives access to the kernel's count of bytes received and by which it can be ended.
 """
 
 import contextlib

@@ -175,7 +175,7 @@ class EmbeddedWorker:
             start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
         )
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already; `endpoint` says why
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; `endpoint` raises the reason
             process.stdin.write(f"{self._own.secret.decode()} {self.keys.own.public.decode()}\n")
             process.stdin.flush()
         self._errors: deque[str] = deque(maxlen=20)

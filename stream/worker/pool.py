@@ -213,7 +213,7 @@ class ReplicaPool:
 
 
 def is_alive(replica: Replica) -> bool:
-    """Whether a replica is there, as far as it can say without being run."""
+    """Whether a replica is there, as far as it can be known without running it."""
     return bool(getattr(replica, "alive", True))
 
 

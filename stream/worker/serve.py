@@ -75,7 +75,7 @@ def listen(
     metrics: tuple[str, int] | None = None,
     anywhere: bool = False,
 ) -> None:
-    """Bind a socket, print the line that says so, and serve until `stop` is set.
+    """Bind a socket, print where it listens, and serve until `stop` is set.
 
     Parameters
     ----------

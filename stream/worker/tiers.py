@@ -100,7 +100,7 @@ class Upstream:
     log
         Receives a line when the upstream worker goes and when it comes back.
     reachable
-        Whether the user believes that it is there; the first line says so where that is wrong.
+        Whether it was reachable at the start; the first change is logged.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from faults import PATIENCE_S, Stream, unwritable
 from eex.experiments.bench.trivial_worker import MODEL, TrivialWorker
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.client import ZmqOffloader
-from eex.stream.wire.keys import edge_keys, make_keys
+from eex.stream.wire.keys import edge_keys, make_keys, new_pair
 from eex.stream.wire.protocol import Hello, Welcome, pack, unpack
 from eex.stream.worker.embedded import READY
 
@@ -55,7 +55,10 @@ def worker(folder, stderr=subprocess.DEVNULL):
 
 @pytest.fixture
 def folder(tmp_path):
+    """Keys, beside what is none and must neither hold the worker up nor end it."""
     make_keys(tmp_path, ("worker", "edge", "other"))
+    os.mkfifo(tmp_path / "a.pub")
+    (tmp_path / os.fsdecode(b"caf\xe9.pub")).write_bytes(new_pair().public)
     return tmp_path
 
 
@@ -138,7 +141,8 @@ def test_a_clients_key_is_replaced_while_the_worker_runs(folder, tmp_path_factor
 
 def test_a_workers_key_is_replaced(folder, tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
-    shutil.copytree(folder, site, dirs_exist_ok=True)
+    for name in ("edge.key", "worker.pub"):
+        shutil.copy(folder / name, site)
     with worker(folder) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
