@@ -6,7 +6,7 @@ import numpy as np
 
 from eex.envs.playlist import reordered
 from eex.policies.algorithms.curves import THRESHOLDS
-from eex.policies.core.base import Floats
+from eex.policies.core.base import Floats, Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
 from eex.policies.core.references import best_arm_of_segments, fixed_rewards
@@ -36,6 +36,7 @@ def play(
     seed: int = 0,
     exit_cost: float = 0.0,
     options: Mapping[str, str] | None = None,
+    kind: Reward = "adaee",
 ) -> tuple[Floats, Floats]:
     """Play a policy over a trace in order, at all overheads side by side, with late feedback.
 
@@ -43,15 +44,18 @@ def play(
     -------
     reward, regret
         Of each overhead and frame, (overheads, frames); the regret is against the fixed threshold, common to all exits,
-        that is best in hindsight in each segment of unchanged distortion.
+        that is best in hindsight in each segment of unchanged distortion. Both are of what frames earn under `kind`.
     """
     price = np.asarray(overheads, dtype=float)
     made = make_policy(policy, options, exits=trace.edge_exits, runs=len(price), seed=seed)
     keys = np.full(len(price), seed)
-    reward = replay(made, trace, price, order="in-order", seed=seed, keys=keys, link=link, exit_cost=exit_cost).reward
+    replayed = replay(
+        made, trace, price, order="in-order", seed=seed, keys=keys, link=link, exit_cost=exit_cost, kind=kind
+    )
+    reward = replayed.reward
     rows = np.arange(len(trace))[None]
     grid = np.array(THRESHOLDS)
-    earned = (fixed_rewards(trace.confidence, o, grid, exit_cost) for o in price)
+    earned = (fixed_rewards(trace.confidence, o, grid, exit_cost, kind) for o in price)
     best = [best_arm_of_segments(by_threshold, rows, trace.segments)[0] for by_threshold in earned]
     return reward, np.array(best) - reward
 
@@ -67,8 +71,9 @@ def score(
     seeds: int,
     exit_cost: float = 0.0,
     options: Mapping[str, str] | None = None,
+    kind: Reward = "adaee",
 ) -> tuple[float, float]:
     """Mean reward and mean regret per 1,000 frames, over overheads and reordered traces of seeds 0, 1, …"""
     schedules = (reordered(trace, rounds, switch, k) for k in range(seeds))
-    played = [play(policy, frames, overheads, link, k, exit_cost, options) for k, frames in enumerate(schedules)]
+    played = [play(policy, frames, overheads, link, k, exit_cost, options, kind) for k, frames in enumerate(schedules)]
     return 1000 * float(np.mean([p[0] for p in played])), 1000 * float(np.mean([p[1] for p in played]))

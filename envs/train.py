@@ -47,6 +47,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "td3": {"buffer_size": 1_000_000, "batch_size": 4096, "gamma": 0.0, "gradient_steps": 8, "learning_starts": 50_000},
 }
 
+RIVALS = {kind: ("ucb", "gain-curve") for kind in ("confidence", "accuracy")} | {"utility": ("ucb", "stop-curve")}
+"""Policies that an agent is evaluated beside, by what it was trained for."""
+
 
 @dataclass(frozen=True)
 class TrainRLConfig:
@@ -193,7 +196,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
             raise EexError(f"{folder / 'last.zip'}: cannot be read, delete {folder} to begin anew: {reason}") from None
     else:
         model = _make(maker, config, settings, env)
-    rivals = {name: _score(config, name, test) for name in ("ucb", "gain-curve")}
+    rivals = {name: _score(config, name, test) for name in RIVALS[config.reward]}
     if state["steps"] < config.steps:
         callback = _checkpoints(config, test, rivals, state, settings_text, say)
         model.learn(config.steps - state["steps"], callback=callback, reset_num_timesteps=not state["steps"])
@@ -333,6 +336,7 @@ def _score(
         seeds=config.evaluate_seeds,
         exit_cost=config.exit_cost,
         options=options,
+        kind="utility" if config.reward == "utility" else "adaee",
     )
 
 
@@ -346,6 +350,7 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
         ),
         "schedules": f"{config.evaluate_seeds} of {config.evaluate_rounds} frames, switching every {config.switch}",
         "overheads": list(config.evaluate_overheads),
+        "reward": config.reward,
         "exit_cost": config.exit_cost,
         "link": config.link,
     }

@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 import eex.policies
 from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
 from eex.policies.algorithms.arms import GRID
+from eex.policies.core.aims import Aim, parse_aims
 from eex.policies.core.base import Policy, Reward, classes_of
 from eex.policies.core.code import own_source, own_sources
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.references import best_fixed, best_per_exit
-from eex.policies.core.replay import Order
+from eex.policies.core.replay import Order, times_of
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import POLICIES, make_policy, playable, split_policies
+from eex.policies.wrappers.aim import aims_of
 from eex.stream.guard import guarded, hush
 
 if TYPE_CHECKING:
@@ -70,6 +73,12 @@ class RegretConfig:
     reward: Reward = "adaee"
     """What frames earn, and regret is of: AdaEE's reward, which is 0 wherever a frame leaves on the edge, or the
     utility, which is the confidence of the answer less the prices paid for it."""
+    aim: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Wish that policies which heed prices keep to: "offload <= 10 %", "mean latency <= 8 ms", "p99 <= 40 ms" or
+    "accuracy within 1 point of the whole network". Can be repeated, or several separated by commas."""
+    exit_ms: str = ""
+    """Milliseconds after which each exit answers, comma-separated, the cloud's last: 2,4,6,40. By default, the times
+    that the trace holds. A link's round trip comes on top."""
     seed: int = 0
     """Seed of all random draws."""
     grid: str = " ".join(f"{t:g}" for t in GRID)
@@ -121,7 +130,7 @@ def compare(config: RegretConfig, show: Callable[[int, int], None] = lambda done
     """
     sweep = _sweep(config)
     traces = {name: read_trace(path) for name, path in _named(config.trace).items()}
-    policies, code = _checked_policies(config, sweep, list(traces.values()))
+    policies, code = _checked_policies(config, sweep, traces)
     played = {
         "traces": {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in _named(config.trace).items()},
         "policies": policies,
@@ -137,7 +146,7 @@ def compare(config: RegretConfig, show: Callable[[int, int], None] = lambda done
 
     curves = read_curves(folder)
     summary = {
-        **summarise(curves),
+        **summarise(curves, sweep.aims),
         "hindsight": [_hindsight(sweep, n, t, o) for n, t in traces.items() for o in sweep.overheads],
         "folder": str(folder),
     }
@@ -200,6 +209,8 @@ def _sweep(config: RegretConfig) -> Sweep:
         exit_cost=config.exit_cost,
         reward=config.reward,
         seed=config.seed,
+        exit_ms=_times(config.exit_ms),
+        aims=_wishes(config.aim),
         grid=tuple(sorted(_numbers("grid", config.grid))),
     )
 
@@ -215,15 +226,51 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     return numbers
 
 
+def _times(text: str) -> tuple[float, ...]:
+    """Milliseconds, separated by commas or spaces."""
+    try:
+        times = tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        times = (-1.0,)
+    if not all(0 <= x < np.inf for x in times):
+        raise EexError(
+            f"--exit-ms must be comma-separated milliseconds, one per exit and the cloud's last; got '{text}'"
+        )
+    return times
+
+
+def _wishes(texts: Sequence[str]) -> tuple[str, ...]:
+    """Wishes in the form in which they are shown."""
+    try:
+        return tuple(aim.text for aim in parse_aims(texts))
+    except EexError as error:
+        raise EexError(f"--aim: {error}") from None
+
+
+def _check_times(sweep: Sweep, traces: dict[str, Trace], policies: Sequence[Policy]) -> None:
+    """Raise an `EexError` if a wish is about latency and a trace has no times, or those given do not fit."""
+    aims = [*parse_aims(sweep.aims), *(aim for policy in policies if (a := aims_of(policy)) for aim in a.aims)]
+    late = [aim.text for aim in aims if aim.kind in ("latency", "quantile")]
+    for name, trace in traces.items():
+        try:
+            known = times_of(trace, sweep.exit_ms) is not None or sweep.link is not None
+        except EexError as error:
+            raise EexError(f"--exit-ms: {name}: {error}") from None
+        if late and not known:
+            raise EexError(
+                f"'{late[0]}': the trace {name} holds no times; say when each exit answers, --exit-ms 2,4,6,40"
+            )
+
+
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
     """Traces by the names of their files, or by their paths where those are the same."""
     stems = [path.stem for path in paths]
     return {str(p) if stems.count(p.stem) > 1 else p.stem: p for p in paths}
 
 
-def _checked_policies(config: RegretConfig, sweep: Sweep, traces: Sequence[Trace]) -> tuple[dict[str, str], str]:
+def _checked_policies(config: RegretConfig, sweep: Sweep, traces: dict[str, Trace]) -> tuple[dict[str, str], str]:
     """What `make_policy` is given, by what the user wrote, each tried once; and their fingerprint."""
-    exits = {trace.edge_exits for trace in traces}
+    exits = {trace.edge_exits for trace in traces.values()}
     texts = split_policies(config.policies)
     policies, tried = {}, []
     for text in texts or playable():
@@ -244,6 +291,9 @@ def _checked_policies(config: RegretConfig, sweep: Sweep, traces: Sequence[Trace
                 policies[text] = armed
             except EexError:
                 pass  # has no arms
+    _check_times(sweep, traces, tried)
+    if sweep.aims and texts and not any(policy.priced for policy in tried):
+        raise EexError(f"--aim: none of {', '.join(texts)} heeds prices; add stop-curve or gain-curve to --policies")
     return policies, fingerprint(tried, list(policies))
 
 
@@ -370,15 +420,21 @@ def _write_json(path: Path, value: Any) -> None:
 # ---- what comes of it
 
 
-def summarise(curves: "pd.DataFrame") -> dict[str, Any]:
+def summarise(curves: "pd.DataFrame", aims: Sequence[str] = ()) -> dict[str, Any]:
     """The comparison as plain JSON values, from its saved rows.
+
+    Parameters
+    ----------
+    aims
+        The wishes that were played under.
 
     Returns
     -------
     dict
         rows: one a trace, policy and overhead. regret_X: final regret, its mean over the runs, and regret_X_ci95, half
         the width of its 95 % interval (Student's t; None if the runs do not differ); reward, utility, offloaded_share,
-        accuracy (None without labels): means; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of
+        accuracy (None without labels), differs, latency_ms: means; aims: for each wish its limit, the runs' mean cost
+        and the share of runs that kept it; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of
         regret_best_arm, None where `ucb` was not played.
 
         sums: one a trace and policy, the regrets summed over the overheads, and ratio_to_ucb for regret_best_arm,
@@ -392,6 +448,9 @@ def summarise(curves: "pd.DataFrame") -> dict[str, Any]:
         row = dict(zip(keys, key, strict=True)) | _means(runs, regrets)
         row |= {name: float(runs[name].mean()) for name in ("reward", "utility", "offloaded", "accuracy")}
         row["offloaded_share"] = row.pop("offloaded")
+        row |= {name: float(runs[name].mean()) for name in ("latency_ms", "differs") if name in runs}
+        if aims:
+            row["aims"] = [_came_to(aim, runs[f"aim_{j}"].to_numpy()) for j, aim in enumerate(parse_aims(aims))]
         row["accuracy"] = None if np.isnan(row["accuracy"]) else row["accuracy"]
         rows.append(row)
     by_key = dict(iter(curves.groupby(keys, sort=False, observed=True)))
@@ -405,6 +464,16 @@ def summarise(curves: "pd.DataFrame") -> dict[str, Any]:
     _add_ratios(sums, "regret_best_arm", "ratio_to_ucb")
     _add_ratios(sums, "regret_dynamic", "dynamic_ratio_to_ucb")
     return {"rounds": int(curves["round"].max()), "runs": int(curves["run"].nunique()), "rows": rows, "sums": sums}
+
+
+def _came_to(aim: Aim, cost: NDArray[Any]) -> dict[str, Any]:
+    """What came of a wish in runs of these mean costs, (runs,)."""
+    return {
+        "wish": aim.text,
+        "limit": aim.limit,
+        "came_to": float(cost.mean()),
+        "kept_share": float(np.mean(aim.kept(cost))),
+    }
 
 
 def _means(runs: "pd.DataFrame", names: Sequence[str]) -> dict[str, float | None]:
@@ -499,6 +568,15 @@ def print_summary(summary: dict[str, Any]) -> None:
             ratio = "" if row["ratio_to_ucb"] is None else f"{row['ratio_to_ucb']:.1%}"
             table.add_row(f"  {row['policy']}", *(_with_ci(row, name) for name in columns), "", "", "", ratio)
         console.print(table)
+        for row in (r for r in summary["rows"] if r["trace"] == trace):
+            for aim in row.get("aims", ()):
+                came = parse_aims(aim["wish"])[0].shown(aim["came_to"])
+                console.print(
+                    f"{row['policy']}, overhead {row['overhead']:g}: '{aim['wish']}' kept in {aim['kept_share']:.0%} "
+                    f"of the runs; {came}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         console.print()
     console.print(f"curves, summary and pictures: {summary['folder']}", highlight=False, soft_wrap=True)
 

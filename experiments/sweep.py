@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Floats, Ints, Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
@@ -32,6 +33,7 @@ from eex.policies.core.references import (
 from eex.policies.core.replay import Order, Replayed, replay
 from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
+from eex.policies.wrappers.aim import keeping
 
 Columns = dict[str, NDArray[Any]]
 Take = Callable[["Part", Columns], None]
@@ -55,6 +57,8 @@ class Sweep:
         Played side by side, on the same frames.
     grid
         Thresholds that hindsight chooses from, rising.
+    aims
+        Wishes, as `parse_aims` reads them: policies that heed prices keep to them, and columns say what came of each.
     """
 
     overheads: tuple[float, ...]
@@ -67,6 +71,8 @@ class Sweep:
     seed: int
     grid: tuple[float, ...]
     reward: Reward = "adaee"
+    exit_ms: tuple[float, ...] = ()
+    aims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,15 @@ def play(sweep: Sweep, part: Part, trace: Trace, report: Callable[[int], None] =
     -------
     dict of arrays
         overhead; run; round: so many were played; reward: cumulative; regret_X for each of `REFERENCES`: cumulative;
-        offloaded, accuracy: shares so far, the latter NaN without labels.
+        offloaded, accuracy, differs: shares so far; accuracy is NaN without labels, and differs is of answers that
+        differ from the whole network's; latency_ms: mean so far; aim_0, …: mean cost of each wish so far.
     """
     keys = np.arange(part.first, part.last)
     overheads = np.array(sweep.overheads)
     runs = len(keys) * len(overheads)
     policy = make_policy(part.text, exits=trace.edge_exits, runs=runs, seed=sweep.seed)
+    if policy.priced:
+        policy = keeping(policy, sweep.aims, part.text)
     policy.keys = (keys + 1_000_003 * np.round(1e6 * overheads).astype(np.int64)[:, None]).ravel()
     played = replay(
         policy,
@@ -124,6 +133,7 @@ def play(sweep: Sweep, part: Part, trace: Trace, report: Callable[[int], None] =
         delay=sweep.delay,
         link=sweep.link,
         exit_cost=sweep.exit_cost,
+        exit_ms=sweep.exit_ms,
         kind=sweep.reward,
         report=report,
     )
@@ -151,6 +161,12 @@ def _curves(sweep: Sweep, keys: Ints, trace: Trace, played: Replayed, k: int) ->
         "offloaded": so_far(played.offloaded[mine]) / marks,
         "accuracy": np.where(labelled > 0, so_far(right) / np.maximum(labelled, 1), np.nan),
     }
+    differs = played.answer[mine] != trace.prediction[frame, -1]
+    columns["latency_ms"] = so_far(played.latency_ms[mine]) / marks
+    columns["differs"] = so_far(differs) / marks
+    for j, aim in enumerate(parse_aims(sweep.aims)):
+        cost = aim.cost(differs, played.latency_ms[mine], played.offloaded[mine])
+        columns[f"aim_{j}"] = so_far(cost) / marks
     earned = references(sweep, trace, frame, overhead)
     columns |= {f"regret_{name}": so_far(values) - reward for name, values in earned.items()}
     return {name: values.ravel() for name, values in columns.items()}

@@ -38,6 +38,10 @@ POLICIES: dict[str, str] = {
     "hi-lcb": "eex.policies.algorithms.hi_lcb:HILCB",
     "hedge-hi": "eex.policies.algorithms.hedge_hi:HedgeHI",
     "splitee-s": "eex.policies.algorithms.splitee_s:SplitEES",
+    "ucb-bwk": "eex.policies.algorithms.ucb_bwk:UCBBwK",
+    "h2t2": "eex.policies.algorithms.h2t2:H2T2",
+    "policy-gradient": "eex.policies.algorithms.policy_gradient:PolicyGradient",
+    "eenet": "eex.policies.algorithms.eenet:EENet",
     "linucb": "eex.policies.algorithms.linucb:LinUCB",
     "rl": "eex.policies.algorithms.rl:RL",
 }
@@ -46,6 +50,7 @@ POLICIES: dict[str, str] = {
 WRAPPERS: dict[str, str] = {
     "drift": "eex.policies.wrappers.drift:Drift",
     "safe": "eex.policies.wrappers.safe:Safe",
+    "aim": "eex.policies.wrappers.aim:Aims",
 }
 """What stands before another policy and an @: its first parameter is a `Policy`."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import tyro
 
+from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import parse_json
@@ -63,6 +64,9 @@ class PolicyConfig:
     megabyte (0.01/MB) or per joule (0.05/J@1.3W), a sum of these with +, or a budget (budget=10/s, budget=20%)."""
     exit_cost: float = 0.0
     """Price of each edge exit that a frame visits after the first, in units of confidence. AdaEE uses 0."""
+    aim: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Wish that the policy keeps to, by prices on top of those above: "accuracy within 1 point of the whole network",
+    "mean latency <= 8 ms", "p99 <= 40 ms" or "offload <= 10 %". Can be repeated, or several separated by commas."""
     reward: Reward = "adaee"
     """What frames earn: AdaEE's reward, which is 0 wherever a frame leaves on the edge, or the utility, which is the
     confidence of the answer less the prices paid for it."""
@@ -91,6 +95,10 @@ class PolicyConfig:
             raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
         if not 0 <= self.drop_below <= 1:
             raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
+        try:
+            parse_aims(self.aim)
+        except EexError as error:
+            raise EexError(f"--aim: {error}") from None
         return price
 
     def options(self) -> dict[str, str]:

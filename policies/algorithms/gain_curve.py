@@ -82,6 +82,7 @@ class GainCurve(Composite):
     state = ("offloads", "gains", "squares", "seen", "heard", "news", "weight", "arm", "decided", "curve")
     parts = ("change",)
     joint = True
+    priced = True
 
     def __init__(
         self,

@@ -92,6 +92,7 @@ class StopCurve(Composite):
     )  # fmt: skip
     parts = ("change",)
     joint = True
+    priced = True
 
     def __init__(
         self,

@@ -175,6 +175,9 @@ class Policy(Arrays):
         Whether learners of many streams may be rows of one such policy (`eex.policies.core.learners`): each run may be
         at another frame, and all that it has learned is its row of the arrays in `state`, whose shapes never change.
         Otherwise, and by default, each stream gets a policy of its own.
+    priced
+        Whether its choices follow from the context's overhead and exit cost at once, so that prices steer it: wishes
+        (`eex.policies.wrappers.aim`) are kept with such policies alone.
     reward
         What the rewards that it learns from count (`Reward`); set by whoever plays the policy.
     keys
@@ -188,6 +191,7 @@ class Policy(Arrays):
     """
 
     joint: ClassVar[bool] = False
+    priced: bool = False
     reward: Reward = "adaee"
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:

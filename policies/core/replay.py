@@ -1,8 +1,8 @@
 """Replay: plays a policy over a trace, many runs side by side, with late feedback."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +49,8 @@ class Feedback:
         Whether it was dropped instead, answered by nobody, (frames,); None where none was.
     reachable
         Of the context each frame was chosen in, (frames,); None where a worker always was.
+    latency_ms
+        From arrival to the answer, (frames,); None where the trace's times are to count.
     """
 
     frame: Ints
@@ -59,6 +61,7 @@ class Feedback:
     fallback: Bools
     dropped: Bools | None = None
     reachable: Bools | None = None
+    latency_ms: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Replayed:
         The same as the utility has it, whatever the policy learned from; NaN where the reward is.
     answer
         Class that the frame was answered with; -1 where it was dropped.
+    latency_ms
+        Until the answer: of the exit that gave it, by the trace's times or those given, plus the link's round trip.
     """
 
     frame: Ints
@@ -87,6 +92,7 @@ class Replayed:
     reward: Floats
     utility: Floats
     answer: Ints
+    latency_ms: Floats
 
 
 def draw_frames(trace: Trace, rounds: int, order: Order, seed: int, keys: Ints) -> Ints:
@@ -124,6 +130,7 @@ def replay(
     link: SimulatedLink | None = None,
     feedback: Feedback | None = None,
     exit_cost: float = 0.0,
+    exit_ms: Sequence[float] = (),
     kind: Reward = "adaee",
     report: Callable[[int], None] = lambda done: None,
 ) -> Replayed:
@@ -151,6 +158,9 @@ def replay(
         Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices.
     exit_cost
         Price of each further edge exit.
+    exit_ms
+        Milliseconds after which each exit answers, the cloud's last; by default the trace's `seconds`, or 0 where it
+        has none. A link's round trip comes on top.
     kind
         What frames earn.
     report
@@ -170,6 +180,7 @@ def replay(
     by_round = np.ascontiguousarray(drawn.T)
     policy.reward = kind
     foreign = is_foreign(policy)
+    answered_ms = times_of(trace, exit_ms)
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
     answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int32)  # a trace may have a million classes
@@ -183,7 +194,8 @@ def replay(
             check_thresholds(policy, chosen, 1)
         took, fate = _fate(t, link, feedback, keys, seed)
         outcomes, answers[t], utility[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate)
-        delivery.add(t, outcomes)
+        outcomes = replace(outcomes, latency_ms=_latency_ms(t, answered_ms, by_round[t], outcomes, took, feedback))
+        delivery.add(t, outcomes, took)
         for name in _COPIED:
             done[name][t] = getattr(outcomes, name)
         if t % 256 == 255:
@@ -194,7 +206,8 @@ def replay(
     )
 
 
-_COPIED = {"arm": np.int32, "exit": np.int16, "offloaded": np.bool_, "fallback": np.bool_, "reward": np.float64}
+_COPIED: dict[str, Any] = {"arm": np.int32, "exit": np.int16, "offloaded": np.bool_, "fallback": np.bool_}
+_COPIED |= {"reward": np.float64, "latency_ms": np.float64}
 
 
 def _check(policy: Policy, trace: Trace, overhead: float | Floats, delay: int, feedback: Feedback | None) -> None:
@@ -221,6 +234,38 @@ def _fate(
         return None, {}
     took, lost = link.round_trip_ms(t, keys, seed)
     return took, {"lost": lost}
+
+
+def times_of(trace: Trace, exit_ms: Sequence[float] = ()) -> Floats | None:
+    """Milliseconds after which each exit answers, (frames, edge exits + 1): those given, or the trace's; None if
+    neither is known.
+
+    Raises
+    ------
+    EexError
+        If those given do not fit.
+    """
+    if not len(exit_ms):
+        return None if trace.seconds is None else 1000 * trace.seconds
+    given = np.asarray(exit_ms, dtype=float)
+    if given.shape != (trace.edge_exits + 1,) or not ((given >= 0) & np.isfinite(given)).all():
+        count = trace.edge_exits + 1
+        raise EexError(f"the exits' times must be {count} numbers of milliseconds, the cloud's last; got {exit_ms}")
+    return np.broadcast_to(given, (len(trace), len(given)))
+
+
+def _latency_ms(
+    t: int, answered_ms: Floats | None, row: Ints, outcomes: Outcomes, took: Floats | None, feedback: Feedback | None
+) -> Floats:
+    """When round t's frames were answered, (runs,)."""
+    if feedback is not None and feedback.latency_ms is not None:
+        return feedback.latency_ms[t : t + 1]
+    runs = len(row)
+    waited = np.zeros(runs) if took is None else np.where(outcomes.offloaded, took, 0.0)
+    if answered_ms is None:
+        return waited
+    last = answered_ms.shape[1] - 2  # a frame whose reply never came passed the last edge exit
+    return answered_ms[row, np.where(outcomes.fallback, last, outcomes.exit)] + waited
 
 
 def _played(
@@ -253,7 +298,7 @@ def _played(
         offloaded=stepped.offloaded,
         fallback=stepped.fallback,
         sent=stepped.sent,
-        latency_ms=np.zeros(runs) if took is None else np.where(stepped.offloaded, took, 0.0),
+        latency_ms=np.zeros(runs),
         overhead=price,
         reward=stepped.reward,
     )
@@ -267,7 +312,8 @@ class _Delivery:
         self.delay, self.link, self.feedback = delay, link, feedback
         self.queue: Ints = np.zeros(runs, dtype=np.int64)
         self.link_ms: Floats = np.full(runs, np.nan)
-        self._rounds: dict[int, list[Outcomes]] = defaultdict(list)  # by the round before which they are learned from
+        self._rounds: dict[int, list[tuple[Outcomes, Floats | None]]] = defaultdict(list)
+        # outcomes and round trips, by the round before which they are learned from
         self._frames: dict[int, Outcomes] = {}  # with a live run's feedback: by frame, until the live run had them
         self._order = None if feedback is None else deque(zip(feedback.chosen, feedback.frame, strict=True))
 
@@ -281,17 +327,18 @@ class _Delivery:
             reachable = self.feedback.reachable is None or bool(self.feedback.reachable[t])
         return Context(1, t, overhead, exit_cost, probabilities, queue, link_ms, reachable)
 
-    def add(self, t: int, outcomes: Outcomes) -> None:
-        """Take in what round t brought."""
+    def add(self, t: int, outcomes: Outcomes, took: Floats | None) -> None:
+        """Take in what round t brought, and the round trips of its offloaded frames, (runs,)."""
         if self._order is not None:
             self._frames[t] = outcomes
         elif self.link is None:
-            self._rounds[t + 1 + self.delay].append(outcomes)
+            self._rounds[t + 1 + self.delay].append((outcomes, None))
         else:
             self.queue += outcomes.offloaded
-            due = t + 1 + np.floor(outcomes.latency_ms / self.link.frame_ms).astype(np.int64)
+            trip = np.where(outcomes.offloaded, 0.0 if took is None else took, 0.0)
+            due = t + 1 + np.floor(trip / self.link.frame_ms).astype(np.int64)
             for when in np.unique(due):
-                self._rounds[int(when)].append(outcomes[due == when])
+                self._rounds[int(when)].append((outcomes[due == when], trip[due == when]))
 
     def due(self, t: int) -> list[Outcomes]:
         """What the policy learns from before round t."""
@@ -301,12 +348,10 @@ class _Delivery:
                 returned.append(self._frames.pop(self._order.popleft()[1]))
             return returned
         due = self._rounds.pop(t, [])
-        if self.link is not None:
-            for outcomes in due:
-                back = outcomes[outcomes.offloaded]
+        for outcomes, trip in due:
+            if trip is not None:
+                back, trip = outcomes[outcomes.offloaded], trip[outcomes.offloaded]
                 np.subtract.at(self.queue, back.run, 1)
                 before = self.link_ms[back.run]
-                self.link_ms[back.run] = np.where(
-                    np.isnan(before), back.latency_ms, 0.8 * before + 0.2 * back.latency_ms
-                )
-        return due
+                self.link_ms[back.run] = np.where(np.isnan(before), trip, 0.8 * before + 0.2 * trip)
+        return [outcomes for outcomes, _ in due]

@@ -95,7 +95,7 @@ class Drift(Composite):
     def __init__(
         self, inner: Policy, detector: str = "adwin", level: float = 0.0, keep: float = 0.0, seed: int = 0
     ) -> None:
-        self.inner = inner
+        self.inner, self.priced = inner, inner.priced
         super().__init__(inner.exits, inner.runs, seed)
         if detector not in DETECTORS:
             raise EexError(f"detector must be one of {', '.join(DETECTORS)}, got '{detector}'")

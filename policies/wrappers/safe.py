@@ -98,7 +98,7 @@ class Safe(Composite):
         window: int = 0,
         seed: int = 0,
     ) -> None:
-        self.inner = inner
+        self.inner, self.priced = inner, inner.priced
         self.awaited = Awaited(inner.runs, 2 * inner.exits + 1)  # what was chosen inside: exit_at, then skip_below
         super().__init__(inner.exits, inner.runs, seed)
         for name, value in (("bound", bound), ("delta", delta)):

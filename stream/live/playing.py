@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Ints, Policy
 from eex.policies.core.price import parse_price
 from eex.policies.registry import make_policy
+from eex.policies.wrappers.aim import aims_of, keeping
 from eex.stream.live import learning
 from eex.stream.live.answers import Answer, iso
 from eex.stream.live.arrivals import Queue, Waiting
@@ -48,6 +50,8 @@ class Stream:
         self.answered = 0
         self.refused: Counter[str] = Counter()
         self.tally: Tally | None = None  # from its first finished frames on
+        self.aims: list[dict[str, Any]] = []  # what came of its wishes, as last looked at
+        self.problem = ""
         self.set(options, config)
 
     def set(self, options: StreamOptions, config: LiveConfig) -> None:
@@ -126,6 +130,7 @@ class Playing:
             "edge exits": net.edge_exits,
             "network": net.fingerprint,
             "learners": config.learn,
+            "aim": "; ".join(aim.text for aim in parse_aims(config.aim)) or None,
         }
         self.kept = learning.Kept(config.state, made_for, note)
         if config.learn == "shared" and "" in self.kept.learned:
@@ -216,6 +221,21 @@ class Playing:
         """Sum up and record the frames that have left the engine."""
         for rows in self.driver.take():
             self.totals.add(rows, self._tally_of)
+        if self.config.aim:
+            for its in tuple(self._streams.values()):
+                self._look_at_wishes(its)
+
+    def _look_at_wishes(self, its: Stream) -> None:
+        """See what came of a stream's wishes; note when one cannot be kept any more."""
+        if its.number < 0:
+            return
+        learners = self.engine_streams.learners
+        keeper = aims_of(learners.policy(int(self.engine_streams.learner[its.number])))
+        if keeper is None:
+            return
+        before, its.problem, its.aims = its.problem, keeper.problems(), keeper.report()
+        if its.problem and not before:
+            self._note(f"stream '{its.queue.name}': {its.problem}")
 
     def _tally_of(self, name: str) -> "Tally":
         from eex.stream.run.tally import Tally
@@ -278,6 +298,8 @@ class Playing:
     def leave(self, its: Stream) -> None:
         """Let a settled stream leave the engine; what it learned is kept."""
         if its.number >= 0:
+            if self.config.aim:
+                self._look_at_wishes(its)
             if self.config.learn == "each":
                 self.kept.put(its.queue.name, self._learned_by(its))
             self.engine_streams.remove(its.number)
@@ -313,4 +335,5 @@ class Playing:
 
 def policy_for(config: LiveConfig, exits: int, runs: int) -> Policy:
     """The configured policy, for a number of learners."""
-    return make_policy(config.policy, config.options(), exits=exits, runs=runs, seed=config.seed)
+    policy = make_policy(config.policy, config.options(), exits=exits, runs=runs, seed=config.seed)
+    return keeping(policy, config.aim, config.policy)

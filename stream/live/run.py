@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eex.policies.core.errors import EexError
+from eex.policies.wrappers.aim import said
 from eex.stream.live.answers import Arrival, Sink
 from eex.stream.live.config import LiveConfig
 from eex.stream.live.feeds import Feed, start
@@ -216,14 +217,18 @@ def live(
         if run.feeds and not summary["frames"] and all(f.report.state == "failed" for f in run.feeds.values()):
             feed = next(iter(run.feeds.values()))
             raise EexError(f"stream '{feed.stream}': {feed.report.source}: {feed.report.problem}")
-        if said := warning(summary["agreement"]):
-            say(said)
+        if doubt := warning(summary["agreement"]):
+            say(doubt)
+        for row in summary["streams"]:
+            for line in said(row.get("aims", ())):
+                say(f"stream '{row['stream']}': {line}")
         return summary
 
 
 def status(summary: dict[str, Any]) -> str:
     """One line on what was done so far, for a log."""
     latency = summary["latency_ms"]
+    stuck = sum(any(aim["problem"] for aim in row.get("aims", ())) for row in summary["streams"])
     refused = ", ".join(f"{n:,} {reason}" for reason, n in summary["refused"].items() if n)
     shares = " ".join(f"{name} {share:.0%}" for name, share in summary["exit_shares"].items())
     parts = [
@@ -232,6 +237,7 @@ def status(summary: dict[str, Any]) -> str:
         shares,
         f"{summary['fallbacks']:,} fallbacks" if summary["fallbacks"] else "",
         "" if latency["p50"] is None else f"latency p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms",
+        "" if not stuck else f"{stuck} streams cannot keep a wish",
     ]
     return "; ".join(part for part in parts if part)
 

@@ -52,6 +52,8 @@ def _row(name: str, stream: "Stream") -> dict[str, Any]:
         "waiting": len(stream.queue.frames),
         "under_way": stream.under_way,
     }
+    if stream.aims:
+        row["aims"] = stream.aims
     return row if stream.tally is None else row | _figures(stream.tally)
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from eex.policies.core.price import parse_price
 from eex.policies.core.schedule import PRISTINE
+from eex.policies.wrappers.aim import said
 from eex.stream.run.agreement import warning
 from eex.stream.run.play import Glance
 
@@ -56,6 +57,8 @@ def line(glance: Glance, width: int | None = None) -> Text:
         parts.append((5, f"threshold {t.threshold:.2f}", f"thr {t.threshold:.2f}", "magenta"))
         if t.mean_reward is not None:
             parts.append((2, f"reward {t.mean_reward:+.4f}", f"reward {t.mean_reward:+.4f}", "blue"))
+    if glance.problem:
+        parts.append((7, glance.problem, "a wish cannot be kept", "red"))
     if glance.distortion:
         parts.append((4, glance.distortion, glance.distortion, "yellow"))
     speed = f"{glance.done / max(glance.seconds, 1e-9):,.0f}"
@@ -148,6 +151,7 @@ def bought(summary: dict[str, Any]) -> list[str]:
         parts.append(f"{(first['bytes_offloaded'] - rival['bytes_offloaded']) / 1e6:+.1f} MB sent")
         parts.append(f"{first['seconds'] - rival['seconds']:+.1f} s")
         lines.append(f"{first['policy']} against {rival['policy']}: {', '.join(parts)}")
+    lines += [line for row in summary["policies"] for line in _wishes(row, len(summary["policies"]) > 1)]
     if "best_fixed_threshold" in summary:
         lines.append(
             f"in hindsight the best fixed threshold was {summary['best_fixed_threshold']:g} "
@@ -181,6 +185,11 @@ def bought(summary: dict[str, Any]) -> list[str]:
     if summary["interrupted"]:
         lines.append("interrupted: all finished frames were saved")
     return lines
+
+
+def _wishes(row: dict[str, Any], several: bool) -> list[str]:
+    """What came of a policy's wishes."""
+    return [f"{row['policy']}: {line}" if several else line for line in said(row.get("aims", ()))]
 
 
 def played(summary: dict[str, Any]) -> list[str]:

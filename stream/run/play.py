@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.policies.wrappers.aim import aims_of
 from eex.stream.config import to_json
-from eex.stream.run.recorder import Recorder
+from eex.stream.run.recorder import Recorder, warn
 from eex.stream.run.tally import Reference, Tally
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Glance:
     tally: Tally
     distortion: str = ""
     finished: bool = False
+    problem: str = ""
 
 
 Show = Callable[[Glance], None]
@@ -58,6 +60,8 @@ class Played:
         What is missing in the records, as `Recorder.unrecorded` gives it.
     link
         What the offloader reports of workers and round trips.
+    aims
+        What came of the wishes (`Aims.report`).
     """
 
     policy: str
@@ -67,6 +71,7 @@ class Played:
     withheld: int = 0
     unrecorded: dict[str, Any] = field(default_factory=lambda: {"unrecorded": "", "unrecorded_frames": 0})
     link: dict[str, Any] = field(default_factory=dict)
+    aims: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Player:
@@ -133,6 +138,7 @@ class Player:
             now = time.perf_counter()
             started = now - recorder.begin(policy, meter, played.tally, to_json(config))
             shown, committed = now, recorder.first
+            keeper, problem = aims_of(policy), ""
 
             def take() -> None:
                 for rows in driver.take():
@@ -159,10 +165,15 @@ class Player:
                 if look:
                     shown = now
                     kind = str(self.frames.schedule.names(np.array([ring.next - 1]))[0])
-                    self.show(Glance(label, ring.next, self.frames.total, now - started, played.tally, kind))
+                    before, problem = problem, "" if keeper is None else keeper.problems()
+                    if problem and not before:
+                        warn(f"frame {ring.next:,}: {problem}")
+                    glance = Glance(label, ring.next, self.frames.total, now - started, played.tally, kind)
+                    self.show(replace(glance, problem=problem))
             commit()
             played.seconds = time.perf_counter() - started
         played.withheld, played.unrecorded, played.link = meter.withheld, recorder.unrecorded, offloader.report()
+        played.aims = [] if keeper is None else keeper.report()
         if ring.next:
             self.show(Glance(label, ring.next, self.frames.total, played.seconds, played.tally, finished=True))
         return played

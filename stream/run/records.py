@@ -543,6 +543,7 @@ def feedback_of(records: pa.Table | Path) -> Feedback:
         fallback=_flags(table, "fallback"),
         dropped=_flags(table, DROPPED),
         reachable=_flags(table, REACHABLE),
+        latency_ms=_floats(table, "latency_ms"),
     )
 
 

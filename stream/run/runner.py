@@ -13,6 +13,7 @@ from typing import Any
 from eex.policies.core.errors import EexError
 from eex.policies.core.schedule import Piece
 from eex.policies.registry import make_policy
+from eex.policies.wrappers.aim import keeping
 from eex.stream.config import StreamConfig
 from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.network import load_network
@@ -64,6 +65,10 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         policies = [
             make_policy(choice.policy, choice.options, exits=net.edge_exits, seed=config.seed)
             for choice in resolved.policies
+        ]
+        policies = [  # rivals that heed no price are played as they are
+            keeping(policy, config.aim, choice.label) if policy.priced or not k else policy
+            for k, (policy, choice) in enumerate(zip(policies, resolved.policies, strict=True))
         ]
         frames = Frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)

@@ -84,6 +84,8 @@ def _policy_row(played: Played, reference: "Reference | None", dropping: bool) -
             "dropped_share": t.dropped / frames,
             "bytes_not_sent": None if t.bytes_per_frame is None else round(t.dropped * t.bytes_per_frame),
         }
+    if played.aims:
+        row["aims"] = played.aims
     row["link"] = played.link
     if reference is not None:
         row |= regrets(played.tally, reference)

@@ -27,3 +27,15 @@ def test_score_of_a_fixed_threshold_by_hand(make_trace):
         assert regret[row].sum() == pytest.approx(best - earned[:, 30].sum())
     both = score("fixed:p_tar=0.6", trace, (0.1,), None, rounds=200, switch=(20, 50), seeds=2)
     assert both[1] >= 0
+
+
+def test_what_a_fixed_threshold_scores_under_the_utility(make_trace):
+    trace = make_trace()
+    reward, _ = play("fixed:p_tar=0.6", trace, (0.1,), None, exit_cost=0.05, kind="utility")
+    earned = fixed_rewards(trace.confidence, 0.1, np.array([0.6]), 0.05, "utility")
+    np.testing.assert_allclose(reward[0], earned[:, 0])
+    schedule = {"rounds": 200, "switch": (20, 50), "seeds": 2}
+    plain, utility = (
+        score("fixed:p_tar=0.6", trace, (0.1,), None, **schedule, kind=k)[0] for k in ("adaee", "utility")
+    )
+    assert utility > plain + 100  # confidences of answers, on top

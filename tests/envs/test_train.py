@@ -201,3 +201,16 @@ def test_stopped_training_goes_on(config, monkeypatch, algorithm):
 def test_wishes_that_cannot_be_met(config, changes, message):
     with pytest.raises(EexError, match=message):
         train_rl(dataclasses.replace(config, **changes))
+
+
+def test_an_agent_for_the_utility_is_evaluated_by_it(make_trace, tmp_path):
+    from eex.envs import train
+
+    config = TrainRLConfig(
+        trace=tmp_path, out=tmp_path, reward="utility", link="", evaluate_rounds=200, evaluate_seeds=1
+    )
+    config = dataclasses.replace(config, switch=(20, 50), evaluate_overheads=(0.1,))
+    trace = make_trace()
+    by_reward = train._score(dataclasses.replace(config, reward="confidence"), "ucb", trace)[0]
+    assert train._score(config, "ucb", trace)[0] > by_reward + 100
+    assert set(train.RIVALS["utility"]) == {"ucb", "stop-curve"}

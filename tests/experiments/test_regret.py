@@ -23,6 +23,9 @@ from eex.experiments.bench.policies import synthetic_trace
 from eex.experiments.plotting import read_curves
 from eex.experiments.regret import RegretConfig, compare, fingerprint, rounds_to_best
 from eex.experiments.sweep import Part, Sweep, checkpoints, parts_left, play
+from eex.policies.core.errors import EexError
+from eex.policies.core.link import parse_link
+from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace, write_trace
 from eex.policies.registry import POLICIES, make_policy
 
@@ -551,3 +554,63 @@ def test_a_sweep_is_not_resumed_once_any_of_it_has_changed(late_plugin, name, wr
     before = fingerprint([make_policy(text, exits=1)], [text])
     (late_plugin / name).write_text(WRITTEN[name] + "# changed")
     assert (fingerprint([make_policy(text, exits=1)], [text]) == before) == (name == "late_unrelated.py")
+
+
+# ---- wishes
+
+
+def test_wishes_are_kept_in_a_comparison(tmp_path):
+    path = tmp_path / "two.arrow"
+    write_trace(path, with_two_edge_exits(2000))
+    config = RegretConfig(
+        trace=(path,),
+        policies="stop-curve,fixed,aim:wish=p50 <= 3 ms@gain-curve",
+        overheads="0.05",
+        rounds=2000,
+        runs=3,
+        aim=("offload <= 10 %", "mean latency <= 9 ms"),
+        exit_ms="1, 2, 50",
+        out=tmp_path / "out",
+        processes=1,
+    )
+    rows = {row["policy"]: row for row in compare(config)["rows"]}
+    first, second = rows["stop-curve"]["aims"]
+    assert (first["wish"], first["limit"], first["kept_share"]) == ("offload <= 10 %", 0.1, 1.0)
+    assert first["came_to"] == pytest.approx(rows["stop-curve"]["offloaded_share"])
+    assert (second["wish"], second["kept_share"]) == ("mean latency <= 9 ms", 1.0)
+    assert second["came_to"] == pytest.approx(rows["stop-curve"]["latency_ms"])
+    assert rows["fixed"]["aims"][0]["kept_share"] == 0  # it heeds no price: played as it is
+    assert rows["fixed"]["differs"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"aim": ("be quick",)}, "--aim: 'be quick' is no wish"),
+        ({"aim": ("mean latency <= 8 ms",)}, "the trace two holds no times; say when each exit answers, --exit-ms"),
+        ({"policies": "aim:wish=p99 <= 8 ms@stop-curve"}, "'p99 <= 8 ms': the trace two holds no times"),
+        ({"aim": ("offload <= 5 %",), "policies": "fixed,ucb"}, "--aim: none of fixed, ucb heeds prices"),
+        ({"exit_ms": "1,2"}, "--exit-ms: two: the exits' times must be 3 numbers of milliseconds"),
+        ({"exit_ms": "1,2,-3"}, "--exit-ms must be comma-separated milliseconds"),
+        ({"exit_ms": "1,2,soon"}, "--exit-ms must be comma-separated milliseconds"),
+    ],
+)
+def test_wishes_that_cannot_be_played_are_refused_before_anything_is(tmp_path, options, message):
+    path = tmp_path / "two.arrow"
+    write_trace(path, with_two_edge_exits(20))
+    config = RegretConfig(**{"trace": (path,), "policies": "stop-curve", "out": tmp_path / "out"} | options)
+    with pytest.raises(EexError, match=re.escape(message)):
+        compare(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_latencies_are_those_of_the_trace_or_given():
+    trace = dataclasses.replace(
+        by_hand(), seconds=np.array([[0.001, 0.01], [0.002, 0.02], [0.003, 0.03], [0.004, 0.04]])
+    )
+    timed = replay(make_policy("fixed:p_tar=0.5"), trace, 0.1, order="in-order")
+    np.testing.assert_allclose(timed.latency_ms, [[10, 2, 30, 4]])
+    given = replay(
+        make_policy("fixed:p_tar=0.5"), trace, 0.1, order="in-order", exit_ms=(1, 5), link=parse_link("30:10")
+    )
+    np.testing.assert_allclose(given.latency_ms, [[35, 1, 35, 1]])

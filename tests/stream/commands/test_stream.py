@@ -444,6 +444,8 @@ BAD = {
     "out in a file": (["--out", "file"], "--out"),
     "out below a file": (["--out", "file/x"], "--out"),
     "overhead": (["--overhead", "2"], "--overhead must lie in [0, 1]"),
+    "no wish": (["--aim", "be quick"], "--aim: 'be quick' is no wish that eex knows; write"),
+    "two wishes of one thing": (["--aim", "offload <= 5 %", "--aim", "offload <= 0.1"], "are of the same thing"),
     "overhead not a number": (["--overhead", "nan"], "--overhead must lie in [0, 1]"),
     "batch 0": (["--batch", "0"], "--batch must be at least 1"),
     "negative seed": (["--seed", "-1"], "--seed must be at least 0"),

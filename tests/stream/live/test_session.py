@@ -20,6 +20,7 @@ from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
 from eex.stream.live.answers import Answer, Refusal
+from eex.stream.live.run import status
 from eex.stream.live.session import Refused, Session
 from eex.stream.run.records import feedback_of, read_records
 from eex.stream.wire.offload import NoOffloader
@@ -417,6 +418,34 @@ def test_streams_learn_apart_or_together(net):
             assert session._playing.engine_streams.learners.learned[row] == learned
 
 
+def test_each_stream_keeps_the_wishes_and_says_what_came_of_them(net):
+    given = images(700)
+    wishes = ("offload <= 30 %", "mean latency <= 0.0001 ms")
+    with opened(net, policy="stop-curve", overhead=0.0, aim=wishes) as session:
+        for image in given:
+            session.answer(image, "door")
+        session.answer(given[0], "gate")
+        session.close_stream("gate")
+        while len(session.streams) > 1:
+            time.sleep(0.01)
+        summary = session.summary()
+    door, gate = summary["streams"]
+    assert [row["wish"] for row in door["aims"]] == list(wishes)
+    assert door["aims"][0]["kept"] is True
+    assert door["aims"][0]["came_to"] == pytest.approx(door["offloaded_share"], abs=0.005)
+    assert door["aims"][1]["problem"].startswith(f"'{wishes[1]}' cannot be kept: the mean latency is ")
+    assert any(note.startswith(f"stream 'door': '{wishes[1]}' cannot be kept") for note in summary["notes"])
+    assert gate["aims"][0]["problem"] == ""
+    assert "1 streams cannot keep a wish" in status(summary)
+
+
+def test_streams_that_share_a_learner_share_their_wishes(net):
+    with opened(net, policy="stop-curve", learn="shared", aim="offload <= 30 %") as session:
+        for image in images(20):
+            session.answer(image, "door")
+        assert session.summary()["streams"][0]["aims"][0]["wish"] == "offload <= 30 %"
+
+
 def test_a_streams_choices_do_not_depend_on_the_others(net):
     given = images(200)
 
@@ -506,6 +535,8 @@ def test_options_of_a_stream_are_checked(net, options, message):
         ({"keep": "some"}, "--keep must be auto, all or newest"),
         ({"learn": "none"}, "--learn must be each or shared"),
         ({"overhead": 7}, "overhead"),
+        ({"aim": ("be quick",)}, "--aim: 'be quick' is no wish"),
+        ({"aim": ("offload <= 5 %",), "policy": "ucb"}, "--aim: policy ucb heeds no price"),
         ({"deadline_ms": 0}, "--deadline-ms must be more than 0"),
     ],
 )

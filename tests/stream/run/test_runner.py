@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from eex.policies.algorithms.fixed import Fixed
+from eex.policies.core.errors import EexError
 from eex.stream import StreamConfig
 from eex.stream.run import run
+from eex.stream.run.display import bought
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -82,6 +84,27 @@ def test_what_a_run_leaves(tmp_path):
     assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 300
     assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}
     assert not list(folder.glob("*.png"))
+
+
+def test_wishes_are_kept_and_it_is_said_when_they_cannot_be(tmp_path, capsys):
+    wishes = ("offload <= 20 %", "mean latency <= 0.001 ms")
+    summary = run(StreamConfig(worker="none", aim=wishes, compare="fixed", out=tmp_path, **OPTIONS | {"partition": 4}))
+    kept, impossible = summary["policies"][0]["aims"]
+    assert (kept["wish"], kept["limit"], kept["kept"], kept["problem"]) == (wishes[0], 0.2, True, "")
+    assert kept["came_to"] <= summary["offloaded_share"] + 0.01
+    assert impossible["kept"] is False
+    assert impossible["problem"].startswith(f"'{wishes[1]}' cannot be kept: the mean latency is ")
+    assert "aims" not in summary["policies"][1]  # it heeds no price
+    lines = bought(summary)
+    assert any(line.startswith(f"gain-curve: wish '{wishes[0]}': kept; ") for line in lines)
+    assert any(line.startswith(f"gain-curve: wish '{wishes[1]}': not kept; ") for line in lines)
+
+
+def test_a_policy_that_heeds_no_price_keeps_no_wish(tmp_path):
+    config = StreamConfig(worker="none", policy="fixed", aim=("offload <= 20 %",), out=tmp_path, **OPTIONS)
+    with pytest.raises(EexError, match="--aim: policy fixed heeds no price"):
+        run(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_pictures_that_cannot_be_drawn_cost_no_summary(tmp_path, monkeypatch, capsys):
