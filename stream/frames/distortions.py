@@ -2,7 +2,7 @@
 the device, nor on whether the images are numpy's or torch's. Imports no torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,5 +94,41 @@ def random_distortion(kind: str, low: float, high: float) -> "Callable[[torch.Te
         frame = torch.randint(1 << 31, (len(images),), generator=generator)
         distorted: torch.Tensor = apply(images, level, frame, 0)
         return distorted
+
+    return distort
+
+
+def random_mixture(
+    levels: Mapping[str, tuple[float, float]], share: float
+) -> "Callable[[torch.Tensor, torch.Generator], torch.Tensor]":
+    """Return a function that distorts a share of the images, each by one kind, drawn like its level; for training.
+
+    Parameters
+    ----------
+    levels
+        Lowest and highest level of each kind.
+    share
+        Probability that an image is distorted at all, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If there is no kind, one is unknown, or levels or share are outside their range.
+    """
+    if not levels or not 0 <= share <= 1:
+        raise ValueError(f"expected at least one kind and a share in [0, 1], got {dict(levels)} and {share}")
+    import torch
+
+    kinds = [random_distortion(kind, *bounds) for kind, bounds in levels.items()]
+
+    def distort(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        drawn = torch.randint(len(kinds), (len(images),), generator=generator)
+        distorted = torch.rand(len(images), generator=generator) < share
+        for number, kind in enumerate(kinds):
+            rows = (distorted & (drawn == number)).nonzero()[:, 0]
+            if len(rows):
+                rows = rows.to(images.device)
+                images = images.index_copy(0, rows, kind(images[rows], generator))
+        return images
 
     return distort

@@ -150,7 +150,8 @@ def _steps(table: str, quality: NDArray[np.float64]) -> NDArray[np.float64]:
 def _cosines() -> NDArray[np.float64]:
     """The orthonormal cosine transform of 8 values, (8, 8): a row per frequency."""
     k, n = np.mgrid[:8, :8]
-    return np.where(k, 0.5, math.sqrt(1 / 8)) * np.cos(math.pi * (2 * n + 1) * k / 16)
+    rows: NDArray[np.float64] = np.where(k, 0.5, math.sqrt(1 / 8)) * np.cos(math.pi * (2 * n + 1) * k / 16)
+    return rows
 
 
 def _transformed(blocks: Any, matrix: NDArray[np.float64]) -> Any:

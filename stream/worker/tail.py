@@ -10,14 +10,14 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
+from eex.models.arrays import rows_of, to_numpy
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import MAX_BYTES, MESSAGE_FRAMES, Welcome
 from eex.stream.worker.pool import Replica
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from eex.models.architecture import Network
     from eex.models.network import EarlyExitNet
 
 Shapes = dict[str, list[tuple[int, ...]]]
@@ -80,7 +80,7 @@ def make_tail(net: "EarlyExitNet") -> Tail:
 
     @torch.inference_mode()
     def tail(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        x = features_tensor(net, shapes[stage], stage, features)
+        x = features_array(net, shapes[stage], stage, features)
         for i in range(stage, net.exits):
             x = net.stage(i, x)
         confidence, prediction = net.confident(net.branch(net.exits - 1, expert, x))
@@ -89,7 +89,7 @@ def make_tail(net: "EarlyExitNet") -> Tail:
     return tail
 
 
-def features_tensor(net: "EarlyExitNet", shape: tuple[int, ...], stage: int, features: NDArray[Any]) -> "Tensor":
+def features_array(net: "Network", shape: tuple[int, ...], stage: int, features: NDArray[Any]) -> Any:
     """Features (n, ...) that were received, as a stage takes them.
 
     Raises
@@ -97,16 +97,13 @@ def features_tensor(net: "EarlyExitNet", shape: tuple[int, ...], stage: int, fea
     OffloadError
         If they are not of the stage's shape.
     """
-    import torch
-
     if features.shape[1:] != shape:
         raise OffloadError(f"stage {stage} takes features (n, {', '.join(map(str, shape))}), got {features.shape}")
     # views of a message are neither aligned nor writable, and torch wants both
-    x = torch.from_numpy(np.require(features, np.float32, ["C", "A", "W"])).to(net.mean.device, net.mean.dtype)
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    return net.array(np.require(features, np.float32, ["C", "A", "W"]), stage)
 
 
-def load_answerer(folder: Path, network: str, device: str) -> "EarlyExitNet":
+def load_answerer(folder: Path, network: str, device: str) -> "Network":
     """The model that answers images: weights, or ONNX files alone.
 
     Raises
@@ -124,7 +121,7 @@ def load_answerer(folder: Path, network: str, device: str) -> "EarlyExitNet":
     return optimised(load(folder, device, make_network(network, folder)))
 
 
-def answering(tail: Tail, net: "EarlyExitNet", answerer: "EarlyExitNet") -> Tail:
+def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
     """A tail of `net` that has another model answer images, by its final exit and, where it has experts, by that expert
     which its own distortion classifier selects. Images are scaled to the size that it takes.
 
@@ -148,25 +145,26 @@ def answering(tail: Tail, net: "EarlyExitNet", answerer: "EarlyExitNet") -> Tail
         raise OffloadError(f"--answer-with: takes images of {wanted[0]} channels, the edge's model of {shape[0]}")
     index = np.array([theirs[name] for name in answerer.classes])
 
-    @torch.inference_mode()
     def both(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         if stage:
             return tail(stage, expert, features)
-        x = features_tensor(answerer, shape, 0, features)
-        if wanted != shape:
-            x = torch.nn.functional.interpolate(x.float(), wanted[1:], mode="bilinear", antialias=True)
-            x = x.clamp(0, 1).to(answerer.mean.dtype)
-        chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        if answerer.classifier is not None:
-            chosen = answerer.classifier(x).argmax(1)
-        for i in range(answerer.exits):
-            x = answerer.stage(i, x)
-        confidence, prediction = np.zeros(len(x), dtype=np.float32), np.zeros(len(x), dtype=np.int64)
-        for number in sorted(set(chosen.tolist())):
-            rows = chosen == number
-            found = answerer.confident(answerer.branch(answerer.exits - 1, answerer.experts[number], x[rows]))
-            at = rows.cpu().numpy()
-            confidence[at], prediction[at] = found[0].cpu().numpy(), index[found[1].cpu().numpy()]
+        with answerer.inferring():
+            x = features_array(answerer, shape, 0, features)
+            if wanted != shape:
+                images = torch.from_numpy(to_numpy(x))
+                scaled = torch.nn.functional.interpolate(images, wanted[1:], mode="bilinear", antialias=True)
+                x = answerer.array(scaled.clamp(0, 1).numpy())
+            chosen = np.zeros(len(x), dtype=np.int64)
+            if answerer.classifier is not None:
+                chosen = to_numpy(answerer.classifier(x)).argmax(axis=1)
+            for i in range(answerer.exits):
+                x = answerer.stage(i, x)
+            confidence, prediction = np.zeros(len(x), dtype=np.float32), np.zeros(len(x), dtype=np.int64)
+            for number in sorted(set(chosen.tolist())):
+                at = np.flatnonzero(chosen == number)
+                logits = answerer.branch(answerer.exits - 1, answerer.experts[number], rows_of(x, at))
+                found = answerer.confident(logits)
+                confidence[at], prediction[at] = to_numpy(found[0]), index[to_numpy(found[1])]
         return confidence, prediction
 
     return both

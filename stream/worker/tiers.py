@@ -23,7 +23,7 @@ from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.offload import Offloader, Reply, Tail
 from eex.stream.wire.reach import UnreachableError
 from eex.stream.worker.stats import Stats
-from eex.stream.worker.tail import Models, Served, features_tensor, load_models, make_tail, stage_shapes
+from eex.stream.worker.tail import Models, Served, features_array, load_models, make_tail, stage_shapes
 
 if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
@@ -55,7 +55,7 @@ def make_head(net: "EarlyExitNet", partition: int, p_tar: float) -> Head:
 
     @torch.inference_mode()
     def head(stage: int, expert: str, features: NDArray[Any]) -> tuple[Floats, Ints, Bools, NDArray[Any]]:
-        x = features_tensor(net, shapes[stage], stage, features)
+        x = features_array(net, shapes[stage], stage, features)
         confidence, prediction = np.full(len(x), -1.0), np.full(len(x), -1, dtype=np.int64)
         going = np.arange(len(x))
         for i in range(stage, partition):
