@@ -68,7 +68,7 @@ def fit_frozen(
         history += _fit_exit(net, i, torch.stack(views), labels, recipe, expert, generator, report)
         if held is not None and validation is not None:
             with torch.no_grad():
-                parts = [net.logits(i, expert, x.to(device).float()).cpu() for x in held.split(AT_ONCE)]
+                parts = [net.logits(i, expert, x.to(device).float()).cpu() for x in torch.split(held, AT_ONCE)]
             logits, right = torch.cat(parts), validation[1]
             history[-1]["validation_loss"] = float(cross_entropy(logits, right))
             history[-1]["accuracy"] = [float((logits.argmax(1) == right).float().mean())]
@@ -78,7 +78,7 @@ def fit_frozen(
 def _seen(images: Tensor, recipe: Recipe, distort: Distort | None, generator: torch.Generator) -> Tensor:
     """One version of each image, uint8 (N, C, H, W)."""
     parts = []
-    for part in images.split(AT_ONCE):
+    for part in torch.split(images, AT_ONCE):
         x = augment(part, recipe.shift, recipe.flip, generator).float() / 255
         x = cut_out(x, recipe.cutout, generator)
         if distort is not None:
@@ -93,7 +93,7 @@ def _held_out(images: Tensor, distort: Distort | None) -> Tensor:
         return images
     generator = torch.Generator().manual_seed(1)
     return torch.cat(
-        [(distort(p.float() / 255, generator) * 255).round().to(torch.uint8) for p in images.split(AT_ONCE)]
+        [(distort(p.float() / 255, generator) * 255).round().to(torch.uint8) for p in torch.split(images, AT_ONCE)]
     )
 
 
