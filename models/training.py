@@ -262,7 +262,7 @@ class _Task:
 def _fit_phase(task: _Task, number: int, phase: Phase, state: Checkpoint) -> None:
     """Train one phase, from the epoch at which its checkpoint stands."""
     recipe = task.recipe
-    optimizer = _optimizer(task.net, _freeze_all_but(task.net, phase, task.expert, recipe.stage_lr == 0), recipe)
+    optimizer = make_optimizer(task.net, _freeze_all_but(task.net, phase, task.expert, recipe.stage_lr == 0), recipe)
     state.start_phase(number, optimizer)
     for epoch in range(state.epoch, recipe.epochs):
         if state.stopped:
@@ -293,7 +293,7 @@ def _fit_epoch(
 ) -> tuple[float, float]:
     """One pass over the images: mean loss, and images per second."""
     net, recipe, steps, device = task.net, task.recipe, task.steps, task.net.mean.device
-    rate = _rate(recipe, steps * recipe.epochs)
+    rate = learning_rate(recipe, steps * recipe.epochs)
     started, total, reported = time.perf_counter(), torch.zeros((), device=device), -math.inf
     # what fits is augmented where it is trained on: copying every batch would take longer than its step on a GPU
     there = task.distort is None and task.images.numel() < AT_ONCE
@@ -387,7 +387,7 @@ def _freeze_all_but(net: EarlyExitNet, phase: Phase, expert: str, stages: bool) 
     return trained
 
 
-def _optimizer(net: EarlyExitNet, modules: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(net: EarlyExitNet, modules: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
     """An optimizer whose groups hold, as `share`, their part of the learning rate."""
     stages = {id(p) for p in net.stages.parameters()}
     share = 1.0 if recipe.stage_lr is None else recipe.stage_lr / recipe.lr
@@ -409,7 +409,7 @@ def _optimizer(net: EarlyExitNet, modules: Sequence[nn.Module], recipe: Recipe) 
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
-def _rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
+def learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
     """Learning rate by step."""
     if recipe.schedule == "cosine":
         return lambda step: recipe.lr * 0.5 * (1 + math.cos(math.pi * step / steps))

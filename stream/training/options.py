@@ -79,6 +79,9 @@ class TrainConfig:
     stage_lr: float | None = None
     """Peak learning rate of the backbone's stages if they are pre-trained (--weights, --start). By default
     it is --lr; 0 freezes the stages."""
+    freeze: bool = False
+    """Keep the pre-trained backbone as it is, and train branches and final exit on features that are computed once, for
+    a few versions of each image. An interrupted training starts again."""
     weight_decay: float = 5e-4
     """Weight decay of kernels and matrices; not applied to norms and biases."""
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
@@ -134,6 +137,12 @@ class TrainConfig:
         for name in ("exits", "exits_by", "pretrained", "mean", "std"):
             if not self.network and getattr(self, name) != getattr(TrainConfig, name):
                 raise EexError(f"--{name.replace('_', '-')} goes with --network")
+        if self.freeze:
+            if not (self.network or self.weights or self.start):
+                raise EexError("--freeze needs a pre-trained backbone: --network, --weights or --start")
+            for name in ("method", "loss_weights", "stage_lr", "patience"):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise EexError(f"--{name.replace('_', '-')} does not go with --freeze")
         if not self.epochs and not self.start:
             raise EexError("--epochs 0 needs --start: the network would be untrained")
         if not 0 <= self.mix_share <= 1:

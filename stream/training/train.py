@@ -139,6 +139,19 @@ class _Task:
         from eex.models.network import PRISTINE
         from eex.models.training import fit
 
+        if self.config.freeze:
+            from eex.models.frozen import fit_frozen
+
+            return fit_frozen(
+                self.net,
+                self.images,
+                self.labels,
+                recipe,
+                expert=expert,
+                distort=self.mix if expert == PRISTINE else self.distorts[expert],
+                validation=self.validation,
+                report=bars(expert),
+            )
         return fit(
             self.net,
             self.images,

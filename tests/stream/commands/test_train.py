@@ -183,6 +183,17 @@ def test_a_network_that_is_not_cut_is_cut_trained_and_offloaded(home, tmp_path, 
     assert (summary["answered"], summary["fallbacks"], summary["offloaded_share"]) == (20, 0, 1.0)
 
 
+def test_a_frozen_backbone_keeps_its_weights(home, tmp_path):
+    few = (*TINY, "--epochs", 2, "--experts", "gaussian_noise@10..30", "--expert-epochs", 1, "--classifier-epochs", 1)
+    train(*few, "--freeze", "--no-measure", "--quiet", "--out", tmp_path, cwd=home)
+    net = load(tmp_path, net=own_network(home))
+    torch.manual_seed(0)
+    first = own_network(home).state_dict()
+    stages = {name: value for name, value in net.state_dict().items() if name.startswith("stages.")}
+    assert all(torch.allclose(first[name].float(), value.float(), atol=1e-3) for name, value in stages.items())
+    assert {row["phase"] for row in read_card(tmp_path).training["history"]} == {"exit 1", "exit 2"}
+
+
 def test_the_backbone_is_trained_on_a_mixture(home, tmp_path):
     few = (*TINY, "--epochs", 1, "--experts", "", "--no-measure", "--quiet")
     train(*few, "--out", tmp_path / "without", cwd=home)

@@ -31,6 +31,8 @@ def test_the_defaults_are_in_range():
         ({"exits": "3"}, "--exits goes with --network"),
         ({"network": "mine:make", "exits": "1"}, "--exits must be auto or a number from 2 on"),
         ({"network": "mine:make", "exits": "some"}, "--exits must be auto or a number from 2 on"),
+        ({"freeze": True}, "--freeze needs a pre-trained backbone"),
+        ({"freeze": True, "network": "mine:make", "patience": 2}, "--patience does not go with --freeze"),
         ({"mean": (0.5,)}, "--mean goes with --network"),
         ({"mix": "snow@1..2"}, "--mix: 'snow@1..2': expected a kind among rotation, fog"),
         ({"mix_share": 1.5}, r"--mix-share must lie in \[0, 1\], got 1.5"),

@@ -41,7 +41,7 @@ def test_health_and_metrics():
             for s in family.samples
         }
         assert samples["eex_requests_total", "model-a"] == 3
-        assert samples["eex_model", "model-a", ""] == 1  # no other model answers images
+        assert samples["eex_model", "", "model-a"] == 1  # no other model answers images
         assert samples["eex_refusals_total", "stage"] == 1
         assert samples["eex_frames_total",] == 3
         assert samples["eex_queue",] == 0

@@ -1,0 +1,62 @@
+"""Branches on kept features: the backbone stays as it is, and they learn what they would learn without keeping."""
+
+import pytest
+import torch
+from tiny_training import noise, same, tiny_data, tiny_network, tiny_recipe, weights
+
+from eex.models import frozen
+from eex.models.frozen import fit_frozen
+from eex.models.training import estimate_norms, evaluate
+from eex.policies.core.errors import EexError
+
+
+def test_branches_learn_and_stages_stay():
+    net, (images, labels) = tiny_network(), tiny_data()
+    estimate_norms(net, images)  # so that it lets anything through
+    before = weights(net)
+    history = fit_frozen(net, images, labels, tiny_recipe(epochs=30, lr=0.3), validation=tiny_data(60, seed=1))
+    after = weights(net)
+    assert same(before, after, "stages.")
+    assert not any(same(before, after, f"branches.{i}.") for i in range(net.exits))
+    assert not any(module.training for module in net.modules())
+    score = evaluate(net, *tiny_data(60, seed=1))
+    assert min(score.accuracy) > 0.8
+    last = [row for row in history if "accuracy" in row]
+    assert [row["phase"] for row in last] == ["exit 1", "exit 2", "exit 3"]
+    assert [row["accuracy"][0] for row in last] == pytest.approx(list(score.accuracy), abs=0.05)  # kept in float16
+    assert len(history) == 30 * net.exits
+
+
+def test_the_backbone_runs_once_over_each_view():
+    net, (images, labels) = tiny_network(), tiny_data()
+    seen = []
+    net.stages[0].register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    fit_frozen(net, images, labels, tiny_recipe(epochs=5))
+    assert sum(seen) == frozen.VIEWS * len(images)
+
+
+def test_an_expert_learns_from_distorted_images_and_others_stay():
+    net, (images, labels) = tiny_network("noise"), tiny_data()
+    before = weights(net)
+    fit_frozen(net, images, labels, tiny_recipe(), expert="noise", distort=noise)
+    after = weights(net)
+    assert not same(before, after)
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if ".noise." not in k)
+
+
+def test_the_same_seed_gives_the_same_branches():
+    found = []
+    for _ in range(2):
+        net = tiny_network()
+        fit_frozen(net, *tiny_data(), tiny_recipe(), distort=noise)
+        found.append(weights(net))
+    assert same(*found)
+
+
+def test_what_does_not_fit_or_diverges_is_said(monkeypatch):
+    net, data = tiny_network(), tiny_data()
+    with pytest.raises(EexError, match=r"the loss at exit 1 is (nan|inf) in epoch 1: lower the learning rate"):
+        fit_frozen(net, *data, tiny_recipe(lr=1e30))
+    monkeypatch.setattr(frozen, "MOST_BYTES", 100)
+    with pytest.raises(EexError, match="the features of 96 images at exit 1 take"):
+        fit_frozen(net, *data, tiny_recipe())
