@@ -134,10 +134,11 @@ def be_fastapi(kind: Server, threads: int) -> None:
 
     app = fastapi.FastAPI()
 
-    @app.post("/v1/answer")
     async def answer(request: fastapi.Request) -> dict[str, Any]:
-        return await run_in_threadpool(predict, await request.body())
+        found: dict[str, Any] = await run_in_threadpool(predict, await request.body())
+        return found
 
+    app.post("/v1/answer")(answer)
     bound = socket.create_server(("127.0.0.1", 0))
     print(f"serving on http://127.0.0.1:{bound.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="critical")).run([bound])

@@ -173,6 +173,7 @@ class Frames:
         """
         from eex.stream.frames.batch import Batch
         from eex.stream.frames.decoding import check_finite
+        from eex.stream.frames.distortions import distort
         from eex.stream.frames.sources import Frame, Skipped, frames
 
         def arriving() -> Iterator[Frame | Skipped]:
