@@ -159,7 +159,10 @@ class Aims(Composite):
     def prices(self, context: Context) -> tuple[Floats, Floats]:
         """What the policy inside is given: overhead, (runs,), and price of each further exit, (runs, exits - 1)."""
         overhead = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
-        cost = np.broadcast_to(np.asarray(context.exit_cost, dtype=float), (self.runs, self.exits - 1))
+        given = np.asarray(context.exit_cost, dtype=float)
+        if given.shape == (self.runs,) != (self.exits - 1,):  # of each run, from another wrapper like this
+            given = given[:, None]
+        cost = np.broadcast_to(given, (self.runs, self.exits - 1))
         extra = self._extra()
         return np.minimum(overhead + extra[:, -1], 1.0), np.minimum(cost + extra[:, :-1], 1.0)
 

@@ -88,7 +88,11 @@ def test_what_a_run_leaves(tmp_path):
 
 def test_wishes_are_kept_and_it_is_said_when_they_cannot_be(tmp_path, capsys):
     wishes = ("offload <= 20 %", "mean latency <= 0.001 ms")
-    summary = run(StreamConfig(worker="none", aim=wishes, compare="fixed", out=tmp_path, **OPTIONS | {"partition": 4}))
+    summary = run(
+        StreamConfig(
+            worker="none", aim=wishes, compare="fixed", out=tmp_path, **OPTIONS | {"partition": 4, "frames": 1000}
+        )
+    )
     kept, impossible = summary["policies"][0]["aims"]
     assert (kept["wish"], kept["limit"], kept["kept"], kept["problem"]) == (wishes[0], 0.2, True, "")
     assert kept["came_to"] <= summary["offloaded_share"] + 0.01
