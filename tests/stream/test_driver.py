@@ -295,7 +295,7 @@ class Delayed(Told):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_batch_size_changes_no_choice(name):
-    net, images, every = tiny_net(), pictures(768, seed=2), 256
+    net, images, every = tiny_net(), pictures(384, seed=2), 128
 
     def played(batch):
         policy = Delayed(make_policy(name, exits=3, seed=3))
@@ -308,7 +308,7 @@ def test_batch_size_changes_no_choice(name):
         return joined(pieces)
 
     one_by_one = played(1)
-    for batch in (7, 32, 256):
+    for batch in (7, 32, 128):
         assert_same_rows(played(batch), one_by_one)
     if name == "ucb":
         assert len(np.unique(one_by_one.arm)) == 11
