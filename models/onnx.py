@@ -224,7 +224,7 @@ def load_onnx(folder: Path, threads: int = 0, provider: str = "cpu") -> OnnxNet:
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
-        raise EexError("--backend onnx needs ONNX Runtime: pip install 'eex[onnx]'") from None
+        raise EexError("--backend onnx needs ONNX Runtime: pip install onnxruntime") from None
     check_provider(provider)
     threads = threads or default_threads()
     card, path = read_card(folder), folder / MANIFEST

@@ -24,6 +24,11 @@ UNRECORDED = 4
 WORKER_LOST = 5
 """Exit status of a run whose embedded worker died, so that frames fell back which need not have."""
 
+EXTRAS = {"torch": "torch", "safetensors": "torch", "gymnasium": "train", "stable_baselines3": "train"} | dict.fromkeys(
+    ("scipy", "river", "pandas", "matplotlib"), "all"
+)
+"""Libraries that an edge device does without, and the extra that installs each."""
+
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status. An `EexError` is printed in one line, without a traceback.
@@ -44,6 +49,12 @@ def guarded(command: Callable[[], int | None]) -> int:
             return command() or 0
     except EexError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        if library not in EXTRAS:
+            raise
+        print(f"error: this needs {library}: pip install 'eex[{EXTRAS[library]}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
