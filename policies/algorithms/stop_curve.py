@@ -120,7 +120,7 @@ class StopCurve(Composite):
         self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
         self.frames = np.zeros(runs, dtype=np.int64)  # with feedback
         self.turn = np.zeros(runs, dtype=np.int64)  # of the last decision: frames // TOGETHER
-        self.decided = np.full((runs, 2), np.nan)  # overhead and exit cost that was decided for; NaN = not yet
+        self.decided = np.full((runs, exits), np.nan)  # overhead and exit costs that were decided for; NaN = not yet
         self.exit_at = np.zeros((runs, exits))
         self.skip_below = np.zeros((runs, exits))
         self.curve = np.full((runs, exits, BINS), PRIOR_MEAN)  # relative gain of offloading, as last estimated
@@ -132,8 +132,8 @@ class StopCurve(Composite):
         """The same thresholds for all frames, decided anew when enough has been learned since."""
         if self.change.alarmed.any():
             self._forget(np.flatnonzero(self.change.alarmed))
-        price = np.empty((self.runs, 2))
-        price[:, 0], price[:, 1] = context.overhead, context.exit_cost
+        price = np.empty((self.runs, self.exits))  # of offloading, then of each further exit
+        price[:, 0], price[:, 1:] = context.overhead, context.exit_cost
         turn = self.frames // (TOGETHER if self.exits > 1 else 1)
         due = (self.news * REST > self.known) & (turn != self.turn) | (self.decided != price).any(axis=1)
         exit_at, skip_below = self.exit_at, self.skip_below
@@ -192,7 +192,7 @@ class StopCurve(Composite):
                 final = c + relative * room
             else:
                 on, final = self._ahead(rows, i, unit, value, final)
-                on = on - cost
+                on = on - cost[:, i : i + 1]
                 relative = self.curve[rows, i]
                 if self.skip:
                     relative, _ = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
