@@ -14,10 +14,11 @@ from eex.envs.playlist import EpisodeOrder, Playlist
 from eex.policies.algorithms.agent import ActionKind, observation_names
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.features import EXPERTS, USUAL_MS, USUAL_QUEUE
-from eex.policies.core.base import Bools, Floats, Ints, Reward
+from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Reward
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink, parse_link
+from eex.policies.core.reward import way_cost
 from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.core.world import Step, step
@@ -91,7 +92,7 @@ class Episodes:
         rounds: int = 0,
         switch: tuple[int, int] = (500, 3000),
         overhead: float | tuple[float, float] = 0.1,
-        exit_cost: float = 0.0,
+        exit_cost: ExitCost = 0.0,
         link: SimulatedLink | str | None = None,
         experts: int = EXPERTS,
         rate: float = 0.05,
@@ -103,7 +104,8 @@ class Episodes:
         self.grid = np.asarray(grid, dtype=float)
         self.prices = tuple(np.broadcast_to(np.asarray(overhead, dtype=float), 2).tolist())
         self.link = parse_link(link) if isinstance(link, str) else link
-        self.action, self.reward, self.exit_cost = action, reward, exit_cost
+        self.action, self.reward = action, reward
+        self.exit_cost = exit_cost if np.ndim(exit_cost) == 0 else np.asarray(exit_cost, dtype=float)
         self.kind: Reward = "utility" if reward == "utility" else "adaee"
         _check(self, trace)
         self.names = observation_names(self.exits, action, experts, rate)
@@ -235,7 +237,7 @@ class Episodes:
         unsure = stepped.replied & (cloud < final_exit_at)
         right = np.where(unsure, self.right_unsure[row], self.right[row, stepped.exit])
         further: Ints = stepped.visited - 1
-        earned: Floats = right - self.overhead * stepped.offloaded - self.exit_cost * further
+        earned: Floats = right - self.overhead * stepped.offloaded - way_cost(self.exit_cost, further)
         return earned
 
     def _round_trip(self, link: SimulatedLink) -> tuple[Floats, Bools]:
@@ -302,8 +304,11 @@ def _check(episodes: Episodes, trace: Trace) -> None:
     low, high = episodes.prices
     if not 0 <= low <= high <= 1:
         raise EexError(f"overhead must be a number in [0, 1], or lowest and highest, got {low:g} and {high:g}")
-    if not 0 <= episodes.exit_cost <= 1:
-        raise EexError(f"exit_cost must lie in [0, 1], got {episodes.exit_cost:g}")
+    costs = np.asarray(episodes.exit_cost, dtype=float)
+    if costs.ndim and costs.shape != (episodes.exits - 1,):
+        raise EexError(f"exit_cost must be one number, or {episodes.exits - 1}, got {episodes.exit_cost}")
+    if not ((costs >= 0) & (costs <= 1)).all():
+        raise EexError(f"exit_cost must lie in [0, 1], got {episodes.exit_cost}")
     if episodes.reward == "accuracy" and (trace.label < 0).any():
         without = int((trace.label < 0).sum())
         raise EexError(f"reward 'accuracy' needs a trace with labels: {without} of {len(trace)} frames have none")

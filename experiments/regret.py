@@ -20,12 +20,13 @@ import tyro
 from numpy.typing import NDArray
 
 import eex.policies
-from eex.experiments.sweep import Columns, Part, Sweep, check_ray, parts_left, play_all, play_on_ray
+from eex.experiments.sweep import Columns, Part, Sweep, check_ray, exit_cost_of, parts_left, play_all, play_on_ray
 from eex.policies.algorithms.arms import GRID
 from eex.policies.core.aims import Aim, parse_aims
 from eex.policies.core.base import Policy, Reward, classes_of
 from eex.policies.core.code import own_source, own_sources
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.references import best_fixed, best_per_exit
@@ -68,8 +69,10 @@ class RegretConfig:
     """Delay of all feedback, in rounds."""
     link: str = ""
     """Simulated link instead of a fixed delay: round trips in ms, each for a number of frames: "12:3000, 213:3000"."""
-    exit_cost: float = 0.0
-    """Price of each edge exit after the first that a frame visits, in units of confidence. AdaEE has none."""
+    exit_cost: float | str = 0.0
+    """Price of each edge exit after the first that a frame visits, in units of confidence: a number, one per further
+    exit (0.01,0.03), or auto, in proportion to the times that the trace holds, 0.02 on average (auto:0.05: 0.05). AdaEE
+    has none."""
     reward: Reward = "adaee"
     """What frames earn, and regret is of: AdaEE's reward, which is 0 wherever a frame leaves on the edge, or the
     utility, which is the confidence of the answer less the prices paid for it."""
@@ -130,6 +133,11 @@ def compare(config: RegretConfig, show: Callable[[int, int], None] = lambda done
     """
     sweep = _sweep(config)
     traces = {name: read_trace(path) for name, path in _named(config.trace).items()}
+    for name, trace in traces.items():
+        try:
+            exit_cost_of(sweep, trace)
+        except EexError as error:
+            raise EexError(f"--{str(error).replace('exit cost', 'exit-cost', 1)}: {name}") from None
     policies, code = _checked_policies(config, sweep, traces)
     played = {
         "traces": {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in _named(config.trace).items()},
@@ -193,8 +201,10 @@ def _sweep(config: RegretConfig) -> Sweep:
     for name, low in (("rounds", 1), ("runs", 1), ("delay", 0), ("seed", 0), ("processes", 0)):
         if getattr(config, name) < low:
             raise EexError(f"--{name} must be at least {low}, got {getattr(config, name)}")
-    if not 0 <= config.exit_cost <= 1:
-        raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {config.exit_cost:g}")
+    try:
+        parse_exit_cost(config.exit_cost)
+    except EexError as error:
+        raise EexError(f"--{str(error).replace('exit cost', 'exit-cost', 1)}") from None
     if config.ray and len(config.ray) > 1:
         raise EexError(f"--ray takes one address, got {' '.join(config.ray)}")
     if config.link and config.delay:
@@ -334,13 +344,14 @@ def _files_of(place: Path) -> set[Path]:
 
 def _hindsight(sweep: Sweep, name: str, trace: Trace, overhead: float) -> dict[str, Any]:
     """The best fixed thresholds on the whole trace, and what they earn a frame."""
-    given = trace.confidence, overhead, np.array(sweep.grid), sweep.exit_cost, sweep.reward
+    given = trace.confidence, overhead, np.array(sweep.grid), exit_cost_of(sweep, trace), sweep.reward
     threshold, earned = best_fixed(*given)
     each, most = best_per_exit(*given)
     return {
         "trace": name,
         "overhead": overhead,
         "threshold": threshold,
+        "exit_cost": np.broadcast_to(given[3], trace.edge_exits - 1).tolist(),
         "reward": float(earned.mean()),
         "thresholds_per_exit": each.tolist(),
         "reward_per_exit": float(most.mean()),

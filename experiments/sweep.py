@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.aims import parse_aims
-from eex.policies.core.base import Floats, Ints, Reward
+from eex.policies.core.base import ExitCost, Floats, Ints, Reward
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.link import SimulatedLink
 from eex.policies.core.references import (
     best_arm,
@@ -57,6 +58,8 @@ class Sweep:
         Played side by side, on the same frames.
     grid
         Thresholds that hindsight chooses from, rising.
+    exit_cost
+        As `eex.policies.core.exit_cost.parse_exit_cost` reads it; `auto` goes by the times that the trace holds.
     aims
         Wishes, as `parse_aims` reads them: policies that heed prices keep to them, and columns say what came of each.
     """
@@ -67,7 +70,7 @@ class Sweep:
     order: Order
     delay: int
     link: SimulatedLink | None
-    exit_cost: float
+    exit_cost: float | str
     seed: int
     grid: tuple[float, ...]
     reward: Reward = "adaee"
@@ -132,13 +135,25 @@ def play(sweep: Sweep, part: Part, trace: Trace, report: Callable[[int], None] =
         keys=np.tile(keys, len(overheads)),
         delay=sweep.delay,
         link=sweep.link,
-        exit_cost=sweep.exit_cost,
+        exit_cost=exit_cost_of(sweep, trace),
         exit_ms=sweep.exit_ms,
         kind=sweep.reward,
         report=report,
     )
     curves = [_curves(sweep, keys, trace, played, k) for k in range(len(overheads))]
     return {name: np.concatenate([c[name] for c in curves]) for name in curves[0]}
+
+
+def exit_cost_of(sweep: Sweep, trace: Trace) -> ExitCost:
+    """The exit cost of a sweep on the ways through a trace.
+
+    Raises
+    ------
+    EexError
+        If the trace has other exits, or no times where it goes by these.
+    """
+    seconds = None if trace.seconds is None else np.diff(trace.seconds[:, :-1].mean(axis=0), prepend=0.0).tolist()
+    return parse_exit_cost(sweep.exit_cost).of(trace.edge_exits, seconds)
 
 
 def _curves(sweep: Sweep, keys: Ints, trace: Trace, played: Replayed, k: int) -> Columns:
@@ -174,7 +189,7 @@ def _curves(sweep: Sweep, keys: Ints, trace: Trace, played: Replayed, k: int) ->
 
 def references(sweep: Sweep, trace: Trace, frame: Ints, overhead: float) -> dict[str, Floats]:
     """What each of `REFERENCES` earns on the rows of a trace that runs play, (runs, rounds) each."""
-    grid, paid = np.array(sweep.grid), (sweep.exit_cost, sweep.reward)
+    grid, paid = np.array(sweep.grid), (exit_cost_of(sweep, trace), sweep.reward)
     earned = fixed_rewards(trace.confidence, overhead, grid, *paid)
     segment = trace.segments
     best = best_arm(earned, frame)[1]

@@ -10,6 +10,7 @@ import tyro
 from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Reward
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.files import parse_json
 from eex.policies.core.price import Price, parse_price
 from eex.policies.core.schedule import Schedule
@@ -62,8 +63,10 @@ class PolicyConfig:
     overhead: float | str = 0.1
     """Price of offloading a frame, in units of confidence. It can also be a price per second of round trip (0.2/s), per
     megabyte (0.01/MB) or per joule (0.05/J@1.3W), a sum of these with +, or a budget (budget=10/s, budget=20%)."""
-    exit_cost: float = 0.0
-    """Price of each edge exit that a frame visits after the first, in units of confidence. AdaEE uses 0."""
+    exit_cost: float | str = 0.0
+    """Price of each edge exit that a frame visits after the first, in units of confidence: a number, one per further
+    exit (0.01,0.03), or auto, in proportion to the multiply-adds of the stages, 0.02 on average (auto:0.05: 0.05).
+    AdaEE uses 0."""
     aim: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Wish that the policy keeps to, by prices on top of those above: "accuracy within 1 point of the whole network",
     "mean latency <= 8 ms", "p99 <= 40 ms" or "offload <= 10 %". Can be repeated, or several separated by commas."""
@@ -89,10 +92,9 @@ class PolicyConfig:
             raise EexError(f"--gather must be at least 0, got {self.gather}")
         try:
             price = parse_price(self.overhead)
+            parse_exit_cost(self.exit_cost)
         except EexError as error:
-            raise EexError(f"--{error}") from None
-        if not 0 <= self.exit_cost <= 1:
-            raise EexError(f"--exit-cost must lie in [0, 1], units of confidence; got {self.exit_cost:g}")
+            raise EexError(f"--{str(error).replace('exit cost', 'exit-cost', 1)}") from None
         if not 0 <= self.drop_below <= 1:
             raise EexError(f"--drop-below must lie in [0, 1], a confidence; got {self.drop_below:g}")
         try:

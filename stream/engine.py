@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from eex.models.architecture import Network
 from eex.models.arrays import laid_out, to_numpy
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward
+from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Policy, Reward
 from eex.policies.core.columns import OUTCOMES, Rows
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.price import Price
 from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer, drop
@@ -73,7 +74,7 @@ class Engine:
         Price of offloading a frame, in units of confidence: a number, or a `Price`. The policy chooses by the expected
         price and learns from the price paid. `Streams` bring their own.
     exit_cost
-        Price of each edge exit after the first.
+        Price of each edge exit after the first, one for all or one each.
     kind
         What frames earn.
     gather
@@ -108,7 +109,7 @@ class Engine:
         *,
         whole: bool = False,
         overhead: float | Price = 0.1,
-        exit_cost: float = 0.0,
+        exit_cost: ExitCost = 0.0,
         kind: Reward = "adaee",
         gather: int = 0,
         as_pixels: bool = False,
@@ -130,7 +131,7 @@ class Engine:
         if self.learners.exits != net.edge_exits:
             raise ValueError(f"the policy is for {self.learners.exits} edge exits, the network has {net.edge_exits}")
         self.whole = whole or net.partition == net.exits
-        self.learners.count(kind)
+        self.learners.count(kind, exit_cost)
         self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
         self.edge_exits = net.edge_exits
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
@@ -392,6 +393,22 @@ class Engine:
         rows.latency_ms[slots] = now_ms
         rows.edge_ms[slots] = now_ms if self.whole else np.where(rows.sent[slots], rows.edge_ms[slots], now_ms)
         self._finished.append(slots)
+
+
+def exit_cost_of(text: float | str, net: Network) -> ExitCost:
+    """The exit cost that was stated, for a network's edge exits: `auto` goes by multiply-adds.
+
+    Raises
+    ------
+    EexError
+        If the network has more or fewer edge exits than there are prices.
+    """
+    prices = parse_exit_cost(text)
+    if not prices.auto:
+        return prices.of(net.edge_exits)
+    costs = net.costs()
+    work = [stage + branch for stage, branch in zip(costs.stage_macs, costs.branch_macs, strict=True)]
+    return prices.of(net.edge_exits, work[: net.edge_exits])
 
 
 def usual_bytes(net: Network, price: Price) -> float:

@@ -23,9 +23,9 @@ LEAST_MEMORY = 100.0
 VARIANCES = (0.05, 0.08)  # of confidences and relative gains, about, before any is known
 
 
-def kernel(width: float) -> Floats:
-    """Weights of the bins for each other, (bins, bins): Gaussian, of this standard deviation."""
-    near = np.exp(-0.5 * ((CENTRES[:, None] - CENTRES) / width) ** 2)
+def kernel(width: float, centres: Floats = CENTRES) -> Floats:
+    """Weights of bins with these centres for all bins, (centres, bins): Gaussian, of this standard deviation."""
+    near = np.exp(-0.5 * ((centres[:, None] - CENTRES) / width) ** 2)
     return np.where(near < 1e-3, 0.0, near)
 
 

@@ -103,6 +103,6 @@ class HedgeHI(Composite, Arms):
         found, chance = self.awaited.take(outcomes.run, outcomes.frame)
         rows = found & ~np.isnan(outcomes.reward)
         heard, chance = outcomes[rows], chance[rows]
-        known, earned = credit(heard, self.grid, self.reward)
+        known, earned = credit(heard, self.grid, self.reward, self.exit_cost)
         add(self.counts, heard.run, heard.arm, 1.0)
         np.add.at(self.totals, heard.run, np.divide(earned, chance, out=np.zeros_like(earned), where=known))

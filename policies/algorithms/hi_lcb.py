@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms, add
-from eex.policies.algorithms.one_sided import exit_cost, first_exit
+from eex.policies.algorithms.one_sided import first_exit, spent
 from eex.policies.algorithms.options import positive
 from eex.policies.core.base import Context, Floats, Outcomes, Thresholds
 from eex.policies.core.reward import last_seen
@@ -96,7 +96,8 @@ class HILCB(Arms):
         bin = np.digitize(surest, self.grid) - 1
         binned = (bin >= 0) & (bin < len(self.grid) - 1)
         gone, edge, bin = gone[binned], edge[binned], bin[binned]
-        spared = exit_cost(gone, self.reward) * first_exit(edge, self.grid[bin][:, None])[:, 0]
+        first = first_exit(edge, self.grid[bin][:, None])[:, 0]
+        spared = spent(gone, first, self.reward, self.exit_cost)
         kept = last_seen(edge)[0] if self.reward == "utility" else 0.0
         add(self.counts, gone.run, bin, 1.0)
         add(self.totals, gone.run, bin, gone.reward - kept + gone.overhead + spared)

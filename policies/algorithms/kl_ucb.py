@@ -58,7 +58,7 @@ class KLUCB(Arms):
 
     def index(self, played: Floats, context: Context) -> Floats:
         """The formula above."""
-        cost = context.exit_cost * (self.exits - 1)
+        cost = np.mean(context.exit_cost) * (self.exits - 1)
         overhead = np.reshape(context.overhead, (-1, 1, 1))
         p = (self.mean() + overhead + cost) / (1 + cost)
         log_t = self.log_t()

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints, Outcomes, Reward
-from eex.policies.core.reward import earned, last_seen
+from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Outcomes, Reward
+from eex.policies.core.reward import earned, last_seen, way_cost
 from eex.policies.core.routing import last_visited, seen, walk
 
 
-def credit(outcomes: Outcomes, grid: Floats, kind: Reward = "adaee") -> tuple[Bools, Floats]:
+def credit(outcomes: Outcomes, grid: Floats, kind: Reward = "adaee", exit_cost: ExitCost = 0.0) -> tuple[Bools, Floats]:
     r"""Which arms' rewards the frames reveal, and those rewards, both (rows, arms); 0 where not revealed.
 
     A frame played with threshold :math:`\theta_a` at every edge exit visited all exits that any lower threshold would
@@ -25,6 +25,8 @@ def credit(outcomes: Outcomes, grid: Floats, kind: Reward = "adaee") -> tuple[Bo
         Of a policy that plays one threshold of the grid at every exit.
     grid
         Thresholds of the arms, (arms,).
+    exit_cost
+        How the prices of the further edge exits compare; what they were, the rewards say.
 
     Examples
     --------
@@ -45,7 +47,7 @@ def credit(outcomes: Outcomes, grid: Floats, kind: Reward = "adaee") -> tuple[Bo
     edge = outcomes.confidence[:, :-1]
     known = (grid <= grid[outcomes.arm][:, None]) & ~np.isnan(outcomes.reward)[:, None]
     first = first_exit(edge, np.broadcast_to(grid, (len(edge), len(grid))))
-    left = 0.0 - exit_cost(outcomes, kind)[:, None] * first
+    left = 0.0 - spent(outcomes, first, kind, exit_cost)
     if kind == "utility":
         left += np.take_along_axis(edge, np.minimum(first, edge.shape[1] - 1), axis=1)
     rewards = np.where(first < edge.shape[1], left, outcomes.reward[:, None])
@@ -65,12 +67,24 @@ def first_exit(edge: Floats, threshold: Floats) -> Ints:
     return walk(edge[:, None, :], np.broadcast_to(threshold[:, :, None], (*threshold.shape, edge.shape[1])))[0]
 
 
-def exit_cost(outcomes: Outcomes, kind: Reward = "adaee") -> Floats:
-    """What each further edge exit cost a frame, (rows,), from what is left of its reward; 0 where it saw just one."""
+def spent(outcomes: Outcomes, first: Ints, kind: Reward = "adaee", exit_cost: ExitCost = 0.0) -> Floats:
+    """What a frame had spent on further edge exits when it came to exit `first`, counted from 0, from its reward.
+
+    Parameters
+    ----------
+    first
+        (rows, …), at most the number of exits that the frame visited after its first; beyond, the whole way counts.
+    exit_cost
+        How the prices compare; 0 or one number: they are alike.
+    """
     last, further = last_seen(outcomes.confidence[:, :-1])
     gain = np.fmax(0.0, outcomes.confidence[:, -1] - last)
     paid = earned(gain, outcomes.offloaded, 0, outcomes.overhead, 0.0, _kept(last, kind)) - outcomes.reward
-    return np.where(further > 0, paid / np.maximum(further, 1), 0.0)
+    cost = exit_cost if np.any(exit_cost) else 1.0
+    whole = np.asarray(way_cost(cost, further), dtype=float)
+    each = np.where(whole > 0, paid / np.where(whole > 0, whole, 1.0), 0.0)
+    back = np.minimum(first, further.reshape(-1, *(1,) * (first.ndim - 1)))
+    return each.reshape(-1, *(1,) * (first.ndim - 1)) * way_cost(cost, back)
 
 
 def _kept(last: Floats, kind: Reward) -> Floats | float:
@@ -78,7 +92,9 @@ def _kept(last: Floats, kind: Reward) -> Floats | float:
     return last if kind == "utility" else 0.0
 
 
-def as_if(outcomes: Outcomes, exit_at: Floats, skip_below: Floats, kind: Reward = "adaee") -> Outcomes:
+def as_if(
+    outcomes: Outcomes, exit_at: Floats, skip_below: Floats, kind: Reward = "adaee", exit_cost: ExitCost = 0.0
+) -> Outcomes:
     """The outcomes that lower thresholds would have had: what their policy would have seen, and nothing more.
 
     Frames that would have left earlier show no later exit and no cloud; none counts as audited. A frame whose reward
@@ -97,8 +113,8 @@ def as_if(outcomes: Outcomes, exit_at: Floats, skip_below: Floats, kind: Reward 
     offloaded = outcomes.offloaded & ~early
     last = last_visited(edge, visited)
     gain = np.fmax(0.0, cloud - last)
-    cost = exit_cost(outcomes, kind)
-    reward = earned(gain, ~early, visited - 1, outcomes.overhead, cost, _kept(last, kind))
+    way = spent(outcomes, visited - 1, kind, exit_cost)
+    reward = earned(gain, ~early, 0, outcomes.overhead, 0.0, _kept(last, kind)) - way
     confidence, prediction = seen(outcomes.confidence, outcomes.prediction, visited, ~early)
     return replace(
         outcomes,

@@ -86,7 +86,7 @@ class SplitEES(Arms):
 
     def credit(self, heard: Outcomes) -> None:
         """Credit every arm that the frames reveal."""
-        known, earned = credit(heard, self.grid, self.reward)
+        known, earned = credit(heard, self.grid, self.reward, self.exit_cost)
         add(self.played, heard.run, heard.arm, 1.0)
         np.add.at(self.counts, heard.run, known)
         np.add.at(self.totals, heard.run, earned)

@@ -28,7 +28,9 @@ from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
 
-TOGETHER = 8  # frames within which runs decide together: deciding one by one would take longer
+TOGETHER = 16  # frames within which runs decide together: deciding one by one would take longer
+COARSE = BINS // 2  # bins of pairs of confidences: their table is four times as small as that of all bins
+COARSE_CENTRES: Floats = (np.arange(COARSE) + 0.5) / COARSE
 
 
 class StopCurve(Composite):
@@ -110,7 +112,7 @@ class StopCurve(Composite):
         super().__init__(exits, runs, seed)
         self.beta = beta / exits**0.5  # of one exit; what a frame may gain on its way adds them up
         self.skip = skip and exits > 1
-        self.moves = np.zeros((runs, exits - 1, BINS, BINS))  # frames that went on, by confidence here and there
+        self.moves = np.zeros((runs, exits - 1, COARSE, COARSE))  # frames that went on, by confidence here and there
         self.offloads = np.zeros((runs, exits, BINS))  # frames that came back, by the exit that sent them
         self.gains = np.zeros((runs, exits, BINS))  # sums of their relative gains
         self.squares = np.zeros((runs, exits))  # sums of the squares
@@ -120,11 +122,12 @@ class StopCurve(Composite):
         self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
         self.frames = np.zeros(runs, dtype=np.int64)  # with feedback
         self.turn = np.zeros(runs, dtype=np.int64)  # of the last decision: frames // TOGETHER
-        self.decided = np.full((runs, 2), np.nan)  # overhead and exit cost that was decided for; NaN = not yet
+        self.decided = np.full((runs, exits), np.nan)  # overhead and exit costs that were decided for; NaN = not yet
         self.exit_at = np.zeros((runs, exits))
         self.skip_below = np.zeros((runs, exits))
         self.curve = np.full((runs, exits, BINS), PRIOR_MEAN)  # relative gain of offloading, as last estimated
         self._kernel, self._below = kernel(WIDTH), shares_below(self.grid)
+        self._spread = kernel(WIDTH, COARSE_CENTRES)
 
     # ---- choosing
 
@@ -132,8 +135,8 @@ class StopCurve(Composite):
         """The same thresholds for all frames, decided anew when enough has been learned since."""
         if self.change.alarmed.any():
             self._forget(np.flatnonzero(self.change.alarmed))
-        price = np.empty((self.runs, 2))
-        price[:, 0], price[:, 1] = context.overhead, context.exit_cost
+        price = np.empty((self.runs, self.exits))  # of offloading, then of each further exit
+        price[:, 0], price[:, 1:] = context.overhead, context.exit_cost
         turn = self.frames // (TOGETHER if self.exits > 1 else 1)
         due = (self.news * REST > self.known) & (turn != self.turn) | (self.decided != price).any(axis=1)
         exit_at, skip_below = self.exit_at, self.skip_below
@@ -192,7 +195,7 @@ class StopCurve(Composite):
                 final = c + relative * room
             else:
                 on, final = self._ahead(rows, i, unit, value, final)
-                on = on - cost
+                on = on - cost[:, i : i + 1]
                 relative = self.curve[rows, i]
                 if self.skip:
                     relative, _ = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
@@ -234,13 +237,14 @@ class StopCurve(Composite):
         value, final
             By the confidence here; the value, before the exit's cost, as high as it plausibly is.
         """
-        c, room = CENTRES, 1 - CENTRES
-        there = np.empty((len(rows), BINS, 4))
+        c, room = COARSE_CENTRES, 1 - COARSE_CENTRES  # of the frames that went on
+        value, final = (each.reshape(-1, COARSE, 2).mean(axis=2) for each in np.broadcast_arrays(value, final))
+        there = np.empty((len(rows), COARSE, 4))
         there[..., 0], there[..., 1], there[..., 2], there[..., 3] = 1.0, value, value**2, final
         moves = self.moves[:, exit] if len(rows) == self.runs else self.moves[rows, exit]
         count, values, squares, finals = np.moveaxis(moves @ there, 2, 0)
         prior = PRIOR_FRAMES * unit
-        near = count @ self._kernel + LOCAL * unit
+        near = count @ self._spread + LOCAL * unit
         sums: Floats = values - count * c  # of V(c') - c
         total = (count * room).sum(axis=1, keepdims=True) + prior / 2
         scale = (count * room**2).sum(axis=1, keepdims=True) + prior / 3
@@ -248,13 +252,13 @@ class StopCurve(Composite):
         def smoothed(sums: Floats) -> tuple[Floats, Floats]:
             """Means over the frames nearby; and over all, in units of what was left to win."""
             mean = (sums.sum(axis=1, keepdims=True) + PRIOR_MEAN * prior / 2) / total
-            return (sums @ self._kernel + LOCAL * unit * mean * room) / near, mean
+            return (sums @ self._spread + LOCAL * unit * mean * (1 - CENTRES)) / near, mean
 
         gained, mean = smoothed(sums)
         off = (squares - 2 * c * values + c**2 * count).sum(axis=1, keepdims=True)  # squares of V(c') - c
         spread = np.maximum((off + PRIOR_SQUARE * prior / 3) / scale - mean**2, 0.0)
-        plausible = np.minimum(c + gained + self.beta * np.sqrt(spread * unit / near) * room, 1.0)
-        likely = c + smoothed(finals - count * c)[0] if self.skip else c + 0 * gained
+        plausible = np.minimum(CENTRES + gained + self.beta * np.sqrt(spread * unit / near) * (1 - CENTRES), 1.0)
+        likely = CENTRES + smoothed(finals - count * c)[0] if self.skip else CENTRES + 0 * gained
         return plausible, np.clip(likely, 0.0, 1.0)
 
     # ---- learning
@@ -273,7 +277,7 @@ class StopCurve(Composite):
             at = np.flatnonzero(visited[:, i])
             np.add.at(self.seen.reshape(-1), (run[at] * exits + i) * BINS + bins[at, i], weight[at])
             if i:
-                cell = ((run[at] * (exits - 1) + i - 1) * BINS + bins[at, i - 1]) * BINS + bins[at, i]
+                cell = ((run[at] * (exits - 1) + i - 1) * COARSE + bins[at, i - 1] // 2) * COARSE + bins[at, i] // 2
                 np.add.at(self.moves.reshape(-1), cell, weight[at])
         np.add.at(self.known, run, weight)
         np.add.at(self.news, run, weight)

@@ -15,6 +15,7 @@ __all__ = [
     "Arrays",
     "Bools",
     "Context",
+    "ExitCost",
     "Floats",
     "Ints",
     "Outcomes",
@@ -35,6 +36,10 @@ Reward = Literal["adaee", "utility"]
 confidence at the last edge exit that it visited, so that depth counts: a frame answered at exit i earns its confidence
 less the cost of the further exits, an offloaded one the higher of its two confidences less that and the overhead."""
 
+ExitCost = float | Floats
+"""Price of the further edge exits, in units of confidence: one number for each of them, or one each, (edge exits - 1,),
+the second exit's first."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -50,7 +55,8 @@ class Context:
         Price of offloading a frame, in units of confidence, in [0, 1]; one number, or one per run (runs,). Where it
         depends on what will be measured (`eex.policies.core.price`), the price that is expected.
     exit_cost
-        Price of each further edge exit that a frame visits, in the same units.
+        Price of each further edge exit that a frame visits, in the same units: one number, or one per further exit
+        (edge exits - 1,). Where it differs between runs, (runs, 1) or (runs, edge exits - 1).
     distortion
         The distortion classifier's probabilities, shape (runs, frames, experts); None where there is no classifier.
     queue
@@ -66,7 +72,7 @@ class Context:
     frames: int = 1
     first: int | Ints = 0
     overhead: float | Floats = 0.0
-    exit_cost: float = 0.0
+    exit_cost: ExitCost = 0.0
     distortion: Floats | None = None
     queue: int | Ints = 0
     link_ms: float | Floats = float("nan")
@@ -180,6 +186,9 @@ class Policy(Arrays):
         (`eex.policies.wrappers.aim`) are kept with such policies alone.
     reward
         What the rewards that it learns from count (`Reward`); set by whoever plays the policy.
+    exit_cost
+        How the prices of the further edge exits compare (`ExitCost`); set by whoever plays the policy, to whom what a
+        frame paid is known from its reward.
     keys
         Number of each run, (runs,), by which draws are keyed: 0, 1, … unless whoever plays the policy gives others, as
         the parts of a sweep do, so that they draw what the whole would.
@@ -193,6 +202,7 @@ class Policy(Arrays):
     joint: ClassVar[bool] = False
     priced: bool = False
     reward: Reward = "adaee"
+    exit_cost: ExitCost = 0.0
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         if exits < 1 or runs < 1:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from eex.policies.core.base import (
     Context,
+    ExitCost,
     Ints,
     Outcomes,
     Policy,
@@ -90,18 +91,18 @@ class Learners:
         """Number of learners."""
         return len(self.next) - len(self._free)
 
-    def count(self, kind: Reward) -> None:
+    def count(self, kind: Reward, exit_cost: ExitCost = 0.0) -> None:
         """Set what the rewards that all learners learn from count, now and of those to come."""
         make = self._make
 
         def counting(runs: int) -> Policy:
             policy = make(runs)
-            policy.reward = kind
+            policy.reward, policy.exit_cost = kind, exit_cost
             return policy
 
         self._make = counting
         for policy in (self._whole, *self._parts.values(), *filter(None, self._own)):
-            policy.reward = kind
+            policy.reward, policy.exit_cost = kind, exit_cost
 
     # ---- who learns
 

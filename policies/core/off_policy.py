@@ -41,8 +41,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints, Outcomes, Reward, check_threshold
+from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Outcomes, Reward, check_threshold
 from eex.policies.core.errors import EexError
+from eex.policies.core.reward import way_cost
 
 BINS, FOLDS = 20, 10
 """Of the first exit's confidence in the reward model, and of the frames it is fitted on."""
@@ -101,7 +102,7 @@ def estimate(
     thresholds: Sequence[float | Sequence[float]],
     *,
     overhead: float | None = None,
-    exit_cost: float = 0.0,
+    exit_cost: ExitCost = 0.0,
     kind: Reward = "adaee",
     least: float = 30.0,
 ) -> list[Estimate]:
@@ -119,7 +120,7 @@ def estimate(
     overhead
         Price of offloading; by default, what was paid in the log.
     exit_cost
-        Price of each further edge exit.
+        Price of each further edge exit, one for all or one each, (edge exits - 1,).
     kind
         What frames earn.
     least
@@ -176,7 +177,7 @@ class _Arms:
 
 
 def _estimate_one(
-    outcomes: Outcomes, arms: _Arms, at: Floats, price: Floats, exit_cost: float, kind: Reward, least: float
+    outcomes: Outcomes, arms: _Arms, at: Floats, price: Floats, exit_cost: ExitCost, kind: Reward, least: float
 ) -> Estimate:
     edge = outcomes.confidence[:, :-1]
     frames, exits = edge.shape
@@ -187,7 +188,7 @@ def _estimate_one(
     heard = outcomes.offloaded & outcomes.sent
     known = answered | (away & heard)
     gain = np.fmax(0.0, outcomes.confidence[:, -1] - edge[:, -1])  # 0 where the reply never came
-    reward = np.where(away, gain - price, 0.0) - exit_cost * np.minimum(stop, exits - 1)
+    reward = np.where(away, gain - price, 0.0) - way_cost(exit_cost, np.minimum(stop, exits - 1))
     if kind == "utility":
         reward = reward + edge[np.arange(frames), np.minimum(stop, exits - 1)]
     reward = np.where(known, reward, 0.0)

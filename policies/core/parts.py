@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Arrays, Bools, Floats, Ints, Policy, Reward, State
+from eex.policies.core.base import Arrays, Bools, ExitCost, Floats, Ints, Policy, Reward, State
 
 LEAST, MOST = 64, 16384  # slots of `Awaited`
 
@@ -27,11 +27,12 @@ class Composite(Policy):
     ----------
     parts
         Names of the attributes that have a state. Those that are policies draw by the same `keys` and learn from the
-        same kind of `reward`.
+        same kind of `reward`, under the same `exit_cost`.
     """
 
     parts: tuple[str, ...] = ()
     _reward: Reward = "adaee"
+    _exit_cost: ExitCost = 0.0
 
     @property
     def keys(self) -> Ints:
@@ -56,6 +57,18 @@ class Composite(Policy):
         for part in self._parts().values():
             if isinstance(part, Policy):
                 part.reward = kind
+
+    @property
+    def exit_cost(self) -> ExitCost:
+        """How the prices of the further edge exits compare, as for every `Policy`."""
+        return self._exit_cost
+
+    @exit_cost.setter
+    def exit_cost(self, cost: ExitCost) -> None:
+        self._exit_cost = cost
+        for part in self._parts().values():
+            if isinstance(part, Policy):
+                part.exit_cost = cost
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """A copy of all that was learned."""

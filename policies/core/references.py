@@ -9,8 +9,8 @@ gives them; hindsight is over each run's own rows. No reference loses a reply.
 
 import numpy as np
 
-from eex.policies.core.base import Floats, Ints, Reward
-from eex.policies.core.reward import earned
+from eex.policies.core.base import ExitCost, Floats, Ints, Reward
+from eex.policies.core.reward import earned, way_cost
 from eex.policies.core.world import step
 
 MOST_CELLS = 1 << 24
@@ -18,7 +18,7 @@ MOST_CELLS = 1 << 24
 
 
 def best_fixed(
-    confidence: Floats, overhead: float, grid: Floats, exit_cost: float = 0.0, kind: Reward = "adaee"
+    confidence: Floats, overhead: float, grid: Floats, exit_cost: ExitCost = 0.0, kind: Reward = "adaee"
 ) -> tuple[float, Floats]:
     """The best single threshold in hindsight, and what it earns on each frame.
 
@@ -40,7 +40,7 @@ def fixed_reward(
     confidence: Floats,
     overhead: float,
     threshold: float | Floats,
-    exit_cost: float = 0.0,
+    exit_cost: ExitCost = 0.0,
     drop_below: float = 0.0,
     kind: Reward = "adaee",
 ) -> Floats:
@@ -54,7 +54,7 @@ def fixed_reward(
 
 
 def fixed_rewards(
-    confidence: Floats, overhead: float, grid: Floats, exit_cost: float = 0.0, kind: Reward = "adaee"
+    confidence: Floats, overhead: float, grid: Floats, exit_cost: ExitCost = 0.0, kind: Reward = "adaee"
 ) -> Floats:
     """What each of several thresholds earns on each frame of a full trace, (frames, arms)."""
     return np.column_stack([fixed_reward(confidence, overhead, float(t), exit_cost, kind=kind) for t in grid])
@@ -99,7 +99,7 @@ def best_arm_of_segments(rewards: Floats, frame: Ints, segment: Ints) -> Floats:
 
 
 def best_per_exit(
-    confidence: Floats, overhead: float, grid: Floats, exit_cost: float = 0.0, kind: Reward = "adaee"
+    confidence: Floats, overhead: float, grid: Floats, exit_cost: ExitCost = 0.0, kind: Reward = "adaee"
 ) -> tuple[Floats, Floats]:
     """The best thresholds in hindsight, one per edge exit, and what they earn.
 
@@ -130,7 +130,7 @@ def best_per_exit(
 
 
 def best_per_exit_of_segments(
-    confidence: Floats, overhead: float, grid: Floats, segment: Ints, exit_cost: float = 0.0, kind: Reward = "adaee"
+    confidence: Floats, overhead: float, grid: Floats, segment: Ints, exit_cost: ExitCost = 0.0, kind: Reward = "adaee"
 ) -> Floats:
     """What `best_per_exit` earns where it may choose other thresholds in each segment, (frames,).
 
@@ -146,7 +146,7 @@ def best_per_exit_of_segments(
     return reward
 
 
-def _every_combination(confidence: Floats, overhead: float, grid: Floats, exit_cost: float, kind: Reward) -> Floats:
+def _every_combination(confidence: Floats, overhead: float, grid: Floats, exit_cost: ExitCost, kind: Reward) -> Floats:
     """The best of all combinations, (exits,).
 
     A frame goes on past an exit if its confidence is below the threshold there. So the frames are summed up in cells by
@@ -166,15 +166,16 @@ def _every_combination(confidence: Floats, overhead: float, grid: Floats, exit_c
             sums = sums.cumsum(axis=axis)
         return sums[(slice(-1),) * upto]
 
+    steps = way_cost(exit_cost, np.arange(exits)) + np.zeros(exits)
     total = passing(np.maximum(0.0, confidence[:, -1] - edge[:, -1]) - overhead, exits)
     for e in range(1, exits):
         won = edge[:, e] - edge[:, e - 1] if kind == "utility" else np.zeros(len(edge))
-        total = total + passing(won - exit_cost, e).reshape((len(grid),) * e + (1,) * (exits - e))
+        total = total + passing(won - (steps[e] - steps[e - 1]), e).reshape((len(grid),) * e + (1,) * (exits - e))
     best: Floats = grid[np.array(np.unravel_index(int(total.argmax()), total.shape))]
     return best
 
 
-def _exit_by_exit(confidence: Floats, overhead: float, grid: Floats, exit_cost: float, kind: Reward) -> Floats:
+def _exit_by_exit(confidence: Floats, overhead: float, grid: Floats, exit_cost: ExitCost, kind: Reward) -> Floats:
     """Thresholds, (exits,), that no other threshold at a single exit improves on; the better of two starts."""
 
     def mean(thresholds: Floats) -> float:
@@ -200,7 +201,7 @@ def _exit_by_exit(confidence: Floats, overhead: float, grid: Floats, exit_cost: 
 
 
 def best_stopping(
-    confidence: Floats, overhead: float, exit_cost: float = 0.0, kind: Reward = "adaee", bins: int = 50
+    confidence: Floats, overhead: float, exit_cost: ExitCost = 0.0, kind: Reward = "adaee", bins: int = 50
 ) -> tuple[Floats, Floats]:
     """Optimal stopping in hindsight: thresholds from backward induction over the whole trace, at linear cost.
 
@@ -220,12 +221,12 @@ def best_stopping(
     edge, exits = confidence[:, :-1], confidence.shape[1] - 1
     grid = np.linspace(0, 1, bins + 1)
     thresholds: Floats = np.empty(exits)
-    further = np.arange(exits)
+    way = way_cost(exit_cost, np.arange(exits)) + np.zeros(exits)
     kept = edge if kind == "utility" else np.zeros_like(edge)
     on = earned(np.maximum(0.0, confidence[:, -1] - edge[:, -1]), np.array(True), exits - 1, overhead, exit_cost)
     on = on + kept[:, -1]  # what each frame earns if it goes on from the exit that is looked at
     for e in range(exits - 1, -1, -1):
-        left = kept[:, e] - exit_cost * further[e]
+        left = kept[:, e] - way[e]
         bin = np.minimum((np.clip(edge[:, e], 0.0, 1.0) * bins).astype(np.int64), bins - 1)
         won = np.bincount(bin, on - left, bins)
         thresholds[e] = grid[int(np.append(0.0, won.cumsum()).argmax())]
@@ -234,7 +235,7 @@ def best_stopping(
 
 
 def oracle(
-    confidence: Floats, overhead: float, exit_cost: float = 0.0, drop_below: float = 0.0, kind: Reward = "adaee"
+    confidence: Floats, overhead: float, exit_cost: ExitCost = 0.0, drop_below: float = 0.0, kind: Reward = "adaee"
 ) -> Floats:
     """What the per-frame oracle earns: each frame leaves where it earns most, (frames,).
 
@@ -242,7 +243,7 @@ def oracle(
     skips exits, as DEEx does, gains over the exit that it skipped from, and may earn more. A frame below `drop_below`
     at the last edge exit cannot be offloaded: it would be dropped."""
     edge, further = confidence[:, :-1], np.arange(confidence.shape[1] - 1)
-    left = (edge if kind == "utility" else 0.0 * edge) - exit_cost * further
+    left = (edge if kind == "utility" else 0.0 * edge) - way_cost(exit_cost, further)
     gain = confidence[:, -1] - edge[:, -1]
     if kind == "utility":
         gain = np.maximum(0.0, gain) + edge[:, -1]

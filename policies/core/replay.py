@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eex.policies.core.base import (
     Bools,
     Context,
+    ExitCost,
     Floats,
     Ints,
     Outcomes,
@@ -129,7 +130,7 @@ def replay(
     delay: int = 0,
     link: SimulatedLink | None = None,
     feedback: Feedback | None = None,
-    exit_cost: float = 0.0,
+    exit_cost: ExitCost = 0.0,
     exit_ms: Sequence[float] = (),
     kind: Reward = "adaee",
     report: Callable[[int], None] = lambda done: None,
@@ -157,7 +158,7 @@ def replay(
     feedback
         Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices.
     exit_cost
-        Price of each further edge exit.
+        Price of each further edge exit, one for all or one each, (edge exits - 1,).
     exit_ms
         Milliseconds after which each exit answers, the cloud's last; by default the trace's `seconds`, or 0 where it
         has none. A link's round trip comes on top.
@@ -174,11 +175,13 @@ def replay(
     runs = policy.runs
     rounds = rounds or (len(trace) if feedback is None else len(feedback.queue))
     _check(policy, trace, overhead, delay, feedback)
+    if np.ndim(exit_cost) and np.shape(exit_cost) != (policy.exits - 1,):
+        raise EexError(f"expected one exit cost, or {policy.exits - 1}, got {np.size(exit_cost)}")
     price = np.broadcast_to(np.asarray(overhead, dtype=float), (runs,)).copy()
     keys = np.arange(runs) if keys is None else keys
     drawn = draw_frames(trace, rounds, order, seed, keys)
     by_round = np.ascontiguousarray(drawn.T)
-    policy.reward = kind
+    policy.reward, policy.exit_cost = kind, exit_cost
     foreign = is_foreign(policy)
     answered_ms = times_of(trace, exit_ms)
     delivery = _Delivery(runs, delay, link, feedback)
@@ -274,7 +277,7 @@ def _played(
     t: int,
     chosen: Thresholds,
     price: Floats,
-    exit_cost: float,
+    exit_cost: ExitCost,
     kind: Reward,
     took: Floats | None,
     fate: Mapping[str, Any],
@@ -317,7 +320,7 @@ class _Delivery:
         self._frames: dict[int, Outcomes] = {}  # with a live run's feedback: by frame, until the live run had them
         self._order = None if feedback is None else deque(zip(feedback.chosen, feedback.frame, strict=True))
 
-    def context(self, t: int, overhead: Floats, exit_cost: float, probabilities: Floats | None) -> Context:
+    def context(self, t: int, overhead: Floats, exit_cost: ExitCost, probabilities: Floats | None) -> Context:
         """What is known before round t."""
         queue: int | Ints = self.queue.copy()
         link_ms: float | Floats = self.link_ms.copy()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints, Reward
+from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Reward
 from eex.policies.core.routing import last_visited
 
 
@@ -11,7 +11,7 @@ def earned(
     offloaded: Bools,
     further: Ints | int,
     overhead: float | Floats,
-    exit_cost: float | Floats = 0.0,
+    exit_cost: ExitCost = 0.0,
     kept: float | Floats = 0.0,
 ) -> Floats:
     r"""Reward of frames: :math:`\max(0, \Delta C) - o` if offloaded, else 0, less the cost of the further edge exits.
@@ -25,7 +25,7 @@ def earned(
     overhead
         :math:`o`, in units of confidence.
     exit_cost
-        Cost of every further edge exit, in units of confidence; 0 is AdaEE's.
+        Cost of every further edge exit, in units of confidence, one for all or one each; 0 is AdaEE's.
     kept
         Confidence at the last edge exit that each frame visited, for the utility; 0 for AdaEE's reward.
 
@@ -33,7 +33,23 @@ def earned(
     ----------
     Pacheco, Bajpai, Shifrin, Couto, Menasché, Hanawal and Campista (2024), AdaEE: UCB-based adaptive early exit.
     """
-    return np.where(offloaded, gain - overhead, 0.0) - exit_cost * further + kept
+    won: Floats = np.where(offloaded, gain - overhead, 0.0) - way_cost(exit_cost, further) + kept
+    return won
+
+
+def way_cost(exit_cost: ExitCost, further: Ints | int) -> Floats:
+    """What the edge exits that frames visited after the first cost them, in the shape of `further`.
+
+    Examples
+    --------
+    >>> way_cost(0.02, np.array([0, 1, 2]))
+    array([0.  , 0.02, 0.04])
+    >>> way_cost(np.array([0.01, 0.03]), np.array([0, 1, 2]))
+    array([0.  , 0.01, 0.04])
+    """
+    one = np.ndim(exit_cost) == 0
+    paid: Floats = np.multiply(exit_cost, further) if one else np.append(0.0, np.cumsum(exit_cost))[further]
+    return paid
 
 
 def last_seen(edge: Floats) -> tuple[Floats, Ints]:
@@ -53,7 +69,7 @@ def reward(
     offloaded: Bools,
     sent: Bools,
     overhead: Floats,
-    exit_cost: float = 0.0,
+    exit_cost: ExitCost = 0.0,
     kind: Reward = "adaee",
 ) -> Floats:
     r"""Reward of finished frames, (rows,), as `earned` has it.
@@ -74,7 +90,7 @@ def reward(
     kind
         What frames earn.
     """
-    if kind == "adaee" and not exit_cost and not np.count_nonzero(offloaded):
+    if kind == "adaee" and not np.any(exit_cost) and not np.count_nonzero(offloaded):
         return np.zeros(len(offloaded))
     last, further = last_seen(confidence[:, :-1])
     gain = np.fmax(0.0, confidence[:, -1] - last)  # 0 where the cloud gave no answer (NaN)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eex.policies.core.base import Bools, Floats, Ints, Reward
+from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Reward
 from eex.policies.core.reward import earned
 from eex.policies.core.routing import drop, last_visited, walk
 
@@ -42,7 +42,7 @@ def step(
     exit_at: Floats,
     skip_below: Floats | None,
     overhead: float | Floats,
-    exit_cost: float = 0.0,
+    exit_cost: ExitCost = 0.0,
     *,
     kind: Reward = "adaee",
     drop_below: float = 0.0,
@@ -63,7 +63,8 @@ def step(
     exit_at, skip_below
         Thresholds, (…, edge exits) or with the final exit's column, as for `eex.policies.core.routing.walk`.
     overhead, exit_cost
-        Price of offloading a frame, (…,) or one for all; price of every further edge exit.
+        Price of offloading a frame, (…,) or one for all; price of every further edge exit,
+        one for all or one each.
     kind
         What frames earn.
     drop_below, audited
@@ -94,7 +95,7 @@ def step(
     gain = np.fmax(0.0, confidence[..., exits] - last)
     if drop_below <= 0 and sent is None and lost is None:
         none = np.zeros(exit.shape, dtype=bool)
-        reward = earned(gain, offloaded, visited - 1 if exit_cost else 0, overhead, exit_cost, kept)
+        reward = earned(gain, offloaded, visited - 1 if np.any(exit_cost) else 0, overhead, exit_cost, kept)
         return Step(exit, visited, offloaded, offloaded, offloaded, none, none, gain, reward)
     dropped = offloaded & drop(last, audited, drop_below)
     really_sent = offloaded & ~dropped if sent is None else offloaded & ~dropped & sent

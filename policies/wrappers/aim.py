@@ -195,8 +195,7 @@ class Aims(Composite):
     def choose(self, context: Context) -> Thresholds:
         """As the policy inside chooses at the wishes' prices; audits go to the cloud while there is one."""
         overhead, costs = self.prices(context)
-        cost: Any = costs.mean(axis=1) if self.exits > 1 else np.zeros(self.runs)  # policies take one for all exits
-        chosen = self.inner.choose(replace(context, overhead=overhead, exit_cost=cost))
+        chosen = self.inner.choose(replace(context, overhead=overhead, exit_cost=costs))
         if not self.audits:
             return chosen
         u = uniform(self.seed, self.keys, context.numbers, 1, _PURPOSE)[..., 0]

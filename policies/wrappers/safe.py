@@ -165,7 +165,7 @@ class Safe(Composite):
         """Count what the audits say, and tell the policy inside what its own thresholds would have earned."""
         found, wanted = self.awaited.take(outcomes.run, outcomes.frame)
         exits = self.exits + 1
-        told = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward)
+        told = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
         # of a frame so late that what was chosen for it is forgotten, nothing can be said
         self.inner.learn(replace(told, reward=np.where(found, told.reward, np.nan)))
         heard = outcomes.audited & ~np.isnan(outcomes.confidence[:, -1]) & ~np.isnan(outcomes.reward)

@@ -95,7 +95,7 @@ class Playing:
         note: Callable[[str], None],
     ) -> None:
         from eex.stream.driver import Driver
-        from eex.stream.engine import usual_bytes
+        from eex.stream.engine import exit_cost_of, usual_bytes
         from eex.stream.live.totals import Totals
         from eex.stream.run.records import RecordWriter
         from eex.stream.streams import Streams
@@ -113,7 +113,7 @@ class Playing:
             waits=False,
             deadlines_ms=self._deadlines_ms,
             left=self.answer,
-            exit_cost=config.exit_cost,
+            exit_cost=exit_cost_of(config.exit_cost, net),
             kind=config.reward,
             gather=config.gather,
             drop_below=config.drop_below,

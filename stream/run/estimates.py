@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.off_policy import Estimate, Mean, estimate
 from eex.stream.config import StreamConfig, from_json
 
@@ -44,7 +45,8 @@ def estimates_of(run: Path, thresholds: list[list[float]], overhead: float | Non
     settings = StreamConfig() if config is None else from_json(config, StreamConfig)
     reward = outcomes.reward[~np.isnan(outcomes.reward)]
     earned = Mean(float(reward.mean()), float(reward.std() / np.sqrt(len(reward)))) if len(reward) else Mean()
-    return estimate(outcomes, thresholds, overhead=overhead, exit_cost=settings.exit_cost, kind=settings.reward), earned
+    exit_cost = parse_exit_cost(settings.exit_cost).of(outcomes.confidence.shape[1] - 1)
+    return estimate(outcomes, thresholds, overhead=overhead, exit_cost=exit_cost, kind=settings.reward), earned
 
 
 def rows(estimates: list[Estimate]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.wrappers.aim import aims_of
 from eex.stream.config import to_json
 from eex.stream.run.recorder import Recorder, warn
@@ -99,6 +100,7 @@ class Player:
     ) -> None:
         self.frames, self.net, self.config, self.resolved = frames, net, config, resolved
         self.sending, self.show, self.stop = sending, show, stop
+        self.exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)  # `auto` has become numbers
 
     def play(
         self,
@@ -128,7 +130,7 @@ class Player:
                 offloader,
                 send=self.sending.encoding,
                 overhead=self.resolved.price,
-                exit_cost=config.exit_cost,
+                exit_cost=self.exit_cost,
                 kind=config.reward,
                 gather=config.gather,
                 drop_below=config.drop_below,
@@ -188,7 +190,7 @@ class Player:
 
         price, total, exits = self.resolved.price, tally.frames, self.net.edge_exits + 1
         overhead = price.of() if price.constant else tally.mean_overhead
-        reference = Reference(exits, overhead, GRID, self.config.exit_cost, self.config.drop_below, self.config.reward)
+        reference = Reference(exits, overhead, GRID, self.exit_cost, self.config.drop_below, self.config.reward)
         started = shown = time.perf_counter()
         first, nothing = 0, Tally(exits)
         for batch in self.frames.batches(total, {}):

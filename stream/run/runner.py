@@ -5,10 +5,13 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.schedule import Piece
@@ -62,6 +65,11 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
                 )
             )
         net = load_network(config)
+        from eex.stream.engine import exit_cost_of
+
+        costs = np.atleast_1d(exit_cost_of(config.exit_cost, net))
+        if len(costs) > 1 or config.exit_cost != float(costs[0]):  # what is kept of the run holds numbers
+            config = replace(config, exit_cost=",".join(f"{cost:.6g}" for cost in costs))
         policies = [
             make_policy(choice.policy, choice.options, exits=net.edge_exits, seed=config.seed)
             for choice in resolved.policies

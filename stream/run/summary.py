@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.price import Price
 from eex.stream.config import StreamConfig
@@ -49,6 +50,8 @@ def summarise(
         summary["best_fixed_threshold"] = reference.best
         summary["by_exit"] = reference.rows()
     summary["price"] = price.text
+    exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)
+    summary["exit_cost"] = np.broadcast_to(exit_cost, net.edge_exits - 1).tolist()
     summary["overhead"] = price.of() if price.constant else first.tally.mean_overhead
     summary["model"] = {"fingerprint": net.fingerprint, "exits": net.exits, "partition": net.partition}
     summary["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}

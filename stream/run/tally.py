@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eex.policies.core.base import Floats, Ints, Reward
+from eex.policies.core.base import ExitCost, Floats, Ints, Reward
 from eex.policies.core.columns import Rows
 from eex.policies.core.references import fixed_reward, oracle
 from eex.stream.run.agreement import SUMS, compared
@@ -230,7 +230,7 @@ class Reference:
         exits: int,
         overhead: float,
         grid: Floats,
-        exit_cost: float = 0.0,
+        exit_cost: ExitCost = 0.0,
         drop_below: float = 0.0,
         kind: Reward = "adaee",
     ) -> None:

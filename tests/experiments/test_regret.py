@@ -249,6 +249,16 @@ def test_every_policy_plays_the_same_however_the_sweep_is_cut(policy):
     pd.testing.assert_frame_equal(whole[whole["overhead"] == 0.3].reset_index(drop=True), alone)
 
 
+def test_an_exit_cost_per_exit(tmp_path):
+    write_trace(tmp_path / "three.arrow", with_two_edge_exits(100))
+    played = compare(small(tmp_path / "three.arrow", tmp_path / "out", exit_cost="0.03"))
+    assert played["hindsight"][0]["exit_cost"] == [0.03]
+    with pytest.raises(EexError, match="--exit-cost has 2 prices; expected 1, or 1 for 2 edge exits: three"):
+        compare(small(tmp_path / "three.arrow", tmp_path / "more", exit_cost="0.01,0.03"))
+    with pytest.raises(EexError, match="--exit-cost 'auto' needs the times"):
+        compare(small(tmp_path / "three.arrow", tmp_path / "auto", exit_cost="auto"))
+
+
 def test_several_exits_and_an_exit_cost(tmp_path):
     write_trace(tmp_path / "three.arrow", with_two_edge_exits(100))
     row = compare(small(tmp_path / "three.arrow", tmp_path / "out", exit_cost=0.02))["rows"][0]

@@ -1,5 +1,6 @@
 """The form that infers fast answers as the network does, and its classifier as the classifier does."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -51,6 +52,16 @@ def test_a_fast_classifier_refuses_the_same(shape):
     net.classifier = DistortionClassifier()
     with pytest.raises(EexError, match="expected images"):
         optimised(net.eval()).classifier(torch.zeros(shape))
+
+
+def test_its_costs_are_those_of_the_network_it_was_made_of():
+    from eex.stream.engine import exit_cost_of
+
+    net = make("alexnet", "abc", uniform=3, input_shape=(3, 32, 32))
+    costs, fast = net.costs(), optimised(net)
+    assert fast.costs() == costs
+    work = (np.array(costs.stage_macs) + costs.branch_macs)[1 : fast.edge_exits]
+    np.testing.assert_allclose(exit_cost_of("auto:0.04", fast), 0.04 * work / work.mean())
 
 
 def test_half_precision_keeps_the_answers():

@@ -77,9 +77,13 @@ def test_the_order_of_what_is_compared_does_not_matter(tmp_path, cloud):
 
 
 def test_what_a_run_leaves(tmp_path):
-    summary = run(StreamConfig(worker="none", partition=4, out=tmp_path, **OPTIONS))
+    summary = run(StreamConfig(worker="none", partition=4, exit_cost="auto", out=tmp_path, **OPTIONS))
     folder = Path(summary["folder"])
     assert folder.parent == tmp_path
+    costs = summary["exit_cost"]
+    assert costs == pytest.approx([0.02, 0.02], rel=1e-3)  # the shipped model's stages take about the same
+    kept = json.loads((folder / "config.json").read_text())["exit_cost"]
+    assert [float(cost) for cost in kept.split(",")] == costs
     assert summary["policies"][0]["policy"] == "gain-curve"
     assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 300
     assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}
