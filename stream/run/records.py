@@ -400,7 +400,7 @@ def _batches_of(part: Path) -> Iterator[pa.RecordBatch]:
                 batch.validate(full=True)
                 _check_columns(batch)
                 yield batch
-    except (pa.ArrowException, OSError, StopIteration, ValueError) as error:
+    except (pa.ArrowException, OSError, StopIteration, ValueError, MemoryError) as error:  # sizes may be damaged, too
         if _ended(part) or not isinstance(error, pa.ArrowInvalid | OSError | StopIteration):
             reason = " ".join(str(error).split())
             raise EexError(
