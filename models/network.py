@@ -157,14 +157,14 @@ class EarlyExitNet(nn.Module):
             outputs.append(self.logits(i, expert, x))
         return outputs
 
-    counted: Costs | None = None
-    """Costs of the network that an optimised copy was made of: its own kernels cannot be counted."""
+    counted: Callable[[], Costs] | None = None
+    """Gives the costs of the network that an optimised copy was made of: its own kernels cannot be counted."""
 
     @torch.no_grad()
     def costs(self) -> Costs:
         """Count multiply-adds and bytes of each stage and exit for one image (convolutions and linear layers)."""
         if self.counted is not None:
-            return self.counted
+            return self.counted()
         from torch.utils.flop_counter import FlopCounterMode
 
         modes = [(m, m.training) for m in self.modules()]  # frozen parts of a network in training stay as they are

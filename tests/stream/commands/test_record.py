@@ -197,7 +197,7 @@ def test_interrupted_it_leaves_what_was_there(tmp_path, number):
 # ---- what cannot be used
 
 BAD = {
-    "unknown distortion": (["--distortion", "blurr@1"], "did you mean 'gaussian_blur'"),
+    "unknown distortion": (["--distortion", "gausian_blurr@1"], "did you mean 'gaussian_blur'"),
     "missing source": (["--source", "nowhere"], "no such source"),
     "no image is good": (["--source", "odd"], "no frame could be used"),
     "no card": (["--model", "nowhere"], "no such model card"),

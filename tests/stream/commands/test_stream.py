@@ -176,7 +176,8 @@ def test_summary_screen_fits_80_columns(compared):
     assert {"accuracy", "reward per frame", "offloaded", "MB sent", "frames/s", "regret, oracle"} <= labels
     assert done.stdout.count("fixed against fixed") == 2
     assert "in hindsight the best fixed threshold was" in done.stdout
-    assert lines[-1] == f"records, summary and pictures: {summary['folder']}"
+    assert lines[-2] == f"records, summary and pictures: {summary['folder']}"
+    assert lines[-1] == f"in one file to send: eex-report {summary['folder']}"
     assert done.stderr.count("\n") == 4  # a line a policy, and hindsight
 
 
@@ -430,7 +431,7 @@ BAD = {
     "policy option without value": (["--policy", "ucb", "--policy-option", "c"], "name=value"),
     "threshold outside its range": (["--policy", "fixed", "--policy-option", "p_tar=1.5"], "[0, 1]"),
     "rival's threshold": (["--compare", "fixed:p_tar=-1"], "[0, 1]"),
-    "unknown distortion": (["--distortion", "blurr@1"], "did you mean 'gaussian_blur'"),
+    "unknown distortion": (["--distortion", "gausian_blurr@1"], "did you mean 'gaussian_blur'"),
     "malformed schedule": (["--distortion", "3x(pristine:100"], "')'"),
     "empty folder": (["--source", "empty"], "no images"),
     "missing source": (["--source", "nowhere"], "no such source"),
