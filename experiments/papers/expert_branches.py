@@ -16,6 +16,7 @@ from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Floats, Ints
 from eex.policies.core.errors import EexError
+from eex.policies.core.schedule import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -233,12 +234,11 @@ def conditions() -> list[tuple[str, int, tuple[float, float]]]:
 
 def distorted(images: "Tensor", levels: tuple[float, float], first: int = 0) -> "Tensor":
     """uint8 images (N, C, H, W) as floats, blurred and noisy at these levels."""
-    import torch
-
     from eex.stream.frames.distortions import distort
 
-    both = torch.tensor([levels], dtype=torch.float64).expand(len(images), 2)
-    changed: Tensor = distort(images.float() / 255, both, torch.arange(first, first + len(images)), 0)
+    each = np.zeros((len(images), len(KINDS)))
+    each[:, [KINDS.index(BLUR), KINDS.index(NOISE)]] = levels
+    changed: Tensor = distort(images.float() / 255, each, np.arange(first, first + len(images)), 0)
     return changed
 
 
