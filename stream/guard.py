@@ -94,6 +94,11 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def say_unless(quiet: bool) -> Callable[[str], None]:
+    """What says a line on standard error, and with `quiet` nothing."""
+    return (lambda line: None) if quiet else functools.partial(print, file=sys.stderr, flush=True)
+
+
 def share_cores() -> None:
     """Make waiting OpenMP threads sleep soon. Call it before torch is loaded, which reads the setting once.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import UNRECORDED, guarded, hush, keep_memory_flat, share_cores
+from eex.stream.guard import guarded, hush, keep_memory_flat, say_unless, share_cores
 from eex.stream.live.config import LiveConfig
 from eex.stream.serving.config import ServeConfig
 
@@ -75,6 +75,7 @@ def _main() -> int:
     share_cores()
     keep_memory_flat()
     from eex.stream.live.run import Sources, Stop, live
+    from eex.stream.live.summary import concluded
     from eex.stream.serving.run import beside
 
     given: dict[str, Any] = {name: getattr(command, name) for name in ("fps", "changed", "realtime", "existing")}
@@ -84,7 +85,7 @@ def _main() -> int:
         from eex.stream.network import use_threads
 
         use_threads(command.threads)
-    say = _quiet if command.quiet else _say
+    say = say_unless(command.quiet)
     with Stop().by_signals() as stop:
         summary = live(
             command.live,
@@ -96,24 +97,9 @@ def _main() -> int:
             stop=stop,
             beside=None if page is None else beside(page, say),
         )
-    if command.summary is not None:
-        from eex.stream.run.summary import write_json
-
-        write_json(command.summary, summary)
     if not command.quiet:
         _print(summary)
-    if why := summary["unrecorded"]:
-        print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
-        return UNRECORDED
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _quiet(line: str) -> None:
-    pass
+    return concluded(summary, command.summary)
 
 
 def _print(summary: dict[str, Any]) -> None:

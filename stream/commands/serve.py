@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import UNRECORDED, guarded, hush, keep_memory_flat, share_cores
+from eex.stream.guard import guarded, hush, keep_memory_flat, say_unless, share_cores
 from eex.stream.live.config import LiveConfig
 from eex.stream.serving.config import ServeConfig
 
@@ -52,6 +52,7 @@ def _main() -> int:
     share_cores()
     keep_memory_flat()
     from eex.stream.live.run import Stop
+    from eex.stream.live.summary import concluded
     from eex.stream.serving.run import serve
 
     if command.threads:
@@ -59,23 +60,8 @@ def _main() -> int:
 
         use_threads(command.threads)
     with Stop().by_signals() as stop:
-        summary = serve(command.live, command.serve, say=_quiet if command.quiet else _say, stop=stop)
-    if command.summary is not None:
-        from eex.stream.run.summary import write_json
-
-        write_json(command.summary, summary)
-    if why := summary["unrecorded"]:
-        print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
-        return UNRECORDED
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _quiet(line: str) -> None:
-    pass
+        summary = serve(command.live, command.serve, say=say_unless(command.quiet), stop=stop)
+    return concluded(summary, command.summary)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,29 @@
 """What a session has done: totals, and a row per stream."""
 
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eex.stream.guard import UNRECORDED
 from eex.stream.run.agreement import agreement
 
 if TYPE_CHECKING:
     from eex.stream.live.playing import Stream
     from eex.stream.live.session import Session
     from eex.stream.run.tally import Tally
+
+
+def concluded(summary: dict[str, Any], path: Path | None) -> int:
+    """Write a session's last summary to a file, if one is named, and say what its records lack; the exit status."""
+    if path is not None:
+        from eex.stream.run.summary import write_json
+
+        write_json(path, summary)
+    if why := summary["unrecorded"]:
+        print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
+        return UNRECORDED
+    return 0
 
 
 def summarise(session: "Session") -> dict[str, Any]:

@@ -35,7 +35,32 @@ FULL = (
 )
 
 
-class Bounded(H11Protocol):
+class ReadInTime(asyncio.Protocol):
+    """A connection that ends if its client leaves what it was sent unread."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: Any
+    _stuck: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """The client does not read: give it some time."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.resume_writing()
+        super().connection_lost(exc)
+
+
+class Bounded(ReadInTime, H11Protocol):
     """HTTP/1.1 with an end for connections that bring no request, no end of its headers, or take no response.
 
     While there are as many connections as there may be, a new one makes the one end that has been idle longest.
@@ -45,7 +70,6 @@ class Bounded(H11Protocol):
         """Take a connection in, or turn it away."""
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
-        self._stuck: asyncio.TimerHandle | None = None
         self._reading = False  # headers of a request
         self._idle: dict[Bounded, None] = self.server_state.__dict__.setdefault("idle", {})
         most = self.config.limit_concurrency
@@ -91,20 +115,7 @@ class Bounded(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._begun()
-        self.resume_writing()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client does not read: give it some time."""
-        super().pause_writing()
-        self._stuck = self.loop.call_later(READ_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-        super().resume_writing()
 
     @property
     def _waits(self) -> bool:
@@ -125,10 +136,8 @@ class Bounded(H11Protocol):
         self._timer = self.loop.call_later(seconds, self.transport.abort)
 
 
-class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket that ends if its client does not read."""
-
-    _stuck: asyncio.TimerHandle | None = None
+class BoundedWebSocket(ReadInTime, WebSocketsSansIOProtocol):
+    """A WebSocket whose messages come in so many pieces at most."""
 
     def handle_cont(self, event: Any) -> None:
         """Take a further piece of a message in, of which there may be so many."""
@@ -137,23 +146,6 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
             return
         super().handle_cont(event)
-
-    def pause_writing(self) -> None:
-        """The client does not read: give it some time."""
-        super().pause_writing()
-        self._stuck = self.loop.call_later(READ_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self.resume_writing()
-        super().connection_lost(exc)
 
 
 class _Server(uvicorn.Server):

@@ -139,31 +139,23 @@ class _Task:
         from eex.models.network import PRISTINE
         from eex.models.training import fit
 
+        what = self.net, self.images, self.labels, recipe
+        common: dict[str, Any] = {
+            "expert": expert,
+            "distort": self.mix if expert == PRISTINE else self.distorts[expert],
+            "validation": self.validation,
+            "report": bars(expert),
+        }
         if self.config.freeze:
             from eex.models.frozen import fit_frozen
 
-            return fit_frozen(
-                self.net,
-                self.images,
-                self.labels,
-                recipe,
-                expert=expert,
-                distort=self.mix if expert == PRISTINE else self.distorts[expert],
-                validation=self.validation,
-                report=bars(expert),
-            )
+            return fit_frozen(*what, **common)
         return fit(
-            self.net,
-            self.images,
-            self.labels,
-            recipe,
-            expert=expert,
-            distort=self.mix if expert == PRISTINE else self.distorts[expert],
-            validation=self.validation,
+            *what,
+            **common,
             checkpoint=self.checkpoints / f"{expert}.safetensors",
             source=source,
             modules=[self.config.network.partition(":")[0]] if self.config.network else [],
-            report=bars(expert),
         )
 
     def _fit_classifier(self, bars: Bars) -> dict[str, float]:
