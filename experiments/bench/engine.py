@@ -271,14 +271,17 @@ def measure(config: Bench, device: str, images: Tensor, labels: Ints) -> Iterato
             index = np.arange(wanted - wanted % batch) % len(images)
             x, y = images[torch.from_numpy(index).to(images.device)], labels[index]
             seconds: dict[int, list[float]] = {k: [] for k in range(len(rivals))}
-            right: dict[int, float] = {}
             beside: dict[int, list[float]] = {}
-            for turn in range(config.rounds + 1):
+            whole = len(images) - len(images) % batch  # all images: the threshold was chosen on them, not on a part
+            right = [
+                float((rival.answers(images[:whole], labels[:whole], batch) == labels[:whole]).mean())
+                for rival in rivals
+            ]
+            for _ in range(config.rounds):
                 for k, rival in enumerate(rivals):
-                    spent, answers = timed(partial(rival.answers, x, y, batch), images.device)
-                    seconds[k] += [spent] if turn else []  # the first warms up
-                    right[k] = float((answers == y).mean())
-                    if rival.beside is not None and turn:
+                    spent, _answers = timed(partial(rival.answers, x, y, batch), images.device)
+                    seconds[k].append(spent)
+                    if rival.beside is not None:
                         beside.setdefault(k, []).append(rival.beside(x, y, batch))
             best = min(float(np.median(seconds[k])) for k, rival in enumerate(rivals) if rival.what == "whole")
             for k, rival in enumerate(rivals):
