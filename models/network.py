@@ -17,6 +17,7 @@ from eex.models.architecture import Architecture as Architecture
 from eex.models.architecture import Costs as Costs
 from eex.models.architecture import check_expert
 from eex.models.branches import make_branch, place_by_share, place_uniformly
+from eex.models.efficientnet import efficientnet_lite0
 from eex.models.mobilenet import mobilenet_v2
 from eex.models.resnet import resnet
 
@@ -24,6 +25,7 @@ BACKBONES: dict[str, Callable[..., list[nn.Module]]] = {
     "resnet": resnet,
     "mobilenet_v2": mobilenet_v2,
     "alexnet": alexnet,
+    "efficientnet_lite0": efficientnet_lite0,
 }
 """Backbones by name: functions of their own options that return the blocks, to be cut anywhere between them."""
 
@@ -276,7 +278,8 @@ def make(
     mean, std
         Per channel; by default those of CIFAR-10's images, or the means of them where there are not 3 channels.
     options
-        Arguments of the backbone: `width` for "resnet", `small_images` for "mobilenet_v2".
+        Arguments of the backbone: `width` for "resnet", `small_images` for "mobilenet_v2", `enlarge` for
+        "efficientnet_lite0".
 
     Raises
     ------

@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from eex.models import efficientnet
 from eex.models.card import load
 from eex.models.network import EarlyExitNet, load_torchvision_mobilenet, make
 from eex.models.placing import auto_cut
@@ -19,8 +20,15 @@ from eex.stream.network import make_module
 from eex.stream.training.data import Data
 from eex.stream.training.options import TrainConfig
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET: dict[str, tuple[float, ...]] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Normalisation of the images on which published weights were trained."""
+PUBLISHED: dict[
+    str, tuple[Callable[[EarlyExitNet, Mapping[str, torch.Tensor]], None], dict[str, tuple[float, ...]]]
+] = {
+    "mobilenet_v2": (load_torchvision_mobilenet, IMAGENET),
+    "efficientnet_lite0": (efficientnet.load_published, {"mean": efficientnet.MEAN, "std": efficientnet.STD}),
+}
+"""What loads the published weights of a backbone, and their normalisation."""
 
 
 def first_network(config: TrainConfig, own: EarlyExitNet | None, data: Data) -> EarlyExitNet:
@@ -90,8 +98,13 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
     options: dict[str, Any] = {"width": config.width} if config.backbone == "resnet" else {}
     if config.backbone == "mobilenet_v2":
         options = {"small_images": height <= 64}
+    elif config.backbone == "efficientnet_lite0" and height <= 64:
+        options = {"enlarge": 128 // height}
+    published = PUBLISHED.get(config.backbone)
     if config.weights is not None:
-        options |= IMAGENET
+        if published is None:
+            raise EexError(f"--weights is for {' and '.join(PUBLISHED)}, not for {config.backbone}")
+        options |= published[1]
     try:
         net = make(
             config.backbone,
@@ -105,8 +118,8 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
             partition=config.partition,
             **options,
         )
-        if config.weights is not None:
-            load_torchvision_mobilenet(net, read_state(config.weights))
+        if config.weights is not None and published is not None:
+            published[0](net, read_state(config.weights))
     except EexError:
         raise
     except (ValueError, RuntimeError) as error:

