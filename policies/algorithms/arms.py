@@ -1,4 +1,4 @@
-"""What policies share that play one arm of a grid of thresholds: the grid, what each arm earned, play by index."""
+"""What all policies that play one arm of a grid of thresholds share: the grid, each arm's rewards, play by index."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from eex.policies.core.draws import uniform
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 HAIR = 1e-9
-"""Exploration that is always left: of arms that look alike, the one chosen least is played."""
+"""The least exploration: of arms that look alike, the one chosen least is played."""
 
 
 class Arms(Policy):
@@ -62,7 +62,7 @@ class Arms(Policy):
         played = (self.counts + self.pending)[:, :, None]  # (runs, arms, frames)
         fresh = not played.all()
         if frames > 1:
-            played = played + np.arange(frames)  # column k: the arm had been chosen k times more
+            played = played + np.arange(frames)  # column k: as if the arm had been chosen k more times
         if fresh:
             never = played == 0
             played[never] = 1.0
@@ -84,7 +84,7 @@ class Arms(Policy):
         return self.play(arm, np.take_along_axis(probability, arm, axis=1))
 
     def play(self, arm: Ints, probability: Floats | None = None) -> Thresholds:
-        """The arms' thresholds, both (runs, frames); they are awaited from now on."""
+        """The thresholds of these arms, (runs, frames); their frames are pending from now on."""
         add(self.pending, np.arange(self.runs)[:, None], arm, 1.0)
         return self.same_at_every_exit(self.grid[arm], arm, probability)
 
@@ -122,7 +122,7 @@ def variance(counts: Floats, totals: Floats, squares: Floats) -> Floats:
 
 
 def turns(run: Ints) -> Iterator[Any]:
-    """Rows of outcomes in parts in which no run occurs twice, for what depends on their order."""
+    """Rows of outcomes, split so that no run occurs twice in a part, for updates that depend on their order."""
     if (run[1:] > run[:-1]).all():
         yield slice(None)
         return

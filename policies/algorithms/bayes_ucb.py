@@ -1,4 +1,4 @@
-"""Bayes-UCB: the upper quantile of what is believed of each arm."""
+"""Bayes-UCB: the upper quantile of each arm's posterior."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from eex.policies.core.base import Context, Floats
 class BayesUCB(Arms):
     r"""Play the arm whose posterior mean has the highest upper quantile, which rises with the rounds.
 
-    Rewards are taken for Gaussian with known deviation :math:`\sigma`, means for equally likely before. With :math:`t`
+    Rewards are taken to be Gaussian with known deviation :math:`\sigma`, their means with a flat prior. With :math:`t`
     rounds with feedback, :math:`n_a` of them on arm :math:`a`, play each arm once, then
 
     .. math:: \arg\max_a \; \hat\mu_a + \frac{\sigma}{\sqrt{n_a}} \, \Phi^{-1}\!\left(1 - \frac1t\right)

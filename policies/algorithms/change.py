@@ -6,14 +6,14 @@ from eex.policies.core.base import Arrays, Floats, Ints
 
 BLOCK = 32  # frames
 OPEN = 512  # blocks of a run that may wait for late frames
-ALLOWED = 1.0  # standard errors by which block means may lie off without counting
-MOST = 4.0  # a single block counts at most as much
-PRIOR_BLOCKS = 4.0  # weight of the variance that is expected before any block is known
-QUIET = 2  # blocks that only make the reference
+ALLOWED = 1.0  # standard errors that a block mean may lie off without counting
+MOST = 4.0  # a single block counts at most this much
+PRIOR_BLOCKS = 4.0  # weight of the variance expected before any block is known
+QUIET = 2  # blocks that only set the reference
 
 
 class Change(Arrays):
-    r"""Tells for each run when the mean of one of its signals has changed.
+    r"""Detects for each run when the mean of one of its signals has changed.
 
     Values come with the number of their frame, late and in any order. Those of 32 consecutive frames form a block,
     which is examined once all its frames have feedback, so that the order of the feedback does not matter. With the
@@ -30,16 +30,16 @@ class Change(Arrays):
     Parameters
     ----------
     runs
-        Runs.
+        Number of runs.
     alarm
         How high a sum may rise; 0 never alarms.
     variance
-        Of a value of each signal, expected before any is known.
+        Variance of each signal's values that is expected before any is known.
 
     Attributes
     ----------
     alarmed
-        Runs that have changed, (runs,), until they are told to `begin` anew.
+        Runs that have changed, (runs,), until `begin` starts them anew.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class Change(Arrays):
         number, heard = self.number.reshape(-1), self.heard.reshape(-1)
         has = number.take(slot)
         if (has != block).any():
-            new = has < block  # a block that had the slot and never was complete is dropped
+            new = has < block  # an earlier block in this slot that was never completed is dropped
             np.maximum.at(number, slot[new], block[new])
             heard[slot[new]] = 0
             self.count.reshape(len(heard), -1)[slot[new]] = 0.0

@@ -1,4 +1,4 @@
-"""Discounted UCB, for streams that change: rewards count less and less as others follow."""
+"""Discounted UCB, for streams that change: the older a reward, the less it counts."""
 
 from collections.abc import Sequence
 
@@ -66,7 +66,7 @@ class DiscountedUCB(Arms):
         return mean[:, :, None] + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)
 
     def credit(self, heard: Outcomes) -> None:
-        """Discount all that a run has heard, then add; `counts` and `totals` are weighted."""
+        """Discount a run's earlier rewards, then add; `counts` and `totals` are weighted."""
         for rows in turns(heard.run):
             run, arm = heard.run[rows], heard.arm[rows]
             self.counts[run] *= self.gamma

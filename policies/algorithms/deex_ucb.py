@@ -63,7 +63,7 @@ class DEExUCB(UCB):
         self.extended = extended
 
     def play(self, arm: Ints, probability: Floats | None = None) -> Thresholds:
-        """The arms' decision thresholds, (runs, frames); they are awaited from now on."""
+        """The decision thresholds of these arms, (runs, frames); their frames are pending from now on."""
         chosen = super().play(arm, probability)
         chosen.exit_at[..., 1:] = self.p_tar
         chosen.exit_at[..., 0] = np.inf

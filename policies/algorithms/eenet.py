@@ -1,4 +1,4 @@
-"""EENet's budgeted scheduler: how many frames leave at each exit is settled beforehand, within a mean cost."""
+"""EENet's budgeted scheduler: how many frames leave at each exit is planned in advance, within a mean cost."""
 
 from collections.abc import Sequence
 
@@ -33,9 +33,9 @@ def shares_within(costs: Floats, budget: float) -> Floats:
 
 
 def scheduled(confidence: Floats, costs: Floats, budget: float) -> Floats:
-    """Thresholds, (exits - 1,), under which frames are surest within a mean cost; inf where none shall leave.
+    """Thresholds, (exits - 1,), with the highest mean confidence within a mean cost; inf where no frame is to leave.
 
-    At each exit the surest of the frames that are left leave, as many as its share says; shares begin in geometric
+    At each exit its share of the frames leaves, the surest of those left first; shares begin in geometric
     proportion, and are moved between two exits as long as the mean confidence of the answers grows within the budget.
 
     Parameters
@@ -82,7 +82,7 @@ def _leave(confidence: Floats, shares: Floats) -> tuple[float, Floats]:
     """The mean confidence of the answers if such shares of the frames leave, the surest first; and the thresholds."""
     frames, exits = confidence.shape
     left, thresholds, total = np.arange(frames), np.full(exits - 1, np.inf), 0.0
-    gone = np.ceil(np.cumsum(shares) * frames - 1e-6).astype(int)  # rounded so that no frame more goes on than may
+    gone = np.ceil(np.cumsum(shares) * frames - 1e-6).astype(int)  # rounded so that no more frames go on than may
     for e in range(exits - 1):
         count = gone[e] - (frames - len(left))
         order = left[np.argsort(-confidence[left, e], kind="stable")]
@@ -94,7 +94,7 @@ def _leave(confidence: Floats, shares: Floats) -> tuple[float, Floats]:
 
 
 class EENet(Policy):
-    """Settle from the first frames how many shall leave at each exit within a budget, and keep to it for good.
+    """Plan on the first frames how many leave at each exit within a budget, and never change the plan.
 
     EENet plans on a validation set before it is deployed: it learns a score for each exit and how many frames leave
     there, so that the mean cost keeps a budget, and turns that into thresholds on the score. Here the first `plan`
@@ -121,7 +121,7 @@ class EENet(Policy):
     sample
         Confidences of the frames to plan on, (runs, plan, exits + 1).
     frames
-        How many are there, (runs,).
+        How many of them there are so far, (runs,).
     levels
         The thresholds, (runs, exits); 0 until there are any.
 
@@ -184,7 +184,7 @@ class EENet(Policy):
         )
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Keep what the frames to plan on say; when there are enough, settle the thresholds."""
+        """Keep the confidences of the frames to plan on; when there are enough, fit the thresholds."""
         most = self.sample.shape[1]
         if (self.frames == most).all():
             return

@@ -1,4 +1,4 @@
-"""Epsilon-greedy: mostly what earned most so far, now and then anything."""
+"""Epsilon-greedy: mostly the arm that has earned most so far, now and then any arm."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ class EpsilonGreedy(Arms):
     epsilon
         Probability of any arm, in [0, 1].
     decay
-        :math:`d`, how slowly that shrinks; inf keeps it constant.
+        :math:`d`, how slowly that probability shrinks; inf keeps it constant.
     exits, runs, seed
         As for every `Policy`; the edge exits share the arm's threshold.
 

@@ -1,4 +1,4 @@
-"""EXP3: bets on arms in proportion to what they would have earned; holds against any stream of rewards."""
+"""EXP3: arms are drawn by weights exponential in what they would have earned; for any stream of rewards."""
 
 from collections.abc import Sequence
 

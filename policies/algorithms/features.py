@@ -36,14 +36,15 @@ class Features(Arrays):
     runs
         Independent streams side by side.
     experts
-        Columns for the distortion classifier, at least 1; those it has not are 0, what it has more falls in the last.
+        Columns for the distortion classifier, at least 1. Columns beyond its experts are 0; experts beyond the columns
+        are added to the last.
     rate
         Weight of the newest frame in recent values, in (0, 1].
 
     Attributes
     ----------
     names
-        Of the features, in order.
+        Names of the features, in order.
     recent
         confidence_i, left_i and gain, (runs, 2 * exits + 1).
 

@@ -15,15 +15,15 @@ class Fixed(Policy):
     ----------
     p_tar
         The threshold, in [0, 1], at every exit; or one per edge exit. Hardly any confidence reaches 1, so "1,1,0.8"
-        decides at the last of three edge exits. One more is the final exit's, else that of the exit before it holds
-        there: a reply below it leaves the answer to the most confident exit, and with 0 the final exit always answers.
+        decides at the last of three edge exits. A further number is the final exit's; by default it has that of
+        the exit before. Where a reply is below it, the most confident exit answers; with 0 the final exit always does.
     exits, runs, seed
         As for every `Policy`; nothing is drawn.
 
     Raises
     ------
     ValueError
-        If a threshold leaves [0, 1], or there are neither one, nor one per edge exit, nor one per exit.
+        If a threshold leaves [0, 1], or their number is neither 1, nor that of the edge exits, nor that of all exits.
 
     Examples
     --------

@@ -18,7 +18,7 @@ class H2T2(Policy):
 
     A pair :math:`(l, u)`, :math:`l \le u`, answers at an exit what reaches :math:`u`, sends to the cloud at once what
     is below :math:`l`, and lets what lies between go on to the next exit. With probability :math:`\varepsilon` a frame
-    is explored: it visits every exit and goes to the cloud, which tells what every pair would have earned on it, and
+    is explored: it visits every exit and goes to the cloud, which reveals what every pair would have earned on it, and
     counts for :math:`1 / \varepsilon` frames. Else the pair is drawn with weight
 
     .. math:: w_{l,u} \propto \exp\Big(\eta \sum_s \frac{r_{l,u,s}}{\varepsilon}\Big)
@@ -59,7 +59,7 @@ class H2T2(Policy):
     References
     ----------
     Moothedath, Agarwal, N, Gross, Champati and Moharir (2025), Inference offloading for cost-sensitive binary
-    classification at the edge, arXiv 2509.15674, of which the abstract was at hand.
+    classification at the edge, arXiv 2509.15674. After its abstract.
     """
 
     state = ("totals",)
@@ -98,7 +98,7 @@ class H2T2(Policy):
         return Thresholds(exit_at, skip_below, np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), explored)
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Add up what every pair would have earned on the explored frames whose reply came."""
+        """Add up what every pair would have earned on the explored frames whose reply has come."""
         whole = outcomes.audited & ~np.isnan(outcomes.reward) & ~np.isnan(outcomes.confidence).any(axis=1)
         rows = outcomes[whole]
         for start in range(0, len(rows), FRAMES_AT_ONCE):

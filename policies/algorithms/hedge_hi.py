@@ -59,7 +59,7 @@ class HedgeHI(Composite, Arms):
     state = ("counts", "totals", "pending")
     sums: tuple[str, ...] = ("counts", "totals")
     parts = ("awaited",)
-    joint = False  # what is awaited grows
+    joint = False  # grows with the frames awaited
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""HI-LCB: offload until answering on the edge is surely good enough, at this confidence or at any lower one."""
+"""HI-LCB: offload until answering on the edge is certain to be good enough, at this confidence or a lower one."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,8 @@ class HILCB(Arms):
     Attributes
     ----------
     counts, totals
-        Frames with feedback that were offloaded from each bin, and their gains' sum, (runs, arms); the last is empty.
+        Frames with feedback that were offloaded from each bin, and the sum of their gains, (runs, arms); the last is
+        empty.
     heard
         Frames with feedback, (runs,).
 

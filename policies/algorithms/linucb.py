@@ -58,9 +58,9 @@ class LinUCB(Composite, Arms):
     """
 
     state = ("counts", "totals", "pending", "inverse", "vector")
-    sums: tuple[str, ...] = ()  # an inverse is none
+    sums: tuple[str, ...] = ()  # an inverse does not add up
     parts = ("features", "awaited")
-    joint = False  # what is awaited grows
+    joint = False  # grows with the frames awaited
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One-sided feedback: what a finished frame reveals of lower thresholds than the one it was played with."""
+"""One-sided feedback: what a finished frame reveals about thresholds lower than the one it was played with."""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ def credit(outcomes: Outcomes, grid: Floats, kind: Reward = "adaee", exit_cost: 
     have led it to, so every arm with :math:`\theta_j \le \theta_a` is known: had one of the visited exits reached
     :math:`\theta_j`, the frame would have left at the first that did and paid for the exits before; otherwise it would
     have been offloaded too, for the same reward. What is known depends on the arm alone and not on the frame. Of the
-    arms above, only the frames that went to the cloud would tell: crediting those is biased, their gains are missing
-    not at random. Frames whose reward is NaN reveal nothing.
+    arms above, only frames that went to the cloud would reveal anything: crediting those is biased, as gains are not
+    missing at random. Frames whose reward is NaN reveal nothing.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def credit(outcomes: Outcomes, grid: Floats, kind: Reward = "adaee", exit_cost: 
     grid
         Thresholds of the arms, (arms,).
     exit_cost
-        How the prices of the further edge exits compare; what they were, the rewards say.
+        How the prices of the further edge exits compare; how high they were follows from the rewards.
 
     Examples
     --------
@@ -60,9 +60,9 @@ def first_exit(edge: Floats, threshold: Floats) -> Ints:
     Parameters
     ----------
     edge
-        Confidences, (rows, edge exits), NaN where inference never went.
+        Confidences, (rows, edge exits), NaN at exits that were not visited.
     threshold
-        (rows, thresholds); so is the answer.
+        (rows, thresholds), the shape of the result too.
     """
     return walk(edge[:, None, :], np.broadcast_to(threshold[:, :, None], (*threshold.shape, edge.shape[1])))[0]
 
@@ -97,7 +97,7 @@ def as_if(
 ) -> Outcomes:
     """The outcomes that lower thresholds would have had: what their policy would have seen, and nothing more.
 
-    Frames that would have left earlier show no later exit and no cloud; none counts as audited. A frame whose reward
+    Frames that would have left earlier have no later exits and no reply; none counts as audited. A frame whose reward
     is NaN keeps that, wherever it would have left.
 
     Parameters

@@ -26,7 +26,7 @@ class PolicyGradient(Composite, Arms):
               (1[a = A] - \pi_a) \, \phi
 
     where :math:`\bar r` is a running mean. A higher :math:`\kappa` lets a long queue keep more frames on the edge.
-    While nothing is awaited, as in a replay without a link, the queue tells nothing, and this is a gradient bandit.
+    While no reply is awaited, as in a replay without a link, the queue is empty, and this is a gradient bandit.
     Probabilities are recorded.
 
     Parameters
@@ -36,9 +36,9 @@ class PolicyGradient(Composite, Arms):
     alpha
         Learning rate.
     kappa
-        What an offloaded frame costs more while the queue is long, in units of confidence.
+        What an offloaded frame costs in addition while the queue is long, in units of confidence.
     scale
-        Awaited frames that make a queue half of a long one.
+        Number of awaited frames at which the queue's feature is 1/2.
     exits, runs, seed
         As for every `Policy`; the edge exits share the arm's threshold.
 
@@ -64,14 +64,13 @@ class PolicyGradient(Composite, Arms):
 
     References
     ----------
-    Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning. The
-    issue names it after "Buffer-aware early exits", whose text was not at hand: the softmax, the queue among its
-    features and the gradient are what its name says, the rest is the plainest there is.
+    Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning. A plain
+    form of what buffer-aware early exits do: a softmax, the queue among its features, and the gradient.
     """
 
     state = ("counts", "totals", "pending", "parameters", "average")
     parts = ("awaited",)
-    joint = False  # what is awaited grows
+    joint = False  # grows with the frames awaited
 
     def __init__(
         self,
@@ -112,7 +111,7 @@ class PolicyGradient(Composite, Arms):
         return self.play(arm, np.take_along_axis(each, arm[..., None], axis=2)[..., 0])
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Move the parameters along the gradient, by each frame as it was drawn."""
+        """Move the parameters along the gradient, for each frame with the probabilities it was drawn from."""
         add(self.pending, outcomes.run, outcomes.arm, -1.0)
         found, drawn = self.awaited.take(outcomes.run, outcomes.frame)
         counts = found & ~np.isnan(outcomes.reward)

@@ -1,4 +1,4 @@
-"""The random policy: any threshold, whatever it earns; what every other policy must beat."""
+"""The random policy: any threshold, whatever it earns; the baseline that every other policy must beat."""
 
 from collections.abc import Sequence
 

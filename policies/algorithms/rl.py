@@ -12,7 +12,7 @@ from eex.policies.core.parts import Composite
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 DIGITS = 4
-"""To which thresholds of "box" agents are rounded, so that rounding errors of batched products do not show."""
+"""Digits to which thresholds of "box" agents are rounded, so that rounding errors of batched products do not show."""
 
 
 class RL(Composite):
@@ -24,16 +24,16 @@ class RL(Composite):
     .. math:: \tau = g_a, \quad a = \arg\max_k f_k(x, p)
 
     for an agent with a grid :math:`g`, at every exit; or :math:`\tau_i = f_i(x, p)` at edge exit :math:`i`. Nothing is
-    drawn. The agent does not go on learning here: what it was trained to do is fixed, only its features follow the
-    stream. (On-policy algorithms would need the actions drawn at random, and value-based ones a replay memory and
-    torch in the stream.)
+    drawn. The agent does not keep learning here: its weights are fixed, and only its features follow the stream.
+    (On-policy algorithms would need the actions drawn at random, and value-based ones a replay memory and torch in the
+    stream.)
 
     An agent with an LSTM (recurrent-ppo), or of stacked observations, also sees what it remembers of the frames it
     decided for. How far back that reaches is counted in decisions, so it decides as in training: for the first frame of
     each window, and the decision holds for the others. Other agents decide for each frame.
 
-    An agent is for one number of edge exits. Shipped ones, for 1, 2 and 3, were trained on the shipped model cut after
-    so many; on another model they know nothing of its confidences, so train one there with eex-train-rl.
+    An agent plays for one number of edge exits. Those shipped, for 1, 2 and 3, were trained on the shipped model; they
+    know nothing of another model's confidences, so train one for it with eex-train-rl.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""SplitEE-S: the upper confidence bound, with what a frame reveals of the lower thresholds learned as well."""
+"""SplitEE-S: an upper confidence bound that also learns what a frame reveals about lower thresholds."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ class SplitEES(Arms):
     same index the one played least is played, and of those the highest, which reveals most: the first frame tries
     every arm.
 
-    The paper chooses the layer at which to split; its idea is taken over to thresholds. Its released code also looks
+    The paper chooses the layer at which to split; here its idea is applied to thresholds. Its released code also looks
     up confidences of frames that were never inferred that far; this does not.
 
     Parameters

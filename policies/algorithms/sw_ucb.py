@@ -70,7 +70,7 @@ class SlidingWindowUCB(Arms):
         return self.mean() + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)
 
     def credit(self, heard: Outcomes) -> None:
-        """Each reward takes the place of the oldest; `counts` and `totals` are those of the window."""
+        """Each reward replaces the oldest; `counts` and `totals` are those of the window."""
         for rows in turns(heard.run):
             run, arm, earned = heard.run[rows], heard.arm[rows], heard.reward[rows]
             slot = self.heard[run] % self.window

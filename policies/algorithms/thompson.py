@@ -1,4 +1,4 @@
-"""Thompson sampling: draw a mean for each arm from what is believed of it, and play the best."""
+"""Thompson sampling: draw a mean for each arm from its posterior, and play the best."""
 
 from collections.abc import Sequence
 

@@ -13,7 +13,7 @@ class UCBBwK(Arms):
     r"""Bandits with knapsacks: earn the most while a share of the frames at most is offloaded.
 
     Each arm has a mean reward :math:`\mu_a` and a mean cost :math:`\rho_a`, the share of its frames that are offloaded.
-    With an upper bound of the one and a lower bound of the other,
+    With an upper bound on the former and a lower bound on the latter,
 
     .. math:: u_a = \hat\mu_a + c \sqrt{\ln t / n_a}, \qquad l_a = \max\Big(0, \hat\rho_a - c \sqrt{\ln t / n_a}\Big)
 
@@ -25,8 +25,8 @@ class UCBBwK(Arms):
     mixture is affordable, the arm of the lowest :math:`l_a` is played. An arm never played has no bounds and is played
     first. Probabilities are recorded.
 
-    The issue of a fixed stock that runs out does not arise in a stream without an end, so the budget is a rate, and
-    play never stops. The price of offloading is part of the reward.
+    A stream without an end has no fixed stock that could run out, so the budget is a rate, and play never stops. The
+    price of offloading is part of the reward.
 
     Parameters
     ----------
@@ -58,9 +58,9 @@ class UCBBwK(Arms):
 
     References
     ----------
-    Agrawal and Devanur (2014), Bandits with concave rewards and convex knapsacks, EC, section 3. Named for early exits
-    in arXiv 2604.24810, whose text was not at hand: this is the algorithm of that name in the literature, with the arms
-    and costs of this project.
+    Agrawal and Devanur (2014), Bandits with concave rewards and convex knapsacks, EC, section 3. For early
+    exits it is proposed in arXiv 2604.24810; this is the algorithm of that name in the literature, not checked against
+    that paper's text.
     """
 
     state = ("counts", "totals", "pending", "costs")

@@ -26,7 +26,7 @@ What is supported
 -----------------
 Logs whose arms stand for fixed thresholds, as those of `random`, `exp3` or `epsilon-greedy`, also audited; fixed
 thresholds as what is evaluated, one for all edge exits or one per exit. Policies that learn are not: what they play
-depends on what they are told, and a log tells it for its own arms only. Record a trace (`eex-record`) and replay them.
+depends on their feedback, and a log has feedback for its own arms only. Record a trace (`eex-record`) and replay them.
 
 References
 ----------

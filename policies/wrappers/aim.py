@@ -14,7 +14,7 @@ from eex.policies.core.errors import EexError
 from eex.policies.core.parts import Composite
 
 RANGE = 1000.0
-"""Ratio of the highest price to the lowest that the controller tells apart."""
+"""Ratio of the highest to the lowest price that the controller can set."""
 START = 0.7
 """Where a wish's dial stands at first: rather too careful."""
 WOUND_UP = 2.0
@@ -31,7 +31,7 @@ SLOWEST, FASTEST = 20_000.0, 200.0
 MEMORY = 2000.0
 """Frames after which what frames cost by exit has lost two thirds of its weight."""
 STUCK = 500
-"""Frames for which the highest price must not have helped before a wish is said to be impossible."""
+"""Frames for which the highest price must have failed to help before a wish is reported as impossible."""
 WIDTH = 0.06  # of the kernel over confidences
 PRIOR = 1.0  # differing answers that weigh as much as what calibration says
 LEFT = 0.01  # chance to differ from the whole network, of an exit that is all but certain
@@ -157,7 +157,7 @@ class Aims(Composite):
     # ---- prices
 
     def prices(self, context: Context) -> tuple[Floats, Floats]:
-        """What the policy inside is given: overhead, (runs,), and price of each further exit, (runs, exits - 1)."""
+        """Prices for the policy inside: overhead, (runs,), and price of each further exit, (runs, exits - 1)."""
         overhead = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
         given = np.asarray(context.exit_cost, dtype=float)
         if given.shape == (self.runs,) != (self.exits - 1,):  # of each run, from another wrapper like this
@@ -325,7 +325,7 @@ class Aims(Composite):
 
 
 def said(report: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `Aims.report` says, a sentence for each wish that any frame tells of."""
+    """`Aims.report` in sentences, one per wish that has seen a frame."""
     lines = []
     for row in report:
         if row["came_to"] is not None:

@@ -48,7 +48,7 @@ class Drift(Composite):
     its mind. A drift that leaves the first exit's confidences as they were goes unseen.
 
     A policy that is reset does not know the frames in flight: it gets no feedback on them, and awaits
-    none. One that forgets (`keep` above 0) multiplies what it summed up, and is told of them as usual.
+    none. One that forgets (`keep` above 0) scales down its sums, and learns from those frames as usual.
 
     A detector's state is that of a new one fed with the latest values, which are kept: up to 2,048 of them, 256 for
     KSWIN, the older half of which is dropped when they are full.
@@ -70,7 +70,7 @@ class Drift(Composite):
     Attributes
     ----------
     drifts
-        Detected so far, (runs,).
+        Drifts detected so far, (runs,).
 
     Raises
     ------
@@ -109,7 +109,7 @@ class Drift(Composite):
         self.level, self.keep = level or usual, keep
         if hasattr(inner, "grid"):
             self.grid = inner.grid
-        self.since: Ints = np.zeros(self.runs, dtype=np.int64)  # frames before this one are not told
+        self.since: Ints = np.zeros(self.runs, dtype=np.int64)  # the policy inside does not learn from earlier frames
         self.drifts: Ints = np.zeros(self.runs, dtype=np.int64)
         self._fresh = inner.state_dict()
         self._values: list[list[float]] = [[] for _ in range(self.runs)]  # since the last drift, the latest
@@ -134,7 +134,7 @@ class Drift(Composite):
         return self.inner.choose(context)
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Tell the policy inside, feed the detectors, and reset what drifted."""
+        """Let the policy inside learn, feed the detectors, and reset the runs that drifted."""
         told = outcomes.frame >= self.since[outcomes.run]
         self.inner.learn(outcomes if told.all() else outcomes[told])
         seen = ~np.isnan(outcomes.reward) & ~np.isnan(outcomes.confidence[:, 0])

@@ -123,7 +123,7 @@ class Safe(Composite):
         return np.where(good[:, -1], FLOORS[good.argmax(axis=1)], np.inf)
 
     def allowed(self, audits: Ints) -> Ints:
-        """How many audits may speak against a floor that is certified nevertheless, -1 if none is; as `audits`."""
+        """Most audits that may speak against a floor that is still certified, -1 if none is; shaped like `audits`."""
         p = self.bound * BETS
         win, lose = np.log1p(-p) - np.log1p(-self.bound), np.log(p) - np.log(self.bound)
         while len(self._allowed) <= audits.max():
@@ -162,11 +162,11 @@ class Safe(Composite):
         return replace(wanted, exit_at=exit_at, skip_below=skip_below, audited=audited)
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Count what the audits say, and tell the policy inside what its own thresholds would have earned."""
+        """Count the audits, and let the policy inside learn what its own thresholds would have earned."""
         found, wanted = self.awaited.take(outcomes.run, outcomes.frame)
         exits = self.exits + 1
         told = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
-        # of a frame so late that what was chosen for it is forgotten, nothing can be said
+        # a frame so late that its choice is forgotten teaches nothing
         self.inner.learn(replace(told, reward=np.where(found, told.reward, np.nan)))
         heard = outcomes.audited & ~np.isnan(outcomes.confidence[:, -1]) & ~np.isnan(outcomes.reward)
         rows = outcomes[heard]
