@@ -17,7 +17,7 @@ FRAMES = 512
 
 
 def check_policy(make: Make, exits: Iterable[int] = (1, 2, 3), clauses: Iterable[str] | None = None) -> None:
-    """Check that a policy keeps to the contract; its thresholds may still be foolish.
+    """Check that a policy keeps to the contract; its thresholds may still be poor.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The policies by name, and how they are made from a user's words: one's own, wrappers, river's and plug-ins."""
+"""Policies by name, and how they are made from text: eex's, the user's own, wrappers, river's, plug-ins."""
 
 import contextlib
 import functools
@@ -52,7 +52,7 @@ WRAPPERS: dict[str, str] = {
     "safe": "eex.policies.wrappers.safe:Safe",
     "aim": "eex.policies.wrappers.aim:Aims",
 }
-"""What stands before another policy and an @: its first parameter is a `Policy`."""
+"""Wrappers, written before another policy and an @: their first parameter is a `Policy`."""
 
 OWN = ChainMap(WRAPPERS, POLICIES)
 RECOMMENDED = "gain-curve"
@@ -70,12 +70,12 @@ GIVEN = ("self", "exits", "runs", "seed")  # by whoever plays the policy, not by
 
 
 def policy_class(name: str) -> type[Policy]:
-    """The class of a named policy or wrapper, a plug-in's too; or of one that is named as "module:Class".
+    """The class of a policy or wrapper by name, plug-ins included, or by "module:Class".
 
     Raises
     ------
     EexError
-        If no policy has this name, or a plug-in cannot be imported or is none.
+        If no policy has this name, or a plug-in cannot be imported or is not a policy.
     """
     if name in OWN:
         module, _, attribute = OWN[name].partition(":")
@@ -98,7 +98,7 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
         river's goes by its class: "river.bandit.UCB:delta=1"; one of the user's own by its module and class:
         "my_module:MyPolicy:option=1".
     options
-        More of its options, of the outermost wrapper if there are any, as text; the values of a list are separated by
+        Further options, of the outermost wrapper if there is one, as text; the values of a list are separated by
         commas, semicolons or spaces.
     given
         `exits`, `runs` and `seed`.
@@ -186,19 +186,19 @@ def options_of(cls: type[Policy]) -> dict[str, tuple[Any, Any]]:
 
 
 def _parameters(cls: type[Policy]) -> dict[str, Any]:
-    """Types of the parameters that a class is made with; what has none is text."""
+    """Types of the parameters of a class; text where none is given."""
     hints = typing.get_type_hints(cls.__init__)
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: hints.get(p.name, str) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def playable() -> list[str]:
-    """Names of all policies that stand alone: eex's own, and those of plug-ins, by their places if eex has the name."""
+    """Names of all policies but wrappers: eex's own, and plug-ins', by "module:Class" if eex has the name."""
     return [*POLICIES, *sorted(where if name in OWN else name for name, where in _plugins().items())]
 
 
 def list_policies() -> list[tuple[str, str, str]]:
-    """Name, what it does in one line, and options with their defaults: of every policy, wrapper and plug-in."""
+    """Name, one-line description, and options with defaults of every policy, wrapper and plug-in."""
     rows = [_row(name, policy_class(name)) for name in OWN]
     for name, where in sorted(_plugins().items()):
         if name in OWN:
@@ -306,7 +306,7 @@ def _value(text: str, kind: Any) -> Any:
     Raises
     ------
     ValueError
-        If it is no value of the type.
+        If it is not a value of the type.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is bool:

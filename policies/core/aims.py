@@ -1,4 +1,4 @@
-"""Wishes: what a user wants kept, as text and as a bound on the mean of something that each frame costs.
+"""Wishes: bounds that a user wants kept, as text and as limits on the mean of something that each frame costs.
 
 wish    = "accuracy within" NUMBER ("point" | "points" | "%") ["of the whole network"]
         | "mean latency" AT_MOST TIME
@@ -23,7 +23,7 @@ from eex.policies.core.errors import EexError
 
 Kind = Literal["accuracy", "latency", "quantile", "offload"]
 TOLERANCE = 0.1
-"""By how much of its bound a wish may be missed and still count as kept."""
+"""Share of its bound by which a wish may be missed and still count as kept."""
 
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 _AT_MOST = r"\s*(?:<=|=<|≤|at most)\s*"
@@ -54,7 +54,7 @@ class Aim:
     bound_ms
         For "quantile", the latency that a share `limit` of the frames may exceed.
     text
-        In the form in which it is shown and can be parsed again.
+        In the form in which it is shown and can be parsed.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class Aim:
     bound_ms: float = 0.0
 
     def cost(self, differs: Any, latency_ms: Any, sent: Any) -> Floats:
-        """What frames cost, of the shape of the arrays.
+        """What each frame costs, in the shape of the arrays.
 
         Parameters
         ----------
@@ -106,7 +106,7 @@ def parse_aims(texts: str | Iterable[str]) -> tuple[Aim, ...]:
     Raises
     ------
     EexError
-        If one is none, its bound is out of range, or two are of the same thing.
+        If one is not a wish, its bound is out of range, or two bound the same thing.
 
     Examples
     --------
@@ -159,7 +159,7 @@ def _aim(text: str) -> Aim:
 
 
 def came_to(aims: Iterable[Aim], differs: Bools, latency_ms: Floats, sent: Bools) -> list[dict[str, Any]]:
-    """What became of wishes over frames, (frames,), as plain values: wish, limit, mean cost, whether it was kept."""
+    """How wishes fared over frames, (frames,), as plain values: wish, limit, mean cost, whether it was kept."""
     rows = []
     for aim in aims:
         mean = float(aim.cost(differs, latency_ms, sent).mean())

@@ -63,7 +63,7 @@ class Context:
         Offloaded frames whose reply is awaited; one number, or one per run (runs,).
     link_ms
         Estimate of the round trip to the cloud worker in milliseconds; NaN before the first reply. One number, or one
-        a run (runs,).
+        per run (runs,).
     reachable
         Whether a cloud worker is believed to be there and well; while none is, offloaded frames fall back. One truth
         value, or one per run (runs,).
@@ -128,7 +128,7 @@ ROUNDING = 1e-6
 
 
 class Arrays:
-    """Attributes named in `state` are arrays: all that was learned, to be saved and gone on from."""
+    """Attributes named in `state` are arrays: all that was learned, to be saved and resumed from."""
 
     state: tuple[str, ...] = ()
 
@@ -137,13 +137,12 @@ class Arrays:
         return {name: np.array(getattr(self, name)) for name in self.state}
 
     def load_state_dict(self, state: State) -> None:
-        """Take in saved arrays; they are laid out one row after another, as flat views of them need it.
+        """Load saved arrays, laid out row after row (C order), as flat views of them require.
 
         Raises
         ------
         ValueError
-            If one is missing, unknown or of another shape, or holds what no count or sum can be; nothing is changed
-            then.
+            If one is missing, unknown, of another shape, or holds an impossible count or sum; nothing is changed then.
         """
         if set(state) != set(self.state):
             raise ValueError(f"expected the arrays {sorted(self.state)}, got {sorted(state)}")
@@ -163,17 +162,17 @@ class Arrays:
 class Policy(Arrays):
     """Chooses thresholds while a stream runs, for `runs` independent learners side by side.
 
-    A subclass names its options as keyword arguments, and takes `exits` (edge exits), `runs` and `seed` besides. What
-    it has learned is arrays with a leading axis `runs`, named in `state`.
+    A subclass names its options as keyword arguments, and also takes `exits` (edge exits), `runs` and `seed`. What it
+    has learned is in arrays with a leading axis `runs`, named in `state`.
 
     Parameters
     ----------
     exits
-        Edge exits; the final exit's column comes on top.
+        Edge exits; thresholds have one more column, the final exit's.
     runs
         Independent learners played side by side: 1 in a live stream.
     seed
-        Of what the policy draws at random, keyed by run and frame besides (`eex.policies.core.draws`).
+        Seed of random draws, which are also keyed by run and frame (`eex.policies.core.draws`).
 
     Attributes
     ----------
@@ -276,12 +275,12 @@ def check_thresholds(policy: Policy, chosen: Thresholds, frames: int) -> None:
 
 
 def go_on_from(policy: Policy, state: State) -> None:
-    """Load what was learned and see that a policy can choose by it.
+    """Load a state and check that the policy can choose with it.
 
     Raises
     ------
     ValueError
-        If the state does not fit the policy, or what it would choose by it are no thresholds.
+        If the state does not fit the policy, or its choices with it would not be thresholds.
     """
     policy.load_state_dict(state)
     trial = copy.deepcopy(policy)

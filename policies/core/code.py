@@ -38,7 +38,7 @@ def code_digest(modules: Iterable[str]) -> str:
 def own_sources(modules: Iterable[str]) -> tuple[dict[str, Path], bool]:
     """Source files of a user's modules and of all that they import, by name, and whether one of them has no file.
 
-    Also what a module has not imported yet counts, inside a function for example.
+    Modules that are not imported yet count as well, such as those imported inside a function.
     """
     waiting, seen, files, hidden = list(modules), set(), {}, False
     while waiting:
@@ -56,7 +56,7 @@ def own_sources(modules: Iterable[str]) -> tuple[dict[str, Path], bool]:
 
 
 def own_source(name: str) -> Path | None:
-    """The source file of a user's module; None for eex, the standard library, what is installed or has no file."""
+    """The source file of a user's module; None for eex, the standard library and installed packages."""
     if name.partition(".")[0] == "eex":
         return None
     module = sys.modules.get(name)

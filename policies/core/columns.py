@@ -158,7 +158,7 @@ OUTCOMES: tuple[str, ...] = tuple(f.name for f in fields(Outcomes))
 
 
 def joined(pieces: Sequence[Rows]) -> Rows:
-    """Several pieces of rows, of which there is at least one, in one."""
+    """Pieces of rows, at least one, joined into one."""
     return Rows(**{c.name: np.concatenate([getattr(piece, c.name) for piece in pieces]) for c in COLUMNS})
 
 

@@ -23,7 +23,7 @@ def uniform(seed: int, runs: Ints, frames: Ints, count: int, purpose: int = 0) -
     count
         Draws for each run and frame; the first ones do not depend on how many there are.
     purpose
-        Tells apart draws of the same seed, run and frame that must not be alike.
+        Separates draws of the same seed, run and frame that must be independent.
 
     References
     ----------

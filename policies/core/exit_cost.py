@@ -1,4 +1,4 @@
-"""What users say an edge exit costs: one price, one per further exit, or in proportion to the work of the stages."""
+"""What edge exits cost, as a user states it: one price, one per further exit, or in proportion to the stages' work."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,17 +32,17 @@ class ExitPrices(NamedTuple):
     auto: bool = False
 
     def of(self, exits: int, work: Sequence[float] | None = None) -> ExitCost:
-        """What is paid on a way of so many edge exits.
+        """The price of each further exit of a network with this many edge exits.
 
         Parameters
         ----------
         work
-            What it takes to come to each edge exit from the one before, (exits,), in any unit.
+            Work from each edge exit's predecessor to the exit, (exits,), in any unit.
 
         Raises
         ------
         EexError
-            If there are more or fewer prices than further edge exits, or `auto` does not know the work.
+            If there are more or fewer prices than further edge exits, or the work is unknown for `auto`.
         """
         if self.auto and exits > 1:
             further = np.zeros(0) if work is None else np.asarray(work, dtype=float)[1:exits]

@@ -30,7 +30,7 @@ def lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], An
 
 
 def moved(old: str, new: str) -> None:
-    """Let imports from a module that was moved go on to work, the module itself loaded when a name of it is first used.
+    """Keep imports from a moved module working; the module is loaded when one of its names is first used.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def moved(old: str, new: str) -> None:
     """
 
     def getattr_(name: str) -> Any:
-        if name.startswith("__"):  # whoever looks through all modules loads nothing
+        if name.startswith("__"):  # looking through all modules loads nothing
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         return getattr(importlib.import_module(new), name)
 

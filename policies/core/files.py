@@ -1,6 +1,6 @@
 """Files that are written whole or not at all, and JSON that somebody else wrote.
 
-Whoever reads a file sees the old content or the new, never a part of it.
+A reader sees the old content or the new, never a part of it.
 """
 
 import contextlib

@@ -31,9 +31,9 @@ MOST_AT_ONCE = 64
 class Learners:
     """Independent learners of one policy; those whose frames arrive together choose and learn together.
 
-    Of a policy that is `joint`, the learners are rows of one policy's arrays. The rows that have frames are moved to a
-    policy of just as many runs, which chooses or learns, and back. Of any other policy, each learner is a policy of its
-    own. Both ways give the same choices, which do not depend on what other learners there are.
+    If the policy is `joint`, the learners are rows of one policy's arrays. The rows that have frames are moved to a
+    policy of just as many runs, which chooses or learns, and back. Otherwise, each learner is a policy of its own.
+    Both ways give the same choices, which do not depend on the other learners.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Learners:
         return len(self.next) - len(self._free)
 
     def count(self, kind: Reward, exit_cost: ExitCost = 0.0) -> None:
-        """Set what the rewards that all learners learn from count, now and of those to come."""
+        """Set the kind of reward that all learners learn from, present and future ones."""
         make = self._make
 
         def counting(runs: int) -> Policy:
@@ -107,12 +107,12 @@ class Learners:
     # ---- who learns
 
     def add(self, key: int, state: State | None = None, first: int = 0) -> int:
-        """Add a learner and return its row; it goes on from a state before its frame number `first`, if given.
+        """Add a learner and return its row; it resumes from a state before its frame number `first`, if given.
 
         Parameters
         ----------
         key
-            By which its draws are keyed, as `Policy.keys`.
+            Keys its draws, as `Policy.keys`.
 
         Raises
         ------
@@ -137,13 +137,13 @@ class Learners:
         return row
 
     def remove(self, row: int) -> None:
-        """Remove a learner; its row will be another's."""
+        """Remove a learner; its row is free for another."""
         if not self.joint:
             self._own[row] = None
         self._free.append(row)
 
     def set_state(self, row: int, state: State, first: int) -> None:
-        """Let a learner go on from a state before its frame number `first`.
+        """Let a learner resume from a state before its frame number `first`.
 
         Raises
         ------
@@ -168,7 +168,7 @@ class Learners:
         return alone.state_dict()
 
     def place_of(self, row: int) -> tuple[Policy, int]:
-        """The policy in which a learner is, to be looked at only, and its run there."""
+        """The policy that a learner is part of, read-only, and its run there."""
         return (self._whole, row) if self.joint else (self.policy(row), 0)
 
     def policy(self, row: int) -> Policy:
@@ -329,7 +329,7 @@ class _Moved:
 
 
 def _arrays(policy: Policy) -> list[tuple[Any, str]]:
-    """Whose attribute each array of a policy's state is, and its name; looked up once for each policy."""
+    """The owner and name of each array of a policy's state; looked up once per policy."""
     places: list[tuple[Any, str]] | None = vars(policy).get("_places")
     if places is None:
         places = list(_places(policy))
@@ -346,7 +346,7 @@ def _places(policy: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _alike(run: Ints, price: NDArray[Any], most: int) -> Iterator[Ints]:
-    """Frames in groups (learners, frames of each) whose learners have as many frames, at one price for each learner;
+    """Frames in groups (learners, frames of each) whose learners have equally many, at one price per learner;
     at most `most` learners in a group.
 
     Where a learner's frames differ in price, those of one price come after those of another.
@@ -366,7 +366,7 @@ def _alike(run: Ints, price: NDArray[Any], most: int) -> Iterator[Ints]:
 
 
 def _turns(run: Ints, price: NDArray[Any]) -> Ints:
-    """How often the price of a frame's learner has changed before it, (frames,)."""
+    """How often the price of a frame's learner changed before that frame, (frames,)."""
     turn = np.zeros(len(run), dtype=np.int64)
     order = np.argsort(run, kind="stable")
     changed = (price[order][1:] != price[order][:-1]) & (run[order][1:] == run[order][:-1])

@@ -1,11 +1,11 @@
-"""A link between edge and cloud that is not there: when replies come, and which never do.
+"""An emulated link between edge and cloud: when replies come, and which never do.
 
 Replay and environments ask it in frames (`SimulatedLink.round_trip_ms`), the emulation of a link under a live stream in
 seconds (`SimulatedLink.piece_at`, `eex.stream.wire.emulated_link`); both read the same text:
 
 link      = part {"," part}
 part      = condition [":" length] | name "=" number
-condition = MS ["@" MBIT] | "down" | preset     round trip, and megabits a second each way; without them no limit
+condition = MS ["@" MBIT] | "down" | preset     round trip, and megabits per second each way; no limit without them
 length    = FRAMES | SECONDS "s"                one is the other by frame=, the milliseconds from frame to frame
 name      = "jitter" | "frame" | "deadline" | "bytes"
 """
@@ -26,13 +26,13 @@ DOWN = float("inf")
 _PURPOSE = 2  # of draws
 
 PRESETS = {"sao-paulo": "12@93", "north-california": "182@68", "paris": "213@42", "wifi": "5@18.8"}
-"""Round trip in milliseconds and megabits a second: from an edge in Brazil to three sites of a cloud (Pacheco and
-Couto, 2020), and the usual wireless network of that literature, here to a machine nearby."""
+"""Round trip in milliseconds and megabits per second: from an edge in Brazil to three sites of a cloud (Pacheco and
+Couto, 2020), and the wireless networks usual in that literature, here to a machine nearby."""
 
 SEGMENT = 1448
 """Bytes of a full TCP segment on a link with the usual 1,500-byte packets."""
 FIRST_WINDOW = 10 * SEGMENT
-"""Bytes that TCP sends on an idle connection before it has heard of them (RFC 6928)."""
+"""Bytes that TCP sends on an idle connection before the first acknowledgement (RFC 6928)."""
 
 
 class Piece(NamedTuple):
@@ -50,9 +50,9 @@ class SimulatedLink:
     Attributes
     ----------
     pieces
-        One after another, from the first again after the last; `DOWN` = nothing comes back.
+        In turn, starting again after the last; `DOWN` = nothing gets through.
     jitter_ms
-        Round trips are spread evenly by up to this much to both sides.
+        Round trips are spread evenly by up to this much in both directions.
     frame_ms
         Time between frames.
     deadline_ms
@@ -94,7 +94,7 @@ class SimulatedLink:
         return self.pieces[bisect_right(self._ends, frame % self._ends[-1])]
 
     def piece_at(self, seconds: float) -> Piece:
-        """How the link is at a time from its beginning."""
+        """The link's condition at a time, in seconds from its beginning."""
         return self.piece(int(seconds * 1000 / self.frame_ms))
 
     def up_at(self, seconds: float) -> float:
@@ -109,7 +109,8 @@ class SimulatedLink:
         return seconds
 
     def round_trip_ms(self, frame: int, keys: Ints, seed: int) -> tuple[Floats, Bools]:
-        """How long offloading a frame takes in each run, and whether it is in vain: the deadline then, both (runs,)."""
+        """How long offloading a frame takes in each run, and whether its reply never comes: the deadline then, both
+        (runs,)."""
         piece = self.piece(frame)
         base = piece.round_trip_ms
         if self.bytes and base < DOWN:
@@ -147,7 +148,7 @@ def parse_link(text: str) -> SimulatedLink:
     Raises
     ------
     EexError
-        If the text is none.
+        If the text is not a link.
 
     Examples
     --------

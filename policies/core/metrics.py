@@ -1,6 +1,6 @@
 """How far confidence is from accuracy, and how often a batch of answers misses its targets.
 
-For any run: what is needed of each frame is its confidence, whether it was answered right, where, and how fast.
+They apply to any run: a frame is given by its confidence, whether its answer was right, where it left, and how fast.
 """
 
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: 
 
 
 def device_probability(on_device: ArrayLike) -> float:
-    """Share of frames answered on the device, from whether each one was, (N,).
+    """Share of frames answered on the device, from one truth value per frame, (N,).
 
     Raises
     ------
@@ -118,7 +118,7 @@ def inference_outage(on_device: ArrayLike, correct: ArrayLike, p_tar: ArrayLike,
     r"""Share of batches in which the accuracy of the frames answered on the device lies below :math:`p_{tar}`.
 
     Batches are of consecutive frames; a last one that is not full is left out. A batch without any answer on the
-    device is no outage: its device promised nothing that it did not keep.
+    device is no outage: the device made no promise there.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def _batches(given: ArrayLike, batch: int) -> Floats:
     """(whole batches, batch) from (N,)."""
     values = np.asarray(given, dtype=float)
     if values.ndim != 1:
-        raise EexError(f"expected a value a frame, (N,), got {values.shape}")
+        raise EexError(f"expected one value per frame, (N,), got {values.shape}")
     if batch < 1:
         raise EexError(f"a batch must hold at least 1 frame, got {batch}")
     if len(values) < batch:

@@ -71,19 +71,19 @@ class Mean:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What thresholds would have earned a frame.
+    """What thresholds would have earned per frame.
 
     Attributes
     ----------
     thresholds
-        One an edge exit.
+        One per edge exit.
     ips, snips, dr
         The three estimates.
     frames
-        That the log holds.
+        Frames in the log.
     effective
         Effective sample size, Kish's :math:`(\\sum W)^2 / \\sum W^2`, of the frames that the thresholds offload:
-        how many of equal weight would tell as much. Where the log reveals every frame, `frames`.
+        how many of equal weight would carry as much information. Where the log reveals every frame, `frames`.
     problem
         Why the log cannot support an estimate, in one line; "" if it can.
     """
@@ -106,7 +106,7 @@ def estimate(
     kind: Reward = "adaee",
     least: float = 30.0,
 ) -> list[Estimate]:
-    """Estimate what each of several thresholds would have earned a frame, from one run's log.
+    """Estimate what each of several thresholds would have earned per frame, from one run's log.
 
     Frames that could not be sent count as missing at random; replies that never came earn minus the overhead, as live.
 
@@ -130,7 +130,7 @@ def estimate(
     Raises
     ------
     EexError
-        If a threshold lies outside [0, 1], the log is empty, or a propensity is none.
+        If a threshold lies outside [0, 1], the log is empty, or a propensity is not a probability.
     """
     if not len(outcomes):
         raise EexError("the log has no frames")

@@ -1,4 +1,4 @@
-"""Policies made of parts that have a state of their own: another policy, features, what frames in flight are owed."""
+"""Policies with parts that have a state of their own: another policy, features, values kept for frames in flight."""
 
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ class Part(Protocol):
 
 
 class Composite(Policy):
-    """A policy whose state lies in its parts too: their arrays go by the part's name, a dot and their own.
+    """A policy whose parts hold state too: their arrays are named by the part, a dot, and the array's own name.
 
     Attributes
     ----------
@@ -97,12 +97,12 @@ class Composite(Policy):
 class Awaited(Arrays):
     """Numbers to remember of each frame, from when it is chosen for until its feedback comes.
 
-    A ring a run, that grows with what is in flight, to 16,384 frames at most; of more, the oldest are forgotten.
+    A ring per run that grows with the frames in flight, to at most 16,384; beyond that, the oldest are forgotten.
 
     Parameters
     ----------
     runs, width
-        Independent learners; numbers a frame.
+        Independent learners; numbers per frame.
 
     Attributes
     ----------

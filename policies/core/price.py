@@ -1,13 +1,13 @@
 """The price of offloading a frame, in units of confidence: what it is made of, and a budget that makes its own.
 
 price   = term {"+" term}
-term    = NUMBER                    a frame
-        | NUMBER "/s"               a second of round trip, as measured
-        | NUMBER "/MB"              a megabyte sent
-        | NUMBER "/J@" NUMBER "W"   a joule, where so many watts are drawn during the round trip
-        | NUMBER "/J@" NUMBER "J/MB"   a joule, where a megabyte sent takes so many
-        | "budget=" NUMBER ("/s" | "MB/s" | "%") [":" NUMBER]   so much at most: frames or megabytes a second, or a
-                                    share of the frames; and how much of it may be saved up
+term    = NUMBER                    per frame
+        | NUMBER "/s"               per second of measured round trip
+        | NUMBER "/MB"              per megabyte sent
+        | NUMBER "/J@" NUMBER "W"   per joule, at this power during the round trip
+        | NUMBER "/J@" NUMBER "J/MB"   per joule, at this energy per megabyte sent
+        | "budget=" NUMBER ("/s" | "MB/s" | "%") [":" NUMBER]   a limit: frames or megabytes per second, or a share
+                                    of the frames; and how much of it may be saved up
 
 A confidence that is calibrated is a chance to be right. A price of 0.05 per frame means: offload if the cloud is right
 more often than the edge for at least 5 frames in 100. docs/choosing-the-overhead.md comes from milliseconds, money or
@@ -31,7 +31,7 @@ BURST_S = 10.0
 BURST_FRAMES = 200.0
 """Frames whose share may be saved up, by default."""
 LEAST_BURST = 32.0
-"""Frames that may be saved up at least: fewer than a micro-batch, and its price would jump."""
+"""The fewest frames that may be saved up: with less than a micro-batch, the price would jump."""
 
 _NUMBER = r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)"
 _TERMS = {
@@ -52,7 +52,7 @@ class Budget:
     Attributes
     ----------
     rate
-        Frames or megabytes a second, or offloaded frames a frame.
+        Frames or megabytes per second, or the share of frames that is offloaded.
     unit
         "/s", "MB/s" or "%".
     burst
@@ -75,7 +75,7 @@ class Price:
     budget
         What may be spent, whose scarcity is a price of its own (`TokenBucket`); None without one.
     text
-        As it can be parsed again.
+        In the form in which it can be parsed.
 
     Examples
     --------
@@ -97,13 +97,13 @@ class Price:
 
     @property
     def constant(self) -> bool:
-        """Whether every frame has the same price, known beforehand."""
+        """Whether every frame has the same price, known in advance."""
         return not (self.per_s or self.per_mb or self.budget)
 
     def of(self, round_trip_ms: float = 0.0, bytes: float = 0.0) -> float:
-        """Price of a frame that took so long and so many bytes; what is not known yet, NaN, costs nothing.
+        """Price of a frame by its round trip and bytes; what is not known yet (NaN) costs nothing.
 
-        Before the first reply the price is the lowest there can be: whoever offloads then soon knows better.
+        Before the first reply the price is thus as low as it can be: the first offloads soon correct it.
         """
         price = self.per_frame
         if self.per_s and not math.isnan(round_trip_ms):
@@ -170,14 +170,14 @@ class TokenBucket:
 
 
 class Meter:
-    """A price at work in one stream: keeps its bucket, and knows what a frame is likely to cost.
+    """A price applied to one stream: keeps its bucket, and estimates what a frame will cost.
 
     Parameters
     ----------
     price
-        Of offloading.
+        Price of offloading.
     bytes
-        Of a frame, as long as none was sent.
+        Assumed size of a frame until one has been sent.
 
     Examples
     --------
@@ -193,7 +193,7 @@ class Meter:
         self._then: float | None = None
 
     def arrive(self, now_s: float, frames: int) -> None:
-        """Frames come in at a time, in seconds of any steady clock."""
+        """Count frames that arrive at a time, in seconds of any steady clock."""
         if self.bucket is not None:
             self.bucket.fill(0.0 if self._then is None else max(0.0, now_s - self._then), frames)
         self._then = now_s
@@ -213,7 +213,7 @@ class Meter:
         Parameters
         ----------
         scarcity
-            When the policy chose for them, (n,): what it heeded, and what was true then.
+            The budget's price when the policy chose for them, (n,).
         round_trip_ms, bytes
             Of each frame, as measured.
         """
@@ -229,13 +229,13 @@ class Meter:
         return admitted
 
     def sent(self, frames: int, bytes: float) -> None:
-        """Some frames were sent, of so many bytes together."""
+        """Count frames that were sent, and their bytes in total."""
         self.bytes = bytes / frames
         if self.bucket is not None:
             self.bucket.spend(frames, bytes / 1e6)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """What another meter of the same price goes on from. No clock: while nothing streams, no budget comes in."""
+        """State from which a meter of the same price can resume; without a clock, so no budget fills between runs."""
         state = {"bytes": np.array(self.bytes), "withheld": np.array(self.withheld)}
         return state if self.bucket is None else state | {"level": np.array(self.bucket.level)}
 
@@ -261,12 +261,12 @@ class Meter:
 
 
 def parse_price(text: str | float) -> Price:
-    """A price from text, or from a number a frame.
+    """A price from text, or from a number, the price per frame.
 
     Raises
     ------
     EexError
-        If the text is none, or a price a frame lies outside [0, 1].
+        If the text is not a price, or the price of a frame lies outside [0, 1].
 
     Examples
     --------

@@ -38,7 +38,7 @@ def earned(
 
 
 def way_cost(exit_cost: ExitCost, further: Ints | int) -> Floats:
-    """What the edge exits that frames visited after the first cost them, in the shape of `further`.
+    """Cost of the edge exits that frames visited after the first, in the shape of `further`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Where a frame leaves, what inference shows of it and what answers it: the one rule, for arrays and tensors."""
+"""Where a frame leaves, what is seen of it, and which exit answers it: the one rule, for arrays and tensors."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def walk(edge: Floats, exit_at: Floats, skip_below: Floats | None = None) -> tup
 
 
 def drop(confidence: Floats, audited: Bools | bool, drop_below: float) -> Bools:
-    """Which frames that are meant for the cloud are dropped instead, unanswered, (rows,).
+    """Which of the frames meant for the cloud are dropped without an answer instead, (rows,).
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def last_visited(edge: Floats, visited: Ints) -> Floats:
 
 
 def seen(confidence: Floats, prediction: Ints, visited: Ints, replied: Bools) -> tuple[Floats, Ints]:
-    """Confidences and predictions without those that inference never reached: NaN and -1 there.
+    """Confidences and predictions, with NaN and -1 at exits that were not visited.
 
     Parameters
     ----------
