@@ -280,7 +280,7 @@ def test_late_feedback_through_a_link_and_in_segments(tmp_path):
 # ---- cut, killed, elsewhere
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     runs=st.integers(1, 12),
     processes=st.integers(1, 9),

@@ -107,7 +107,7 @@ FULL_TRACES = st.tuples(st.integers(1, 20), st.integers(2, 4)).flatmap(
 
 
 @given(FULL_TRACES, st.floats(0, 1))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_oracle_earns_most_and_then_the_best_threshold(trace, overhead):
     _, best = best_fixed(trace, overhead, GRID)
     assert (oracle(trace, overhead) - best >= -1e-12).all()
@@ -116,7 +116,7 @@ def test_oracle_earns_most_and_then_the_best_threshold(trace, overhead):
 
 
 @given(FULL_TRACES, st.floats(0, 1), st.floats(0, 1))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_fixed_reward_is_what_the_fixed_policy_earns(trace, overhead, threshold):
     exit_cost = 0.02
     exits = trace.shape[1] - 1
@@ -153,7 +153,7 @@ def leave_frame_by_frame(trace, overhead, thresholds, exit_cost):
 
 
 @given(FULL_TRACES, st.floats(0, 1), st.sampled_from([0.0, 0.05]))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_best_threshold_per_exit_against_all_combinations(trace, overhead, exit_cost):
     combinations = itertools.product(GRID.tolist(), repeat=trace.shape[1] - 1)
     most = max(leave_frame_by_frame(trace, overhead, t, exit_cost) for t in combinations)
@@ -177,7 +177,7 @@ def utility_frame_by_frame(trace, overhead, thresholds, exit_cost):
 
 
 @given(FULL_TRACES, st.floats(0, 1), st.sampled_from([0.0, 0.05]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_utility_of_the_best_thresholds_per_exit_against_all_combinations(trace, overhead, exit_cost):
     combinations = list(itertools.product(GRID.tolist(), repeat=trace.shape[1] - 1))
     most = max(utility_frame_by_frame(trace, overhead, t, exit_cost) for t in combinations)
@@ -240,7 +240,7 @@ def test_thresholds_per_exit_and_segment():
 
 
 @given(FULL_TRACES, st.floats(0, 1), st.integers(1, 3), st.integers(1, 30), st.integers(0, 2**32))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_references_of_runs_against_one_run_at_a_time(trace, overhead, runs, rounds, seed):
     rng = np.random.default_rng(seed)
     frame = rng.integers(0, len(trace), (runs, rounds))

@@ -39,7 +39,7 @@ def slow_route(confidence, exit_at, skip_below):
 
 
 @given(traces())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_route_against_a_slow_reference(trace):
     confidence, exit_at, skip_below = trace
     nothing = np.zeros(exit_at.shape[:2])
@@ -50,7 +50,7 @@ def test_route_against_a_slow_reference(trace):
 
 
 @given(traces())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_numpy_and_torch_leave_alike(trace):
     columns = trace[0][:, 0], trace[1][0, :, 0], trace[2][0, :, 0]
     here = leave(*columns)

@@ -160,7 +160,6 @@ PART = st.recursive(
 TEXT = st.lists(PART, min_size=1, max_size=4).map(", ".join)
 
 
-@settings(deadline=None)
 @given(TEXT, st.integers(0, 5))
 def test_round_trip(text, seed):
     schedule = parse_schedule(text, seed)
@@ -169,7 +168,7 @@ def test_round_trip(text, seed):
     assert str(again) == str(schedule)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TEXT, st.lists(st.integers(0, 10**12), min_size=1, max_size=30))
 def test_a_frame_alone_is_as_in_a_batch(text, frames):
     schedule = parse_schedule(text)
@@ -180,7 +179,7 @@ def test_a_frame_alone_is_as_in_a_batch(text, frames):
     assert (together <= [MAX_LEVEL[k] for k in KINDS]).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TEXT, st.integers(1, 300))
 def test_pieces_cover_the_stream(text, total):
     schedule = parse_schedule(text)
@@ -192,7 +191,6 @@ def test_pieces_cover_the_stream(text, total):
         assert set(names[piece.start : piece.stop]) <= {piece.name, "pristine", *piece.name.split("+")}
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="0123456789x()@:/,.+- eprgistnaubldmo_", max_size=40))
 def test_any_text_is_a_schedule_or_one_line(text):
     try:

@@ -194,7 +194,7 @@ def test_what_is_drawn_follows_seed_and_frame(kind):
     assert any(not torch.equal(one[0], other) for other in one[1:])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.floats(0, 20), st.floats(0, 255)), min_size=2, max_size=8), st.randoms(use_true_random=False)
 )

@@ -232,7 +232,7 @@ def test_a_torn_image_takes_no_other_with_it(torn):
     ),
     cuts=st.lists(st.integers(1, 900), min_size=1, max_size=8),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whole_images_are_found_however_they_come(pieces, cuts):
     """Between noise, and in pieces of any size."""
     data = b"".join(piece for _, piece in pieces)
@@ -246,7 +246,7 @@ def test_whole_images_are_found_however_they_come(pieces, cuts):
 
 
 @given(data=st.binary(max_size=300), begin=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_bytes_hang_or_break_the_cutter(data, begin):
     pieces = list(split_images(io.BytesIO(begin + data + jpeg(7)).read))
     assert all(pieces)

@@ -63,7 +63,7 @@ def test_the_edge_alone_and_the_cloud_alone():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_shortest_path_against_all_cuts(seed, stages):
     rng = np.random.default_rng(seed)
     sends = [

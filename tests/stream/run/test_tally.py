@@ -18,7 +18,7 @@ GRID = np.round(np.arange(0, 1.01, 0.1), 2)
 @given(
     st.integers(1, 9), st.integers(1, 5), st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 2**32)
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_windows_lose_nothing(most, length, batches, seed):
     values = np.random.default_rng(seed).integers(-9, 9, (sum(batches), 2)).astype(float)
     windows = Windows(columns=2, length=length, most=most)

@@ -98,7 +98,7 @@ def test_what_does_not_belong_together(values, encoding):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([e for e in ENCODINGS if e.kind != "input"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_numbers_go_there_and_back(seed, encoding):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 5, rng.integers(2, 5)))
@@ -191,7 +191,7 @@ def test_a_header_that_lies_is_refused_before_anything_is_made(changed, says):
 
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.sampled_from(["float32", "float16", "int8", "uint8"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damaged_values_are_refused_and_nothing_worse(noise, at, dtype):
     sent = encode(FEATURES[:2], Encoding("fp32", "zstd"))
     whole = sent.arrays[0].tobytes()

@@ -484,7 +484,7 @@ def test_a_worker_is_drained_and_another_takes_over():
     assert not any(reply.failed for reply in world.replies)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     workers=st.integers(1, 3),
