@@ -95,6 +95,8 @@ class Engine:
         Number of the first frame; the policy has learned from all before it.
     clock
         Returns the time in seconds; used to timestamp frames as they enter and leave.
+    wall
+        Returns the time in seconds since 1970, for the records.
 
     Raises
     ------
@@ -118,6 +120,7 @@ class Engine:
         capacity: int = 8192,
         first: int = 0,
         clock: Callable[[], float] = time.perf_counter,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         if isinstance(policy, Policy):
             if policy.exits != net.edge_exits or policy.runs != 1:
@@ -127,7 +130,7 @@ class Engine:
             self.streams = Streams.of(policy, price, usual_bytes(net, price), first)
         else:
             self.streams = policy
-        self.net, self.learners, self.clock, self.kind = net, self.streams.learners, clock, kind
+        self.net, self.learners, self.clock, self.wall, self.kind = net, self.streams.learners, clock, wall, kind
         if self.learners.exits != net.edge_exits:
             raise ValueError(f"the policy is for {self.learners.exits} edge exits, the network has {net.edge_exits}")
         self.whole = whole or net.partition == net.exits
@@ -173,6 +176,7 @@ class Engine:
             rows.levels[place] = 0.0 if batch.levels is None else batch.levels
             rows.expert[place] = experts
             self.ring.entered[place] = entered if batch.arrived is None else batch.arrived
+            rows.captured[place] = self.ring.entered[place] + (self.wall() - self.clock())
             self.routing_seconds += self.clock() - started
             streams = np.zeros(count, dtype=np.int64) if batch.streams is None else batch.streams
             self._choose(streams, place, probabilities, link_ms, reachable)

@@ -141,6 +141,9 @@ class Rows(Outcomes):
     cloud_ms: Annotated[Floats, Column("The worker's computing.", "float32", "", "ms", 0.0)]
     dropped: Annotated[Bools, Column("Given up instead of offloaded (--drop-below); nobody answered.", "bool")]
     reachable: Annotated[Bools, Column("A worker was believed reachable when the policy chose.", "bool")]
+    captured: Annotated[
+        Floats, Column("When the frame was captured or arrived, since 1970 in UTC.", "float64?", "", "s")
+    ]
 
 
 def _schema(kind: type[Outcomes]) -> Iterator[Column]:

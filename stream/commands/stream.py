@@ -10,7 +10,16 @@ import tyro
 
 from eex.policies.core.errors import EexError
 from eex.stream.config import StreamConfig, earlier, from_json, pairs
-from eex.stream.guard import SOURCE_LOST, UNRECORDED, WORKER_LOST, guarded, hush, keep_memory_flat, share_cores
+from eex.stream.guard import (
+    SOURCE_LOST,
+    UNRECORDED,
+    WORKER_LOST,
+    guarded,
+    hush,
+    keep_memory_flat,
+    say_unless,
+    share_cores,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,9 @@ class Command:
     """Folder of an interrupted run to continue. Options given here override its own."""
     config: Path | None = None
     """Read options from the config.json of an earlier run. Options given here override those in it."""
+    page: int | None = None
+    """Port on which this machine can see the live page of the run; 0 takes a free one. To show regret as it grows,
+    every exit of some frames is run besides."""
     list_policies: bool = False
     """List the policies and their options, then exit."""
 
@@ -63,13 +75,21 @@ def _main() -> int:
         from eex.stream.network import use_threads
 
         use_threads(command.threads)
+    view = None
+    if command.page is not None:
+        from eex.stream.serving.config import ServeConfig
+        from eex.stream.serving.run import page_of_run
+
+        page = ServeConfig(port=command.page)
+        page.check()
+        view = page_of_run(page, say_unless(command.quiet))
     if command.quiet or command.json:
-        summary = run(config, resume=command.resume)
+        summary = run(config, resume=command.resume, view=view)
     else:
         from eex.stream.run.display import display
 
         with display() as show:
-            summary = run(config, show, command.resume)
+            summary = run(config, show, command.resume, view)
     if command.json:
         print(json.dumps(summary))
     elif not command.quiet:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from eex.policies.core.base import Floats, Policy
+from eex.policies.core.base import ExitCost, Floats, Policy
 from eex.policies.core.errors import EexError, ImageError
 from eex.policies.core.price import parse_price
 from eex.stream.guard import keep_memory_flat
@@ -82,12 +82,15 @@ class Learner:
         The price of offloading that it chooses by now, in units of confidence.
     frozen
         The thresholds that the stream keeps, `exit_at` and `skip_below`; None if the policy's are played.
+    exit_cost
+        Price of each further edge exit, one for all or one each.
     """
 
     policy: Policy
     first: int
     overhead: float
     frozen: tuple[Floats, Floats] | None
+    exit_cost: ExitCost = 0.0
 
 
 class Session:
@@ -474,7 +477,8 @@ class Session:
             self._playing.sum_up()  # learns what there is to learn
             policy, first = self._playing.learner_of(its)
             kept = self._playing.engine_streams.frozen.get(its.number)
-            return Learner(policy, first, self._playing.overhead_of(its), kept)
+            exit_cost = self._playing.driver.engine.exit_cost
+            return Learner(policy, first, self._playing.overhead_of(its), kept, exit_cost)
 
         return self._ask(copied)
 

@@ -4,8 +4,10 @@ import html
 import io
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from eex.stream.run.display import bought, cells
 from eex.stream.run.scan import Scan, scan
 
 FAULTS_SHOWN = 40
+LATEST = 253_402_300_800.0
+"""The year 10000, in seconds since 1970."""
 _FIGURES = itertools.count()
 STYLE = """
 :root{color-scheme:light dark;--back:#f6f7f9;--card:#fff;--text:#16202c;--soft:#5b6776;--line:#d9dee5}
@@ -172,6 +176,8 @@ def _rows(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
 
 def _about(run: Run, runs: Sequence[Run]) -> str:
     rows: list[tuple[str, str]] = [("folder", str(run.folder)), ("frames", f"{run.found.frames:,}")]
+    if not math.isnan(run.found.began):
+        rows.append(("from, to (UTC)", f"{_when(run.found.began)}, {_when(run.found.ended)}"))
     if run.summary is not None:
         rows.append(("model", str(run.summary.get("model", {}).get("fingerprint", "–"))[:16]))
         rows.append(("machine", ", ".join(f"{v} {k}" for k, v in run.summary.get("machine", {}).items())))
@@ -261,13 +267,32 @@ def _faults(run: Run) -> str:
     if not faults:
         return "".join(parts) + _soft("no frame fell back on the edge")
     rows = [
-        (f"{f.first:,}…{f.last:,}", f"{f.frames:,}", f"{f.unreachable:,}", f"{100 * f.first / run.found.frames:.1f} %")
+        (
+            _when(f.began),
+            "–" if math.isnan(f.ended - f.began) else f"{f.ended - f.began:,.1f}",
+            f"{f.first:,}…{f.last:,}",
+            f"{f.frames:,}",
+            f"{f.unreachable:,}",
+            f"{100 * f.first / run.found.frames:.1f} %",
+        )
         for f in faults[:FAULTS_SHOWN]
     ]
-    parts.append(_rows(rows, ["frames", "fell back", "while no worker was reachable", "of the stream had passed"]))
+    titles = ["began, UTC", "seconds", "frames", "fell back", "while no worker was reachable", "stream before it"]
+    parts.append(_rows(rows, titles))
     if more := len(faults) - FAULTS_SHOWN:
         parts.append(_soft(f"and {more} more faults") if more > 0 else "")
     return "".join(parts)
+
+
+def _when(seconds: float) -> str:
+    """Seconds since 1970 as date and time in UTC, for a table.
+
+    >>> _when(1.8e9)
+    '2027-01-15 08:00:00'
+    """
+    if not 0 <= seconds < LATEST:
+        return "–"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _streams(run: Run) -> str:

@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from eex.policies.core.columns import Floats, Rows
 from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.wrappers.aim import aims_of
 from eex.stream.config import to_json
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from eex.models.architecture import Network
     from eex.policies.core.base import Policy
     from eex.stream.config import Resolved, StreamConfig
+    from eex.stream.driver import Driver
+    from eex.stream.frames.batch import Batch
     from eex.stream.frames.frames import Frames
     from eex.stream.planning.measure import Sending
     from eex.stream.wire.offload import Offloader
@@ -43,6 +46,36 @@ class Glance:
 
 
 Show = Callable[[Glance], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A policy that is being played, for a `Viewer`."""
+
+    label: str
+    policy: "Policy"
+    driver: "Driver"
+    offloader: "Offloader"
+    tally: Tally
+
+
+class Viewer(Protocol):
+    """Watches a run closely, as the live page does; called by the thread that plays."""
+
+    def begin(self, stage: Stage) -> None:
+        """Another policy is played from now on."""
+
+    def finished(self, rows: Rows) -> None:
+        """Frames have finished."""
+
+    def wants_sample(self) -> bool:
+        """Whether every exit of the batch that was just fed shall be run, to estimate regret."""
+
+    def sample(self, first: int, confidence: Floats) -> None:
+        """Confidences of every exit, (n, exits), of the frames from `first` on."""
+
+    def refresh(self) -> None:
+        """See what there is, several times a second."""
 
 
 @dataclass
@@ -86,6 +119,8 @@ class Player:
         Says whether to end early.
     sending
         How frames are sent.
+    viewer
+        Watches closely.
     """
 
     def __init__(
@@ -97,7 +132,9 @@ class Player:
         sending: "Sending",
         show: Show = lambda glance: None,
         stop: Callable[[], bool] = lambda: False,
+        viewer: Viewer | None = None,
     ) -> None:
+        self.viewer = viewer
         self.frames, self.net, self.config, self.resolved = frames, net, config, resolved
         self.sending, self.show, self.stop = sending, show, stop
         self.exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)  # `auto` has become numbers
@@ -140,12 +177,16 @@ class Player:
             now = time.perf_counter()
             started = now - recorder.begin(policy, meter, played.tally, to_json(config))
             shown, committed = now, recorder.first
-            keeper, problem = aims_of(policy), ""
+            keeper, problem, viewer = aims_of(policy), "", self.viewer
+            if viewer is not None:
+                viewer.begin(Stage(label, policy, driver, offloader, played.tally))
 
             def take() -> None:
                 for rows in driver.take():
                     played.tally.add(rows)
                     recorder.write(rows)
+                    if viewer is not None:
+                        viewer.finished(rows)
 
             def commit() -> None:
                 """Finish what is under way; then records and state go to the disk together."""
@@ -159,6 +200,8 @@ class Player:
                 driver.feed(batch)
                 now = time.perf_counter()
                 look = now - shown > SHOW_S
+                if look and viewer is not None:  # before any frame of the batch is taken
+                    self._show_closely(viewer, batch, ring.next - len(batch))
                 if config.commit and ring.next - committed >= config.commit:
                     commit()
                     committed = ring.next
@@ -179,6 +222,14 @@ class Player:
         if ring.next:
             self.show(Glance(label, ring.next, self.frames.total, played.seconds, played.tally, finished=True))
         return played
+
+    def _show_closely(self, viewer: Viewer, batch: "Batch", first: int) -> None:
+        """Let a viewer see what there is, and every exit of the batch that was just fed if it wants to."""
+        from eex.stream.groups import every_exit
+
+        if viewer.wants_sample():
+            viewer.sample(first, every_exit(self.net, batch.images)[0])
+        viewer.refresh()
 
     def hindsight(self, tally: Tally) -> Reference | None:
         """Run every exit of every frame that a policy was played over; None if interrupted.

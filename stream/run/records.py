@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -33,8 +34,8 @@ ROWS_IN_BATCH = 1024
 ROWS_IN_PART = 262_144
 HELD = 65_536
 """Rows that are held while the disk cannot be written to; some 20 MB."""
-STREAM, DROPPED, REACHABLE = "stream", "dropped", "reachable"
-LATER = {STREAM: "", DROPPED: False, REACHABLE: True}
+STREAM, DROPPED, REACHABLE, CAPTURED = "stream", "dropped", "reachable", "captured"
+LATER = {STREAM: "", DROPPED: False, REACHABLE: True, CAPTURED: math.nan}
 """The last columns; parts that an older eex wrote lack some, and read as if they held these values."""
 
 
@@ -382,7 +383,7 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
         for batch in _batches_of(part):
             for name, value in LATER.items():
                 if name not in batch.schema.names:
-                    batch = batch.append_column(name, pa.array(np.full(len(batch), value)))
+                    batch = batch.append_column(name, pa.array(np.full(len(batch), value), from_pandas=True))
             yield _with_labels(batch, labels)
 
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.policies.core.base import ExitCost
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.schedule import Piece
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import keeping
@@ -21,16 +23,25 @@ from eex.stream.config import StreamConfig
 from eex.stream.frames.frames import Frames, nothing_usable
 from eex.stream.network import load_network
 from eex.stream.planning.sending import choose_sending
-from eex.stream.run.play import Player, Show
+from eex.stream.run.play import Player, Show, Viewer
 from eex.stream.run.recorder import warn
 from eex.stream.run.summary import summarise, write_curves, write_json
 from eex.stream.wire.connection import connected
+
+if TYPE_CHECKING:
+    from eex.models.architecture import Network
 
 PATIENCE_S = 60.0
 """How long a run waits for its embedded worker to load the model."""
 
 
-def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | None = None) -> dict[str, Any]:
+View = Callable[[StreamConfig, "Network", Frames, ExitCost], contextlib.AbstractContextManager[Viewer]]
+"""Makes what watches a run closely, from its options, its network, its frames and the price of each exit."""
+
+
+def run(
+    config: StreamConfig, show: Show = lambda glance: None, resume: Path | None = None, view: View | None = None
+) -> dict[str, Any]:
     """Play a stream as configured; returns the summary that also lies in its folder as `summary.json`.
 
     Parameters
@@ -39,6 +50,8 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         Called a few times a second.
     resume
         Folder of a run that was cut off: it goes on where its records and state were committed.
+    view
+        Watches the run closely.
 
     Raises
     ------
@@ -90,7 +103,9 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         )  # before the folder is made, in case there is no worker
         folder = resume or make_folder(config.out, config.policy.partition(":")[0])
         stop = stack.enter_context(interrupts())
-        player = Player(frames, net, config, resolved, sending, show, stop)
+        prices = parse_exit_cost(config.exit_cost).of(net.edge_exits)
+        viewer = None if view is None else stack.enter_context(view(config, net, frames, prices))
+        player = Player(frames, net, config, resolved, sending, show, stop, viewer)
         played = [player.play(resolved.policies[0].label, policies[0], offloader, folder, resume is not None)]
         for choice, policy in zip(resolved.policies[1:], policies[1:], strict=True):
             if stop() or frames.live:

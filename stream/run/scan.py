@@ -1,5 +1,6 @@
 """What the records of a run say, read once in constant memory: curves, reliability, faults."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from eex.policies.core.base import Floats
 from eex.policies.core.errors import EexError
-from eex.stream.run.records import DROPPED, REACHABLE, STREAM, read_batches
+from eex.stream.run.records import CAPTURED, DROPPED, REACHABLE, STREAM, read_batches
 from eex.stream.run.tally import Tally, Windows
 
 BINS = 15
@@ -34,12 +35,16 @@ class Fault:
         How many of them fell back.
     unreachable
         How many while no worker was believed reachable.
+    began, ended
+        When the first and the last frame was captured or arrived, in seconds since 1970; NaN where the records lack it.
     """
 
     first: int
     last: int
     frames: int = 0
     unreachable: int = 0
+    began: float = math.nan
+    ended: float = math.nan
 
 
 @dataclass
@@ -58,6 +63,8 @@ class Scan:
         Frames by latency, in the bins of `Tally.BOUNDS`.
     by_stream
         Per name: frames, offloaded, fallbacks, labelled, correct.
+    began, ended
+        When the first and the last frame was captured or arrived, in seconds since 1970; NaN where the records lack it.
     """
 
     exits: int
@@ -67,6 +74,8 @@ class Scan:
     frames: int = 0
     faults: list[Fault] = field(default_factory=list)
     by_stream: dict[str, Floats] = field(default_factory=dict)
+    began: float = math.nan
+    ended: float = math.nan
 
     @property
     def names(self) -> list[str]:
@@ -155,13 +164,16 @@ def _add(found: Scan, batch: pa.RecordBatch) -> None:
         at = np.searchsorted(edges, confidence[seen])
         for k, weights in enumerate((None, confidence[seen], (prediction == label)[seen].astype(float))):
             found.reliability[e, :, k] += np.bincount(at, weights, minlength=BINS)
+    captured = _of(batch, CAPTURED, np.nan)
+    found.began = float(np.fmin(found.began, np.fmin.reduce(captured)))
+    found.ended = float(np.fmax(found.ended, np.fmax.reduce(captured)))
     for row in np.flatnonzero(fallback).tolist():
         number = found.frames + row
         new = not found.faults or number - found.faults[-1].last > APART
         if new and len(found.faults) < FAULTS:
-            found.faults.append(Fault(number, number))
+            found.faults.append(Fault(number, number, began=float(captured[row])))
         fault = found.faults[-1]
-        fault.last = number
+        fault.last, fault.ended = number, float(captured[row])
         fault.frames += 1
     reachable = _of(batch, REACHABLE, True)
     if found.faults:

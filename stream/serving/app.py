@@ -5,10 +5,9 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -19,7 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -32,8 +31,9 @@ from eex.stream.live.streams import NAME
 from eex.stream.serving import openapi
 from eex.stream.serving.config import ServeConfig
 from eex.stream.serving.learned import described
-from eex.stream.serving.limits import SECURITY_HEADERS, Bodies, Guard, Hold, error_response, refused
+from eex.stream.serving.limits import Bodies, Guard, Hold, error_response, refused
 from eex.stream.serving.metrics import exposition
+from eex.stream.serving.pages import Pages, html
 from eex.stream.serving.watch import Watch
 
 if TYPE_CHECKING:
@@ -130,13 +130,15 @@ class Service:
         self.watch = Watch(session, thumbnails=config.thumbnails)
         self._bodies = Bodies(config.most_body, config.body_s)
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="eex-decode")
-        self._asking = ThreadPoolExecutor(2, thread_name_prefix="eex-ask")
+        self.pages = Pages(self.watch)
+        self._ask = self.pages.ask
         self._last: dict[str, float] = {}  # when a stream's latest frame came, by name
         self._swept = self._healthy = time.monotonic()
         self._under_way = 0
         session.take_labels()
-        get, page = partial(Route, methods=["GET"]), self._static
+        get = partial(Route, methods=["GET"])
         routes = [
+            *self.pages.routes,
             Route("/v1/answer", self._answer, methods=["POST"]),
             WebSocketRoute("/v1/frames", self._frames),
             get("/v1/streams", self._streams),
@@ -144,14 +146,10 @@ class Service:
             get("/v1/settings", self._settings),
             Route("/v1/settings", self._set, methods=["PUT"]),
             Route("/v1/labels", self._label, methods=["POST"]),
-            get("/v1/live", self._live),
             get("/healthz", self._healthz),
             get("/readyz", self._readyz),
             get("/metrics", self._metrics),
             get("/openapi.json", self._openapi),
-            get("/", page("index.html", "text/html")),
-            get("/page.css", page("page.css", "text/css")),
-            get("/page.js", page("page.js", "text/javascript")),
             get("/docs", self._docs),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused, EexError: _mistaken, Exception: self._failed}
@@ -163,7 +161,7 @@ class Service:
     def drain(self) -> None:
         """Take no more frames, and wait until those that were taken have their answers."""
         self.draining = True
-        self.watch.end()
+        self.pages.end()
         until = time.monotonic() + DRAIN_S
         while self._under_way and time.monotonic() < until:
             time.sleep(0.01)
@@ -171,7 +169,7 @@ class Service:
     def close(self) -> None:
         """Let the threads go."""
         self._threads.shutdown()
-        self._asking.shutdown()
+        self.pages.close()
 
     # ---- frames
 
@@ -371,7 +369,7 @@ class Service:
             learner = self.session.learner(name)
         except EexError as error:
             raise refused(404, str(error)) from None
-        return described(learner, self.session.config.exit_cost)
+        return described(learner)
 
     async def _settings(self, request: Request) -> Response:
         name = request.query_params.get("stream", DEFAULT_STREAM)
@@ -414,25 +412,6 @@ class Service:
             raise refused(404 if "is not known" in str(error) else 400, str(error)) from None
         return _json({"correct": correct})
 
-    async def _live(self, request: Request) -> Response:
-        if self.watch.viewers >= self.watch.most_viewers:
-            raise refused(503, "too many pages are open")
-        name = request.query_params.get("stream", "")
-        return StreamingResponse(
-            self._events(name), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
-
-    async def _events(self, name: str) -> AsyncIterator[bytes]:
-        with self.watch.viewing():
-            first = await self._ask(partial(self.watch.history, name))
-            yield b"event: all\ndata: " + first + b"\n\n"
-            seen = self.watch.ticks
-            while not self.draining:
-                seen = await self.watch.next_tick(seen)
-                if self.draining:
-                    break
-                yield b"event: tick\ndata: " + await self._ask(partial(self.watch.latest, name)) + b"\n\n"
-
     async def _healthz(self, request: Request) -> Response:
         return await self._health(well=lambda status: status in ("ok", "draining"))
 
@@ -457,21 +436,9 @@ class Service:
         return _json(openapi.document())
 
     async def _docs(self, request: Request) -> Response:
-        return _page(openapi.page().encode(), "text/html")
-
-    def _static(self, name: str, kind: str) -> Any:
-        body = files("eex.stream.serving").joinpath("page", name).read_bytes()
-
-        async def page(request: Request) -> Response:
-            return _page(body, kind)
-
-        return page
+        return html(openapi.page().encode())
 
     # ---- how
-
-    async def _ask(self, question: Callable[[], Said]) -> Said:
-        """Ask the session without holding up the others."""
-        return await asyncio.get_running_loop().run_in_executor(self._asking, question)
 
     async def _decoded(self, request: Request, kind: type[Said]) -> Said:
         with self._bodies.holding() as hold:
@@ -528,12 +495,6 @@ def _one(given: Answer | Refusal) -> Response:
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(value), status, headers, "application/json")
-
-
-def _page(body: bytes, kind: str) -> Response:
-    response = Response(body, media_type=f"{kind}; charset=utf-8", headers={"Cache-Control": "no-cache"})
-    response.raw_headers += SECURITY_HEADERS
-    return response
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -12,15 +12,13 @@ from eex.policies.core.parts import Composite
 from eex.stream.live.session import Learner
 
 
-def described(learner: Learner, exit_cost: float) -> dict[str, Any]:
+def described(learner: Learner) -> dict[str, Any]:
     """Plain JSON values.
 
     Parameters
     ----------
     learner
         A copy, which is not used any more afterwards.
-    exit_cost
-        Price of each further edge exit.
 
     Returns
     -------
@@ -34,7 +32,7 @@ def described(learner: Learner, exit_cost: float) -> dict[str, Any]:
     policy = learner.policy
     curve, arms = _curve(policy), _arms(policy)  # before choosing, which may begin anew
     if learner.frozen is None:
-        context = Context(frames=1, first=learner.first, overhead=learner.overhead, exit_cost=exit_cost)
+        context = Context(frames=1, first=learner.first, overhead=learner.overhead, exit_cost=learner.exit_cost)
         chosen = policy.choose(context)
         exit_at, skip_below = chosen.exit_at[0, 0, :-1], chosen.skip_below[0, 0]
     else:

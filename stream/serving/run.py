@@ -4,16 +4,34 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from eex.policies.core.base import ExitCost
+from eex.policies.core.errors import EexError
 from eex.stream.live.config import LiveConfig
 from eex.stream.live.run import Stop
 from eex.stream.live.session import Session
 from eex.stream.serving.config import ServeConfig
 
 if TYPE_CHECKING:
+    from eex.models.architecture import Network
+    from eex.stream.config import StreamConfig
+    from eex.stream.frames.frames import Frames
+    from eex.stream.run.play import Viewer
+    from eex.stream.run.runner import View
     from eex.stream.serving.app import Service
 
 LOOK_S = 0.2
 """Seconds between two looks at whether to stop."""
+
+
+@contextlib.contextmanager
+def extra() -> Iterator[None]:
+    """Name what is to be installed if an import within the block fails for want of it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "websockets", "python_multipart"):
+            raise
+        raise EexError(f"the HTTP service needs {error.name}: pip install 'eex[serve]'") from None
 
 
 @contextlib.contextmanager
@@ -29,16 +47,10 @@ def served(
     EexError
         If an option is wrong, or the address cannot be listened on.
     """
-    from eex.policies.core.errors import EexError
-
     config.check()
-    try:
+    with extra():
         from eex.stream.serving.app import Service
         from eex.stream.serving.server import listening
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "websockets", "python_multipart"):
-            raise
-        raise EexError(f"the HTTP service needs {error.name}: pip install 'eex[serve]'") from None
     service = Service(session, config, say)
     try:
         with listening(service.app, config) as url:
@@ -63,6 +75,36 @@ def beside(
             yield url
 
     return page
+
+
+def page_of_run(config: ServeConfig, say: Callable[[str], None] = lambda line: None) -> "View":
+    """What serves the live page of a run that is played, for `eex.stream.run.run`."""
+
+    @contextlib.contextmanager
+    def view(options: "StreamConfig", net: "Network", frames: "Frames", exit_cost: ExitCost) -> Iterator["Viewer"]:
+        with extra():
+            from eex.stream.serving.limits import Guard
+            from eex.stream.serving.pages import Pages, page_alone
+            from eex.stream.serving.playback import Playback
+            from eex.stream.serving.server import listening
+            from eex.stream.serving.watch import Watch
+        price = options.price()
+        overhead = price.of() if price.constant else None
+        estimate = options.regret and not frames.live
+        playback = Playback(options, net, frames.schedule, frames.total, overhead, exit_cost, estimate)
+        pages = Pages(Watch(playback))
+        try:
+            with listening(Guard(page_alone(pages), config), config) as url:
+                say(f"the live page is {url}/")
+                try:
+                    yield playback
+                finally:
+                    pages.end()
+        finally:
+            pages.end()
+            pages.close()
+
+    return view
 
 
 def serve(

@@ -8,8 +8,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -23,7 +23,9 @@ from eex.stream.serving.learned import begun_anew, described, numbers
 from eex.stream.worker.stats import LATENCY_BUCKETS_MS
 
 if TYPE_CHECKING:
-    from eex.stream.live.session import Session
+    from eex.models.architecture import Network
+    from eex.stream.live.config import StreamOptions
+    from eex.stream.live.session import Learner
 
 TICK_S = 1.0
 POINTS = 300
@@ -40,6 +42,37 @@ VIEWERS = 64
 POLL_S = 0.1
 LEARNED_EVERY = 2
 """Seconds between two looks at what is learned."""
+
+
+class Watched(Protocol):
+    """What can be watched: a `Session`, or a stream that is played (`Playback`)."""
+
+    @property
+    def net(self) -> "Network":
+        """The network."""
+
+    @property
+    def config(self) -> Any:
+        """Options, with `policy` and `worker`."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+
+    def watch(self, watcher: Callable[[str, Rows], None]) -> None:
+        """Call a function with the finished frames of each stream."""
+
+    def look(self, visit: Callable[[str, Policy, int], None]) -> None:
+        """Call a function with the name of each stream, its policy and the run that it is there."""
+
+    def summary(self) -> dict[str, Any]:
+        """What happened so far."""
+
+    def learner(self, name: str) -> "Learner":
+        """A copy of what a stream's policy has learned; raises `EexError` if there is none."""
+
+    def options_of(self, name: str) -> "StreamOptions":
+        """The options of a stream."""
 
 
 class Series:
@@ -150,7 +183,7 @@ class Watch:
     Parameters
     ----------
     session
-        What is watched.
+        What is watched: a session, or a stream that is played.
     thumbnails
         Whether the latest answers have small pictures.
 
@@ -166,7 +199,7 @@ class Watch:
 
     most_viewers = VIEWERS
 
-    def __init__(self, session: "Session", *, thumbnails: bool = False) -> None:
+    def __init__(self, session: Watched, *, thumbnails: bool = False) -> None:
         self._session, self._thumbnails = session, thumbnails
         self.exits = session.net.edge_exits + 1
         self.series: dict[str, Series] = {}
@@ -256,6 +289,7 @@ class Watch:
             "refused": summary.get("refused"),
             "accuracy": summary.get("accuracy"),
             "link": summary.get("link"),
+            "played": summary.get("played"),
             "streams": rows,
             "stream": self._stream(name, points),
         }
@@ -268,7 +302,7 @@ class Watch:
         learned: dict[str, Any] | None = None
         if points > 1 or self.ticks % LEARNED_EVERY == 0:
             with contextlib.suppress(EexError):
-                learned = described(self._session.learner(name), self._session.config.exit_cost)
+                learned = described(self._session.learner(name))
         options = self._session.options_of(name)
         with self._lock:
             return {

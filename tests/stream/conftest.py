@@ -53,6 +53,7 @@ def _make_rows(first, count, exits=3, classes=4, experts=2, seed=0):
         link_ms=split[1],
         cloud_ms=split[2],
         latency_ms=split.sum(axis=0),
+        captured=1.8e9 + np.arange(first, first + count) / 100,
     )
 
 

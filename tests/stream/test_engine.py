@@ -1,5 +1,7 @@
 """The engine by itself: batches and replies in, requests and finished rows out, on a clock that the test moves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,15 @@ def test_a_frame_that_waits_for_the_cloud_stands_still_until_its_reply():
     assert rows.cloud_ms.tolist() == [10.0]
     assert rows.bytes.tolist() == [100.0]
     assert (rows.exit.tolist(), rows.answer.tolist()) == ([3], [3])
+
+
+def test_the_records_say_when_a_frame_arrived():
+    engine = Engine(tiny_net(), Fixed(0.0, exits=3), clock=Clock(), wall=lambda: 1.8e9)
+    engine.feed(replace(batch(2), arrived=np.array([49.0, 49.5])))
+    run(engine)
+    engine.learn()
+    (rows,) = engine.take()
+    assert rows.captured.tolist() == [1.8e9 - 1, 1.8e9 - 0.5]
 
 
 def test_latency_is_stamped_where_a_frame_leaves_and_not_when_it_is_taken():

@@ -1,6 +1,7 @@
 "use strict";
 // The live page: reads /v1/live (one event per second) and draws. No library; everything received is put in as text.
 const COLOURS = ["--a", "--c", "--d", "--f", "--e"].map((name) => `var(${name})`), CLOUD = "var(--b)";
+const SCHEDULE = ["--soft", "--f", "--e", "--d", "--c", "--a", "--b"].map((name) => `var(${name})`);
 const $ = (id) => document.getElementById(id);
 const state = { stream: location.hash.slice(1), points: [], token: sessionStorage.getItem("token") || "", abort: null, learned: null };
 
@@ -20,8 +21,9 @@ const colour = (e, edge) => (e < edge ? COLOURS[e % COLOURS.length] : CLOUD);
 
 // ---- charts
 
-const W = 360, H = 150, LEFT = 34, BOTTOM = 18;
-function chart(about, low, high, from, to, ticksX, draw, legend) {
+const H = 150, LEFT = 34, BOTTOM = 18;
+function chart(about, low, high, from, to, ticksX, draw, legend, wide) {
+  const W = wide ? Math.max(360, Math.min(1100, innerWidth - 70)) : 360;
   const x = (v) => LEFT + ((W - LEFT) * (v - from)) / Math.max(to - from, 1e-9);
   const y = (v) => H - BOTTOM - ((H - BOTTOM - 6) * (v - low)) / Math.max(high - low, 1e-9);
   const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": about });
@@ -101,7 +103,7 @@ function curve(learned) {
         const band = [...c.confidence.map((v, k) => [v, c.high[k]]), ...c.confidence.map((v, k) => [v, c.low[k]]).reverse()];
         svg.append(el("path", { class: "band", d: line(band, x, y) + "Z", fill: "var(--a)" }));
         svg.append(stroke(line(c.confidence.map((v, k) => [v, c.gain[k]]), x, y), "var(--a)"));
-        svg.append(el("line", { x1: LEFT, x2: W, y1: y(Math.min(top, learned.overhead)), y2: y(Math.min(top, learned.overhead)), stroke: CLOUD }));
+        svg.append(el("line", { x1: LEFT, x2: x(1), y1: y(Math.min(top, learned.overhead)), y2: y(Math.min(top, learned.overhead)), stroke: CLOUD }));
         marks(svg, x);
       }, [["gain", "var(--a)"], ["price", CLOUD]])];
   }
@@ -113,6 +115,32 @@ function curve(learned) {
       svg.append(stroke(line(a.threshold.map((v, k) => [v, a.mean[k]]), x, y), "var(--a)"));
       marks(svg, x);
     }, [["mean reward", "var(--a)"]])];
+}
+
+// a played stream: frames along the bottom, the schedule as background, a line of regret per policy with its uncertainty
+function regret(played) {
+  const kinds = [...new Set(played.pieces.map((p) => p[2]))], tint = (kind) => SCHEDULE[kinds.indexOf(kind) % SCHEDULE.length];
+  const lines = Object.entries(played.regret).filter(([, points]) => points.length), ink = (k) => [...COLOURS, CLOUD][k % 6];
+  const values = lines.flatMap(([, points]) => points.flatMap((p) => [p[1], p[3]])), total = Math.max(1, played.total);
+  const low = Math.min(0, ...values), high = Math.max(low + 1, ...values) * 1.05;
+  const ticks = [[0, "frame 0", "start"], [total, number(total), "end"]];
+  const now = played.pieces.find((p) => p[0] <= played.frame && played.frame < p[1]) || played.pieces[played.pieces.length - 1];
+  const parts = [el("p", {}, `${played.now}: ${number(played.frame)} of ${number(total)} frames${now ? `; now ${now[2]}` : ""}.`)];
+  parts.push(...chart("Distortion schedule, and regret by frames", low, high, 0, total, ticks, (svg, x, y) => {
+    for (const [start, stop, kind] of played.pieces) {
+      const box = el("rect", { x: x(start), width: Math.max(0, x(stop) - x(start)), y: 6, height: H - BOTTOM - 6, fill: tint(kind), opacity: 0.3 });
+      box.append(el("title", {}, `${kind}: frames ${number(start)} to ${number(stop - 1)}`));
+      svg.append(box);
+    }
+    lines.forEach(([, points], k) => {
+      const band = [...points.map((p) => [p[0], p[3]]), ...points.map((p) => [p[0], p[1]]).reverse()];
+      svg.append(el("path", { class: "band", d: line(band, x, y) + "Z", fill: ink(k) }), stroke(line(points.map((p) => [p[0], p[2]]), x, y), ink(k)));
+    });
+    svg.append(el("line", { x1: x(played.frame), x2: x(played.frame), y1: 6, y2: H - BOTTOM, stroke: "var(--text)" }));
+  }, [...lines.map(([name], k) => [`regret of ${name}`, ink(k)]), ...kinds.slice(0, SCHEDULE.length).map((kind) => [kind, tint(kind)])], true));
+  const sampled = played.sampled[played.now];
+  parts.push(el("p", {}, lines.length ? `Regret: what the best fixed threshold so far would have earned more; estimated from ${number(sampled)} frames of which every exit was run, ± one standard error. The summary at the end has it exactly.` : "No regret yet: it needs frames of which every exit was run."));
+  return parts;
 }
 
 // ---- the page
@@ -141,6 +169,10 @@ function drawn(given) {
   $("cards").hidden = !stream;
   show("all", table(["stream", ">frames", ">answered", ">refused", ">accuracy", ">frames/s", ">alarms"], given.streams.map((row) =>
     [row.stream, number(row.frames), number(row.answered), number(Object.values(row.refused).reduce((a, b) => a + b, 0)), share(row.accuracy), number(row.now ? row.now[1] : 0), number(row.alarms)])));
+  const played = given.played;
+  $("played").hidden = !played;
+  $("set-card").hidden = $("api").hidden = Boolean(played);
+  if (played) show("regret", ...regret(played));
   if (!stream) return;
   if (stream.learned) state.learned = stream.learned;
   const exits = Array.from({ length: edge }, (_, e) => [2 + e, exitName(e, edge), colour(e, edge)]), first = 2 + edge + edge + 1;
@@ -172,7 +204,7 @@ function taken(event, given) {
   else if (given.stream) for (const p of given.stream.points) if (!state.points.length || p[0] > state.points[state.points.length - 1][0]) state.points.push(p);
   state.points = state.points.slice(-300);
   if (given.stream && !state.stream) state.stream = given.stream.name;
-  if (event === "all" && given.stream) settings();
+  if (event === "all" && given.stream && !given.played) settings();
   drawn(given);
 }
 

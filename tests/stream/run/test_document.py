@@ -117,6 +117,20 @@ def test_it_needs_nothing_else_and_no_script(tmp_path, make_rows):
     assert data["series"]["threshold"][0] == 0.5
 
 
+def test_faults_have_their_times(tmp_path, make_rows):
+    rows = make_rows(0, 1000)
+    rows.fallback[:], rows.captured[:] = False, 1.8e9 + np.arange(1000) / 10
+    rows.fallback[[200, 225]] = True
+    with RecordWriter(tmp_path / "timed" / "records", CLASSES, EXPERTS) as writer:
+        writer.write(rows)
+    text = document([read_run(tmp_path / "timed")])
+    assert "<td>2027-01-15 08:00:20</td><td>2.5</td><td>200…225</td><td>2</td>" in text
+    assert "2027-01-15 08:00:00, 2027-01-15 08:01:39" in text
+    with RecordWriter(tmp_path / "old" / "records", CLASSES, EXPERTS) as writer:
+        writer.write(replace(rows, captured=np.full(1000, np.nan)))
+    assert "<td>–</td><td>–</td><td>200…225</td>" in document([read_run(tmp_path / "old")])
+
+
 def test_records_of_a_live_session_are_enough(tmp_path, make_rows):
     folder = recorded(tmp_path / "live", make_rows, stream="door")
     text = document([read_run(folder)])

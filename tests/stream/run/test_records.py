@@ -11,6 +11,7 @@ from eex.policies.core.errors import EexError
 from eex.policies.core.schedule import KINDS
 from eex.stream.run import records
 from eex.stream.run.records import (
+    CAPTURED,
     DROPPED,
     REACHABLE,
     RecordWriter,
@@ -62,7 +63,7 @@ def test_round_trip(tmp_path, make_rows):
         "reachable": rows.reachable.tolist(),
     }
     expected |= {f"prediction_{e + 1}": named(rows.prediction[:, e], CLASSES) for e in range(3)}
-    exact = {name: getattr(rows, name) for name in ("probability", "reward", "link_estimate_ms")}
+    exact = {name: getattr(rows, name) for name in ("probability", "reward", "link_estimate_ms", "captured")}
     exact |= {f"confidence_{e + 1}": rows.confidence[:, e] for e in range(3)}
     expected |= {name: [None if np.isnan(v) else v for v in values] for name, values in exact.items()}
     rounded = {"overhead": rows.overhead} | {kind: rows.levels[:, k] for k, kind in enumerate(KINDS)}
@@ -152,12 +153,12 @@ def test_dropped_frames(tmp_path, make_rows):
     assert feedback_of(table).reachable.tolist() == rows.reachable.tolist()
 
 
-@pytest.mark.parametrize("lacking", [[DROPPED, REACHABLE], [REACHABLE]])
+@pytest.mark.parametrize("lacking", [[DROPPED, REACHABLE, CAPTURED], [REACHABLE, CAPTURED], [CAPTURED]])
 def test_records_of_an_older_eex(tmp_path, make_rows, lacking):
     """Parts that know neither of dropped frames nor of reachable workers are read, alone and before parts that do."""
 
     def make_always_reachable(first, count):
-        return replace(make_rows(first, count), reachable=np.ones(count, dtype=bool))
+        return replace(make_rows(first, count), reachable=np.ones(count, dtype=bool), captured=np.full(count, np.nan))
 
     write(tmp_path / "new", make_always_reachable, [5, 5])
     table = read_records(tmp_path / "new").drop_columns(lacking)

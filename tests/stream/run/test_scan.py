@@ -49,10 +49,14 @@ def test_faults_are_told_apart(tmp_path, make_rows):
     rows.fallback[:], rows.reachable[:] = False, True
     rows.fallback[[10, 12, 12 + APART, 500]] = True
     rows.reachable[500:] = False
+    rows.captured[:] = 1.8e9 + np.arange(1000) / 10
     with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
         writer.write(rows)
-    faults = [(f.first, f.last, f.frames, f.unreachable) for f in scan(tmp_path).faults]
+    found = scan(tmp_path)
+    faults = [(f.first, f.last, f.frames, f.unreachable) for f in found.faults]
     assert faults == [(10, 12 + APART, 3, 0), (500, 500, 1, 1)]
+    assert [round(t - 1.8e9, 1) for f in found.faults for t in (f.began, f.ended)] == [1.0, (12 + APART) / 10, 50, 50]
+    assert (round(found.began - 1.8e9, 1), round(found.ended - 1.8e9, 1)) == (0.0, 99.9)
 
 
 def test_no_records_are_said(tmp_path):

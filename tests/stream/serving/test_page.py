@@ -3,10 +3,19 @@
 import json
 import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
 from browser import CHROMIUM, Browser
+from livenet import three_exits
+from playing import played
 from served import picture
+
+from eex.policies.algorithms.ucb import UCB
+from eex.policies.core.schedule import parse_schedule
+from eex.stream.config import StreamConfig
+from eex.stream.serving.config import ServeConfig
+from eex.stream.serving.run import page_of_run
 
 pytestmark = [
     pytest.mark.process,
@@ -110,6 +119,24 @@ def test_it_asks_for_the_token(opened, browser, tmp_path):
     browser.evaluate("document.querySelector('#token button').click()")
     browser.until("document.getElementById('token').hidden && document.querySelector('#figures dd')?.innerText == '1'")
     browser.evaluate("sessionStorage.clear()")
+
+
+def test_it_shows_the_schedule_and_the_regret_of_a_played_stream(browser):
+    said, frames = (
+        [],
+        SimpleNamespace(schedule=parse_schedule("pristine:100,gaussian_blur@1:60"), total=320, live=False),
+    )
+    config = StreamConfig(policy="ucb", worker="none")
+    with page_of_run(ServeConfig(port=0), said.append)(config, three_exits(), frames, 0.0) as viewer:
+        played(viewer, "ucb", UCB([0.2, 0.8], exits=2))
+        browser.open(said[0].split()[-1], 390, 900)
+        browser.until("document.querySelectorAll('#regret svg rect').length == 4")
+        browser.until("document.querySelectorAll('#regret svg path').length == 2")  # the line, and its uncertainty
+        assert "ucb: 320 of 320 frames" in text(browser, "regret")
+        assert "gaussian_blur@1" in text(browser, "regret")
+        assert browser.evaluate("document.getElementById('set-card').hidden")
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert not browser.problems
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
