@@ -115,10 +115,10 @@ def print_claims(config: Run, claims: pd.DataFrame) -> None:
     from rich.table import Table
 
     table = Table(title=script(config.name).TITLE, title_justify="left", show_lines=True)
-    columns = [name for name in claims.columns if not config.quick or name not in ("holds", "why")]
+    columns = [name for name in claims.columns if not config.quick or name not in ("verdict", "why")]
     for name in columns:
         table.add_column(name)
-    for row in claims.assign(holds=claims["holds"].map({True: "yes", False: "no"})).to_dict("records"):
+    for row in claims.to_dict("records"):
         table.add_row(*(row[name] for name in columns))
     Console().print(table)
     if config.quick:

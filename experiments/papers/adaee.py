@@ -11,8 +11,8 @@ from typing import Literal, cast
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.claims import NONE, Claim, Facts, Group, Tables, listed
-from eex.experiments.papers.paper import Work, routed
+from eex.experiments.papers.claims import NONE, Claim, Facts, Group, Margin, Tables, above, larger, listed
+from eex.experiments.papers.paper import Work, routed, seeds_interval
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.fixed import Fixed
@@ -36,6 +36,11 @@ NOTES = """
   every fixed threshold. Regret is against the best fixed threshold of hindsight, of each segment where the stream
   changes.
 - With three edge exits all of them share one threshold.
+"""
+MISSING = """
+- Its authors' curves, which they publish as drawings alone, could not be read here; their traces are played instead,
+  with their definition of regret (against the per-frame oracle) beside ours.
+- A million rounds, as the authors play, on all streams (`--recipe paper`).
 """
 POLICIES = ("ucb", "gain-curve", "random")
 MARKS = 16
@@ -360,6 +365,11 @@ def _played(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(policy): part.set_index(CELL) for policy, part in last.groupby("policy")}
 
 
+def _total(played: pd.DataFrame) -> tuple[float, float]:
+    """Regret in all, and half its interval."""
+    return played["regret"].sum(), float(np.hypot.reduce(played["half"]))
+
+
 def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
     """What holds for the streams of one source, where they were played."""
     if name not in tables:
@@ -370,7 +380,8 @@ def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
     slower = slowing(rows)
     steady = slower[slower.index.get_level_values("stream") != CHANGING]
     # every fixed threshold beside UCB in the same stream, at the same overhead
-    pairs = by["fixed"].join(ucb["regret"].rename("ucb"))
+    pairs = by["fixed"].join(ucb[["regret", "half"]].rename(columns={"regret": "ucb", "half": "ucb_half"}))
+    distance = pd.DataFrame({p: (by[p]["threshold"] - by[p]["best_threshold"]).abs() for p in POLICIES})
     far = pairs[(pairs["threshold"] - pairs["best_threshold"]).abs() >= FAR - 1e-9]
     costly = far[far["regret"] > 0.5 * random["regret"].reindex(far.index)]
     settled = _played(long)["ucb"].join(slowing(long).rename("ratio")).reset_index()
@@ -384,9 +395,17 @@ def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
         below=(steady < SUBLINEAR).sum(),
         below_1=(steady < 1).sum(),
         long=f"{long['stream'].iloc[0]}, {long['round'].max():,} rounds",
-        settled=settled["ratio"].median(),
         ends=listed("overhead {overhead:g} {ratio:.2f}, {threshold:.2f} ({best_threshold:g})", settled),
         cells=len(ucb),
+        limits={
+            "slows": Margin(SUBLINEAR - steady.median(), seeds_interval(steady)[1]),
+            "settles": Margin(SUBLINEAR - settled["ratio"].median(), seeds_interval(settled["ratio"])[1]),
+            "random": larger((random["regret"], random["half"]), (ucb["regret"], ucb["half"])),
+            "fixed": larger((far["regret"], far["half"]), (far["ucb"], far["ucb_half"])),
+            "lower": Margin(cheap["threshold"] - dear["threshold"]),
+            "apart": Margin(*seeds_interval(0.5 * distance["random"] - distance["ucb"])),
+            "less": larger(_total(ucb), _total(curve)),
+        },
         under=(ucb["regret"] < random["regret"]).sum(),
         of_random=ucb["regret"].sum() / random["regret"].sum(),
         apart_by=FAR,
@@ -401,7 +420,7 @@ def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
         lower=(dear["threshold"] < cheap["threshold"]).sum(),
         streams=len(dear),
         rank={p: by[p]["threshold"].corr(by[p]["best_threshold"], method="spearman") for p in ("ucb", "gain-curve")},
-        apart={p: (by[p]["threshold"] - by[p]["best_threshold"]).abs().mean() for p in POLICIES},
+        apart=distance.mean(),
         share=curve["regret"].sum() / ucb["regret"].sum(),
         share_of_oracle=curve["regret_oracle"].sum() / ucb["regret_oracle"].sum(),
     )
@@ -411,32 +430,33 @@ CLAIMS_OF_SOURCE = (
     Claim("{source}: UCB converges, its regret grows ever more slowly", NONE,
           "regret of the second half of {rounds:,} rounds over that of the first: median {steady[median]:.2f} "
           "({steady[min]:.2f} to {steady[max]:.2f}); below {limit:g} in {below} of {steady[count]:g} streams and "
-          "overheads, below 1 in {below_1}", lambda f: f.steady["median"] < SUBLINEAR,
-          "holds: median below {limit:g}; thresholds differ by hundredths of confidence per frame, and c = 1 is made "
+          "overheads, below 1 in {below_1}", lambda f: f.limits["slows"],
+          "limit: median below {limit:g}; thresholds differ by hundredths of confidence per frame, and c = 1 is made "
           "for rewards that fill [0, 1]: UCB is still exploring"),
     Claim("{source}: UCB converges when it plays for long", NONE,
           "{long}: second half over first, and mean threshold at the end (best): {ends}",
-          lambda f: f.settled < SUBLINEAR, "holds: median below {limit:g}"),
+          lambda f: f.limits["settles"], "limit: median below {limit:g}"),
     Claim("{source}: UCB ends below random thresholds", NONE,
           "in {under} of {cells} streams and overheads; its regret is {of_random:%} of random's",
-          lambda f: f.under == f.cells),
+          lambda f: f.limits["random"]),
     Claim("{source}: UCB ends below every fixed threshold far from the best ({apart_by:g} or more)", NONE,
           "below {beaten:%} of {far} such thresholds; below {beaten_costly:%} of the {costly} that lose more than "
-          "half of what random loses", lambda f: f.beaten == 1,
+          "half of what random loses", lambda f: f.limits["fixed"],
           "a threshold may be far and lose little: below the lowest confidence of an exit all are alike"),
     Claim("{source}: the threshold follows the overhead, dearer offloading lowers it", NONE,
           "mean threshold at the end {cheap.threshold:.2f} at overhead {low:g}, {dear.threshold:.2f} at {high:g} "
           "(best of hindsight {cheap.best_threshold:.2f}, {dear.best_threshold:.2f}); lower in {lower} of {streams} "
-          "streams", lambda f: f.lower == f.streams),
+          "streams", lambda f: f.limits["lower"]),
     Claim("{source}: the threshold played approaches the best one", NONE,
           "rank correlation over streams and overheads {rank[ucb]:.2f} (gain-curve {rank[gain-curve]:.2f}); mean "
           "distance {apart[ucb]:.2f} (gain-curve {apart[gain-curve]:.2f}, random {apart[random]:.2f})",
-          lambda f: f.rank["ucb"] > 0.7 and f.apart["ucb"] < 0.5 * f.apart["random"],
-          "holds: correlation above 0.7, and less than half of random's distance; of equally good thresholds "
+          lambda f: [f.rank["ucb"] > 0.7, f.limits["apart"]],
+          "limit: correlation above 0.7, and less than half of random's distance; of equally good thresholds "
           "hindsight names the lowest"),
     Claim("{source}: beside it, gain-curve (ours)", NONE,
-          "its regret is {share:%} of UCB's, against the per-frame oracle {share_of_oracle:%}", lambda f: f.share < 1,
-          "holds: less regret than UCB in all; it shares what one threshold teaches with all others, and has 51 of "
+          "its regret is {share:%} of UCB's, against the per-frame oracle {share_of_oracle:%}",
+          lambda f: f.limits["less"],
+          "limit: less regret than UCB in all; it shares what one threshold teaches with all others, and has 51 of "
           "them where hindsight has 11, so that its regret may be below 0"),
 )  # fmt: skip
 
@@ -458,8 +478,10 @@ def _distorted(tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
     pristine = pristine[pristine["stream"] == PRISTINE].rename(columns={"best_threshold": "pristine"})
     rigid = fixed.reset_index().merge(pristine[["exits", "overhead", "pristine"]])
     rigid = rigid[np.isclose(rigid["threshold"], rigid["pristine"]) & (rigid["stream"] != PRISTINE)]
-    both = rigid.set_index(CELL)["regret"].rename("rigid").to_frame().join(ucb["regret"])
-    sums = both.groupby("stream")[["regret", "rigid"]].sum().loc[[*names[1:], CHANGING]]
+    both = rigid.set_index(CELL)[["regret", "half"]].add_prefix("rigid_").join(ucb[["regret", "half"]])
+    order = [*names[1:], CHANGING]
+    sums = both.groupby("stream")[["regret", "rigid_regret"]].sum().loc[order]
+    halves = both.groupby("stream")[["half", "rigid_half"]].agg(np.hypot.reduce).loc[order]
     yield Facts(
         limit=STATIC,
         rounds=rows["round"].max(),
@@ -475,8 +497,10 @@ def _distorted(tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
             + listed("{stream} {share:%}", [{"stream": s, "share": v} for s, v in row.items()])
             for e, row in static.iterrows()
         ),
-        sums=sums,
-        regrets=listed("{stream} {regret:.0f} and {rigid:.0f}", sums.reset_index()),
+        adapts=larger((sums["rigid_regret"], halves["rigid_half"]), (sums["regret"], halves["half"])),
+        follows=Margin(moved["threshold"] - 0.5 * moved["best_threshold"]),
+        frames=recipe.frames,
+        regrets=listed("{stream} {regret:.0f} and {rigid_regret:.0f}", sums.reset_index()),
     )
 
 
@@ -485,15 +509,14 @@ CLAIMS = (
     Group(_distorted, (
         Claim("the best threshold moves with the distortion, and UCB's with it", NONE,
               "highest less lowest over the levels: {moves}",
-              lambda f: ( (f.moved["threshold"] >= 0.5 * f.moved["best_threshold"]).all()
-                  and f.moved["best_threshold"].max() > 0 ),
-              "holds: everywhere at least half of the way that the best threshold moves"),
+              lambda f: [f.follows, f.moved["best_threshold"].max() > 0],
+              "limit: everywhere at least half of the way that the best threshold moves"),
         Claim("distortion lowers confidence, so a static threshold ({limit:g}) offloads more", NONE,
-              "{offloads}", lambda f: (f.static.drop(PRISTINE) > f.static[PRISTINE]).all()),
+              "{offloads}", lambda f: above(f.static.drop(PRISTINE), f.static[PRISTINE], f.frames)),
         Claim("a static threshold is rigid: the one that is best on pristine images loses to UCB on distorted ones",
               NONE,
               "regret over all overheads, of UCB and of pristine's best threshold: {regrets}",
-              lambda f: (f.sums["regret"] < f.sums["rigid"]).all(),
+              lambda f: f.adapts,
               "in {rounds:,} rounds exploring costs more than a threshold that is somewhat off; adapting pays only "
               "where the distortion is heavy"),
     )),

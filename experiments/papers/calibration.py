@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.claims import Claim, Facts, Group, Tables
+from eex.experiments.papers.claims import Claim, Facts, Group, Margin, Tables, above, at_least, images_tested
 from eex.experiments.papers.paper import Images, Work, confidences, mean_of, routed
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
@@ -54,6 +54,13 @@ NOTES = """
 - This network is less accurate than the paper's must have been (a batch accuracy of 0.85 is reached there nine times
   out of ten), so deadlines are also shown at a target that it can meet: two points below the accuracy of the
   one-branch network's final exit on the validation images.
+"""
+MISSING = """
+- An overconfident network, which the paper is about. A step of 128 images takes 0.65 s of one core, an epoch thus four
+  minutes: the recipe "standard", 100 epochs of two networks, takes about 13 hours of it, three seeds three times as
+  long. A GPU is the better way (`--recipe paper --device cuda`).
+- A network whose batches reach 0.85 as the paper's do: without augmentation this one does not come near.
+- Paired intervals: the tables hold shares of images, not the images, so that shares of batches count as independent.
 """
 RATE_MBIT = 18.8
 """Average uplink of the paper's Wi-Fi."""
@@ -115,6 +122,7 @@ def measure(work: Work, recipe: CalibrationRecipe) -> dict[str, pd.DataFrame]:
     exits = work.table("exits", lambda: [row for name, out in outputs.items() for row in _exits(name, out)])
     target = reachable(exits)
     return {
+        "images": work.table("images", images.counts),
         "times": times,
         "exits": exits,
         "reliability": work.table(
@@ -463,6 +471,22 @@ class Curves:
         exits = self.tables["exits"]
         return float(exits.loc[exits["network"] == network, "accuracy"].iloc[-1])
 
+    @property
+    def images(self) -> int:
+        """Number of test images."""
+        return images_tested(self.tables)
+
+    def slower(self, p_tar: float) -> Margin:
+        """Milliseconds per frame that calibration costs: those of the images that leave elsewhere."""
+        ms, device = self.deadlines(p_tar, "mean_ms"), self.at(p_tar, "device_probability")
+        moved = max(self.images * abs(device.conventional - device.calibrated), 1)
+        return Margin(ms.calibrated - ms.conventional, 1.96 * abs(ms.calibrated - ms.conventional) / moved**0.5)
+
+    @property
+    def batches(self) -> int:
+        """Batches that share no image: what shares of batches are known from, however many splits are drawn."""
+        return self.images // BATCH
+
     def augmented(self, column: str, p_tar: float) -> str:
         """The same of the network that decides no claim."""
         name = "one branch, augmented"
@@ -486,6 +510,9 @@ def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
     right, sure = curves.over("device_accuracy"), curves.over("device_confidence")
     branch = tables["exits"][tables["exits"]["network"] == "one branch"].iloc[0]
     device, overall, outage = (curves.over(c) for c in ("device_probability", "accuracy", "outage"))
+    apart = np.abs(device[0] - device[1])  # calibration changes nothing but where these images leave
+    half = 1.96 * np.sqrt(apart / curves.images)
+    at_worst = int(np.nanargmin(right[1] - p_tar))
     yield Facts(
         device=found.at(0.8, "device_probability"),
         device_augmented=found.augmented("device_probability", 0.8),
@@ -494,6 +521,15 @@ def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
         ece=Both(branch["ece_conventional"], branch["ece_calibrated"]),
         least=Both(*(float(np.nanmin(r - p_tar)) for r in right)),
         more_right=_where(curves, ~(right[1] < right[0])),  # where nothing is answered on the device, nothing is wrong
+        limits={
+            "lower": Margin(device[0] - device[1], half),
+            "nearer": float(np.nanmean(half / np.maximum(device[1], 1 / curves.images))),
+            "more right": Margin(right[1] - right[0], half / np.maximum(device[1], 1 / curves.images)),
+            "least": at_least(right[1][at_worst], p_tar[at_worst] - 0.02, curves.images * device[1][at_worst]),
+            "better": Margin(overall[1] - overall[0], half),
+            "fewer": above(outage[0], outage[1], curves.batches),
+            "outage": at_least(found.at(NEARLY, "outage").conventional, 0.2, curves.batches),
+        },
         overall=found.at(0.8, "accuracy"),
         overall_augmented=found.augmented("accuracy", 0.8),
         better=_where(curves, overall[1] >= overall[0]),
@@ -521,6 +557,8 @@ def _of_deadlines(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
     yield Facts(
         ms=curves.deadlines(0.75, "mean_ms"),
         late=late,
+        slower=curves.slower(0.75),
+        alike=Margin(0.05 - abs(late.conventional - late.calibrated), above(*late, curves.batches).half),
         short=f"the final exit alone is right on {curves.final():.1%} of the test images, so that 0.75 is no low "
         "target here"
         if max(late) > 0.05
@@ -543,6 +581,7 @@ def _of_late_deadlines(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Fa
             p_tar=p_tar,
             published=published,
             late=curves.deadlines(p_tar),
+            batches=curves.batches,
             why=f"the final exit alone is right on {final:.1%} of the test images: hardly a batch reaches {p_tar:g}, "
             "calibrated or not"
             if final < p_tar
@@ -563,6 +602,7 @@ def _of_two_branches(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Fact
             published="conventional higher than with one branch, calibrated not" if p_tar in P_TAR else "–",
             one=curves.deadlines(p_tar),
             two=curves.deadlines(p_tar, network="two branches"),
+            batches=curves.batches,
             why=f"both final exits ({finals[0]:.1%}, {finals[1]:.1%}) are below {p_tar:g}"
             if max(finals) < p_tar
             else f"with two branches both are as accurate: {curves.at(p_tar, 'accuracy', 'two branches')}",
@@ -579,6 +619,7 @@ def _of_outages(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
             nearly=NEARLY,
             one=one,
             two=two,
+            batches=curves.batches,
             one_there=curves.at(NEARLY, "outage"),
             two_there=curves.at(NEARLY, "outage", "two branches"),
             why="the second branch's temperature is from all validation images, not from those that reach it: at p_tar "
@@ -588,55 +629,62 @@ def _of_outages(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
         )
 
 
+def _worse_than_one(f: Facts) -> list[Margin]:
+    """With two branches the conventional network fails more often than with one, and the calibrated one does not."""
+    fails = above(f.two.conventional, f.one.conventional, f.batches, by=1e-9)
+    return [fails, above(f.one.calibrated, f.two.calibrated, f.batches)]
+
+
 CLAIMS = (
     Group(_of_targets, (
         Claim("Fig. 2: calibration lowers the probability of classifying on the device", "lower for all p_tar",
-              "at p_tar 0.8 {device}{device_augmented}; {lower[count]}", lambda f: f.lower["all"]),
+              "at p_tar 0.8 {device}{device_augmented}; {lower[count]}", lambda f: f.limits["lower"]),
         Claim("Fig. 3(a): calibrated, confidence on the device is nearer to accuracy",
               "near the identity; conventional below it",
               "mean distance {distance}; ECE of the branch {ece}",
-              lambda f: f.distance.calibrated < f.distance.conventional),
+              lambda f: Margin(f.distance.conventional - f.distance.calibrated, f.limits["nearer"])),
         Claim("Fig. 3(b): for all p_tar the calibrated network is more accurate on the device, and above p_tar or "
               "close", "above or close to p_tar; conventional below",
               "accuracy less p_tar, at worst: {least}; more accurate {more_right[count]}",
-              lambda f: f.more_right["all"] and f.least.calibrated > -0.02,
+              lambda f: [f.limits["more right"], f.limits["least"]],
               lambda f: "{more_right[not]}; " + MILD if f.least.conventional > -0.02 else ""),
         Claim("Fig. 3(c): the calibrated network is more accurate over all images, for any p_tar",
               "higher for any p_tar",
-              "at p_tar 0.8 {overall}{overall_augmented}; {better[count]}", lambda f: f.better["all"],
+              "at p_tar 0.8 {overall}{overall_augmented}; {better[count]}", lambda f: f.limits["better"],
               otherwise="the final exit alone is right on {final:.1%}, the branch alone on {branch.accuracy:.1%}: "
               "what calibration sends on is hardly answered better there"),
         Claim("Fig. 4: for all p_tar, calibration lowers the outage", "lower for all p_tar",
-              "mean over p_tar {mean_outage}; lower or the same {fewer[count]}", lambda f: f.fewer["all"],
+              "mean over p_tar {mean_outage}; lower or the same {fewer[count]}", lambda f: f.limits["fewer"],
               "{fewer[not]}"),
         Claim("Fig. 4: no outage of the calibrated branch below p_tar 0.875, and close to 0.4 of the conventional one",
               "0 calibrated, 0.4 conventional",
               "at p_tar {nearly} {outage}{outage_augmented}; calibrated, at most {at_most:.3g} below 0.875",
-              lambda f: f.at_most < 0.01 and f.outage.conventional > 0.2,
+              lambda f: [f.at_most < 0.01, f.limits["outage"]],
               lambda f: MILD if f.outage.conventional < 0.2 else ""),
     )),
     Group(_of_deadlines, (
         Claim("Fig. 5(a): at p_tar 0.75 the conventional network meets tighter deadlines, and late ones are missed "
               "alike", "conventional better for small t_tar, equal for large",
               "mean ms per frame {ms}; late deadlines missed {late}",
-              lambda f: f.ms.conventional < f.ms.calibrated and abs(f.late.conventional - f.late.calibrated) < 0.05,
+              lambda f: [f.slower, f.alike],
               "{short}"),
     )),
     Group(_of_late_deadlines, (
         Claim("{figure}at p_tar {p_tar:g} calibration misses fewer of the late deadlines", "{published}",
-              "{late}", lambda f: f.late.calibrated < min(0.2, f.late.conventional - 0.05), "{why}"),
+              "{late}", lambda f: [above(0.2, f.late.calibrated, (np.inf, f.batches)),
+                         above(f.late.conventional, f.late.calibrated, f.batches, by=0.05)], "{why}"),
     )),
     Group(_of_two_branches, (
         Claim("{figure}: at p_tar {p_tar:g} a second branch makes the conventional network miss more of the late "
               "deadlines, but not the calibrated one", "{published}",
               "one branch {one}; two branches {two}",
-              lambda f: f.two.conventional > f.one.conventional and f.two.calibrated <= f.one.calibrated, "{why}"),
+              _worse_than_one, "{why}"),
     )),
     Group(_of_outages, (
         Claim("Fig. 7: with two branches the conventional network has more outages, the calibrated one fewer",
               "conventional higher, calibrated very low",
               "at p_tar {nearly}: one branch {one_there}, two {two_there}; mean over p_tar: one branch {one}, two "
-              "{two}", lambda f: f.two.conventional > f.one.conventional and f.two.calibrated <= f.one.calibrated,
+              "{two}", _worse_than_one,
               "{why}"),
     )),
 )  # fmt: skip

@@ -4,7 +4,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,108 @@ Tables = Mapping[str, pd.DataFrame]
 """The kept tables of a run, by name."""
 Facts = SimpleNamespace
 """Named quantities that claims are about, computed from the kept tables."""
+Verdict = Literal["holds", "does not hold", "undecided"]
+VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "undecided")
+
+
+class Margin(NamedTuple):
+    """By how far a limit is kept: negative where it is missed, and half the 95 % interval of that.
+
+    Numbers or arrays of the same shape; of an array every element has to keep the limit, and NaN is left out.
+    """
+
+    value: Any
+    half: Any = 0.0
+
+
+Finding = bool | np.bool_ | Margin
+"""Whether a limit is kept: a fact that has no spread, or a margin."""
+
+
+def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
+    """What findings come to, all of which a claim needs.
+
+    It holds if every margin is above its spread, does not hold if one is below it, and is undecided otherwise.
+
+    Examples
+    --------
+    >>> verdict(Margin(0.3, 0.2)), verdict([True, Margin(0.1, 0.2)]), verdict([Margin(0.1, 0.2), Margin(-0.3, 0.2)])
+    ('holds', 'undecided', 'does not hold')
+    """
+    margins = [_as_margin(f) for f in _several(findings)]
+    if any((value < -half).any() for value, half in margins):
+        return "does not hold"
+    return "holds" if all((value >= half).all() for value, half in margins) else "undecided"
+
+
+def _several(findings: "Finding | Sequence[Finding]") -> "Sequence[Finding]":
+    return [findings] if isinstance(findings, bool | np.bool_ | Margin) else findings
+
+
+def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
+    """Value and half-width as flat arrays; an unknown half-width counts as none."""
+    if not isinstance(finding, Margin):
+        finding = Margin(1.0 if finding else -1.0)
+    value, half = np.broadcast_arrays(*(np.asarray(part, dtype=float) for part in finding))
+    known = ~np.isnan(value)
+    return value[known], np.nan_to_num(half[known])
+
+
+def closest(findings: "Finding | Sequence[Finding]") -> str:
+    """Of what leaves a claim undecided, the margin that misses most, in words."""
+    margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True) if abs(v) < h]
+    value, half = min(margins, key=lambda margin: margin[0] - margin[1])
+    return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}"
+
+
+def share_half(share: Any, images: Any) -> Any:
+    """Half the 95 % interval of a share of so many images."""
+    return 1.96 * np.sqrt(np.asarray(share) * (1 - np.asarray(share)) / np.maximum(np.asarray(images), 1))
+
+
+def above(a: Any, b: Any, images: Any, by: float = 0.0) -> Margin:
+    """A share of so many images is larger than another, by so much; `images` may be a pair, one number for each.
+
+    The two count as independent, which overestimates the spread where they come from the same images.
+
+    Examples
+    --------
+    >>> verdict(above(0.8, 0.7, 1000)), verdict(above(0.72, 0.7, 1000)), verdict(above(0.7, 0.7, 1000, by=0.1))
+    ('holds', 'undecided', 'does not hold')
+    """
+    of_a, of_b = images if isinstance(images, tuple) else (images, images)
+    return Margin(np.asarray(a) - np.asarray(b) - by, np.hypot(share_half(a, of_a), share_half(b, of_b)))
+
+
+def at_least(share: Any, limit: float, images: Any) -> Margin:
+    """A share of so many images reaches a limit."""
+    return Margin(np.asarray(share) - limit, share_half(share, images))
+
+
+def larger(a: tuple[Any, Any], b: tuple[Any, Any], by: Any = 0.0) -> Margin:
+    """A value is larger than another, by so much; each is a pair of the value and half its interval."""
+    return Margin(np.asarray(a[0]) - np.asarray(b[0]) - by, np.hypot(np.nan_to_num(a[1]), np.nan_to_num(b[1])))
+
+
+def least_among(values: Any, halves: Any, places: Iterable[int]) -> Margin:
+    """The least of some values is at one of these places.
+
+    Examples
+    --------
+    >>> least_among([3.0, 1.0, 2.0], [0.1, 0.1, 0.1], [1]).value
+    1.0
+    """
+    values, halves = np.asarray(values, dtype=float), np.broadcast_to(halves, np.shape(values))
+    here = np.isin(np.arange(len(values)), list(places))
+    k, other = (int(np.nanargmin(np.where(part, values, np.nan))) for part in (here, ~here))
+    return Margin(
+        float(values[other] - values[k]), float(np.hypot(np.nan_to_num(halves[other]), np.nan_to_num(halves[k])))
+    )
+
+
+def images_tested(tables: Tables) -> int:
+    """Number of test images of a run."""
+    return int(tables["images"].set_index("split").loc["test", "images"])
 
 
 @dataclass(frozen=True)
@@ -30,8 +132,8 @@ class Claim:
         What the paper says, and its figure.
     ours
         Our figure.
-    holds
-        The limit: whether the facts bear the sentence out.
+    limit
+        Whether the facts bear the sentence out, and by how much: one finding, or several that it needs.
     why
         What qualifies our figure, or the limit in words; a function where it depends on the facts.
     otherwise
@@ -41,7 +143,7 @@ class Claim:
     text: str
     published: str
     ours: str
-    holds: Callable[[Any], Any]
+    limit: "Callable[[Any], Finding | Sequence[Finding]]"
     why: "str | Callable[[Any], str]" = ""
     otherwise: str = ""
 
@@ -63,21 +165,29 @@ class Group:
 
 
 def evaluate(groups: Iterable[Group], tables: Tables, recipe: Any) -> pd.DataFrame:
-    """Claims beside our figures: one row per claim, with claim, published, ours, holds and why."""
+    """Claims beside our figures: one row per claim, with claim, published, ours, verdict and why."""
     rows = [
-        {
-            "claim": words(claim.text, facts),
-            "published": words(claim.published, facts),
-            "ours": words(claim.ours, facts),
-            "holds": (holds := bool(claim.holds(facts))),
-            "why": words(claim.why if isinstance(claim.why, str) else claim.why(facts), facts)
-            + ("" if holds else words(claim.otherwise, facts)),
-        }
-        for group in groups
-        for facts in group.facts(tables, recipe)
-        for claim in group.claims
+        _judged(claim, facts) for group in groups for facts in group.facts(tables, recipe) for claim in group.claims
     ]
     return pd.DataFrame(rows)
+
+
+def _judged(claim: Claim, facts: Facts) -> dict[str, str]:
+    findings = claim.limit(facts)
+    found = verdict(findings)
+    reasons = [claim.why if isinstance(claim.why, str) else claim.why(facts)]
+    if found != "holds":
+        reasons.append(claim.otherwise)
+    texts = [words(reason, facts) for reason in reasons]
+    if found == "undecided":
+        texts.append(closest(findings))
+    return {
+        "claim": words(claim.text, facts),
+        "published": words(claim.published, facts),
+        "ours": words(claim.ours, facts),
+        "verdict": found,
+        "why": "; ".join(text for text in texts if text),
+    }
 
 
 class Words(string.Formatter):

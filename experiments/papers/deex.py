@@ -7,8 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.claims import NOT_PUBLISHED, Claim, Facts, Group, Tables, listed
-from eex.experiments.papers.paper import Images, Work, confidences, intervals, long, mean_of, routed
+from eex.experiments.papers.claims import (
+    NOT_PUBLISHED,
+    Claim,
+    Facts,
+    Group,
+    Margin,
+    Tables,
+    above,
+    images_tested,
+    larger,
+    listed,
+    share_half,
+)
+from eex.experiments.papers.paper import Images, Work, confidences, intervals, long, mean_of, routed, seeds_interval
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.deex import DEEx
 from eex.policies.algorithms.deex_ucb import DEExUCB
@@ -21,6 +33,11 @@ if TYPE_CHECKING:
 
 TITLE = "Barbosa, Pacheco, Couto, Medeiros, Campista: Decision Early-Exit, hastening offloading in BranchyNets"
 PAIR = ("cat", "dog")
+MISSING = """
+- Branches and final exit as far apart as the paper's, 0.70 and 0.91, come from ImageNet's weights at 224 pixels, which
+  are not at hand. From scratch it takes the recipe "standard" (up to 100 epochs of each of three networks).
+- Three seeds: each network was trained once, and the spread is that of the test images and of repeated timings alone.
+"""
 PUBLISHED: dict[str, dict[str, Any]] = {
     "binary": {
         "cross": 0.85, "early": 26.95, "text": 10, "caption": 14, "all": 41.0, "seconds": (4.2, 7.1),
@@ -101,6 +118,7 @@ def measure(work: Work, recipe: DEExRecipe) -> dict[str, pd.DataFrame]:
     answers = work.table("answers", lambda: [row for n in sets for row in _answers(n, *outputs[n], recipe)])
     crossing = {name: cross(answers[answers["dataset"] == name]) for name in sets}
     return {
+        "images": work.table("images", images.counts),
         "answers": answers,
         "confusion": work.table(
             "confusion", lambda: pd.concat([_confusion(n, *outputs[n], sets[n].classes, crossing[n]) for n in sets])
@@ -422,33 +440,49 @@ def _of_dataset(tables: Tables, recipe: DEExRecipe) -> Iterator[Facts]:
             at_three=late["accuracy_3"],
             margin=1.96 * (2 * late["accuracy_3"] * (1 - late["accuracy_3"]) / images) ** 0.5,
             crossing="no crossing",
-            crosses=not np.isnan(crossing),
+            crosses=_crosses(rows, images),
             there="no crossing",
             pays=False,
         )
-        if facts.crosses:
+        if not np.isnan(crossing):
             at, saved = rows.loc[crossing], 1 - took[crossing]["seconds"] / took[1.0]["seconds"]
             facts.crossing = f"{crossing:g}, {100 * at['ratio_2']:.1f} % answered early"
             facts.there = f"{100 * saved:.1f} %, accuracy {at['accuracy']:.3f} against {late['accuracy']:.3f}"
-            facts.pays = saved > 0 and at["accuracy"] > late["accuracy"] - 0.01
+            sooner = larger(tuple(took[1.0][["seconds", "half"]]), tuple(took[crossing][["seconds", "half"]]))
+            facts.pays = [sooner, above(at["accuracy"], late["accuracy"], images, by=-0.01)]
         yield facts
+
+
+def _crosses(rows: pd.DataFrame, images: int) -> Margin:
+    """Whether branch 2 is anywhere as accurate on its images as exit 3 on the others, where it is so by most."""
+    both = rows.dropna(subset=["accuracy_2", "accuracy_3"])
+    found = above(both["accuracy_2"], both["accuracy_3"], (images * both["ratio_2"], images * both["ratio_3"]))
+    k = int(np.argmax(found.value - found.half))
+    return Margin(found.value[k], found.half[k])
 
 
 def _of_future_work(tables: Tables, recipe: DEExRecipe) -> Iterator[Facts]:
     sent = tables["partitioned"]
-    ms = sent.groupby(["link", "p_d"])["ms_a_frame"].mean()
+    ms = intervals(sent, ["link", "p_d"], "ms_a_frame").set_index(["link", "p_d"])
     near, far, low, high = sent["link"].iloc[0], sent["link"].iloc[-1], sent["p_d"].min(), sent["p_d"].max()
+    latency = tables["three_tiers"].pivot(index="p_tar", columns="tiers", values="latency_ms")
+    sooner = latency["device, edge, cloud"] - latency["device, cloud"]
     by_tiers = tables["three_tiers"].groupby("tiers")[["latency_ms", "accuracy", "edge"]].mean()
     extended, learned = tables["extended"], tables["learned"]
     by_round = learned.groupby(["round", "overhead"]).mean()
     rounds = int(learned["round"].max())
-    half, final = (by_round.loc[r] for r in (learned.loc[learned["round"] >= rounds / 2, "round"].min(), rounds))
+    final = by_round.loc[rounds]
+    regret = learned.pivot(index=["overhead", "run"], columns="round", values="regret")
+    eased = 2 * regret[learned.loc[learned["round"] >= rounds / 2, "round"].min()] - regret[rounds]
     yield Facts(
-        **_cheapest(tables["more_branches"]),
+        **_cheapest(tables["more_branches"], images_tested(tables)),
         near=near,
-        near_ms=(ms[near, low], ms[near, high]),
+        near_ms=ms["ms_a_frame"][[(near, low), (near, high)]].tolist(),
         far=far,
-        far_ms=(ms[far, low], ms[far, high]),
+        far_ms=ms["ms_a_frame"][[(far, low), (far, high)]].tolist(),
+        dearer=larger(tuple(ms.loc[(far, high)]), tuple(ms.loc[(far, low)])),
+        nearer=Margin(*seeds_interval([-d for d in sooner])),
+        images=images_tested(tables),
         two=by_tiers.loc["device, cloud"],
         three=by_tiers.loc["device, edge, cloud"],
         edge=100 * by_tiers.loc["device, edge, cloud", "edge"],
@@ -462,18 +496,27 @@ def _of_future_work(tables: Tables, recipe: DEExRecipe) -> Iterator[Facts]:
             final.reset_index(),
             "; ",
         ),
-        slower=(final["regret"] - half["regret"] < half["regret"]).all(),
+        slower=Margin(*zip(*(seeds_interval(part) for _, part in eased.groupby("overhead")), strict=True)),
     )
 
 
-def _cheapest(more: pd.DataFrame) -> dict[str, pd.Series]:
-    """DEEx at its most accurate, and the cheapest fixed threshold that loses at most 0.2 points against it."""
+def _cheapest(more: pd.DataFrame, images: int) -> dict[str, Any]:
+    """DEEx at its most accurate, and the cheapest fixed threshold that loses at most 0.2 points against it.
+
+    `saves`: the million multiply-adds between them, and what the spread of the accuracy makes of the cheapest.
+    """
     more = more.assign(million=more["macs"] / 1e6)
     fixed = more[more["policy"] == "the same threshold at each exit"].sort_values("accuracy")
     best = more[more["policy"] == "DEEx extended, p_tar 0.8"].sort_values("accuracy").iloc[-1]
-    reach = fixed[fixed["accuracy"] >= best["accuracy"] - 0.002]
-    rival = reach.sort_values("macs").iloc[0] if len(reach) else fixed.iloc[-1]
-    return {"best": best, "rival": rival}
+
+    def rival(lost: float) -> pd.Series:
+        reach = fixed[fixed["accuracy"] >= best["accuracy"] - lost]
+        return reach.sort_values("macs").iloc[0] if len(reach) else fixed.iloc[-1]
+
+    half = float(share_half(best["accuracy"], images))
+    spread = max(abs(rival(0.002 + d)["million"] - rival(0.002)["million"]) for d in (-half, half))
+    saves = Margin(rival(0.002)["million"] - best["million"], spread)
+    return {"best": best, "rival": rival(0.002), "saves": saves}
 
 
 CLAIMS = (
@@ -481,9 +524,9 @@ CLAIMS = (
         Claim("{name}: answering all at branch 2 takes less time than all at exit 3",
               "-{published[all]:.1f} % ({published[seconds][0]:g} s against {published[seconds][1]:g} s)",
               "-{saved:%} ({early:.2f} s against {late:.2f} s)",
-              lambda f: f.early[0] + f.early[1] < f.late[0] - f.late[1]),
+              lambda f: larger(f.late, f.early)),
         Claim("{name}: and is less accurate", "{published[accuracy][0]:.2f} against {published[accuracy][1]:.2f}",
-              "{at_two:.3f} against {at_three:.3f} (± {margin:.3f})", lambda f: f.at_two < f.at_three - f.margin,
+              "{at_two:.3f} against {at_three:.3f} (± {margin:.3f})", lambda f: Margin(f.at_three - f.at_two, f.margin),
               "B-AlexNet from scratch at 32 pixels, not ImageNet's AlexNet at 224; its last layers add little to what "
               "branch 2 sees"),
         Claim("{name}: from some p_d on, branch 2 is more accurate than exit 3, each on its own images",
@@ -498,25 +541,26 @@ CLAIMS = (
         Claim("future work: with four side branches, skipping those in between saves work", NOT_PUBLISHED,
               "DEEx extended, p_d {best.threshold:g}: accuracy {best.accuracy:.3f} for {best.million:.1f} M "
               "multiply-adds; fixed {rival.threshold:g}: {rival.accuracy:.3f} for {rival.million:.1f} M",
-              lambda f: f.best["macs"] < f.rival["macs"],
+              lambda f: f.saves,
               "a skipped frame saves a few cheap branches, and loses what they would have answered"),
         Claim("future work: cut after branch 2, a higher p_d costs communication too", NOT_PUBLISHED,
               "{near}: {near_ms[0]:.2f} to {near_ms[1]:.2f} ms per frame; {far}: {far_ms[0]:.2f} to {far_ms[1]:.2f}",
-              lambda f: f.far_ms[1] > f.far_ms[0]),
+              lambda f: f.dearer),
         Claim("future work: an edge between device and cloud, with side branches of its own, answers sooner",
               NOT_PUBLISHED,
               "latency {three.latency_ms:.0f} ms against {two.latency_ms:.0f} ms without it, accuracy "
               "{three.accuracy:.3f} against {two.accuracy:.3f}; {edge:.0f} % answered at the edge",
-              lambda f: f.three["latency_ms"] < f.two["latency_ms"],
+              lambda f: f.nearer,
               "what the edge answers early must save more than all the others lose by its link and its turn"),
         Claim("future work: sending on what does not reach p_tar at branch 2 is more accurate and offloads more",
               NOT_PUBLISHED,
               "accuracy {first.accuracy:.3f} to {last.accuracy:.3f}, offloaded {offloaded[0]:.1f} to "
               "{offloaded[1]:.1f} %",
-              lambda f: f.most > f.first["accuracy"] and f.last["offloaded"] > f.first["offloaded"]),
+              lambda f: [above(f.most, f.first["accuracy"], f.images),
+                         above(f.last["offloaded"], f.first["offloaded"], f.images)]),
         Claim("future work: p_d can be learned while the stream runs (deex-ucb, the overhead prices an offload)",
               NOT_PUBLISHED,
               "{learned} after {rounds:,} frames", lambda f: f.slower,
-              "holds: less regret in the second half than in the first"),
+              "limit: less regret in the second half than in the first"),
     )),
 )  # fmt: skip

@@ -3,15 +3,29 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.claims import Claim, Facts, Group, Tables, listed
+from eex.experiments.papers.claims import (
+    Claim,
+    Facts,
+    Group,
+    Margin,
+    Tables,
+    above,
+    at_least,
+    images_tested,
+    larger,
+    least_among,
+    listed,
+    share_half,
+)
 from eex.experiments.papers.nodes import DROPPED, EDGE, FALLBACK, Nodes, Resources
-from eex.experiments.papers.paper import Images, Work, intervals, long, mean_of
+from eex.experiments.papers.paper import Images, Work, intervals, long, mean_of, seeds_interval
 from eex.experiments.plotting import Plot
 from eex.policies.core.base import Bools, Floats, Ints
 
@@ -82,6 +96,15 @@ NOTES = """
 - Future work, done here: weights of the losses that rise or fall with depth (their mean is 1); an edge node on one
   processor with limited memory, and one that gets a quarter of a processor besides; dropping frames whose entropy is
   above a threshold (`eex-stream --drop-below` on any stream).
+"""
+
+
+MISSING = """
+- Training until later exits differ: half the paper's width at full resolution, 20 epochs and eleven networks (the
+  recipe "standard"), best on a GPU.
+- Milliseconds that decide anything: three rounds on a machine with two processors, where both nodes, the sender and the
+  system share them, spread more than exits differ. It takes a machine with a processor for each of them.
+- Three seeds: each network was trained once.
 """
 
 
@@ -206,6 +229,7 @@ def measure(work: Work, recipe: LocalExitRecipe) -> dict[str, pd.DataFrame]:
         ]
     label = images.test[1].numpy()
     return {
+        "images": work.table("images", images.counts),
         "epochs": work.table("epochs", lambda: _epochs(recipe, histories)),
         "accuracy": work.table("accuracy", lambda: _accuracy(cases, label)),
         "final": work.table("final", lambda: _final(cases, label)),
@@ -537,28 +561,45 @@ PLOTS = (
 # ---- claims
 
 
-def trend(values: Sequence[float] | Floats) -> float:
+def trend(values: Sequence[float] | Floats) -> Any:
     """Rank correlation (Spearman's) of values with their position: 1 rises throughout, -1 falls; NaN are left out.
+
+    Rows of a matrix (draws, values) are correlated one by one.
 
     >>> trend([0.1, 0.2, float("nan"), 0.4]), round(trend([1, 2, 4, 3]), 2)
     (1.0, 0.8)
     """
     from scipy.stats import rankdata
 
-    found = np.asarray(values, dtype=float)
-    found = found[~np.isnan(found)]
-    if len(found) < 2 or np.ptp(found) == 0:
-        return 0.0
-    return float(np.corrcoef(np.arange(len(found)), rankdata(found))[0, 1].round(12))
+    rows = np.atleast_2d(np.asarray(values, dtype=float))
+    ranks = rankdata(rows[:, ~np.isnan(rows).any(axis=0)], axis=1)
+    position = np.arange(ranks.shape[1]) - (ranks.shape[1] - 1) / 2
+    off = ranks - ranks.mean(axis=1, keepdims=True)
+    spread = np.sqrt((off**2).sum(axis=1) * (position**2).sum())
+    found = np.where(spread > 0, off @ position / np.where(spread > 0, spread, 1), 0.0).round(12)
+    return found if np.ndim(values) == 2 else float(found[0])
 
 
 TREND = 0.8
 """Rank correlation from which on a tendency holds."""
 
 
+def rising(values: Floats, halves: Floats) -> Margin:
+    """Values rise with their position: by how far their rank correlation is above `TREND`, over drawn values."""
+    drawn = np.random.default_rng(0).normal(values, np.nan_to_num(halves) / 1.96, (500, len(values)))
+    return Margin(trend(values) - TREND, 1.96 * float(np.std(trend(drawn))))
+
+
 def column(rows: pd.DataFrame, quantity: str, model: str = "SEM", **where: object) -> Floats:
     """A quantity at exits 1…8, mean over rounds."""
     found = _equal(rows, model=model, **where).groupby("exit")[quantity].mean()
+    values: Floats = found.reindex(range(1, EXITS + 1)).to_numpy(dtype=float)
+    return values
+
+
+def _halves(rows: pd.DataFrame, quantity: str, model: str = "SEM") -> Floats:
+    """Half the 95 % interval of a measured quantity at exits 1…8, over the rounds."""
+    found = intervals(_equal(rows, model=model), ["exit"], quantity).set_index("exit")["half"]
     values: Floats = found.reindex(range(1, EXITS + 1)).to_numpy(dtype=float)
     return values
 
@@ -577,10 +618,31 @@ def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     less, half = sem["accuracy"] - mem["accuracy"], np.flatnonzero(sem["local"] > 0.5)
     by_t = {t: pd.DataFrame({name: column(accuracy, name, threshold=t) for name in NAMES}) for t in (0.1, 0.3, 0.5)}
     means = pd.DataFrame({t: found.mean() for t, found in by_t.items()}).drop("local")
+    images = images_tested(tables)
+    halves = {name: share_half(sem[name], images * _part(name, sem["local"])) for name in NAMES}
+    overall, mem_overall = (found["accuracy"] for found in (sem, mem))
     gap = 100 * (by_t[0.1] - by_t[0.5])["edge_accuracy"]
     yield Facts(
         **sem,
         mem=mem,
+        images=images,
+        limits={
+            **{name: rising(sem[name], halves[name]) for name in ("local", "edge_accuracy", "accuracy")},
+            "cloud_accuracy": rising(-sem["cloud_accuracy"], halves["cloud_accuracy"]),
+            "half": at_least(sem["local"][2], 0.5, images),
+            "best": least_among(-overall, halves["accuracy"], [7]),
+            "worst": least_among(overall, halves["accuracy"], [2]),
+            "mem worst": least_among(mem_overall, share_half(mem_overall, images), [1]),
+            "mem best": least_among(-mem_overall, share_half(mem_overall, images), [7]),
+            "fewer": above(sem["local"], mem["local"], images),
+            "worse": above(overall, mem_overall, images),
+            "thresholds": [
+                larger(*((means.loc[n, t], _mean_half(by_t[t], n, images)) for t in pair))
+                for n in means.index
+                for pair in ((0.1, 0.3), (0.3, 0.5))
+            ],
+            "gap": least_among(-gap, _gap_halves(by_t, images), [0]),
+        },
         trained=trained_for(recipe),
         little=f"after {trained_for(recipe)}, later blocks add little: exits 3 to 8 alone are right about "
         f"{100 * single[2:].min():.1f} to {100 * single[2:].max():.1f} % of all images",
@@ -610,6 +672,25 @@ def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     )
 
 
+def _part(name: str, local: Floats) -> Floats:
+    """The share of the images that an accuracy of this name is of."""
+    parts: dict[str, Floats] = {"edge_accuracy": local, "cloud_accuracy": 1 - local}
+    return parts.get(name, np.ones(len(local)))
+
+
+def _mean_half(found: pd.DataFrame, name: str, images: int) -> float:
+    """Half the interval of a quantity's mean over the SEMs."""
+    halves = share_half(found[name], images * _part(name, found["local"].to_numpy()))
+    return float(np.hypot.reduce(np.nan_to_num(halves)) / len(halves))
+
+
+def _gap_halves(by_t: dict[float, pd.DataFrame], images: int) -> Floats:
+    """Half the intervals of the points of edge accuracy between two thresholds."""
+    ends = (share_half(by_t[t]["edge_accuracy"], images * by_t[t]["local"]) for t in (0.1, 0.5))
+    halves: Floats = 100 * np.hypot(*ends)
+    return halves
+
+
 def trained_for(recipe: LocalExitRecipe) -> str:
     """How much was trained, in words."""
     return f"{recipe.epochs} epochs at width {recipe.width}, one seed"
@@ -622,8 +703,24 @@ def _of_latency(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     edge, cloud = column(at_t, "edge_ms"), pd.Series(column(at_t, "cloud_ms"))
     overall, mem = column(at_t, "overall_ms"), column(at_t, "overall_ms", "MEM")
     by_t = [(t, column(plain, "overall_ms", threshold=t).mean()) for t in sorted(plain["threshold"].unique())]
+    half = {name: _halves(at_t, name) for name in ("edge_ms", "cloud_ms", "overall_ms")}
+    mem_half = _halves(at_t, "overall_ms", "MEM")
+    rounds = _equal(plain, model="SEM").groupby(["threshold", "round"])["overall_ms"].mean()
+    over_rounds = [seeds_interval(part) for _, part in rounds.groupby("threshold")]
     noise = at_t.groupby(KEYS)["overall_ms"].std().median()
     yield Facts(
+        limits={
+            "shortest": [least_among(edge, half["edge_ms"], [0]), least_among(-overall, half["overall_ms"], [0])],
+            "similar": larger(
+                (1.5 * cloud.min(), 1.5 * half["cloud_ms"][cloud.argmin()]),
+                (cloud.max(), half["cloud_ms"][cloud.argmax()]),
+            ),
+            "middle": [
+                least_among(ms, halves, range(1, 7)) for ms, halves in ((overall, half["overall_ms"]), (mem, mem_half))
+            ],
+            "slower": larger((mem, mem_half), (overall, half["overall_ms"])),
+            "thresholds": [larger(a, b) for a, b in pairwise(over_rounds)],
+        },
         shortest=_first(edge),
         longest=_first(-overall),
         cloud=cloud,
@@ -647,11 +744,14 @@ def _of_weights(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
                 100 * (column(tables["final"], end, "MEM", weighting=name) - column(tables["final"], end, "MEM"))
                 for end in ("edge", "cloud")
             )
-            part = gained[4:] if towards == "later" else gained[:4]
+            where = slice(4, None) if towards == "later" else slice(4)
+            part = gained[where]
+            level = column(tables["final"], "edge", "MEM")[where].mean()
             yield Facts(
                 towards=towards,
                 exits=exits,
                 part=part.mean(),
+                better=Margin(part.mean() / 100, 2**0.5 * share_half(level, len(part) * images_tested(tables))),
                 all=gained.mean(),
                 cloud=cloud[0],
                 trained=trained_for(recipe),
@@ -669,7 +769,9 @@ def _of_restriction(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
         edge=last,
         slow=slow,
         slow_fastest=_first(slow),
-        earlier=slow.argmin() < overall.argmin(),
+        earlier=least_among(
+            slow, _halves(_plain(tables, edge=last, threshold=T), "overall_ms"), range(overall.argmin())
+        ),
         peak=tables["latency"].loc[tables["latency"]["edge"] == last, "peak_mb"].max(),
     )
 
@@ -685,6 +787,7 @@ def _of_dropping(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
             exit=exit,
             above=recipe.drop_above,
             row=rows.loc[exit],
+            images=images_tested(tables),
             all_in=all_in[exit - 1],
             ms=ms[exit - 1],
             all_ms=all_ms[exit - 1],
@@ -699,74 +802,77 @@ def _of_agreement(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
 CLAIMS = (
     Group(_of_exits, (
         Claim("Later exits let more frames leave locally (SEM-1 … SEM-8, T = 0.3)", "SEM-3 53.8 %, SEM-8 91.4 %",
-              "{local:%}", lambda f: trend(f.local) >= TREND, otherwise="{little}"),
+              "{local:%}", lambda f: f.limits["local"], otherwise="{little}"),
         Claim("In SEM-3 more frames leave locally than go to the cloud", "5,383 of 10,000",
-              "{local[2]:%}; first in {half}", lambda f: f.local[2] > 0.5,
+              "{local[2]:%}; first in {half}", lambda f: f.limits["half"],
               otherwise="less trained, an exit is less sure: {trained}"),
         Claim("Later exits have the higher edge accuracy", "SEM-1 87.20 %, SEM-8 95.24 %",
-              "{edge_accuracy:%}", lambda f: trend(f.edge_accuracy) >= TREND, otherwise="{little}"),
+              "{edge_accuracy:%}", lambda f: f.limits["edge_accuracy"], otherwise="{little}"),
         Claim("After later exits cloud accuracy is lower: what is left is hard",
               "SEM-1 88.51 %, SEM-2 86.13 %, SEM-8 58.07 %",
-              "{cloud_accuracy:%}", lambda f: trend(f.cloud_accuracy) <= -TREND, otherwise="{trained}"),
+              "{cloud_accuracy:%}", lambda f: f.limits["cloud_accuracy"], otherwise="{trained}"),
         Claim("Later exits tend to the higher overall accuracy, SEM-8 is best", "SEM-8 92.04 %",
-              "{accuracy:%}", lambda f: trend(f.accuracy) >= TREND and f.best == "SEM-8", otherwise="{little}"),
+              "{accuracy:%}", lambda f: [f.limits["accuracy"], f.limits["best"]], otherwise="{little}"),
         Claim("SEM-3 has the worst overall accuracy", "86.04 %",
-              "{worst}, {least:%}", lambda f: f.worst == "SEM-3", otherwise="{trained}"),
+              "{worst}, {least:%}", lambda f: f.limits["worst"], otherwise="{trained}"),
         Claim("The MEM is worst at exit 2 and best at exit 8 (overall accuracy)", "84.31 %, 86.10 %",
               "{mem_worst} {mem_least:%}, {mem_best} {mem_most:%}",
-              lambda f: f.mem_worst == "exit 2" and f.mem_best == "exit 8",
+              lambda f: [f.limits["mem worst"], f.limits["mem best"]],
               otherwise="all eight lie within {mem_range:.1f} points; {trained}"),
         Claim("At every exit fewer frames leave the MEM locally than the SEM", "8 of 8 exits (Fig. 6A)",
-              "{fewer} of 8; MEM {mem[local]:%}", lambda f: f.fewer == EXITS, otherwise="{trained}"),
+              "{fewer} of 8; MEM {mem[local]:%}", lambda f: f.limits["fewer"], otherwise="{trained}"),
         Claim("At every exit the MEM is less accurate overall than the SEM",
               "8 of 8 exits; at exit 8 86.10 % against 92.04 %",
-              "{worse} of 8; at exit 8 {mem[accuracy][7]:%} against {accuracy[7]:%}", lambda f: f.worse == EXITS,
+              "{worse} of 8; at exit 8 {mem[accuracy][7]:%} against {accuracy[7]:%}", lambda f: f.limits["worse"],
               otherwise="by {behind:.1f} points in the mean, at worst {closest:+.1f} at {closest_at}; {trained}"),
     )),
     Group(_of_latency, (
         Claim("SEM-1 has the shortest edge latency and the longest overall latency", "SEM-1, SEM-1",
-              "{shortest}, {longest}", lambda f: f.shortest == f.longest == "SEM-1", otherwise="{shared}"),
+              "{shortest}, {longest}", lambda f: f.limits["shortest"], otherwise="{shared}"),
         Claim("Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest)", "similar",
-              "{cloud:.3g} ms from the batch's sending", lambda f: f.cloud.max() <= 1.5 * f.cloud.min(),
+              "{cloud:.3g} ms from the batch's sending", lambda f: f.limits["similar"],
               otherwise="{shared}"),
         Claim("An exit in the middle is the fastest (overall latency): SEM-5, and exit 3 of the MEM",
               "SEM-5 3.795 ms; MEM 4.82 ms at exit 3, 4.886 ms at exit 5",
               "{fastest} of {overall:.3g} ms; MEM {mem_fastest} of {mem:.3g} ms",
-              lambda f: f.overall.argmin() in range(1, 7) and f.mem.argmin() in range(1, 7), otherwise="{shared}"),
+              lambda f: f.limits["middle"], otherwise="{shared}"),
         Claim("At every exit the MEM is slower than the SEM", "at exit 5 4.886 ms against 3.795 ms",
-              "{slower} of 8; at exit 5 {mem[4]:.3f} ms against {overall[4]:.3f} ms", lambda f: f.slower == EXITS,
+              "{slower} of 8; at exit 5 {mem[4]:.3f} ms against {overall[4]:.3f} ms", lambda f: f.limits["slower"],
               otherwise="{shared}"),
     )),
     Group(_of_exits, (
         Claim("Edge, cloud and overall accuracy rise as the threshold falls (mean of the SEMs at T = 0.1 / 0.3 / 0.5)",
               "Fig. 7B",
-              "{by_threshold}", lambda f: (f.means.diff(axis=1).iloc[:, 1:] < 0).all(axis=None),
+              "{by_threshold}", lambda f: f.limits["thresholds"],
               otherwise="{trained}"),
         Claim("The threshold matters most to the edge accuracy of SEM-1 (from T = 0.5 to 0.1)", "SEM-1",
-              "{gap[0]:.1f} points in SEM-1; of all {gaps}", lambda f: f.gap[0] == f.gap.max(), otherwise="{trained}"),
+              "{gap[0]:.1f} points in SEM-1; of all {gaps}", lambda f: f.limits["gap"], otherwise="{trained}"),
     )),
     Group(_of_latency, (
         Claim("Overall latency rises as the threshold falls (mean of the SEMs)", "Fig. 7C",
-              "{by_threshold}", lambda f: (np.diff(f.by_t) < 0).all(), otherwise="{shared}"),
+              "{by_threshold}", lambda f: f.limits["thresholds"], otherwise="{shared}"),
     )),
     Group(_of_exits, (
         Claim("At the end of training each SEM's exit beats the MEM's over all images",
               "8 of 8 exits; SEM-2 72.65 %, MEM 64.59 %",
-              "{beats} of 8; SEM {single:%}, MEM {several:%}", lambda f: f.beats == EXITS, otherwise="{trained}"),
+              "{beats} of 8; SEM {single:%}, MEM {several:%}",
+              lambda f: above(f.single, f.several, f.images), otherwise="{trained}"),
         Claim("SEM-3 beats the MEM's exit 4", "77.76 % against 76.06 %",
-              "{single[2]:%} against {several[3]:%}", lambda f: f.single[2] > f.several[3], otherwise="{trained}"),
+              "{single[2]:%} against {several[3]:%}",
+              lambda f: above(f.single[2], f.several[3], f.images), otherwise="{trained}"),
         Claim("SEM-6's local exit beats the MEM's cloud exit", "88.92 % against 88.58 %",
-              "{single[5]:%} against {mem_cloud[5]:%}", lambda f: f.single[5] > f.mem_cloud[5], otherwise="{trained}"),
+              "{single[5]:%} against {mem_cloud[5]:%}",
+              lambda f: above(f.single[5], f.mem_cloud[5], f.images), otherwise="{trained}"),
         Claim("From SEM-7 on the cloud adds little over all images (here: less than 2 points)",
               "SEM-7 90.98 % and 92.10 %",
-              "SEM-7 {single[6]:%} and {cloud[6]:%}", lambda f: f.cloud[6] - f.single[6] < 0.02,
+              "SEM-7 {single[6]:%} and {cloud[6]:%}", lambda f: above(f.single[6], f.cloud[6], f.images, by=-0.02),
               otherwise="{trained}"),
     )),
     Group(_of_weights, (
         Claim("Future work: weights that are larger at {towards} exits make the MEM's {towards} exits better",
               "not measured",
               "mean over exits {exits} {part:+.1f} points, over all eight {all:+.1f}; cloud {cloud:+.1f}",
-              lambda f: f.part > 0, otherwise="{trained}"),
+              lambda f: f.better, otherwise="{trained}"),
     )),
     Group(_of_restriction, (
         Claim("Future work: with restricted edge nodes ({edge}) an earlier exit is the fastest", "not measured",
@@ -778,12 +884,13 @@ CLAIMS = (
               "above {above:g}; here: it would have answered less than half of them rightly)", "asked for",
               "{row.dropped:%} dropped, {row.cloud_saved:%} of what went to the cloud; accuracy over answered frames "
               "{row.accuracy_answered:%} instead of {all_in:%}; the cloud would have answered {row.lost:%} of the "
-              "dropped rightly; {ms:.3f} ms per frame instead of {all_ms:.3f} ms", lambda f: f.row["lost"] < 0.5,
+              "dropped rightly; {ms:.3f} ms per frame instead of {all_ms:.3f} ms",
+              lambda f: at_least(1 - f.row["lost"], 0.5, f.row["dropped"] * f.images),
               otherwise="the cloud is still right about most of what this exit is unsure of"),
     )),
     Group(_of_agreement, (
         Claim("The three processes answer as the exits' logits say (our own check)", "",
               "at least {agrees:%} of the frames in each measurement; {fallback:%} fallbacks at most",
-              lambda f: f.agrees >= 0.99),
+              lambda f: bool(f.agrees >= 0.99)),
     )),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eex.experiments.papers.claims import VERDICTS
 from eex.experiments.papers.paper import PAPERS, judge, plain, read_kept, script
 from eex.policies.core.files import write_file
 
@@ -12,7 +13,10 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "papers.md"
 HEAD = """# The papers, reproduced
 
 Each paper that eex implements has a script, which runs in a checkout: `python -m eex.experiments.papers NAME`. This
-page shows what the full runs gave: what each paper claims, its figure, ours, and whether ours bears the claim out.
+page shows what the full runs gave: what each paper claims, its figure, ours, and whether ours bears the claim out. A
+claim *holds* or *does not hold* if our figures keep or miss its limit by more than their spread, and is *undecided* if
+they do so by less. The spread is half the 95 % interval over test images, repeated measurements, or runs, whichever the
+figures come from; where each network was trained once, it says nothing about other seeds.
 Nothing was tuned until it agreed. Tables, figures and `run.json`, which holds the recipe, are in
 `experiments/results/`; this page is made from them by `python -m eex.experiments.papers.page`.
 
@@ -26,15 +30,17 @@ Nothing was tuned until it agreed. Tables, figures and `run.json`, which holds t
 
 def page() -> str:
     """The text of docs/papers.md: claims, notes and figures of each paper whose results are kept."""
-    parts = [HEAD]
-    for name in PAPERS:
+    judged = {name: pd.read_csv(RESULTS / name / "claims.csv", keep_default_na=False) for name in PAPERS}
+    parts = [HEAD, _overview(judged)]
+    for name, claims in judged.items():
         folder = RESULTS / name
-        if not (folder / "claims.csv").exists():
-            continue
         paper, (run, _) = script(name), read_kept(folder)
         parts.append(f"## {name}\n\n{paper.TITLE}. Recipe: {recipe_name(name, run)}, on {run['data']}.\n")
-        parts.append(_table(folder / "claims.csv"))
+        holding, failing, undecided = _counts(claims).values()
+        parts.append(f"Of {len(claims)} claims {holding} hold, {failing} do not, and {undecided} are undecided.\n")
+        parts.append(_table(claims))
         parts.append(paper.NOTES.strip() + "\n")
+        parts.append("What we could not do, and what it would take:\n\n" + paper.MISSING.strip() + "\n")
         for figure in sorted(folder.glob("*.png")):
             parts.append(f"![{figure.stem}](../experiments/results/{name}/{figure.name})\n")
     return "\n".join(parts)
@@ -45,11 +51,26 @@ def recipe_name(name: str, run: dict[str, object]) -> str:
     return next(r for r, given in script(name).RECIPES.items() if plain(given) == run["recipe"])
 
 
-def _table(path: Path) -> str:
+def _counts(claims: pd.DataFrame) -> dict[str, int]:
+    """How many claims have each verdict."""
+    return {verdict: int((claims["verdict"] == verdict).sum()) for verdict in VERDICTS}
+
+
+def _overview(judged: dict[str, pd.DataFrame]) -> str:
+    """The verdicts of each paper and of all, as Markdown."""
+    every = pd.concat(judged.values())
+    lines = [f"| paper | claims | {' | '.join(VERDICTS)} |", "|---|---|---|---|---|"]
+    for name, claims in {**judged, "all": every}.items():
+        lines.append(f"| {name} | {len(claims)} | {' | '.join(map(str, _counts(claims).values()))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(claims: pd.DataFrame) -> str:
     """Claims as Markdown."""
-    lines = ["| claim | published | ours | holds | why |", "|---|---|---|---|---|"]
-    for row in pd.read_csv(path, keep_default_na=False).to_dict("records"):
-        cells = [row["claim"], row["published"], row["ours"], "yes" if row["holds"] else "**no**", row["why"]]
+    lines = ["| claim | published | ours | verdict | why |", "|---|---|---|---|---|"]
+    for row in claims.to_dict("records"):
+        verdict = row["verdict"] if row["verdict"] == "holds" else f"**{row['verdict']}**"
+        cells = [row["claim"], row["published"], row["ours"], verdict, row["why"]]
         lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
     return "\n".join(lines) + "\n"
 

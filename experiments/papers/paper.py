@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -51,6 +51,8 @@ class Paper(Protocol):
         Figures and claims, over the tables that `measure` makes.
     NOTES
         What differs from the paper, in Markdown, for its section of docs/papers.md.
+    MISSING
+        What could not be done, and what that would take.
     """
 
     TITLE: str
@@ -58,6 +60,7 @@ class Paper(Protocol):
     PLOTS: Sequence["Plot"]
     CLAIMS: Sequence[Group]
     NOTES: str
+    MISSING: str
 
     def measure(self, work: "Work", recipe: Any) -> dict[str, pd.DataFrame]:
         """Train and measure what is not done yet; the tables by name, made through `Work.table`."""
@@ -70,7 +73,7 @@ def script(name: str) -> Paper:
 
 def reproduce(paper: Paper, work: "Work", recipe: Any) -> pd.DataFrame:
     """Make a paper's tables, draw its figures and judge its claims, which are kept as `claims.csv` and returned."""
-    tables = paper.measure(work, recipe)
+    tables = read_kept(work.out)[1] | paper.measure(work, recipe)
     draw(paper, work.out, tables)
     return judge(paper, work.out, tables, recipe)
 
@@ -132,6 +135,11 @@ class Images:
             return images[kept], anew[labels[kept]]
 
         return Images(classes, part(*self.train), part(*self.validation), part(*self.test))
+
+    def counts(self) -> Iterator[dict[str, Any]]:
+        """How many images each split has."""
+        for split in ("train", "validation", "test"):
+            yield {"split": split, "images": len(getattr(self, split)[1])}
 
     def frames(self, most: int = 0) -> "tuple[Tensor, Tensor]":
         """The first test images as floats in [0, 1], and their classes; 0 = all."""

@@ -115,7 +115,7 @@ def test_quick_run_leaves_figures(quick, name):
 def test_quick_run_prints_claims_and_makes_none(quick):
     assert "claim nothing" in quick.output
     assert "0 calibrated, 0.4" in quick.output
-    assert "holds" not in quick.output.split("published")[0]
+    assert "verdict" not in quick.output.split("published")[0]
 
 
 def test_a_second_start_does_nothing_anew(quick):

@@ -64,7 +64,7 @@ def test_quick_run_leaves_tables_and_figures(quick):
 def test_quick_run_prints_claims_and_makes_none(quick):
     assert "claim nothing" in quick.output
     assert "41.0 %" in quick.output
-    assert "holds" not in quick.output.split("published")[0]
+    assert "verdict" not in quick.output.split("published")[0]
 
 
 def test_a_second_start_does_nothing_anew(quick):

@@ -41,7 +41,7 @@ def test_quick_says_what_it_did(quick):
     out = quick.out
     assert "SEM-3" in quick.output
     assert "claim nothing" in quick.output
-    assert "holds" not in quick.output
+    assert "verdict" not in quick.output
     assert sorted(p.name for p in out.glob("*.png")) == [
         "dropped.png",
         "fig10-final.png",

@@ -10,7 +10,7 @@ import torch
 
 from eex.experiments.papers import page
 from eex.experiments.papers.__main__ import Run, main, run
-from eex.experiments.papers.claims import Claim, Facts, Group, evaluate
+from eex.experiments.papers.claims import VERDICTS, Claim, Facts, Group, Margin, evaluate
 from eex.experiments.papers.paper import (
     PAPERS,
     Images,
@@ -148,7 +148,7 @@ def test_intervals():
     assert seeds_interval([5.0])[0] == 5.0
 
 
-def test_claims_are_judged_and_kept_as_they_are(tmp_path):
+def test_claims_are_judged_and_shown_as_they_are():
     def facts(tables, recipe):
         yield Facts(a=0.4, b=tables["t"]["x"].max())
 
@@ -157,18 +157,27 @@ def test_claims_are_judged_and_kept_as_they_are(tmp_path):
             facts,
             (
                 Claim("a > {b:g}", "41 %", "{a:%}", lambda f: f.a > f.b, otherwise="never shown"),
-                Claim("c", "—", "{b:g}", lambda f: f.b > 1, "because | of", otherwise=" {a:g}"),
+                Claim("c", "—", "{b:g}", lambda f: f.b > 1, "because | of", otherwise="{a:g}"),
+                Claim("d", "—", "{b:g}", lambda f: [f.b < 1, Margin(0.1, 0.2)], otherwise="{a:g}"),
             ),
         )
     ]
     rows = evaluate(groups, {"t": pd.DataFrame({"x": [0.1, 0.2]})}, recipe=None)
-    assert rows["holds"].tolist() == [True, False]
-    assert rows["why"].tolist() == ["", "because | of 0.4"]
-    path = tmp_path / "claims.csv"
-    path.write_text(rows.to_csv(index=False))
-    table = page._table(path)
-    assert "| a > 0.2 | 41 % | 40.0 % | yes |" in table
-    assert r"| **no** | because \| of 0.4 |" in table
+    assert rows["verdict"].tolist() == list(VERDICTS)
+    assert rows["why"].tolist() == ["", "because | of; 0.4", "0.4; the limit is kept by 0.1 ± 0.2"]
+    table = page._table(rows)
+    assert "| a > 0.2 | 41 % | 40.0 % | holds |" in table
+    assert r"| **does not hold** | because \| of; 0.4 |" in table
+    assert "| all | 3 | 1 | 1 | 1 |" in page._overview({"paper": rows})
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_claim_is_judged_with_a_figure_and_the_page_says_what_is_missing(name):
+    claims = pd.read_csv(page.RESULTS / name / "claims.csv", keep_default_na=False)
+    assert set(claims["verdict"]) <= set(VERDICTS)
+    assert claims["ours"].str.contains(r"\d").all()
+    assert claims.loc[claims["verdict"] == "undecided", "why"].str.contains("the limit is (?:kept|missed) by").all()
+    assert script(name).MISSING.strip() in page.page()
 
 
 @pytest.mark.parametrize("name", PAPERS)
