@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from eex.stream.config import Resolved, StreamConfig
     from eex.stream.driver import Driver
     from eex.stream.frames.batch import Batch
-    from eex.stream.frames.frames import Frames
+    from eex.stream.frames.frames import Playable
     from eex.stream.planning.measure import Sending
     from eex.stream.wire.offload import Offloader
 
@@ -125,7 +125,7 @@ class Player:
 
     def __init__(
         self,
-        frames: "Frames",
+        frames: "Playable",
         net: "Network",
         config: "StreamConfig",
         resolved: "Resolved",

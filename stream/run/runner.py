@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.models.architecture import Network
 from eex.policies.core.base import ExitCost
 from eex.policies.core.errors import EexError
 from eex.policies.core.exit_cost import parse_exit_cost
-from eex.policies.core.schedule import Piece
+from eex.policies.core.schedule import Piece, Schedule
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import keeping
 from eex.stream.config import StreamConfig
-from eex.stream.frames.frames import Frames, nothing_usable
+from eex.stream.frames.frames import Frames, Playable, nothing_usable
 from eex.stream.network import load_network
 from eex.stream.planning.sending import choose_sending
 from eex.stream.run.play import Player, Show, Viewer
@@ -35,12 +36,16 @@ PATIENCE_S = 60.0
 """How long a run waits for its embedded worker to load the model."""
 
 
-View = Callable[[StreamConfig, "Network", Frames, ExitCost], contextlib.AbstractContextManager[Viewer]]
+View = Callable[[StreamConfig, Network, Playable, ExitCost], contextlib.AbstractContextManager[Viewer]]
 """Makes what watches a run closely, from its options, its network, its frames and the price of each exit."""
 
 
 def run(
-    config: StreamConfig, show: Show = lambda glance: None, resume: Path | None = None, view: View | None = None
+    config: StreamConfig,
+    show: Show = lambda glance: None,
+    resume: Path | None = None,
+    view: View | None = None,
+    open_frames: Callable[[StreamConfig, Schedule, Network], Playable] = Frames,
 ) -> dict[str, Any]:
     """Play a stream as configured; returns the summary that also lies in its folder as `summary.json`.
 
@@ -52,6 +57,8 @@ def run(
         Folder of a run that was cut off: it goes on where its records and state were committed.
     view
         Watches the run closely.
+    open_frames
+        Makes what is played; by default, the images that the configuration names.
 
     Raises
     ------
@@ -91,7 +98,7 @@ def run(
             keeping(policy, config.aim, choice.label) if policy.priced or not k else policy
             for k, (policy, choice) in enumerate(zip(policies, resolved.policies, strict=True))
         ]
-        frames = Frames(config, resolved.schedule, net)
+        frames = open_frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
         connect = partial(connected, connection, net.fingerprint, config.seed, embedded)
         sending = choose_sending(connection, net, frames, connect)
@@ -132,7 +139,7 @@ def run(
         curves["hindsight"] = reference.curves()
     _write_results(folder, summary, curves)
     if config.pictures and (folder / "curves.arrow").exists():
-        _draw(folder, resolved.schedule.pieces(played[0].tally.frames))
+        _draw(folder, frames.schedule.pieces(played[0].tally.frames))
     return summary
 
 

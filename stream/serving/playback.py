@@ -11,7 +11,7 @@ from eex.policies.core.base import ExitCost, Floats, Policy, Reward
 from eex.policies.core.columns import Rows
 from eex.policies.core.errors import EexError
 from eex.policies.core.references import fixed_reward
-from eex.policies.core.schedule import Schedule
+from eex.stream.frames.frames import Timetable
 from eex.stream.live.config import StreamOptions
 from eex.stream.live.session import Learner
 from eex.stream.run.play import GRID, Stage
@@ -117,7 +117,7 @@ class Playback:
         self,
         config: "StreamConfig",
         net: "Network",
-        schedule: Schedule,
+        schedule: Timetable,
         total: int,
         overhead: float | None,
         exit_cost: ExitCost,
@@ -242,7 +242,7 @@ class Playback:
         """First frame, end and text of each piece of the schedule."""
         if not total:
             return []
-        if len(self._schedule.segments) <= PIECES and total <= PIECES * max(self._schedule.length, 1):
+        if total <= PIECES * max(self._schedule.length, 1):
             pieces = self._schedule.pieces(total)
             if len(pieces) <= PIECES:
                 return [[piece.start, piece.stop, piece.text] for piece in pieces]

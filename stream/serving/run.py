@@ -14,7 +14,7 @@ from eex.stream.serving.config import ServeConfig
 if TYPE_CHECKING:
     from eex.models.architecture import Network
     from eex.stream.config import StreamConfig
-    from eex.stream.frames.frames import Frames
+    from eex.stream.frames.frames import Playable
     from eex.stream.run.play import Viewer
     from eex.stream.run.runner import View
     from eex.stream.serving.app import Service
@@ -81,7 +81,7 @@ def page_of_run(config: ServeConfig, say: Callable[[str], None] = lambda line: N
     """What serves the live page of a run that is played, for `eex.stream.run.run`."""
 
     @contextlib.contextmanager
-    def view(options: "StreamConfig", net: "Network", frames: "Frames", exit_cost: ExitCost) -> Iterator["Viewer"]:
+    def view(options: "StreamConfig", net: "Network", frames: "Playable", exit_cost: ExitCost) -> Iterator["Viewer"]:
         with extra():
             from eex.stream.serving.limits import Guard
             from eex.stream.serving.pages import Pages, page_alone
