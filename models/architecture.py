@@ -33,9 +33,10 @@ class Architecture:
     partition
         Stages that run on the edge; the rest run on the cloud worker. By default all but the last.
     input_shape
-        Shape of one image, (C, H, W), with pixels in [0, 1].
+        Shape of one frame: (C, H, W) for images with pixels in [0, 1], (T,) for texts of T token ids.
     mean, std
-        Mean and standard deviation of the pixels, per channel: the first stage normalises its input with them.
+        Mean and standard deviation of the pixels, per channel: the first stage normalises its input with them. Empty
+        for texts, whose token ids go in as they are.
     options
         Arguments of the backbone.
     confidence
@@ -50,11 +51,16 @@ class Architecture:
     structures: tuple[str, ...]
     experts: tuple[str, ...] = (PRISTINE,)
     partition: int = 0
-    input_shape: tuple[int, int, int] = (3, 32, 32)
+    input_shape: tuple[int, ...] = (3, 32, 32)
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     options: dict[str, Any] = field(default_factory=dict)
     confidence: Literal["top", "entropy"] = field(default="top", repr=False)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether frames are images (C, H, W) with values in [0, 1], rather than texts (T,) of token ids."""
+        return len(self.input_shape) == 3
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,8 @@ class Network(Protocol):
         """Experts that every exit has a branch for."""
 
     def stage(self, i: int, x: Any, /) -> Any:
-        """Features after stage i, from the features after stage i - 1; stage 0 takes images (B, C, H, W) in [0, 1]."""
+        """Features after stage i, from the features after stage i - 1; stage 0 takes images (B, C, H, W) in [0, 1], or
+        token ids (B, T)."""
 
     def branch(self, i: int, expert: str, x: Any, /) -> Any:
         """Calibrated logits (B, K) of one expert's branch at exit i."""
@@ -132,7 +139,7 @@ class Network(Protocol):
         """Multiply-adds and bytes of each stage and exit for one image."""
 
     def array(self, values: NDArray[Any], stage: int = 0, /) -> Any:
-        """A float32 array of numpy's as the backend's own, as a stage takes it, on its device."""
+        """An array of numpy's (float32; token ids may be integers) as the backend's own, on its device."""
 
     def inferring(self) -> AbstractContextManager[Any]:
         """What the network has to run in."""

@@ -49,9 +49,11 @@ def rows_of(x: Any, rows: NDArray[Any]) -> Any:
 
 
 def laid_out(x: Any) -> Any:
-    """Images (B, C, H, W) as the first stage takes them fastest: torch's with their channels last."""
+    """Frames as the first stage takes them fastest: torch's images (B, C, H, W) with their channels last."""
     if isinstance(x, np.ndarray):
         return np.ascontiguousarray(x)
+    if x.dim() != 4:
+        return x.contiguous()
     import torch
 
     return x.contiguous(memory_format=torch.channels_last)

@@ -113,7 +113,7 @@ BRANCHES: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
 
 
 def make_branch(structure: str, shape: Sequence[int], classes: int) -> nn.Module:
-    """A side branch of a named structure.
+    """A side branch of a named structure for maps (C, H, W), vectors (C,) or tokens (N, C), the first a class token.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def make_branch(structure: str, shape: Sequence[int], classes: int) -> nn.Module
     """
     if structure not in BRANCHES:
         raise ValueError(f"unknown branch structure '{structure}', expected one of {', '.join(BRANCHES)}")
-    return BRANCHES[structure](shape, classes)
+    return BRANCHES[structure](shape, classes) if len(shape) != 2 else token_branch(structure, shape, classes, True)
 
 
 class TokenPool(nn.Module):
@@ -145,7 +145,7 @@ def token_branch(structure: str, shape: Sequence[int], classes: int, class_token
     shape
         (N, C).
     class_token
-        Whether the first token stands for the whole image.
+        Whether the first token stands for the whole frame.
 
     Raises
     ------

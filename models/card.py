@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eex.models.network import EarlyExitNet
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
-MOST_EXPERTS, MOST_PIXELS = 100, 1 << 24  # pixels with their channels
+MOST_EXPERTS, MOST_PIXELS = 100, 1 << 24  # pixels with their channels, or tokens
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -230,12 +230,12 @@ def _check_counts(architecture: Architecture) -> None:
         ("exits", len(architecture.structures), MOST_EXITS),
         ("experts", len(architecture.experts), MOST_EXPERTS),
         ("classes", len(architecture.classes), MOST_CLASSES),
-        ("pixels", math.prod(architecture.input_shape), MOST_PIXELS),
+        ("pixels" if architecture.takes_images else "tokens", math.prod(architecture.input_shape), MOST_PIXELS),
     ):
         if not 1 <= value <= most:
             raise ValueError(f"the number of {name} must lie in 1…{most:,}, got {value:,}")
-    if min(architecture.input_shape) < 1:
-        raise ValueError(f"the input shape must be positive, got {architecture.input_shape}")
+    if len(architecture.input_shape) not in (1, 3) or min(architecture.input_shape) < 1:
+        raise ValueError(f"the input shape must be positive, (C, H, W) or (T,); got {architecture.input_shape}")
     for expert in architecture.experts:
         check_expert(expert)
 

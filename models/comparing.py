@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eex.models.architecture import Network
+from eex.models.architecture import Architecture, Network
 from eex.policies.core.errors import ModelError
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -26,11 +26,22 @@ def probe_images(shape: Sequence[int]) -> Tensor:
     return torch.stack([noise[0], 0.8 * gradient + 0.2 * noise[1], 0.05 * noise[2]])
 
 
+def probe_frames(architecture: Architecture) -> Tensor:
+    """Three frames as a network takes them: `probe_images`, or texts (3, T) of ids drawn from its vocabulary."""
+    shape = architecture.input_shape
+    if architecture.takes_images:
+        return probe_images(shape)
+    ids = torch.randint(
+        int(architecture.options.get("vocabulary", 2)), (3, *shape), generator=torch.Generator().manual_seed(0)
+    )
+    return ids.float()
+
+
 def check_same(net: Network, form: Network, name: str, dtype: torch.dtype = torch.float32) -> None:
-    """Raise `ModelError` if a form of a network answers a few images in another way than the network does.
+    """Raise `ModelError` if a form of a network answers a few frames in another way than the network does.
 
     Compared are the calibrated logits of every exit and expert, and those of the distortion classifier, for several
-    images and for a single one. A network that answers the same images differently each time cannot be compared; a
+    frames and for a single one. A network that answers the same frames differently each time cannot be compared; a
     warning says so.
 
     Parameters
@@ -40,20 +51,20 @@ def check_same(net: Network, form: Network, name: str, dtype: torch.dtype = torc
     dtype
         Type that the form computes in.
     """
-    images = probe_images(net.architecture.input_shape)
-    expected = _answers(net, images)
+    frames = probe_frames(net.architecture)
+    expected = _answers(net, frames)
     for where, logits in expected.items():
         if bool(logits.isnan().any()):
             raise ModelError(f"the model gives NaN at {where}: its weights are damaged, or its training failed")
-    again = _answers(net, images)
+    again = _answers(net, frames)
     if any(problem(logits, again[where]) for where, logits in expected.items()):
         logging.getLogger(__name__).warning(
-            "the network answers the same images differently each time (is a dropout always on?): whether %s answers "
+            "the network answers the same frames differently each time (is a dropout always on?): whether %s answers "
             "as it does cannot be checked",
             name,
         )
         return
-    for few in (images, images[:1]):
+    for few in (frames, frames[:1]):
         expected, found = _answers(net, few), _answers(form, few)
         for where, logits in expected.items():
             if wrong := problem(logits, found[where], TOLERANCE.get(dtype, 1e-3)):

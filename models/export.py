@@ -87,7 +87,7 @@ def _check(net: EarlyExitNet, parts: dict[str, bytes]) -> None:
 
 
 class _Stage(nn.Module):
-    """A stage with the normalisation before it."""
+    """A stage with the normalisation of images before it."""
 
     mean: Tensor
     std: Tensor
@@ -95,12 +95,12 @@ class _Stage(nn.Module):
     def __init__(self, net: EarlyExitNet, i: int) -> None:
         super().__init__()
         self.layers = copy.deepcopy(net.stages[i])
-        self.first = i == 0
+        self.normalises = i == 0 and net.architecture.takes_images
         self.register_buffer("mean", net.mean.clone())
         self.register_buffer("std", net.std.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers((x - self.mean) / self.std if self.first else x)
+        out: Tensor = self.layers((x - self.mean) / self.std if self.normalises else x)
         return out
 
 

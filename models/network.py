@@ -20,12 +20,14 @@ from eex.models.branches import make_branch, place_by_share, place_uniformly
 from eex.models.efficientnet import efficientnet_lite0
 from eex.models.mobilenet import mobilenet_v2
 from eex.models.resnet import resnet
+from eex.models.transformer import transformer
 
 BACKBONES: dict[str, Callable[..., list[nn.Module]]] = {
     "resnet": resnet,
     "mobilenet_v2": mobilenet_v2,
     "alexnet": alexnet,
     "efficientnet_lite0": efficientnet_lite0,
+    "transformer": transformer,
 }
 """Backbones by name: functions of their own options that return the blocks, to be cut anywhere between them."""
 
@@ -45,8 +47,9 @@ class EarlyExitNet(nn.Module):
     Raises
     ------
     ValueError
-        If stages and branches differ in number, the partition point lies outside the network, mean and std are not one
-        per channel, or there is no such confidence.
+        If stages and branches differ in number, the partition point lies outside the network, the input shape is that
+        of neither images nor texts, mean and std are not one per channel (none for texts), or there is no such
+        confidence.
     """
 
     mean: Tensor
@@ -65,7 +68,11 @@ class EarlyExitNet(nn.Module):
         self.partition = architecture.partition or max(1, len(stages) - 1)
         if not 0 < self.partition <= len(stages):
             raise ValueError(f"partition point must lie in 1…{len(stages)}, got {self.partition}")
-        channels = architecture.input_shape[0]
+        if len(architecture.input_shape) not in (1, 3):
+            raise ValueError(
+                f"input_shape must be (C, H, W) for images or (T,) for texts, got {architecture.input_shape}"
+            )
+        channels = architecture.input_shape[0] if architecture.takes_images else 0
         if not len(architecture.mean) == len(architecture.std) == channels:
             named = len(architecture.mean), len(architecture.std)
             raise ValueError(f"mean and std must name {channels} channels each, got {named[0]} and {named[1]}")
@@ -77,8 +84,8 @@ class EarlyExitNet(nn.Module):
         self.temperature: list[dict[str, float]] = [{e: 1.0 for e in b} for b in branches]
         self.classifier = None  # the distortion classifier that selects experts: images to logits, one per expert
         self.fingerprint = ""  # of weights, architecture and temperatures, once saved or loaded
-        self.register_buffer("mean", torch.tensor(architecture.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(architecture.std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(architecture.mean).view(1, channels, 1, 1))
+        self.register_buffer("std", torch.tensor(architecture.std).view(1, channels, 1, 1))
 
     @property
     def exits(self) -> int:
@@ -101,8 +108,9 @@ class EarlyExitNet(nn.Module):
         return tuple(self.temperature[0])
 
     def stage(self, i: int, x: Tensor) -> Tensor:
-        """Features after stage i, from the features after stage i - 1; stage 0 takes images (B, C, H, W) in [0, 1]."""
-        if i == 0:
+        """Features after stage i, from the features after stage i - 1; stage 0 takes images (B, C, H, W) in [0, 1], or
+        token ids (B, T)."""
+        if i == 0 and self.architecture.takes_images:
             x = ((x - self.mean) / self.std).to(self.mean.dtype)
         out: Tensor = self.stages[i](x)
         return out
@@ -152,7 +160,7 @@ class EarlyExitNet(nn.Module):
         return torch.inference_mode()
 
     def forward(self, x: Tensor, expert: str = PRISTINE) -> list[Tensor]:
-        """Logits (B, K) of every exit, as trained, for images (B, C, H, W) in [0, 1]."""
+        """Logits (B, K) of every exit, as trained, for images (B, C, H, W) in [0, 1], or token ids (B, T)."""
         outputs = []
         for i in range(self.exits):
             x = self.stage(i, x)
@@ -164,7 +172,7 @@ class EarlyExitNet(nn.Module):
 
     @torch.no_grad()
     def costs(self) -> Costs:
-        """Count multiply-adds and bytes of each stage and exit for one image (convolutions and linear layers)."""
+        """Count multiply-adds and bytes of each stage and exit for one frame (convolutions, products of matrices)."""
         if self.counted is not None:
             return self.counted()
         from torch.utils.flop_counter import FlopCounterMode
@@ -236,7 +244,7 @@ def assemble(blocks: Sequence[nn.Module], architecture: Architecture) -> EarlyEx
 
 @torch.no_grad()
 def feature_shapes(modules: Sequence[nn.Module], input_shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Shape of one image's features after each of the modules, without the batch axis."""
+    """Shape of one frame's features after each of the modules, without the batch axis."""
     x = torch.zeros(1, *input_shape)
     shapes = []
     for module in modules:
@@ -256,7 +264,7 @@ def make(
     uniform: int = 0,
     structure: str = "conv_fc",
     final_structure: str = "",
-    input_shape: tuple[int, int, int] = (3, 32, 32),
+    input_shape: tuple[int, ...] = (3, 32, 32),
     partition: int = 0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
@@ -267,7 +275,7 @@ def make(
     Parameters
     ----------
     backbone
-        "resnet", "mobilenet_v2" or "alexnet".
+        A name in `BACKBONES`.
     classes
         Class names.
     after, shares, uniform
@@ -275,8 +283,11 @@ def make(
         multiply-adds; this many, at equal distances.
     structure, final_structure
         Branch structure of the side branches and of the final exit (by default the same).
+    input_shape
+        (C, H, W) of images, or (T,) of texts, which "transformer" takes.
     mean, std
-        Per channel; by default those of CIFAR-10's images, or the means of them where there are not 3 channels.
+        Per channel; by default those of CIFAR-10's images, or the means of them where there are not 3 channels. None
+        for texts.
     options
         Arguments of the backbone: `width` for "resnet", `small_images` for "mobilenet_v2", `enlarge` for
         "efficientnet_lite0".
@@ -290,8 +301,13 @@ def make(
         raise ValueError(f"unknown backbone '{backbone}', expected one of {', '.join(BACKBONES)}")
     if sum(map(bool, (after, shares, uniform))) != 1:
         raise ValueError("place the side branches by one of: after, shares, uniform")
-    channels = input_shape[0]
-    if channels != 3:
+    axes, of = (1, "texts (T,)") if backbone == "transformer" else (3, "images (C, H, W)")
+    if len(input_shape) != axes:
+        raise ValueError(f"{backbone} takes {of}, got input_shape {input_shape}")
+    channels = input_shape[0] if axes == 3 else 0
+    if not channels:
+        options = {"length": input_shape[0]} | options
+    elif channels != 3:
         options = {"channels": channels} | options
     mean = tuple(mean) or _per_channel(Architecture.mean, channels)
     std = tuple(std) or _per_channel(Architecture.std, channels)
@@ -323,7 +339,7 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 @torch.no_grad()
 def block_macs(blocks: Sequence[nn.Module], input_shape: Sequence[int]) -> list[int]:
-    """Multiply-adds of each block for one image."""
+    """Multiply-adds of each block for one frame."""
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.zeros(1, *input_shape)

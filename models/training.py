@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
+from eex.models.arrays import laid_out
 from eex.models.augmentation import augment, cut_out
 from eex.models.checkpoint import Checkpoint, tensors_digest, weights_digest
 from eex.models.network import PRISTINE, EarlyExitNet
@@ -23,7 +24,7 @@ REPORT_S = 0.1
 AT_ONCE = 1 << 31
 """Bytes of training images that are kept on the GPU, at most."""
 Distort = Callable[[Tensor, torch.Generator], Tensor]
-"""Distorts images (B, C, H, W) in [0, 1], drawing kind and level from the generator."""
+"""Distorts images (B, C, H, W) in [0, 1], drawing kind and level from the generator; or token ids (B, T)."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ def _fit_epoch(
         if task.distort is not None:
             share = round(len(x) * recipe.distorted_share)
             x = torch.cat([task.distort(x[:share], generator), x[share:]])
-        x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        x = laid_out(x.to(device, non_blocking=True))
         with _autocast(recipe.precision, device):
             loss = _loss(net, x, y.to(device), phase, task.expert, task.weights, recipe)
         optimizer.zero_grad(set_to_none=True)
@@ -360,9 +361,12 @@ def _identity(
 
 
 def _check_data(net: EarlyExitNet, images: Tensor, labels: Tensor) -> None:
-    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != net.architecture.input_shape:
+    architecture = net.architecture
+    right = images.dtype == torch.uint8 if architecture.takes_images else not images.is_floating_point()
+    if not right or tuple(images.shape[1:]) != architecture.input_shape:
+        expected = "uint8 images" if architecture.takes_images else "integer token ids"
         raise EexError(
-            f"expected uint8 images of shape (N, {', '.join(map(str, net.architecture.input_shape))}), "
+            f"expected {expected} of shape (N, {', '.join(map(str, architecture.input_shape))}), "
             f"got {images.dtype} of {tuple(images.shape)}"
         )
     if len(labels) != len(images) or not len(images):
@@ -420,13 +424,22 @@ def learning_rate(recipe: Recipe, steps: int) -> Callable[[int], float]:
 def _batches(
     images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented batches in a drawn order, images (B, C, H, W) in [0, 1] and labels; a last short one is left out."""
+    """Batches in a drawn order, augmented images (B, C, H, W) in [0, 1], or token ids (B, T) as they are, and labels; a
+    last short one is left out."""
     order = torch.randperm(len(images), generator=generator)
     batch = min(recipe.batch, len(images))
     for start in range(0, len(images) - batch + 1, batch):
         index = order[start : start + batch]
-        x = augment(images[index.to(images.device)], recipe.shift, recipe.flip, generator).float() / 255
-        yield cut_out(x, recipe.cutout, generator), labels[index]
+        x = images[index.to(images.device)]
+        if x.dim() == 4:
+            x = as_taken(augment(x, recipe.shift, recipe.flip, generator))
+            x = cut_out(x, recipe.cutout, generator)
+        yield x, labels[index]
+
+
+def as_taken(frames: Tensor) -> Tensor:
+    """Stored frames as a network takes them: images (B, C, H, W), uint8, in [0, 1]; token ids (B, T) as they are."""
+    return frames.float() / 255 if frames.dim() == 4 else frames
 
 
 def _loss(
@@ -470,7 +483,8 @@ def evaluate(
     distort: Distort | None = None,
     precision: str = "fp32",
 ) -> Score:
-    """Score every exit of one expert on uint8 images (N, C, H, W), all of them distorted where `distort` is given."""
+    """Score every exit of one expert on uint8 images (N, C, H, W) or token ids (N, T), all of them distorted where
+    `distort` is given."""
     logits = all_logits(net, images, expert=expert, distort=distort, precision=precision)
     losses = tuple(float(cross_entropy(out, labels)) for out in logits)
     return Score(losses, tuple(float((out.argmax(1) == labels).float().mean()) for out in logits))
@@ -487,18 +501,19 @@ def all_logits(
     batch: int = 250,
     seed: int = 1,
 ) -> Tensor:
-    """Logits of every exit, as trained, for uint8 images (N, C, H, W): float32 (exits, N, K) on the CPU."""
+    """Logits of every exit, as trained, float32 (exits, N, K) on the CPU, for uint8 images (N, C, H, W) or token ids
+    (N, T)."""
     device = net.mean.device
     modes = [(m, m.training) for m in net.modules()]  # a phase trains some parts and not others
     net.eval()
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, len(images), batch):
-        x = images[start : start + batch].float() / 255
+        x = as_taken(images[start : start + batch])
         if distort is not None:
             x = distort(x, generator)
         with _autocast(precision, device):
-            outputs = net(x.to(device).contiguous(memory_format=torch.channels_last), expert)
+            outputs = net(laid_out(x.to(device)), expert)
         parts.append(torch.stack([out.float().cpu() for out in outputs]))
     for module, mode in modes:
         module.training = mode

@@ -74,8 +74,8 @@ class Driver:
         left: Callable[[Ints], None] | None = None,
         **options: Any,
     ) -> None:
-        as_pixels = send is not None and send.kind == "input"
-        self.engine = Engine(net, policy, whole=offloader is None, as_pixels=as_pixels, clock=clock, **options)
+        as_input = send is not None and send.kind == "input"
+        self.engine = Engine(net, policy, whole=offloader is None, as_input=as_input, clock=clock, **options)
         self.offloader = None if self.engine.whole else offloader
         self.send = send
         self.clock, self.waits, self.deadlines_ms = clock, waits, {} if deadlines_ms is None else deadlines_ms

@@ -25,7 +25,7 @@ from eex.stream.frames.batch import Batch
 from eex.stream.groups import Group, decide, exit_of, merged, rest_of, runs, select, sorted_by_expert
 from eex.stream.ring import Ring
 from eex.stream.streams import Streams
-from eex.stream.wire.encoding import pixels
+from eex.stream.wire.encoding import as_input
 from eex.stream.wire.offload import Reply
 
 NOBODY: Ints = np.zeros(0, dtype=np.int64)
@@ -44,7 +44,7 @@ class Request:
     expert
         Expert whose branch answers.
     features
-        Input of the stage, (n, ...): float32, or uint8 pixels for stage 0.
+        Input of the stage, (n, ...): float32; for stage 0 uint8 pixels of images, or token ids as float32.
     slots
         Slots of the frames in the engine's ring.
     """
@@ -81,8 +81,9 @@ class Engine:
         Run a stage after the first exit only once this many frames wait for it, or a group has waited for
         `LONGEST_GATHER` micro-batches. Larger batches make deep stages faster and answers a little later. 0 never
         waits.
-    as_pixels
-        Offload 8-bit images (n, C, H, W) instead of features; all stages then run in the cloud.
+    as_input
+        Offload the frames themselves instead of features, as `eex.stream.wire.encoding.as_input` makes them: 8-bit
+        images (n, C, H, W), or token ids (n, T). All stages then run in the cloud.
     drop_below
         Drop frames instead of offloading them if their confidence at the last visited edge exit is lower. Dropped
         frames are not sent, get no answer, and the policy does not learn from them. Audited frames are not dropped.
@@ -112,7 +113,7 @@ class Engine:
         exit_cost: ExitCost = 0.0,
         kind: Reward = "adaee",
         gather: int = 0,
-        as_pixels: bool = False,
+        as_input: bool = False,
         drop_below: float = 0.0,
         kinds: int = len(KINDS),
         capacity: int = 8192,
@@ -132,7 +133,7 @@ class Engine:
             raise ValueError(f"the policy is for {self.learners.exits} edge exits, the network has {net.edge_exits}")
         self.whole = whole or net.partition == net.exits
         self.learners.count(kind, exit_cost)
-        self.exit_cost, self.gather, self.drop_below, self.as_pixels = exit_cost, gather, drop_below, as_pixels
+        self.exit_cost, self.gather, self.drop_below, self.as_input = exit_cost, gather, drop_below, as_input
         self.edge_exits = net.edge_exits
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
         self.requests: list[Request] = []
@@ -178,9 +179,7 @@ class Engine:
             self._choose(streams, place, probabilities, link_ms, reachable)
             slots = number % self.ring.capacity
             images, slots, experts = sorted_by_expert(batch.images, slots, experts)
-            inputs = (
-                pixels(to_numpy(images).astype(np.float32, copy=False)) if self.as_pixels and not self.whole else None
-            )
+            inputs = as_input(to_numpy(images)) if self.as_input and not self.whole else None
             x = laid_out(images)
         self._queues[0].append(Group(x, slots, experts, inputs))
 

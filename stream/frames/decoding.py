@@ -165,8 +165,13 @@ def grey(image: Image) -> Image:
     return (image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)).clip(0, 1)
 
 
-def check_channels(shape: tuple[int, int, int]) -> None:
-    """Raise `EexError` if a network takes images (C, H, W) of another kind than RGB or grey."""
+def check_channels(shape: tuple[int, ...]) -> None:
+    """Raise `EexError` if a network takes texts, or images (C, H, W) of another kind than RGB or grey."""
+    if len(shape) != 3:
+        raise EexError(
+            f"the network takes texts of {shape[0]} token ids, not images; stream them from Python, as "
+            "eex.experiments.text does"
+        )
     if shape[0] not in (1, 3):
         raise EexError(
             f"the network takes images of {shape[0]} channels, {shape}; images have 3 channels (RGB), or 1 (grey)"

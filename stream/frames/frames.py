@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from eex.policies.core.errors import EexError, ImageError, SourceLost
-from eex.policies.core.schedule import PRISTINE, Schedule, parse_schedule
+from eex.policies.core.schedule import PRISTINE, Piece, Schedule, parse_schedule
 from eex.stream.frames.folders import Split
 
 if TYPE_CHECKING:
@@ -107,6 +107,33 @@ class FrameConfig(NetworkConfig, SourceConfig):
         NetworkConfig.check(self)
         if self.batch > MOST_IN_BATCH:
             raise EexError(f"--batch must be at most {MOST_IN_BATCH}, got {self.batch}")
+
+
+class Timetable(Protocol):
+    """What happens to the frames of a played stream, by their numbers, as `Schedule` says it of images."""
+
+    def names(self, frames: "NDArray[np.int64]", /) -> "NDArray[np.str_]":
+        """What is applied to each frame, (n,)."""
+
+    def pieces(self, total: int, /) -> list[Piece]:
+        """The first `total` frames as pieces in order."""
+
+
+class Playable(Protocol):
+    """What a run plays: `Frames` of images, or batches of anything else that a network takes."""
+
+    total: int
+    live: bool
+
+    @property
+    def schedule(self) -> Timetable:
+        """What happens to the frames."""
+
+    def report(self) -> dict[str, Any]:
+        """What is played, as plain JSON values."""
+
+    def batches(self, total: int, skipped: dict[str, str], first: int = 0, /) -> Iterator["Batch"]:
+        """Yield micro-batches, as `Frames.batches` does; every pass gives the same."""
 
 
 class Frames:

@@ -123,7 +123,7 @@ def frames(source: Source, seed: int | None = 0, *, once: bool = False) -> Itera
 
 
 def open_source(
-    spec: str, *, split: Split = "test", shape: tuple[int, int, int] | None = None, resize: bool = False, seed: int = 0
+    spec: str, *, split: Split = "test", shape: tuple[int, ...] | None = None, resize: bool = False, seed: int = 0
 ) -> Source:
     """Open a source.
 
@@ -263,7 +263,7 @@ def download_cifar10(folder: Path) -> Path:
     return Path(next(f for f in files if f.endswith("data_batch_1"))).parent
 
 
-def _fit(source: Source, shape: tuple[int, int, int], resize: bool) -> Source:
+def _fit(source: Source, shape: tuple[int, ...], resize: bool) -> Source:
     """The same source with every image of the height and width of `shape` (C, H, W), RGB or grey."""
     channels, height, width = shape
 

@@ -12,7 +12,7 @@ Given = NDArray[Any] | bytes | bytearray | memoryview
 """An array (H, W, 3) or (H, W) of grey, of uint8, uint16 or floats in [0, 1]; or the bytes of a JPEG or PNG file."""
 
 
-def as_taken(image: Given, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def as_taken(image: Given, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """The image as a network takes it, uint8 (H, W, C); the caller may change its own afterwards.
 
     Other sizes are scaled so that the shorter side fits, and cropped at the middle. Grey becomes RGB, or RGB grey; 16

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eex.models.arrays import laid_out, on_cpu, to_numpy
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import DOWN, SimulatedLink, transfer_ms
-from eex.stream.wire.encoding import ENCODINGS, Encoding, decode, encode, pixels
+from eex.stream.wire.encoding import ENCODINGS, Encoding, as_input, decode, encode
 from eex.stream.wire.offload import Offloader, Reply
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def candidates(net: "Network", images: Any, cut: int, agreement: bool = True) ->
         Run the rest of the network on what arrives, to see whether the answers are the same.
     """
     features = to_numpy(features_at(net, images)[cut]) if cut else None
-    inputs = pixels(_floats(images))
+    inputs = as_input(_floats(images))
     reference = _answers(net, to_numpy(images), 0) if agreement else None
     agreements: dict[str, float] = {}
     found = []
@@ -228,7 +228,7 @@ def worker_times(offloader: Offloader, net: "Network", images: Any, stages: Sequ
     found = {}
     for stage in stages:
         x = _floats(features[stage])
-        sent = encode(x, Encoding("int8")) if stage else encode(pixels(x), Encoding("input"))  # small: links are slow
+        sent = encode(x, Encoding("int8")) if stage else encode(as_input(x), Encoding("input"))  # small: links are slow
         found[stage] = float(np.median([_ask(offloader, net, stage, sent).compute_ms for _ in range(ROUNDS)]))
     return found
 
@@ -248,7 +248,7 @@ def measure_link(offloader: Offloader, net: "Network", images: Any, cut: int) ->
     def least(count: int, rounds: int) -> tuple[float, float]:
         """Milliseconds on the link, and bytes, of a message of some frames."""
         part = features[:count]
-        sent = encode(part, Encoding()) if cut else encode(pixels(part), Encoding("input"))
+        sent = encode(part, Encoding()) if cut else encode(as_input(part), Encoding("input"))
         replies = [_ask(offloader, net, cut, sent) for _ in range(rounds)]
         return min(r.round_trip_ms - r.compute_ms for r in replies), sent.nbytes
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eex.policies.core.errors import EexError
-from eex.stream.frames.frames import Frames
+from eex.stream.frames.frames import Playable
 from eex.stream.wire.connection import Connection
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SAMPLES = 64
 def choose_sending(
     connection: Connection,
     net: "Network",
-    frames: Frames | None,
+    frames: Playable | None,
     connect: "Callable[[], AbstractContextManager[Offloader]]",
 ) -> "Sending":
     """How frames are sent: as asked for, or whatever is fastest over the link.
@@ -63,7 +63,7 @@ def choose_sending(
     return measure.cheapest(found, link, cloud_ms)
 
 
-def _samples(frames: Frames | None, net: "Network") -> Any:
+def _samples(frames: Playable | None, net: "Network") -> Any:
     """The first frames of a stream, to measure with; noise for a live one."""
     from eex.models.arrays import joined
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eex.models.architecture import Network
     from eex.policies.core.base import Policy
     from eex.stream.config import Resolved, StreamConfig
-    from eex.stream.frames.frames import Frames
+    from eex.stream.frames.frames import Playable
     from eex.stream.planning.measure import Sending
     from eex.stream.wire.offload import Offloader
 
@@ -90,7 +90,7 @@ class Player:
 
     def __init__(
         self,
-        frames: "Frames",
+        frames: "Playable",
         net: "Network",
         config: "StreamConfig",
         resolved: "Resolved",

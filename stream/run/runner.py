@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from eex.models.architecture import Network
 from eex.policies.core.errors import EexError
-from eex.policies.core.schedule import Piece
+from eex.policies.core.schedule import Piece, Schedule
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import keeping
 from eex.stream.config import StreamConfig
-from eex.stream.frames.frames import Frames, nothing_usable
+from eex.stream.frames.frames import Frames, Playable, nothing_usable
 from eex.stream.network import load_network
 from eex.stream.planning.sending import choose_sending
 from eex.stream.run.play import Player, Show
@@ -30,7 +31,12 @@ PATIENCE_S = 60.0
 """How long a run waits for its embedded worker to load the model."""
 
 
-def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | None = None) -> dict[str, Any]:
+def run(
+    config: StreamConfig,
+    show: Show = lambda glance: None,
+    resume: Path | None = None,
+    open_frames: Callable[[StreamConfig, Schedule, Network], Playable] = Frames,
+) -> dict[str, Any]:
     """Play a stream as configured; returns the summary that also lies in its folder as `summary.json`.
 
     Parameters
@@ -39,6 +45,8 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         Called a few times a second.
     resume
         Folder of a run that was cut off: it goes on where its records and state were committed.
+    open_frames
+        Makes what is played; by default, the images that the configuration names.
 
     Raises
     ------
@@ -78,7 +86,7 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
             keeping(policy, config.aim, choice.label) if policy.priced or not k else policy
             for k, (policy, choice) in enumerate(zip(policies, resolved.policies, strict=True))
         ]
-        frames = Frames(config, resolved.schedule, net)
+        frames = open_frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
         connect = partial(connected, connection, net.fingerprint, config.seed, embedded)
         sending = choose_sending(connection, net, frames, connect)
@@ -117,7 +125,7 @@ def run(config: StreamConfig, show: Show = lambda glance: None, resume: Path | N
         curves["hindsight"] = reference.curves()
     _write_results(folder, summary, curves)
     if config.pictures and (folder / "curves.arrow").exists():
-        _draw(folder, resolved.schedule.pieces(played[0].tally.frames))
+        _draw(folder, frames.schedule.pieces(played[0].tally.frames))
     return summary
 
 

@@ -5,7 +5,7 @@
     int8    the features as 8-bit steps from the smallest to the largest value of each frame, with smallest value and
             step beside them
     input   the image as 8-bit pixels, for the cloud to run all stages. A frame that came in with 8 bits loses
-            nothing; one that was distorted here is rounded to 256 levels
+            nothing; one that was distorted here is rounded to 256 levels. Of a text, its token ids as float32
 
 Each may be compressed by Zstandard ("int8+zstd"), which pyarrow brings. `encode` and `decode` are inverses up to what
 the encoding loses. `layout` gives type and shape of the arrays that a header announces, to be checked before anything
@@ -114,7 +114,8 @@ def encode(features: NDArray[Any], encoding: Encoding = Encoding()) -> Encoded:
     Parameters
     ----------
     features
-        (frames, ...), float32 or float16; for "input" the images, (frames, C, H, W) uint8.
+        (frames, ...), float32 or float16; for "input" what `as_input` makes of the frames: images (frames, C, H, W)
+        uint8, or token ids (frames, T) float32.
     encoding
         How to send them.
 
@@ -134,9 +135,10 @@ def encode(features: NDArray[Any], encoding: Encoding = Encoding()) -> Encoded:
     """
     if features.ndim < 2 or not features.size:
         raise ValueError(f"expected features (frames, ...), got shape {features.shape}")
-    if (features.dtype == np.uint8) != (encoding.kind == "input"):
+    ids = encoding.kind == "input" and features.ndim == 2 and features.dtype == np.float32
+    if (features.dtype == np.uint8) != (encoding.kind == "input") and not ids:
         raise ValueError(f"{encoding} does not send {features.dtype}: input takes uint8 images, the others features")
-    dtype = DTYPES[encoding.kind]
+    dtype: DType = "float32" if ids else DTYPES[encoding.kind]
     as_it_is = encoding.codec == "none" and encoding.kind != "int8"
     if as_it_is and features.dtype == STORED[dtype] and features.flags.c_contiguous:
         return Encoded(dtype, features.shape, "none", (features,))
@@ -235,6 +237,12 @@ def _zstd() -> Any:
     import pyarrow as pa
 
     return pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+
+
+def as_input(frames: NDArray[Any]) -> NDArray[Any]:
+    """Frames as they are sent for the cloud to run all stages: the pixels of images (n, C, H, W), or token ids (n, T)
+    as float32, which holds them exactly below 2^24."""
+    return pixels(frames) if frames.ndim == 4 else frames.astype(np.float32, copy=False)
 
 
 def pixels(images: NDArray[Any]) -> NDArray[np.uint8]:

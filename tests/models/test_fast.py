@@ -297,7 +297,7 @@ def test_what_gives_nan_or_cannot_run_is_refused():
 
 def test_what_answers_differently_each_time_cannot_be_compared(caplog):
     optimised(one_branch(Dropping()))
-    assert "answers the same images differently each time" in caplog.text
+    assert "answers the same frames differently each time" in caplog.text
 
 
 class Tied(torch.nn.Module):

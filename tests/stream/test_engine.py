@@ -178,7 +178,7 @@ def test_a_batch_that_does_not_fit_is_refused_and_changes_nothing():
 
 
 def test_images_are_offloaded_as_pixels():
-    engine = Engine(tiny_net(), DEEx(0.6, 0.99, extended=True, exits=3), as_pixels=True, clock=Clock())
+    engine = Engine(tiny_net(), DEEx(0.6, 0.99, extended=True, exits=3), as_input=True, clock=Clock())
     frames = batch(20)
     engine.feed(frames)
     requests = run(engine)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.wire.client import ZmqOffloader
-from eex.stream.wire.encoding import ENCODINGS, Encoding, decode, encode, layout, parse_encoding, pixels
+from eex.stream.wire.encoding import ENCODINGS, Encoding, as_input, decode, encode, layout, parse_encoding, pixels
 from eex.stream.wire.protocol import Request, Welcome, features_of, pack, unpack
 from eex.stream.worker.serve import serve
 
@@ -58,6 +58,8 @@ def test_what_each_encoding_loses(codec):
     assert (error[FEATURES == 0] == 0).all()
     seen = there_and_back(IMAGES, Encoding("input", codec))
     np.testing.assert_array_equal(seen, IMAGES.astype(np.float32) / np.float32(255))
+    ids = as_input(RNG.integers(0, 1 << 20, (5, 8)))
+    np.testing.assert_array_equal(there_and_back(ids, Encoding("input", codec)), ids)  # of a text
     assert seen.dtype == np.float32
 
 
