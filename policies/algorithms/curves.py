@@ -11,6 +11,8 @@ from eex.policies.core.errors import EexError
 BINS = 50
 THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
 CENTRES: Floats = (np.arange(BINS) + 0.5) / BINS
+COARSE = BINS // 2  # bins of pairs of confidences: their table is four times as small as that of all bins
+COARSE_CENTRES: Floats = (np.arange(COARSE) + 0.5) / COARSE
 
 # Of a relative gain's prior: as if two frames had come back, and their gains were uniform over [0, 1]
 PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eex.policies.algorithms.borrowing import Lender, lender, with_borrowed
 from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import (
     BINS,
     CENTRES,
+    COARSE,
+    COARSE_CENTRES,
     LOCAL,
     MOST_ROWS,
     PRIOR_FRAMES,
@@ -25,12 +28,11 @@ from eex.policies.algorithms.curves import (
     weights_of,
 )
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.core.fleet import Layout
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
 
 TOGETHER = 16  # frames within which runs decide together: deciding one by one would take longer
-COARSE = BINS // 2  # bins of pairs of confidences: their table is four times as small as that of all bins
-COARSE_CENTRES: Floats = (np.arange(COARSE) + 0.5) / COARSE
 
 
 class StopCurve(Composite):
@@ -60,6 +62,8 @@ class StopCurve(Composite):
     What is learned is forgotten exponentially; when the first exit's confidences, or the gains of offloading beside
     their curve, change at once (`eex.policies.algorithms.change.Change`), it begins anew. With one edge exit it makes
     the choices of `gain-curve`. It maximises the utility, whatever the reward that is counted.
+
+    What a fleet has learned (`take_fleet`) is borrowed as `eex.policies.algorithms.borrowing` says.
 
     Parameters
     ----------
@@ -95,6 +99,7 @@ class StopCurve(Composite):
     parts = ("change",)
     joint = True
     priced = True
+    _lender: Lender | None = None
 
     def __init__(
         self,
@@ -165,12 +170,37 @@ class StopCurve(Composite):
         self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
         self.change.begin(rows)
 
+    # ---- a fleet
+
+    @property
+    def layout(self) -> Layout:
+        """Of the sums that it shares."""
+        return Layout(self.exits, BINS, COARSE)
+
+    def sums(self) -> Floats:
+        """What it has learned, in frames as they count now, (runs, size)."""
+        return self.layout.flat(self._sums(slice(None))) / self.weight[:, None]
+
+    def take_fleet(self, flat: Floats) -> None:
+        """Borrow from now on from what others have learned.
+
+        Parameters
+        ----------
+        flat
+            Their sums, (1, size), or (runs, size) where each run has others.
+        """
+        self._lender = lender(self.layout, flat)
+
+    def _sums(self, rows: Ints | slice) -> dict[str, Floats]:
+        """The sums of some runs by name."""
+        return {name: getattr(self, name)[rows] for name in self.layout.shapes}
+
     def relative_gain(self) -> tuple[Floats, Floats, Floats]:
         """What offloading gains by confidence at the last edge exit, as learned so far: the relative gain, one standard
         error of it, and the weight of the frames that came back, in frames as they count now; (runs, bins) each, over
         `CENTRES`."""
-        rows, last, unit = np.arange(self.runs), self.exits - 1, self.weight[:, None]
-        curve, _ = self._relative_gain(rows, last, unit, PRIOR_MEAN)
+        last, unit = self.exits - 1, self.weight[:, None]
+        curve, _ = self._relative_gain(self._sums(slice(None)), last, unit, PRIOR_MEAN)
         offloads = self.offloads[:, last]
         total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
         mean = (self.gains[:, last].sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
@@ -181,6 +211,9 @@ class StopCurve(Composite):
     def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, Floats]:
         """Thresholds of some runs, (rows, exits) each, and the likeliest curves of the relative gain."""
         unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh
+        sums = self._sums(slice(None) if len(rows) == self.runs else rows)
+        if self._lender is not None:
+            sums = with_borrowed(sums, self._lender, unit, rows)
         overhead, cost = price[:, :1], price[:, 1:]
         c, room = CENTRES, 1 - CENTRES
         exit_at, skip_below = np.empty((len(rows), self.exits)), np.zeros((len(rows), self.exits))
@@ -188,17 +221,17 @@ class StopCurve(Composite):
         value: Floats = c  # of arriving at the next exit, (rows, bins), as high as it plausibly is
         final: Floats = c  # confidence that the cloud would come to, as it is expected
         for i in range(self.exits - 1, -1, -1):
-            arrived = self.seen[rows, i] + unit / BINS
+            arrived = sums["seen"][:, i] + unit / BINS
             if i == self.exits - 1:
-                relative, bonus = self._relative_gain(rows, i, unit, PRIOR_MEAN)
+                relative, bonus = self._relative_gain(sums, i, unit, PRIOR_MEAN)
                 on = c + np.minimum(relative + bonus, 1.0) * room - overhead
                 final = c + relative * room
             else:
-                on, final = self._ahead(rows, i, unit, value, final)
+                on, final = self._ahead(sums["moves"][:, i], unit, value, final)
                 on = on - cost[:, i : i + 1]
                 relative = self.curve[rows, i]
                 if self.skip:
-                    relative, _ = self._relative_gain(rows, i, unit, np.clip((final - c) / room, 0.0, 1.0))
+                    relative, _ = self._relative_gain(sums, i, unit, np.clip((final - c) / room, 0.0, 1.0))
                     skips = c + relative * room - overhead
                     skip_below[:, i] = self._threshold(arrived * (skips - np.maximum(on, c)))
                     below = c < skip_below[:, i : i + 1]
@@ -213,22 +246,26 @@ class StopCurve(Composite):
         best: Floats = self.grid[(gained @ self._below).argmax(axis=1)]
         return best
 
-    def _relative_gain(self, rows: Ints, exit: int, unit: Floats, prior: Floats | float) -> tuple[Floats, Floats]:
+    def _relative_gain(
+        self, sums: dict[str, Floats], exit: int, unit: Floats, prior: Floats | float
+    ) -> tuple[Floats, Floats]:
         """Of offloading from an exit, by confidence: likeliest value and `beta` standard errors, (rows, bins) each."""
-        offloads, gains = self.offloads[rows, exit], self.gains[rows, exit]
+        offloads, gains = sums["offloads"][:, exit], sums["gains"][:, exit]
         total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
         mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
-        spread = (self.squares[rows, exit, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
+        spread = (sums["squares"][:, exit, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
         near = offloads @ self._kernel + LOCAL * unit
         expected = mean if np.ndim(prior) == 0 else prior
         curve = (gains @ self._kernel + LOCAL * unit * expected) / near
         return curve, self.beta * np.sqrt(spread * unit / near)
 
-    def _ahead(self, rows: Ints, exit: int, unit: Floats, value: Floats, final: Floats) -> tuple[Floats, Floats]:
+    def _ahead(self, moves: Floats, unit: Floats, value: Floats, final: Floats) -> tuple[Floats, Floats]:
         """What an exit expects of the next one, by confidence, from what is expected there, (rows, bins) each.
 
         Parameters
         ----------
+        moves
+            Frames that went on, by their confidence here and there, (rows, coarse, coarse).
         value, final
             By the confidence at the next exit: the value of arriving there, and the cloud's confidence.
 
@@ -239,9 +276,8 @@ class StopCurve(Composite):
         """
         c, room = COARSE_CENTRES, 1 - COARSE_CENTRES  # of the frames that went on
         value, final = (each.reshape(-1, COARSE, 2).mean(axis=2) for each in np.broadcast_arrays(value, final))
-        there = np.empty((len(rows), COARSE, 4))
+        there = np.empty((len(moves), COARSE, 4))
         there[..., 0], there[..., 1], there[..., 2], there[..., 3] = 1.0, value, value**2, final
-        moves = self.moves[:, exit] if len(rows) == self.runs else self.moves[rows, exit]
         count, values, squares, finals = np.moveaxis(moves @ there, 2, 0)
         prior = PRIOR_FRAMES * unit
         near = count @ self._spread + LOCAL * unit

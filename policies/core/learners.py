@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from eex.policies.core.base import (
     Context,
     ExitCost,
+    Floats,
     Ints,
     Outcomes,
     Policy,
@@ -20,6 +21,7 @@ from eex.policies.core.base import (
     go_on_from,
     is_foreign,
 )
+from eex.policies.core.fleet import sharing
 from eex.policies.core.parts import Composite
 
 FEWEST = 8
@@ -59,6 +61,7 @@ class Learners:
 
     def __init__(self, make: Callable[[int], Policy]) -> None:
         self._make = make
+        self._fleet: Floats | None = None
         self._whole = make(1)
         self.exits, self.joint = self._whole.exits, self._whole.joint
         self._foreign = is_foreign(self._whole)
@@ -82,7 +85,7 @@ class Learners:
         learners = cls.__new__(cls)
         learners._make = lambda runs: policy  # there will be no other
         learners._whole, learners.exits, learners.joint = policy, policy.exits, False
-        learners._parts, learners._own, learners._free = {}, [policy], []
+        learners._parts, learners._own, learners._free, learners._fleet = {}, [policy], [], None
         learners._foreign = is_foreign(policy)
         learners.next, learners.learned = np.array([first]), np.array([first])
         return learners
@@ -104,6 +107,39 @@ class Learners:
         for policy in (self._whole, *self._parts.values(), *filter(None, self._own)):
             policy.reward, policy.exit_cost = kind, exit_cost
 
+    # ---- a fleet
+
+    @property
+    def example(self) -> Policy:
+        """A policy as theirs, to be looked at only."""
+        return self._whole
+
+    def sums(self) -> Floats | None:
+        """What all learners have learned together, (size,); None if the policy does not share (`core.fleet`)."""
+        if self.joint:
+            whole = sharing(self._whole)
+            there = np.setdiff1d(np.arange(len(self.next)), self._free)
+            return None if whole is None else whole.sums()[there].sum(axis=0)
+        total = None
+        for policy in filter(None, self._own):
+            if (part := sharing(policy)) is not None:
+                total = part.sums().sum(axis=0) + (0.0 if total is None else total)
+        return total
+
+    def take_fleet(self, flat: Floats) -> None:
+        """Let all learners, those to come too, borrow from what others have learned, (1, size)."""
+        self._fleet = flat
+        for policy in (self._whole, *self._parts.values(), *filter(None, self._own)):
+            if (part := sharing(policy)) is not None:
+                part.take_fleet(flat)
+
+    def _made(self, runs: int) -> Policy:
+        """A policy of so many runs."""
+        policy = self._make(runs)
+        if self._fleet is not None and (part := sharing(policy)) is not None:
+            part.take_fleet(self._fleet)
+        return policy
+
     # ---- who learns
 
     def add(self, key: int, state: State | None = None, first: int = 0) -> int:
@@ -119,7 +155,7 @@ class Learners:
         ValueError
             If the state is that of another policy; nothing is added then.
         """
-        fresh = self._make(1)
+        fresh = self._made(1)
         if state is not None:
             go_on_from(fresh, state)
         fresh.keys = np.array([key])
@@ -150,7 +186,7 @@ class Learners:
         ValueError
             If the state is that of another policy; nothing is changed then.
         """
-        fresh = self._make(1)
+        fresh = self._made(1)
         go_on_from(fresh, state)
         if self.joint:
             self._put(self._whole, fresh, np.array([row]))
@@ -163,7 +199,7 @@ class Learners:
         """A copy of what a learner has learned: the state of a policy of one run."""
         if not self.joint:
             return self.policy(row).state_dict()
-        alone = self._make(1)
+        alone = self._made(1)
         self._get(self._whole, alone, np.array([row]))
         return alone.state_dict()
 
@@ -283,7 +319,7 @@ class Learners:
         if not self.joint:
             self._own += [None] * more
             return
-        whole = self._make(rows)
+        whole = self._made(rows)
         if before:
             self._put(whole, self._whole, np.arange(before))
             whole.keys = np.concatenate([self._whole.keys, np.zeros(more, dtype=np.int64)])
@@ -291,7 +327,7 @@ class Learners:
 
     def _part(self, runs: int) -> Policy:
         if runs not in self._parts:
-            self._parts[runs] = self._make(runs)
+            self._parts[runs] = self._made(runs)
         return self._parts[runs]
 
     @staticmethod

@@ -82,6 +82,9 @@ class Worker:
     """Maximum number of connections."""
     key_clients: int = 32
     """Maximum number of connections with the same key."""
+    fleet: Path | None = None
+    """File that keeps what edges with --share have learned, so that it outlasts this worker. By default, it is kept in
+    memory."""
     metrics_port: int | None = None
     """Serve /health, /ready, /alive and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
     metrics_host: str = "127.0.0.1"
@@ -182,6 +185,7 @@ def _main() -> int:
             ),
             stats=stats,
             metrics=None if options.metrics_port is None else (options.metrics_host, options.metrics_port),
+            fleet=options.fleet,
             anywhere=options.plain_beyond_loopback,
         )
     finally:

@@ -78,6 +78,8 @@ class Playing:
     ----------
     driver, engine_streams
         The engine with its waiting, and its streams with their learners.
+    sharing
+        Their part in a fleet; None if they share nothing.
     totals, kept
         What finished frames come to, and what closed streams have learned.
     labels
@@ -98,6 +100,7 @@ class Playing:
         from eex.stream.engine import exit_cost_of, usual_bytes
         from eex.stream.live.totals import Totals
         from eex.stream.run.records import RecordWriter
+        from eex.stream.sharing import Sharing
         from eex.stream.streams import Streams
 
         self.config, self.net, self.offloader, self._note = config, net, offloader, note
@@ -119,6 +122,8 @@ class Playing:
             drop_below=config.drop_below,
             capacity=max(CAPACITY, 4 * config.batch),
         )
+        learners = self.engine_streams.learners
+        self.sharing = Sharing(learners, offloader, config.policy, note) if config.share else None
         self._ring = self.driver.engine.ring
         self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
         self.labels: Labels | None = None
@@ -256,6 +261,8 @@ class Playing:
         self.driver.drain()
         self.sum_up()
         self.totals.close()
+        if self.sharing is not None:
+            self.sharing.finish()
 
     # ---- streams
 

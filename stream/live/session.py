@@ -30,6 +30,7 @@ from eex.stream.live.images import Given, as_taken
 from eex.stream.live.labels import Labels
 from eex.stream.live.outbox import Outbox
 from eex.stream.live.playing import Playing, Stream, policy_for
+from eex.stream.sharing import check_shares
 
 if TYPE_CHECKING:
     from eex.models.architecture import Network
@@ -189,7 +190,9 @@ class Session:
             )
         self.net = net = load_network(config) if net is None else net
         check_channels(net.architecture.input_shape)
-        policy_for(config, net.edge_exits, 1)  # or fail before a worker is waited for
+        policy = policy_for(config, net.edge_exits, 1)  # or fail before a worker is waited for
+        if config.share:
+            check_shares(policy, config.policy)
         encoding = None
         if offloader is None:
             if worker is not None:
@@ -579,6 +582,8 @@ class Session:
                 self._wait(until)
             if self._leaving:
                 self._let_go()
+            if self._playing.sharing is not None:
+                self._playing.sharing.tend()
             now = time.perf_counter()
             if self._playing.driver.worth_taking or now - summed_up > SUM_UP_S or not room:
                 self._playing.sum_up()

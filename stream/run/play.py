@@ -146,6 +146,7 @@ class Player:
         offloader: "Offloader",
         folder: Path | None = None,
         resume: bool = False,
+        share: bool = False,
     ) -> Played:
         """Stream all frames under one policy.
 
@@ -155,8 +156,11 @@ class Player:
             For records and state; without one nothing is written.
         resume
             Go on from the state in the folder, if there is one.
+        share
+            Share what the policy learns with the worker's other edges, and borrow from them.
         """
         from eex.stream.driver import Driver
+        from eex.stream.sharing import Sharing
 
         net, config = self.net, self.config
         played = Played(label, Tally(net.edge_exits + 1, len(net.classes)))
@@ -180,6 +184,8 @@ class Player:
             keeper, problem, viewer = aims_of(policy), "", self.viewer
             if viewer is not None:
                 viewer.begin(Stage(label, policy, driver, offloader, played.tally))
+            learners = driver.engine.streams.learners
+            sharing = Sharing(learners, offloader, config.policy, warn) if share else None
 
             def take() -> None:
                 for rows in driver.take():
@@ -198,6 +204,8 @@ class Player:
                 if self.stop():
                     break
                 driver.feed(batch)
+                if sharing is not None:
+                    sharing.tend()
                 now = time.perf_counter()
                 look = now - shown > SHOW_S
                 if look and viewer is not None:  # before any frame of the batch is taken
@@ -216,6 +224,8 @@ class Player:
                     glance = Glance(label, ring.next, self.frames.total, now - started, played.tally, kind)
                     self.show(replace(glance, problem=problem))
             commit()
+            if sharing is not None:
+                sharing.finish()
             played.seconds = time.perf_counter() - started
         played.withheld, played.unrecorded, played.link = meter.withheld, recorder.unrecorded, offloader.report()
         played.aims = [] if keeper is None else keeper.report()

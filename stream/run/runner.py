@@ -27,6 +27,7 @@ from eex.stream.planning.sending import choose_sending
 from eex.stream.run.play import Player, Show, Viewer
 from eex.stream.run.recorder import warn
 from eex.stream.run.summary import summarise, write_curves, write_json
+from eex.stream.sharing import check_shares
 from eex.stream.wire.connection import connected
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def run(
             keeping(policy, config.aim, choice.label) if policy.priced or not k else policy
             for k, (policy, choice) in enumerate(zip(policies, resolved.policies, strict=True))
         ]
+        if config.share:
+            check_shares(policies[0], config.policy)
         frames = open_frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
         connect = partial(connected, connection, net.fingerprint, config.seed, embedded)
@@ -113,7 +116,8 @@ def run(
         prices = parse_exit_cost(config.exit_cost).of(net.edge_exits)
         viewer = None if view is None else stack.enter_context(view(config, net, frames, prices))
         player = Player(frames, net, config, resolved, sending, show, stop, viewer)
-        played = [player.play(resolved.policies[0].label, policies[0], offloader, folder, resume is not None)]
+        own = resolved.policies[0].label
+        played = [player.play(own, policies[0], offloader, folder, resume is not None, config.share)]
         for choice, policy in zip(resolved.policies[1:], policies[1:], strict=True):
             if stop() or frames.live:
                 break

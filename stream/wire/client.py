@@ -10,10 +10,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import OffloadError
+from eex.policies.core.fleet import Layout
 from eex.stream.wire.channel import Channel, timed_out
 from eex.stream.wire.encoding import Encoded
 from eex.stream.wire.keys import EdgeKeys
@@ -162,6 +164,28 @@ class ZmqOffloader:
             if self._step(end):
                 break
         return replies
+
+    def share(self, policy: str, edge: str, layout: Layout, sums: NDArray[np.float32]) -> bool:
+        """Send what was learned to the first worker that is alive, without waiting; whether it was sent.
+
+        Parameters
+        ----------
+        policy, edge
+            Name of the policy that learned; a text by which this edge is told from others with the same key.
+        layout, sums
+            See `eex.policies.core.fleet`; (size,).
+        """
+        return self._requests.share(time.monotonic(), policy, edge, layout, sums)
+
+    def take_fleet(self) -> tuple[int, NDArray[Any]] | None:
+        """How many other edges share, and their sums, if the answer to `share` has come and was not taken yet."""
+        fleet, self._requests.fleet = self._requests.fleet, None
+        return fleet
+
+    @property
+    def share_problem(self) -> str:
+        """Why the worker refused what was shared last; empty if it did not."""
+        return self._requests.share_problem
 
     def wake_on(self, descriptor: int) -> None:
         """Let `poll` return when something can be read from a file descriptor, too."""

@@ -45,6 +45,8 @@ class Connection:
         Folder of the keys, and the name of this edge's.
     required
         Whether a worker must answer at the start.
+    share
+        Whether the worker is sent what the policy learns.
     answer_with
         Model with which the embedded worker answers images; None for the edge's own.
     """
@@ -61,6 +63,7 @@ class Connection:
     key: str
     required: bool
     answer_with: Path | None = None
+    share: bool = False
 
     @property
     def offloads(self) -> bool:
@@ -97,6 +100,10 @@ class ConnectionConfig:
     require_worker: bool = False
     """Refuse to start if no worker can be reached. By default, frames are answered on the edge until one can."""
 
+    share: bool = False
+    """Share what the policy learns with the other edges of the worker, and start from what they have learned. Sums of
+    counts are sent, nothing of a single frame. Needs a worker at tcp://… and the policy stop-curve."""
+
     def connection(self) -> Connection:
         """What the options stand for.
 
@@ -113,6 +120,10 @@ class ConnectionConfig:
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
         processes, endpoints = _workers(self.worker)
+        if self.share and not endpoints:
+            raise EexError(
+                f"--share goes with a worker that other edges use, tcp://host:port; got --worker {self.worker}"
+            )
         encoding = None if self.send == "auto" else parse_encoding(self.send)
         if self.answer_with is not None:
             if not processes:
@@ -133,6 +144,7 @@ class ConnectionConfig:
             self.key,
             self.require_worker,
             self.answer_with,
+            self.share,
         )
 
 

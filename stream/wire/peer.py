@@ -27,6 +27,9 @@ NEWEST_WEIGHT = 0.2
 HELLO_ID = (1 << 63) - 1
 """Id of every hello, so that its refusal is not mistaken for the reply to a request."""
 
+SUMS_ID = HELLO_ID - 1
+"""Id of every message of sums, likewise."""
+
 
 class Peer:
     """One worker: its handshake, heartbeats, circuit breaker and round trip.

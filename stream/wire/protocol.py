@@ -5,7 +5,7 @@ sides authenticate and encrypt with CURVE, unless plain text was asked for (`eex
 arrives whole or not at all. Nothing else is assumed: replies may come in any order, late, twice or never.
 
 **Messages.** A message is a list of frames, which are the parts of a ZeroMQ multipart message. The first frame is the
-header: a msgpack map with the fields of one of the six structures below, tagged by `kind`. The other frames are the
+header: a msgpack map with the fields of one of the eight structures below, tagged by `kind`. The other frames are the
 arrays that the header announces, little-endian, in C order, without padding. A message with unknown fields, more or
 fewer frames, or a frame of another length than announced is refused as a whole.
 
@@ -16,6 +16,8 @@ fewer frames, or a frame of another length than announced is refused as a whole.
                            ◄─     ReplyHeader, confidence, prediction
     Ping                   ─►
                            ◄─     Pong
+    SumsHeader, sums       ─►
+                           ◄─     FleetHeader, sums
 
 **Greeting.** Once connected, an edge sends a `Hello` with the fingerprint of its model's weights, and repeats it
 every half second until it is answered. The worker answers with the `Welcome` of that model, or refuses the hello by
@@ -53,6 +55,13 @@ says how many requests it has under way, for how long its longest model call has
 to stop. An edge does not use a worker whose answer is overdue, or whose model has been running for longer than the
 deadline, until that changes (`eex.stream.wire.peer`).
 
+**Fleets.** An edge that was told to (`--share`) sends what its policy has learned every so often: a `SumsHeader` with
+one array, float32 of shape (n,), the sums of counts that `eex.policies.core.fleet` describes; `exits`, `bins` and
+`coarse` say how many they are. There is nothing of a single frame in them. The worker keeps the latest sums of each
+edge, and answers with a `FleetHeader` and one array of as many numbers: what all other edges with the same model,
+policy and sizes have shared, added up. It refuses sums that no stream can have as "message", and those that come
+more often than ten times a second as "busy".
+
 **Limits.** A header has at most 64 KiB, an array at most 64 MiB or the welcome's `max_bytes`, and a message at most
 65,536 images. A client may have as many requests under way as the welcome's `window` allows.
 
@@ -75,9 +84,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import OffloadError
+from eex.policies.core.fleet import MOST_VALUES, Layout
 from eex.stream.wire.encoding import STORED, Codec, DType, decode, layout
 
-VERSION = 3
+VERSION = 4
 """Version of the protocol, on which edge and worker must agree."""
 
 MAX_HEADER_BYTES = 1 << 16
@@ -86,6 +96,9 @@ MAX_BYTES = 1 << 26
 
 MAX_FRAMES = 1 << 16
 """Most images in one message."""
+
+SHARE_EVERY_S = 0.1
+"""Seconds between two messages of sums, at least."""
 
 MESSAGE_FRAMES = 64
 """Images that fit into a worker's largest message, with the largest features that its models take."""
@@ -226,10 +239,55 @@ class ReplyHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="reply", fo
     version: int = VERSION
 
 
+class SumsHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="sums", forbid_unknown_fields=True):
+    """What an edge has learned; its sums follow, float32, laid out as `eex.policies.core.fleet.Layout` says.
+
+    Attributes
+    ----------
+    id
+        Carried by the answer.
+    model, policy
+        Fingerprint of the edge's weights; name of the policy that learned.
+    edge
+        By which an edge is told from others with the same key: a text that it makes up when it starts.
+    exits, bins, coarse
+        Sizes of the sums.
+    """
+
+    id: _Id
+    model: _Name
+    policy: _Name
+    edge: _Name
+    exits: Annotated[int, Meta(ge=1, le=1000)]
+    bins: Annotated[int, Meta(ge=1, le=1000)]
+    coarse: Annotated[int, Meta(ge=1, le=1000)]
+    version: int = VERSION
+
+
+class FleetHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="fleet", forbid_unknown_fields=True):
+    """The worker's answer to the sums of an edge; those of the others follow, float32, in the same layout.
+
+    Attributes
+    ----------
+    id
+        That of the edge's message.
+    values
+        How many numbers follow.
+    edges
+        How many other edges have shared what they learned.
+    """
+
+    id: _Id
+    values: Annotated[int, Meta(ge=1, le=MOST_VALUES)]
+    edges: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+    version: int = VERSION
+
+
+_SUM = np.dtype("<f4")
 _CONFIDENCE, _PREDICTION = np.dtype("<f4"), np.dtype("<i4")
 _NOTHING = (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32))
 
-Header = Hello | Welcome | Ping | Pong | Request | ReplyHeader
+Header = Hello | Welcome | Ping | Pong | Request | ReplyHeader | SumsHeader | FleetHeader
 
 
 class _Envelope(msgspec.Struct):
@@ -353,9 +411,21 @@ def _layout(header: Header) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
                 f"{header.error!r}"
             )
         return [(_CONFIDENCE, (header.frames,)), (_PREDICTION, (header.frames,))]
+    if isinstance(header, SumsHeader):
+        if header.bins % header.coarse or (size := layout_of(header).size) > MOST_VALUES:
+            sizes = f"{header.exits} exits, {header.bins} bins and {header.coarse} coarse ones"
+            raise OffloadError(f"sums of {sizes} cannot be shared: at most {MOST_VALUES:,} numbers fit, in whole bins")
+        return [(_SUM, (size,))]
+    if isinstance(header, FleetHeader):
+        return [(_SUM, (header.values,))]
     if isinstance(header, Pong):
         _check_time("busy_ms", header.busy_ms)
     return []
+
+
+def layout_of(header: SumsHeader) -> Layout:
+    """Sizes of the sums that follow a header."""
+    return Layout(header.exits, header.bins, header.coarse)
 
 
 def _check_time(name: str, value: float) -> None:

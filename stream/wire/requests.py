@@ -11,10 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import OffloadError
+from eex.policies.core.fleet import Layout
 from eex.stream.wire.encoding import Encoded, as_they_are
 from eex.stream.wire.offload import Reply
-from eex.stream.wire.peer import HELLO_ID, Peer, smoothed
-from eex.stream.wire.protocol import Buffer, Pong, ReplyHeader, Request, Welcome, one_line, pack, readable_id, unpack
+from eex.stream.wire.peer import HELLO_ID, SUMS_ID, Peer, smoothed
+from eex.stream.wire.protocol import (
+    Buffer,
+    FleetHeader,
+    Pong,
+    ReplyHeader,
+    Request,
+    SumsHeader,
+    Welcome,
+    one_line,
+    pack,
+    readable_id,
+    unpack,
+)
 
 HEDGE_AFTER = 3.0
 """A request is sent to a second worker after this many usual round trips of the quickest …"""
@@ -83,6 +96,10 @@ class Requests:
         Bytes of all requests sent, headers included.
     link_ms
         Estimate of the round trip, in which a missed deadline counts as the deadline; NaN before the first.
+    fleet
+        Other edges and their sums, as a worker last sent them; None if none came since somebody took them.
+    share_problem
+        Why the worker refused the latest sums; empty if it did not.
     """
 
     def __init__(self, peers: Sequence[Peer], fingerprint: str, deadline_ms: float, window: int) -> None:
@@ -90,6 +107,8 @@ class Requests:
         self.fingerprint, self.deadline_ms, self.window = fingerprint, deadline_ms, window
         self.bytes_sent, self.link_ms, self.due = 0, math.nan, -math.inf
         self.counts: Counter[str] = Counter()
+        self.fleet: tuple[int, NDArray[Any]] | None = None
+        self.share_problem = ""
         self._awaited: dict[int, Awaited] = {}  # in the order sent, which is the order of the deadlines
         self._replies: list[Reply] = []
 
@@ -201,6 +220,18 @@ class Requests:
             return math.inf
         return now + max(HEDGE_LEAST_S, HEDGE_AFTER * min(usual_ms) / 1000)
 
+    def share(self, now: float, policy: str, edge: str, layout: Layout, sums: NDArray[np.float32]) -> bool:
+        """Send what was learned to the first worker that is alive; its answer becomes `fleet`. Whether it was sent."""
+        header = SumsHeader(
+            SUMS_ID, self.fingerprint, policy, edge, exits=layout.exits, bins=layout.bins, coarse=layout.coarse
+        )
+        peer = next((peer for peer in self.peers if peer.alive(now)), None)
+        message = pack(header, sums)
+        if peer is None or not peer.send(message):
+            return False
+        self.bytes_sent += sum(memoryview(frame).nbytes for frame in message)
+        return True
+
     # ---- in
 
     def take_in(self, now: float, peer: Peer, frames: list[Buffer]) -> None:
@@ -222,8 +253,12 @@ class Requests:
             self._greeted(peer, header)
         elif isinstance(header, Pong):
             peer.answered_ping(header, self.deadline_ms, now)
+        elif isinstance(header, FleetHeader):
+            self.fleet, self.share_problem = (header.edges, arrays[0].copy()), ""
         elif isinstance(header, ReplyHeader) and header.id == HELLO_ID:
             peer.rejected(_refusal(header))
+        elif isinstance(header, ReplyHeader) and header.id == SUMS_ID:
+            self.share_problem = header.error
         elif isinstance(header, ReplyHeader):
             awaited = self._awaited.get(header.id)
             if awaited is None or peer not in awaited.at:

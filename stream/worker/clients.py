@@ -78,7 +78,9 @@ class Client:
     key
         Its public half and its name (`eex.stream.wire.security.client_id`); empty in plain text.
     asked
-        When its last hello or request came.
+        When its last hello, request or sums came.
+    shared
+        When its last sums came.
     waiting
         Requests accepted and not answered yet.
     outbox
@@ -90,6 +92,7 @@ class Client:
     key: str = ""
     waiting: int = 0
     asked: float = -math.inf
+    shared: float = -math.inf
     outbox: deque[tuple[float, list[Buffer]]] = field(default_factory=deque)
 
 

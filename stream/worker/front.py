@@ -19,6 +19,7 @@ from eex.stream.wire.security import Doorkeeper, still_known
 from eex.stream.wire.sockets import receive, send
 from eex.stream.worker.clients import Limits
 from eex.stream.worker.connections import Connections
+from eex.stream.worker.fleets import Fleets
 from eex.stream.worker.log import Log, Throttled
 from eex.stream.worker.pool import Replica, ReplicaPool
 from eex.stream.worker.service import Service
@@ -49,6 +50,8 @@ class Front:
         The socket on which libzmq asks about clients, and who is known.
     connections
         Of the socket; None if nobody bounds them.
+    fleets
+        What edges share; by default, new ones that are kept in memory.
     log
         Receives a line for each refusal and each lost replica, within the limits of `eex.stream.worker.log.Throttled`.
 
@@ -75,6 +78,7 @@ class Front:
         zap: zmq.Socket[bytes] | None = None,
         known: Known = lambda key: "",
         connections: Connections | None = None,
+        fleets: Fleets | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
         self.socket, self.stats, self.limits = socket, stats or Stats(), limits or Limits()
@@ -83,6 +87,7 @@ class Front:
         self._swept = self.turned = time.monotonic()
         self._written, self._log = log, Throttled(log)
         self.stats.log = self._log
+        self._unwritten_fleets = ""
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._woken, False)
         self.pool = ReplicaPool(replicas, self._wake, self._log)
@@ -94,6 +99,7 @@ class Front:
             stats=self.stats,
             busy_ms=self.pool.busy_ms,
             log=self._log,
+            fleets=fleets,
         )
         self._poller = zmq.Poller()
         for source in (socket, self._woken, *([zap] if zap is not None else [])):
@@ -123,6 +129,8 @@ class Front:
                 self._turn(DRAIN_POLL_MS)
         finally:
             self.service.drain()
+            self.service.fleets.save()
+            self._log_fleets()
             if self.pool.close():
                 os.close(self._woken)
                 os.close(self._waker)
@@ -147,7 +155,16 @@ class Front:
             self._read()
         self._collect()
         self._hand_out()
+        self.service.fleets.save_when_due()
+        self._log_fleets()
         self.service.clients.flush(time.monotonic())
+
+    def _log_fleets(self) -> None:
+        """Say once why the file of what edges share cannot be written."""
+        problem = self.service.fleets.problem
+        if problem and problem != self._unwritten_fleets:
+            self._log(problem)
+        self._unwritten_fleets = problem
 
     def _guard(self, now: float) -> None:
         """Let clients in, and end connections that may not stay."""

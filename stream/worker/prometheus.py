@@ -77,6 +77,7 @@ class Collector:
         yield CounterMetricFamily("eex_frames", "Frames run", value=stats.frames)
         yield CounterMetricFamily("eex_expired", "Requests dropped because their deadline had passed", stats.expired)
         yield CounterMetricFamily("eex_unread_replies", "Replies that clients did not read", value=stats.unread)
+        yield CounterMetricFamily("eex_shared", "Messages with what edges have learned", value=stats.shared)
         yield CounterMetricFamily("eex_strangers", "Connections rejected for their keys", value=stats.strangers)
         if stats.upstream:
             tiers = CounterMetricFamily(

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import zmq
 
@@ -18,6 +19,7 @@ from eex.stream.wire.security import check_plain, secure_worker, zap_socket
 from eex.stream.worker.clients import Limits
 from eex.stream.worker.connections import Connections
 from eex.stream.worker.embedded import GRACE_S, READY
+from eex.stream.worker.fleets import Fleets
 from eex.stream.worker.front import Front
 from eex.stream.worker.log import Log
 from eex.stream.worker.pool import LocalReplica, Replica
@@ -73,6 +75,7 @@ def listen(
     limits: Limits | None = None,
     stats: Stats | None = None,
     metrics: tuple[str, int] | None = None,
+    fleet: Path | None = None,
     anywhere: bool = False,
 ) -> None:
     """Bind a socket, print where it listens, and serve until `stop` is set.
@@ -85,12 +88,17 @@ def listen(
         To count in, where the replicas count too.
     metrics
         Host and port of health and metrics; None for neither.
+    fleet
+        File that keeps what edges share; None for none.
 
     Raises
     ------
     OffloadError
         If the endpoint cannot be bound, or plain text would leave the machine.
+    EexError
+        If the file of what edges share cannot be used.
     """
+    fleets = Fleets(fleet)
     if keys is None:
         check_plain(bind, anywhere)
     message_bytes = max(w.max_bytes for w in welcomes) + MAX_HEADER_BYTES
@@ -130,6 +138,7 @@ def listen(
             zap=zap,
             known=known,
             connections=connections,
+            fleets=fleets,
             log=log,
         )
         if keys is not None:

@@ -1,14 +1,20 @@
 """A worker's side of the protocol, as a state machine: messages and the time go in, messages and batches come out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from eex.stream.wire.protocol import (
+    SHARE_EVERY_S,
     Buffer,
+    FleetHeader,
     Hello,
     Ping,
     Pong,
     Refusal,
     Request,
+    SumsHeader,
     Welcome,
     one_line,
     pack,
@@ -18,6 +24,7 @@ from eex.stream.wire.protocol import (
 )
 from eex.stream.worker.batches import BatchQueue, Queued, RequestBatch
 from eex.stream.worker.clients import Client, Clients, Limits, RefusedError, Send
+from eex.stream.worker.fleets import Fleets
 from eex.stream.worker.pool import Answer, Finished
 from eex.stream.worker.stats import Stats
 
@@ -38,6 +45,8 @@ class Service:
         What each stage takes, (C, H, W) or (C,), by model; where unknown, the replica has to check.
     busy_ms
         Says for how long the longest call of a model has been running.
+    fleets
+        What edges share; by default, new ones that are kept in memory.
 
     Attributes
     ----------
@@ -62,9 +71,11 @@ class Service:
         stats: Stats,
         busy_ms: Callable[[float], float],
         log: Callable[[str], None],
+        fleets: Fleets | None = None,
     ) -> None:
         self.limits, self.shapes, self.stats, self._busy_ms, self._log = limits, shapes, stats, busy_ms, log
         self.clients = Clients(limits, send, stats)
+        self.fleets = fleets or Fleets()
         self.waiting = BatchQueue(limits.batch, limits.wait_ms)
         self.draining = False
         self.queued = self.queued_bytes = 0
@@ -97,8 +108,8 @@ class Service:
         except Exception as error:  # whatever it is, the others are served
             self._refuse(self.clients.get(id) or Client(id, now), readable_id(frames), "message", str(error))
             return
-        if not isinstance(header, Hello | Ping | Request):
-            text = "a worker takes a hello, a ping or a request, got a worker's own message"
+        if not isinstance(header, Hello | Ping | Request | SumsHeader):
+            text = "a worker takes a hello, a ping, a request or sums, got a worker's own message"
             self._refuse(self.clients.get(id) or Client(id, now), getattr(header, "id", None), "message", text)
             return
         client = Client(id, now)
@@ -112,10 +123,27 @@ class Service:
                 if header.model not in self._packed:
                     raise RefusedError("model", self._no_model(header.model))
                 self.clients.notify(client, self._packed[header.model])
+            elif isinstance(header, SumsHeader):
+                self._share(client, header, arrays[0], now)
             else:
                 self._accept(Queued(client, header, arrays, now))
         except RefusedError as error:
             self._refuse(client, header.id, error.kind, str(error))
+
+    def _share(self, client: Client, header: SumsHeader, sums: NDArray[Any], now: float) -> None:
+        """Keep what an edge shares and send it what the others do, or raise `RefusedError`."""
+        welcome = self.welcomes.get(header.model)
+        if welcome is None:
+            raise RefusedError("model", self._no_model(header.model))
+        if now - client.shared < SHARE_EVERY_S:
+            raise RefusedError("busy", f"sums came less than {SHARE_EVERY_S:g} s after the last ones")
+        client.shared = now
+        try:
+            edges, others = self.fleets.take_in(header, sums, client.key, welcome.answerer)
+        except ValueError as error:
+            raise RefusedError("message", f"no stream has such sums: {error}") from None
+        self.stats.shared += 1
+        self.clients.notify(client, pack(FleetHeader(header.id, len(others), edges), others))
 
     def _accept(self, queued: Queued) -> None:
         """Take a request on, or raise `RefusedError`."""

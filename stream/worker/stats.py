@@ -50,6 +50,8 @@ class Stats:
         Requests whose deadline had passed before a model was free.
     unread
         Replies that their clients did not read.
+    shared
+        Messages with what an edge has learned.
     strangers
         Connections rejected for their keys.
     log
@@ -63,6 +65,7 @@ class Stats:
     frames: int = 0
     expired: int = 0
     unread: int = 0
+    shared: int = 0
     strangers: int = 0
     log: Throttled | None = None
     upstream: Counter[str] = field(default_factory=Counter)

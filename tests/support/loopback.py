@@ -133,11 +133,11 @@ def reply(router, client, id, confidence=(0.5,), prediction=(1,)):
 class Cloud:
     """A front with its socket, served in a thread."""
 
-    def __init__(self, replicas, welcomes=(A, B), **options):
+    def __init__(self, replicas, welcomes=(A, B), endpoint="tcp://127.0.0.1:*", **options):
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.linger = 0
-        self.socket.bind("tcp://127.0.0.1:*")
+        self.socket.bind(endpoint)
         self.endpoint = endpoint_of(self.socket)
         self.lines = []
         self.front = Front(self.socket, welcomes, replicas, log=self.lines.append, **options)

@@ -18,6 +18,7 @@ from eex.stream.wire.protocol import (
     Pong,
     ReplyHeader,
     Request,
+    SumsHeader,
     Welcome,
     one_line,
     pack,
@@ -216,3 +217,26 @@ def test_the_id_of_a_bad_message_is_read_where_it_can_be():
 def test_one_line():
     assert one_line("a\n\tb\x1b[31m\x00c") == "a b [31m c"
     assert one_line("x" * 400) == "x" * 299 + "…"
+
+
+# ---- sums of a fleet
+
+
+def sums_header(**changes):
+    fields = {"id": 1, "model": "m", "policy": "stop-curve", "edge": "e", "exits": 3, "bins": 50, "coarse": 25}
+    return SumsHeader(**fields | changes)
+
+
+def test_sums_of_a_policy_round_trip_within_kilobytes():
+    values = np.arange(1703, dtype=np.float32)
+    message = pack(sums_header(), values)
+    assert sum(memoryview(frame).nbytes for frame in message) < 8192
+    header, (array,) = unpack([bytes(frame) for frame in message])
+    assert header == sums_header()
+    np.testing.assert_array_equal(array, values)
+
+
+@pytest.mark.parametrize("changes", [{"exits": 1000}, {"bins": 7, "coarse": 2}, {"bins": 1000, "coarse": 1000}])
+def test_sums_that_are_too_many_or_of_no_whole_bins_are_refused(changes):
+    with pytest.raises(OffloadError, match="cannot be shared"):
+        pack(sums_header(**changes), np.zeros(1, dtype=np.float32))

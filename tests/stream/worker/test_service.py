@@ -5,8 +5,20 @@ import numpy as np
 import pytest
 
 from eex.policies.core.errors import OffloadError
+from eex.policies.core.fleet import Layout
 from eex.stream.wire import protocol
-from eex.stream.wire.protocol import Hello, Ping, Pong, Request, Welcome, pack, refusal, unpack
+from eex.stream.wire.protocol import (
+    FleetHeader,
+    Hello,
+    Ping,
+    Pong,
+    Request,
+    SumsHeader,
+    Welcome,
+    pack,
+    refusal,
+    unpack,
+)
 from eex.stream.worker.clients import Limits
 from eex.stream.worker.pool import Finished, LocalReplica, answer
 from eex.stream.worker.service import Service
@@ -209,7 +221,7 @@ def test_messages_that_make_no_sense_are_answered_where_their_id_can_be_read():
     assert [(id, kind) for id, kind, _ in refused] == [(5, "message")] * 10
     text = f"the message speaks version 99 of the protocol, this eex speaks {protocol.VERSION}"
     assert refused[-1][2] == text
-    assert refused[6][2] == "a worker takes a hello, a ping or a request, got a worker's own message"
+    assert refused[6][2] == "a worker takes a hello, a ping, a request or sums, got a worker's own message"
     assert worker.stats.refusals == {"message": 22}
     assert all(line.isprintable() for line in worker.lines)
     assert len(worker.service.clients) == 1
@@ -239,3 +251,33 @@ def test_a_model_that_fails_is_counted_and_said():
 def test_a_welcome_beyond_the_protocols_limits_is_an_error_at_start():
     with pytest.raises(OffloadError, match="classes"):
         Played([Welcome("m", 4, ("pristine",), ())])
+
+
+# ---- what edges share
+
+
+def shared(edge="a", model="model-a", value=0.0):
+    flat = np.zeros(Layout(1).size, dtype=np.float32)
+    of = Layout(1).views(flat)
+    of["seen"][0, 3] = of["offloads"][0, 3] = value
+    return SumsHeader(5, model, "stop-curve", edge, exits=1, bins=50, coarse=25), flat
+
+
+def test_sums_are_answered_with_those_of_the_others():
+    worker = Played()
+    assert worker.give(*shared("a", value=7.0), client=b"a") == FleetHeader(5, Layout(1).size, 0)
+    assert worker.give(*shared("b", value=1.0), client=b"b", now=1.0).edges == 1
+    (_, _, (others,)) = worker.sent[-1]
+    assert others.sum() == pytest.approx(14.0)  # seen, and offloaded
+    assert worker.stats.shared == 2
+
+
+def test_sums_that_no_stream_has_are_refused_and_so_are_those_of_another_model_or_too_many():
+    worker = Played()
+    assert worker.give(*shared(value=-1.0)).refusal == "message"
+    assert worker.give(*shared(value=1.0), now=0.05).refusal == "busy"
+    assert worker.give(*shared(model="model-c"), now=2.0).refusal == "model"
+    assert isinstance(worker.give(*shared(value=1.0), now=4.0), FleetHeader)
+    assert [line for line in worker.lines if "no stream has such sums: a sum is negative: -1" in line]
+    worker.service.drain()
+    assert worker.give(*shared(value=1.0), now=6.0).refusal == "draining"

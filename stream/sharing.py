@@ -1,0 +1,129 @@
+"""An edge's part in a fleet: what its learners have learned goes to the worker, and what others have comes back."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eex.policies.core.base import Policy
+from eex.policies.core.errors import EexError
+from eex.policies.core.fleet import Layout, sharing
+from eex.policies.core.learners import Learners
+from eex.stream.wire.offload import Offloader
+from eex.stream.wire.protocol import SHARE_EVERY_S
+
+FIRST_S, MOST_S = 1.0, 60.0
+"""Seconds between the first two exchanges, which double from one to the next, and at most."""
+LAST_S = 0.5
+"""How long an edge that ends waits for the worker to have its last sums."""
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """An offloader that also carries what a fleet learns (`eex.stream.wire.client.ZmqOffloader`)."""
+
+    def share(self, policy: str, edge: str, layout: Layout, sums: NDArray[np.float32]) -> bool:
+        """Send sums, without waiting; whether they were sent."""
+
+    def take_fleet(self) -> tuple[int, NDArray[np.float32]] | None:
+        """Other edges and their sums, if they have come and were not taken yet."""
+
+    @property
+    def share_problem(self) -> str:
+        """Why the worker refused the latest sums; empty if it did not."""
+
+
+def check_shares(policy: Policy, name: str) -> None:
+    """Raise `EexError` if what a policy learns cannot be shared.
+
+    Parameters
+    ----------
+    name
+        Of the policy, as the user wrote it.
+    """
+    if sharing(policy) is None:
+        raise EexError(f"--share: what policy {name} learns does not add up over edges; use stop-curve")
+
+
+class Sharing:
+    """Exchanges sums with the worker every so often; it never waits, but for `finish`.
+
+    Parameters
+    ----------
+    learners
+        Those of the engine.
+    offloader
+        Which carries the sums.
+    policy
+        Name of the policy; edges share with those that have the same.
+    note
+        Receives a line for what the worker refuses.
+    clock
+        Returns the time in seconds.
+
+    Attributes
+    ----------
+    edges
+        Other edges that share, as the worker last said; None before its first answer.
+    """
+
+    def __init__(
+        self,
+        learners: Learners,
+        offloader: Offloader,
+        policy: str,
+        note: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not isinstance(offloader, Shared):
+            raise EexError("--share: this offloader cannot share; connect to a worker, tcp://host:port")
+        self.learners, self.offloader, self.note, self.clock = learners, offloader, note, clock
+        self.policy, self.edge = policy.rpartition("@")[2].partition(":")[0], uuid4().hex
+        self.edges: int | None = None
+        self._due, self._wait_s, self._noted, self._sent = clock(), FIRST_S, "", -math.inf
+
+    def tend(self) -> None:
+        """Send what is due, and take what has come."""
+        fleet = self.offloader.take_fleet()
+        if fleet is not None:
+            self._take(*fleet)
+        problem = self.offloader.share_problem
+        if problem and problem != self._noted:
+            self.note(f"the worker refused what was to be shared: {problem}")
+        self._noted = problem
+        if self.clock() >= self._due and self._send():
+            self._due = self.clock() + self._wait_s
+            self._wait_s = min(2 * self._wait_s, MOST_S)
+
+    def finish(self) -> None:
+        """Send what was learned last, and wait a little until the worker has it."""
+        time.sleep(max(0.0, self._sent + 2 * SHARE_EVERY_S - self.clock()))
+        end = self.clock() + LAST_S
+        self.offloader.take_fleet()
+        if self._send():
+            while self.offloader.take_fleet() is None and not self.offloader.share_problem and self.clock() < end:
+                self.offloader.poll()
+                time.sleep(0.005)
+
+    def _send(self) -> bool:
+        sums, part = self.learners.sums(), sharing(self.learners.example)
+        assert part is not None
+        layout = part.layout
+        given = np.zeros(layout.size) if sums is None else sums
+        sent = self.offloader.share(self.policy, self.edge, layout, given.astype(np.float32))
+        self._sent = self.clock() if sent else self._sent
+        return sent
+
+    def _take(self, edges: int, flat: NDArray[np.float32]) -> None:
+        part = sharing(self.learners.example)
+        assert part is not None
+        if part.layout.problem(flat, moderated=True):
+            self.note("the worker sent what no fleet can have learned; it is not used")
+            return
+        self.edges = edges
+        if edges:
+            self.learners.take_fleet(flat[None].astype(float))
