@@ -55,7 +55,7 @@ class TextConfig:
     """Texts to train on: a file with a line "text<TAB>label" each, such as SST-2's train.tsv."""
     test: Path | None = None
     """Texts to measure and stream, in a file of the same kind. By default, texts held out of --data."""
-    epochs: int = 4
+    epochs: int = 2
     """Passes over the texts."""
     blocks: int = 4
     """Blocks of the transformer; an exit stands after each."""

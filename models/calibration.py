@@ -25,7 +25,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Parameters
     ----------
     logits, labels
-        Logits as trained, (N, K), and classes (N,), of images that the network was not trained on.
+        Logits as trained, (N, K), and classes (N,), of images that the network was not trained on; or the classes'
+        probabilities (N, K), which the temperature brings the softmax nearest to.
 
     Returns
     -------
@@ -50,14 +51,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     ----------
     Guo, Pleiss, Sun and Weinberger (2017), On calibration of modern neural networks, ICML, section 4.2.
     """
-    if logits.dim() != 2 or not len(logits) or tuple(labels.shape) != (len(logits),):
+    soft = labels.dim() == 2 and labels.shape == logits.shape
+    if logits.dim() != 2 or not len(logits) or not (soft or tuple(labels.shape) == (len(logits),)):
         raise EexError(f"expected logits (N, K) and labels (N,), got {tuple(logits.shape)} and {tuple(labels.shape)}")
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+    if not soft and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
         raise EexError(f"labels must lie in 0…{logits.shape[1] - 1}, got {int(labels.min())}…{int(labels.max())}")
     if not bool(logits.isfinite().all()):
         raise EexError("logits must be finite")
     z = logits.double()
-    of_label = z.gather(1, labels[:, None].long()).mean()
+    of_label = (z * labels).sum(1).mean() if soft else z.gather(1, labels[:, None].long()).mean()
     low, high = -math.log(HOTTEST), -math.log(COLDEST)  # of log β
     for _ in range(50):
         middle = (low + high) / 2
@@ -77,7 +79,7 @@ def calibrate(
     net
         Network whose `temperature[i][expert]` is set for every exit i.
     images, labels
-        Held-out uint8 images (N, C, H, W) and classes (N,).
+        Held-out uint8 images (N, C, H, W) and classes (N,), or the probabilities of the classes (N, K).
     expert
         Whose branches are calibrated.
     distort
@@ -86,7 +88,8 @@ def calibrate(
     Returns
     -------
     list of (float, float)
-        Expected calibration error of each exit on these images, at temperature 1 and at the one that was set.
+        Expected calibration error of each exit on these images, at temperature 1 and at the one that was set; of
+        probabilities, against the most probable classes.
 
     Raises
     ------
@@ -98,10 +101,11 @@ def calibrate(
     if not len(images):
         raise EexError("calibration needs at least one image")
     errors = []
+    classes = labels if labels.dim() == 1 else labels.argmax(1)
     for i, logits in enumerate(all_logits(net, images, expert=expert, distort=distort)):
         temperature = fit_temperature(logits, labels)
         net.temperature[i][expert] = temperature
-        errors.append((_error_at(logits, labels, 1.0), _error_at(logits, labels, temperature)))
+        errors.append((_error_at(logits, classes, 1.0), _error_at(logits, classes, temperature)))
     return errors
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from eex.models.augmentation import augment, cut_out
 from eex.models.network import PRISTINE, EarlyExitNet
-from eex.models.training import Distort, Progress, Recipe, learning_rate, make_optimizer
+from eex.models.training import Distort, Progress, Recipe, Teacher, learning_rate, make_optimizer
 from eex.policies.core.errors import EexError
 
 VIEWS = 4
@@ -31,6 +31,7 @@ def fit_frozen(
     expert: str = PRISTINE,
     distort: Distort | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
+    teacher: Teacher | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[dict[str, Any]]:
     """Train one expert's branches, the final exit's included, in place; the stages stay as they are.
@@ -42,6 +43,8 @@ def fit_frozen(
     ----------
     net, images, labels, expert, distort, validation, report
         As in `eex.models.training.fit`.
+    teacher
+        As there. The final exit of the first expert then stays as it is, too: it is the one that teaches.
     recipe
         Of its settings, method, loss weights, patience and precision do not apply.
 
@@ -59,14 +62,17 @@ def fit_frozen(
     net.eval()
     device = net.mean.device
     generator = torch.Generator().manual_seed(recipe.seed)
-    views = [_seen(images, recipe, distort, generator) for _ in range(VIEWS)]
+    drawn = [_seen(images, labels, recipe, distort, teacher, generator) for _ in range(VIEWS)]
+    views, targets = [x for x, _ in drawn], torch.stack([y for _, y in drawn])
+    stays = net.exits - 1 if teacher is not None and expert == net.experts[0] else net.exits
     held = None if validation is None else _held_out(validation[0], distort)
     history: list[dict[str, Any]] = []
     for i in range(net.exits):
         views = [_after(net, i, x) for x in views]
         held = None if held is None else _after(net, i, held)
-        history += _fit_exit(net, i, torch.stack(views), labels, recipe, expert, generator, report)
-        if held is not None and validation is not None:
+        if i < stays:
+            history += _fit_exit(net, i, torch.stack(views), targets, recipe, expert, generator, report)
+        if i < stays and held is not None and validation is not None:
             with torch.no_grad():
                 parts = [net.logits(i, expert, x.to(device).float()).cpu() for x in torch.split(held, AT_ONCE)]
             logits, right = torch.cat(parts), validation[1]
@@ -75,17 +81,27 @@ def fit_frozen(
     return history
 
 
-def _seen(images: Tensor, recipe: Recipe, distort: Distort | None, generator: torch.Generator) -> Tensor:
-    """One version of each image, uint8 (N, C, H, W)."""
-    parts = []
+def _seen(
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    distort: Distort | None,
+    teacher: Teacher | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """One version of each image, uint8 (N, C, H, W), and what is to be learned of it: its label (N,), or the teacher's
+    probabilities (N, K)."""
+    parts, targets = [], []
     for part in torch.split(images, AT_ONCE):
         x = augment(part, recipe.shift, recipe.flip, generator).float() / 255
         x = cut_out(x, recipe.cutout, generator)
+        if teacher is not None:
+            targets.append(teacher(x).cpu())
         if distort is not None:
             chosen = torch.rand(len(x), generator=generator) < recipe.distorted_share
             x = torch.where(chosen[:, None, None, None], distort(x, generator), x)
         parts.append((x * 255).round().to(torch.uint8))
-    return torch.cat(parts)
+    return torch.cat(parts), torch.cat(targets) if targets else labels
 
 
 def _held_out(images: Tensor, distort: Distort | None) -> Tensor:
@@ -124,17 +140,18 @@ def _fit_exit(
     net: EarlyExitNet,
     i: int,
     features: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     recipe: Recipe,
     expert: str,
     generator: torch.Generator,
     report: Callable[[Progress], None],
 ) -> list[dict[str, Any]]:
-    """Train the branch at exit i on features (views, N, ...) of images with labels (N,)."""
+    """Train the branch at exit i on features (views, N, ...) of images; targets are classes (views, N), or their
+    probabilities (views, N, K)."""
     branch, device = net.branches[i][expert], net.mean.device  # type: ignore[index]
     branch.train()
     optimizer = make_optimizer(net, [branch], recipe)
-    count, batch, rows = len(labels), min(recipe.batch, len(labels)), []
+    count, batch, rows = targets.shape[1], min(recipe.batch, targets.shape[1]), []
     steps, phase = count // batch, f"exit {i + 1}"
     rate = learning_rate(recipe, steps * recipe.epochs)
     for epoch in range(recipe.epochs):
@@ -146,7 +163,7 @@ def _fit_exit(
             for group in optimizer.param_groups:
                 group["lr"] = rate(epoch * steps + step)
             x = features[view, index].to(device).float()
-            loss = cross_entropy(net.logits(i, expert, x).float(), labels[index].to(device))
+            loss = cross_entropy(net.logits(i, expert, x).float(), targets[view, index].to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

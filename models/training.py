@@ -1,5 +1,6 @@
 """Training early-exit networks: joint, branch-wise, two-stage, by distillation, and experts on a frozen backbone."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,36 @@ class Recipe:
             raise EexError(f"distorted_share must lie in [0, 1], got {self.distorted_share}")
 
 
+Teacher = Callable[[Tensor], Tensor]
+"""Gives the probabilities (B, K) of the classes for images (B, C, H, W) in [0, 1], to be learned instead of labels."""
+
+
+def teacher_of(net: EarlyExitNet) -> Teacher:
+    """What a network's final exit answers to images, calibrated, as it is now: training the network changes it no more.
+
+    References
+    ----------
+    Hinton, Vinyals and Dean (2015), Distilling the knowledge in a neural network.
+    """
+    taught = copy.deepcopy(net).eval().requires_grad_(False)
+    last, expert = taught.exits - 1, taught.experts[0]
+
+    @torch.no_grad()
+    def teach(x: Tensor) -> Tensor:
+        x = laid_out(x.to(taught.mean.device))
+        for i in range(taught.exits):
+            x = taught.stage(i, x)
+        return softmax(taught.branch(last, expert, x).float(), dim=1)
+
+    return teach
+
+
+@torch.no_grad()
+def taught(teacher: Teacher, images: Tensor, batch: int = 250) -> Tensor:
+    """A teacher's probabilities (N, K) on the CPU for uint8 images (N, C, H, W)."""
+    return torch.cat([teacher(as_taken(part)).cpu() for part in torch.split(images, batch)])
+
+
 @dataclass(frozen=True)
 class Phase:
     """A part of a training run: which stages and exits learn, and which exits the loss is taken from."""
@@ -182,6 +213,7 @@ def fit(
     checkpoint: Path | None = None,
     source: str = "",
     modules: Sequence[str] = (),
+    teacher: Teacher | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[dict[str, Any]]:
     """Train a network in place.
@@ -206,6 +238,8 @@ def fit(
         checkpoint that was made with the same.
     modules
         Names of the modules whose code makes the network, besides those that define its layers.
+    teacher
+        Learn from its answers to the images, before they are distorted, instead of the labels.
     report
         Called after every step (on a GPU a few times per second) and every epoch.
 
@@ -228,7 +262,7 @@ def fit(
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = {} if checkpoint is None else _identity(net, images, labels, recipe, expert, validation, source, modules)
     state = Checkpoint(net, run, recipe.patience, checkpoint)
-    task = _Task(net, images, labels, recipe, expert, distort, validation, weights, report)
+    task = _Task(net, images, labels, recipe, expert, distort, validation, weights, teacher, report)
     plan = phases(recipe.method, net.exits)
     if state.resumed:
         at = plan[state.phase].name, state.epoch, recipe.epochs, 0, task.steps
@@ -252,6 +286,7 @@ class _Task:
     distort: Distort | None
     validation: tuple[Tensor, Tensor] | None
     weights: tuple[float, ...]
+    teacher: Teacher | None
     report: Callable[[Progress], None]
 
     @property
@@ -302,6 +337,8 @@ def _fit_epoch(
     for step, (x, y) in enumerate(_batches(images, task.labels, recipe, generator)):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch * steps + step) * group["share"]
+        if task.teacher is not None:
+            y = task.teacher(x)
         if task.distort is not None:
             share = round(len(x) * recipe.distorted_share)
             x = torch.cat([task.distort(x[:share], generator), x[share:]])
@@ -445,6 +482,7 @@ def as_taken(frames: Tensor) -> Tensor:
 def _loss(
     net: EarlyExitNet, x: Tensor, y: Tensor, phase: Phase, expert: str, weights: Sequence[float], recipe: Recipe
 ) -> Tensor:
+    """Loss of a batch x with classes y (B,), or with their probabilities (B, K)."""
     outputs: dict[int, Tensor] = {}
     first_trained = min(phase.stages, default=net.exits)
     for i in range(max(phase.exits) + 1):

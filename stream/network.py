@@ -167,7 +167,7 @@ def make_module(name: str, classes: int = 0, pretrained: bool = False) -> "nn.Mo
     name
         "module:function" of the user's, or "timm:name", "torchvision:name", "transformers:name".
     classes
-        Number of classes, for those that take it (`takes_classes`).
+        Number of classes, for those that take it (`takes_classes`); of a library's networks, 0 keeps their own.
     pretrained
         Whether a library loads its published weights; it may have to download them.
 
@@ -226,17 +226,20 @@ def _of_library(name: str, library: str, network: str, classes: int, pretrained:
         raise EexError(f"--network {name}: {library} cannot be imported: {error}; pip install {library}") from None
     try:
         if library == "timm":
-            made = importlib.import_module("timm").create_model(network, pretrained=pretrained, num_classes=classes)
+            made = importlib.import_module("timm").create_model(
+                network, pretrained=pretrained, **({"num_classes": classes} if classes else {})
+            )
         elif library == "torchvision":
             get = importlib.import_module("torchvision.models").get_model
             made = get(network, weights="DEFAULT") if pretrained else get(network, weights=None, num_classes=classes)
-            if pretrained:
+            if pretrained and classes:
                 _replace_head(made, classes)
         else:
             transformers: Any = importlib.import_module("transformers")
             auto = transformers.AutoModelForImageClassification
             if pretrained:
-                made = auto.from_pretrained(network, num_labels=classes, ignore_mismatched_sizes=True)
+                sized: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
+                made = auto.from_pretrained(network, **sized)
             else:
                 made = auto.from_config(transformers.AutoConfig.from_pretrained(network, num_labels=classes))
     except Exception as error:  # whatever the library raises: an unknown name, no connection

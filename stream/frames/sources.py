@@ -203,20 +203,25 @@ def _is_animated(path: Path) -> bool:
         return False
 
 
-def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
+def load_all(source: Source, most: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
     """Load all images of a source: uint8 (N, C, H, W), labels (N,), and the skipped images with their reasons.
+
+    Parameters
+    ----------
+    most
+        Frames of a camera or a video to load, at most; with 0, neither is loaded.
 
     Raises
     ------
     EexError
-        If no image can be used, their sizes differ, or the source is a camera or a video.
+        If no image can be used, their sizes differ, or the source is a camera or a video and `most` is 0.
     """
-    if source.stream is not None:
+    if source.stream is not None and not most:
         raise EexError(f"{source.name}: a camera or a video cannot be loaded at once; expected a source of images")
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     skipped: list[Skipped] = []
-    for frame in frames(source, seed=None, once=True):
+    for frame in itertools.islice(frames(source, seed=None, once=True), None if source.stream is None else most):
         if isinstance(frame, Skipped):
             skipped.append(frame)
             continue
@@ -231,7 +236,8 @@ def load_all(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.int64], list
         labels.append(frame.label)
     if not images:
         why = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-        raise EexError(f"{source.name}: none of its {len(source)} images can be used{why}")
+        count = len(source) if source.stream is None else len(skipped)
+        raise EexError(f"{source.name}: none of its {count} images can be used{why}")
     return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), np.array(labels, dtype=np.int64), skipped
 
 

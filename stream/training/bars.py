@@ -12,13 +12,15 @@ Bars = Callable[[str], "Callable[[Progress], None]"]
 
 
 @contextmanager
-def training_bars(quiet: bool, said: Sequence[str] = ()) -> Iterator[Bars]:
+def training_bars(quiet: bool, said: Sequence[str] = (), of: str = "validation") -> Iterator[Bars]:
     """Progress bars on standard error, one for each part that is trained; without a terminal, one line per epoch.
 
     Parameters
     ----------
     said
         Lines to print once the training begins.
+    of
+        What the shares are that are shown after each epoch.
     """
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -53,7 +55,7 @@ def training_bars(quiet: bool, said: Sequence[str] = ()) -> Iterator[Bars]:
                 epoch = f"{progress.epoch + 1}/{progress.epochs}"
                 if progress.accuracy:
                     shares = [f"{100 * a:.1f}" for a in progress.accuracy]
-                    validation, accuracy = f"validation {' / '.join(shares)} %", f"val {'/'.join(shares)} %"
+                    validation, accuracy = f"{of} {' / '.join(shares)} %", f"{of[:3]} {'/'.join(shares)} %"
                     if not console.is_terminal and not quiet:
                         console.print(f"{name}: epoch {epoch}: {validation}", highlight=False, soft_wrap=True)
                 done = progress.epoch * progress.steps + progress.step

@@ -1,5 +1,6 @@
 """Training data: labelled images, of which a part is held out, and a test split to measure the model on."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Ints
 from eex.policies.core.errors import EexError
 from eex.stream.frames.frames import matching
-from eex.stream.frames.sources import Source, load_all, open_source
+from eex.stream.frames.sources import Skipped, Source, load_all, open_source
 from eex.stream.training.options import TrainConfig
 
 HELD_OUT = 0
 """Seed of the choice of held-out images, regardless of --seed: a training that starts from an earlier model must not
 train on images that were held out for that model."""
+
+MOST_FRAMES = 10_000
+"""Frames of a video or a camera that are learned from, at most."""
 
 NAMED = 10
 """Classes and skipped images that are named; the others are counted."""
@@ -28,9 +32,9 @@ class Data:
     Attributes
     ----------
     images, labels
-        Shape (N, C, H, W) uint8 and (N,).
+        Shape (N, C, H, W) uint8 and (N,); labels are -1 with --teach, which does not look at them.
     classes
-        Class names, in the order of the labels.
+        Class names, in the order of the labels; with --teach, of the network's logits, and empty until it is known.
     kept, held
         Indices of the images to train on, and of those held out for validation and calibration.
     said
@@ -60,12 +64,14 @@ def read_data(config: TrainConfig, shape: tuple[int, int, int] | None) -> Data:
     ------
     EexError
         If there are no labelled images, only one class, a class without a usable image, or too few images to hold
-        some out.
+        some out; with --teach, if there are no images.
     """
     fitted: dict[str, Any] = {}
     if shape is not None or config.size:
         fitted = {"shape": shape or (3, config.size, config.size), "resize": True}
     source = open_source(config.data, split="train", **fitted)
+    if config.teach:
+        return _unlabelled(config, source, fitted)
     for name, suffixes in source.unreadable.items():
         raise EexError(
             f"{source.name}: no image of class {name} can be read ({suffixes}); convert them, or move the class away"
@@ -90,9 +96,7 @@ def read_data(config: TrainConfig, shape: tuple[int, int, int] | None) -> Data:
     said = [f"{len(images):,} images of {len(classes)} classes to train on: {_counted(classes, counts)}", *source.notes]
     if not labelled.all():
         said.append(f"{int((~labelled).sum()):,} images are left out, because they are in no class's folder")
-    said += [f"skipped {frame.name}: {frame.reason}" for frame in skipped[:NAMED]]
-    if len(skipped) > NAMED:
-        said.append(f"skipped {len(skipped) - NAMED:,} more images")
+    said += _skipped(skipped)
     if others := sorted(set(source.classes) - set(classes)):
         said.append(f"not among the training images, and so not learnt: {', '.join(others[:NAMED])}")
     order = np.random.default_rng(HELD_OUT).permutation(len(images))
@@ -103,6 +107,31 @@ def read_data(config: TrainConfig, shape: tuple[int, int, int] | None) -> Data:
         if why_not:
             said.append(why_not)
     return Data(images, labels, classes, kept=order[held:], held=order[:held], said=tuple(said), test=test)
+
+
+def _unlabelled(config: TrainConfig, source: Source, fitted: dict[str, Any]) -> Data:
+    """The images of a training that looks at no labels."""
+    images, _, skipped = load_all(source, MOST_FRAMES)
+    said = [f"{len(images):,} images to learn from, whatever their labels", *source.notes, *_skipped(skipped)]
+    order = np.random.default_rng(HELD_OUT).permutation(len(images))
+    held, test = config.held_out(len(images)), None
+    if config.measure and source.stream is None:
+        with contextlib.suppress(EexError):
+            test = open_source(config.data, split="test", **fitted)
+    if test is not None and list(test.names) == list(source.names):
+        test = None
+    if test is None and config.measure:
+        said.append(f"{source.name} has no test split: agreement is measured on the held-out images")
+    labels = np.full(len(images), -1, dtype=np.int64)
+    return Data(images, labels, (), kept=order[held:], held=order[:held], said=tuple(said), test=test)
+
+
+def _skipped(skipped: Sequence[Skipped]) -> list[str]:
+    """Sentences on images that could not be used."""
+    said = [f"skipped {frame.name}: {frame.reason}" for frame in skipped[:NAMED]]
+    if len(skipped) > NAMED:
+        said.append(f"skipped {len(skipped) - NAMED:,} more images")
+    return said
 
 
 def _counted(classes: Sequence[str], counts: Ints) -> str:

@@ -74,6 +74,19 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
     }
 
 
+def as_agreement(measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured against the answers of a network's own final exit, named so; errors of calibration, which only
+    labels could tell, are left out."""
+    names = {"accuracy": "agreement"}
+
+    def renamed(rows: Any) -> Any:
+        if not isinstance(rows, list):
+            return rows
+        return [{names.get(k, k): v for k, v in row.items() if not k.startswith("ece_")} for row in rows]
+
+    return {key: renamed(value) for key, value in measured.items()}
+
+
 def _logits(net: "EarlyExitNet", fast: "EarlyExitNet", images: torch.Tensor, expert: str) -> torch.Tensor:
     """Logits of every exit before calibration, (exits, N, K); the fast form may have folded temperatures in."""
     logits = all_logits(fast, images, expert=expert)

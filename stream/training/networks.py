@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from eex.models import efficientnet
-from eex.models.card import load
+from eex.models.card import load, read_card
+from eex.models.cutting import evaluated
 from eex.models.network import EarlyExitNet, load_torchvision_mobilenet, make
 from eex.models.placing import auto_cut
 from eex.models.state import read_state
+from eex.models.tracing import device_of, first_line, logits_of
 from eex.models.training import estimate_norms
 from eex.policies.core.errors import EexError
-from eex.stream.network import make_module
+from eex.stream.network import ZOOS, make_module
 from eex.stream.training.data import Data
 from eex.stream.training.options import TrainConfig
 
@@ -56,6 +58,8 @@ def own_network(config: TrainConfig, made: nn.Module | None, data: Data) -> tupl
     ----------
     made
         What the named function returned; None if it takes the number of classes and is yet to be called.
+    data
+        What the network is for; with --teach, its classes are `taught_classes`.
 
     Raises
     ------
@@ -91,6 +95,41 @@ def own_network(config: TrainConfig, made: nn.Module | None, data: Data) -> tupl
     except (EexError, ValueError) as error:
         raise EexError(f"--network {config.network}: {error}") from None
     return net, lines
+
+
+def taught_classes(config: TrainConfig, made: nn.Module | None, data: Data) -> tuple[nn.Module | None, tuple[str, ...]]:
+    """The network that --network names and that is to be taught, and its classes: with --teach, no image tells them.
+
+    Raises
+    ------
+    EexError
+        If the network cannot be made without their number, or has another number of them than --classes names.
+    """
+    given = config.class_names()
+    if not config.network:
+        has = read_card(config.start[0]).architecture.classes
+    else:
+        if made is None and not given and config.network.partition(":")[0] not in ZOOS:
+            raise EexError(f"--network {config.network}: takes the number of classes; name them (--classes)")
+        made = make_module(config.network, len(given), config.pretrained) if made is None else made
+        has = made.classes if isinstance(made, EarlyExitNet) else tuple(map(str, range(_outputs(config, made, data))))
+    named = isinstance(made, EarlyExitNet) or not config.network
+    if given and (given != has if named else len(given) != len(has)):
+        shown = ", ".join(has[:5]) if named else f"{len(has)} of them"
+        raise EexError(f"--classes: names {len(given)} classes, but the network's are {shown}")
+    return made, given or has
+
+
+@torch.no_grad()
+def _outputs(config: TrainConfig, made: nn.Module, data: Data) -> int:
+    """The number of logits of a network."""
+    images = torch.from_numpy(data.images[:2]).to(device_of(made)).float() / 255
+    try:
+        with evaluated(made):
+            logits = logits_of(made(images))
+        return int(logits.shape[1])
+    except Exception as error:  # whatever the user's code raises
+        raise EexError(f"--network {config.network}: cannot answer the images: {first_line(error)}") from None
 
 
 def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:

@@ -20,7 +20,8 @@ class TrainConfig:
     """
 
     data: str
-    """Labelled images: a folder or zip of train/class/image, or the original folder of CIFAR-10 or Caltech-256."""
+    """Labelled images: a folder or zip of train/class/image, or the original folder of CIFAR-10 or Caltech-256. With
+    --teach, any images, a video or a camera."""
     out: Path
     """Folder for the model. Checkpoints go to its subfolder 'training', which can be deleted afterwards."""
     name: str = "model"
@@ -78,10 +79,16 @@ class TrainConfig:
     """Peak learning rate."""
     stage_lr: float | None = None
     """Peak learning rate of the backbone's stages if they are pre-trained (--weights, --start). By default
-    it is --lr; 0 freezes the stages."""
+    it is --lr, with --teach a hundredth of it; 0 freezes the stages."""
     freeze: bool = False
     """Keep the pre-trained backbone as it is, and train branches and final exit on features that are computed once, for
     a few versions of each image. An interrupted training starts again."""
+    teach: bool = False
+    """Learn from the answers of the network's final exit instead of labels, which are not looked at: adds exits to a
+    trained network (--network, --start) by images of your own. What is measured is the agreement with that exit."""
+    classes: str = ""
+    """With --teach: comma-separated names of the network's classes, or a text file with one per line. By default the
+    names that the network or --start has, or numbers."""
     weight_decay: float = 5e-4
     """Weight decay of kernels and matrices; not applied to norms and biases."""
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
@@ -137,6 +144,10 @@ class TrainConfig:
         for name in ("exits", "exits_by", "pretrained", "mean", "std"):
             if not self.network and getattr(self, name) != getattr(TrainConfig, name):
                 raise EexError(f"--{name.replace('_', '-')} goes with --network")
+        if self.teach and not (self.network or self.start):
+            raise EexError("--teach needs a network that knows the classes already: --network or --start")
+        if self.classes and not self.teach:
+            raise EexError("--classes goes with --teach; otherwise the folders name the classes")
         if self.freeze:
             if not (self.network or self.weights or self.start):
                 raise EexError("--freeze needs a pre-trained backbone: --network, --weights or --start")
@@ -169,6 +180,24 @@ class TrainConfig:
             As `expert_levels`.
         """
         return _levels("--mix", self.mix)
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of --classes, as listed or from a file; empty if there are none.
+
+        Raises
+        ------
+        EexError
+            If the file cannot be read, or a name stands there twice.
+        """
+        path = Path(self.classes)
+        try:
+            listed = path.read_text().splitlines() if self.classes and path.is_file() else self.classes.split(",")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EexError(f"--classes {self.classes}: cannot be read: {error}") from None
+        names = tuple(filter(None, (name.strip() for name in listed)))
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise EexError(f"--classes: '{twice[0]}' is named twice")
+        return names
 
     def held_out(self, count: int) -> int:
         """Number of images to hold out of `count`.

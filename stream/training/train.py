@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from eex.models.network import EarlyExitNet
-    from eex.models.training import Distort, Recipe
+    from eex.models.training import Distort, Recipe, Teacher
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -32,13 +32,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     from eex.models.card import load, save
     from eex.models.fast import optimised
+    from eex.models.training import taught
     from eex.stream.frames.sources import load_all
-    from eex.stream.training.measuring import measure
-    from eex.stream.training.networks import first_network, own_network, start_from
+    from eex.stream.training.measuring import as_agreement, measure
+    from eex.stream.training.networks import first_network, own_network, start_from, taught_classes
 
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    if config.teach:
+        made, classes = taught_classes(config, made, data)
+        data = dataclasses.replace(data, classes=classes)
     own, cuts = own_network(config, made, data)
     net = first_network(config, own, data)
     source = _source(config, net)
@@ -47,15 +51,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
     task = _Task(config, net, data, source)
     if config.start:
         start_from(config.start, net, task.images)
-    with training_bars(config.quiet, [*data.said, *cuts]) as bars:
+    if config.teach:
+        task.learn_from_final_exit()
+    with training_bars(config.quiet, [*data.said, *cuts], "agreement" if config.teach else "validation") as bars:
         trained = task.run(bars)
     training = config.on_the_card() | trained
     save(net, config.out, name=config.name, training=training)
-    if data.test is None:
+    if data.test is None and not (config.teach and config.measure):
         return {}
     net = load(config.out, str(net.mean.device), own)  # as it is stored: kernels in half precision
-    pixels, labels, _ = load_all(data.test)
-    measured = measure(net, torch.from_numpy(pixels), torch.from_numpy(labels))
+    if data.test is None:
+        images, labels = task.validation
+    else:
+        images, labels = (torch.from_numpy(loaded) for loaded in load_all(data.test)[:2])
+    if task.teacher is None:
+        measured = measure(net, images, labels)
+    else:
+        measured = as_agreement(measure(net, images, taught(task.teacher, images).argmax(1)))
     save(net, config.out, name=config.name, training=training, measured=measured)
     return measured
 
@@ -76,6 +88,8 @@ def _source(config: TrainConfig, net: "EarlyExitNet") -> str:
     from eex.models.checkpoint import weights_digest
 
     source = f"{config.network} {weights_digest(net)} {[read_card(folder).sha256 for folder in config.start]}"
+    if config.teach:
+        source = f"{source} taught by the final exit"
     return f"{source} {config.mix} {config.mix_share}" if config.mix else source
 
 
@@ -103,6 +117,18 @@ class _Task:
         self.recipe, self.expert_recipe = _recipes(config, net.exits)
         self.checkpoints = config.out / "training"
         self.source = source
+        self.teacher: Teacher | None = None
+        self.calibration = self.validation
+
+    def learn_from_final_exit(self) -> None:
+        """Make what the final exit answers now the labels, its confidence included: that is what is calibrated to."""
+        from eex.models.training import taught, teacher_of
+
+        self.teacher = teacher_of(self.net)
+        self.labels = taught(self.teacher, self.images).argmax(1)
+        probabilities = taught(self.teacher, self.validation[0])
+        self.validation = self.validation[0], probabilities.argmax(1)
+        self.calibration = self.validation[0], probabilities
 
     def run(self, bars: Bars) -> dict[str, Any]:
         """Train and calibrate every part; returns what the card records of it."""
@@ -120,14 +146,17 @@ class _Task:
         if config.epochs:
             history = self._fit(PRISTINE, self.recipe, self.source, bars)
         score = evaluate(net, *self.validation)
-        calibration = {PRISTINE: calibrate(net, *self.validation, PRISTINE, self.mix)}
+        calibration = {PRISTINE: calibrate(net, *self.calibration, PRISTINE, self.mix)}
         for kind, distort in self.distorts.items():
             net.add_expert(kind)
             history += self._fit(kind, self.expert_recipe, config.experts, bars)
-            calibration[kind] = calibrate(net, *self.validation, kind, distort)
+            calibration[kind] = calibrate(net, *self.calibration, kind, distort)
+        if self.teacher is not None:
+            for row in history:
+                row["agreement"] = row.pop("accuracy", [])
         said: dict[str, Any] = {
             "history": history,
-            "validation_accuracy": list(score.accuracy),
+            f"validation_{'agreement' if self.teacher else 'accuracy'}": list(score.accuracy),
             "validation_ece": calibration,
             "start": [read_card(folder).training for folder in config.start],
         }
@@ -144,6 +173,7 @@ class _Task:
             "expert": expert,
             "distort": self.mix if expert == PRISTINE else self.distorts[expert],
             "validation": self.validation,
+            "teacher": self.teacher,
             "report": bars(expert),
         }
         if self.config.freeze:
@@ -190,7 +220,7 @@ def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":
         loss_weights=config.weights_of_losses(exits),
         optimizer=config.optimizer,
         lr=config.lr,
-        stage_lr=config.stage_lr,
+        stage_lr=config.lr / 100 if config.stage_lr is None and config.teach else config.stage_lr,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         batch=config.batch,
