@@ -20,6 +20,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from eex.policies.core.errors import EexError, ImageError
@@ -117,8 +118,8 @@ class Service:
 
     Attributes
     ----------
-    app
-        The ASGI application.
+    app, routes
+        The ASGI application, and the part of it that knows the paths.
     draining
         Whether no more frames are taken.
     """
@@ -139,7 +140,7 @@ class Service:
         get = partial(Route, methods=["GET"])
         routes = [
             *self.pages.routes,
-            Route("/v1/answer", self._answer, methods=["POST"]),
+            Route("/v1/answer", self._answer, methods=["POST"]),  # for other methods: `_routed` takes this one
             WebSocketRoute("/v1/frames", self._frames),
             get("/v1/streams", self._streams),
             get("/v1/policy", self._policy),
@@ -153,9 +154,10 @@ class Service:
             get("/docs", self._docs),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refused, EexError: _mistaken, Exception: self._failed}
-        app = Starlette(routes=routes, exception_handlers=handlers)
-        app.router.redirect_slashes = False  # a path with a slash too many is unknown, and nobody is sent elsewhere
-        self.guard = Guard(app, config)
+        self.routes = Starlette(routes=routes, exception_handlers=handlers)
+        # a path with a slash too many is unknown, and nobody is sent elsewhere
+        self.routes.router.redirect_slashes = False
+        self.guard = Guard(self._routed, config)
         self.app = self.guard
 
     def drain(self) -> None:
@@ -172,6 +174,22 @@ class Service:
         self.pages.close()
 
     # ---- frames
+
+    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer images at once; all else goes through the routes, which take longer than a small image."""
+        if scope["type"] != "http" or scope["path"] != "/v1/answer" or scope["method"] != "POST":
+            await self.routes(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            response = await self._answer(request)
+        except HTTPException as error:
+            response = _refused(request, error)
+        except EexError as error:
+            response = _mistaken(request, error)
+        except Exception as error:
+            response = self._failed(request, error)
+        await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         stream = self._stream_of(request.query_params.get("stream"))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -128,16 +128,19 @@ class Hold:
         announced = request.headers.get("content-length")
         if announced is not None and announced.isdecimal() and int(announced) > self._bodies.most:
             raise too_large(self._bodies.most)
-        chunks = []
+        chunks, more = [], True
         try:
             async with asyncio.timeout(self._bodies.seconds):
-                async for chunk in request.stream():
-                    self.take(len(chunk))
-                    chunks.append(chunk)
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise refused(400, "the connection was closed before the body had arrived")
+                    if chunk := message.get("body", b""):
+                        self.take(len(chunk))
+                        chunks.append(chunk)
+                    more = message.get("more_body", False)
         except TimeoutError:
             raise refused(408, f"the body did not arrive within {self._bodies.seconds:g} s") from None
-        except ClientDisconnect:
-            raise refused(400, "the connection was closed before the body had arrived") from None
         if not self.bytes:
             raise refused(400, "the body is empty")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -29,7 +29,13 @@ def extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "websockets", "python_multipart"):
+        if (error.name or "").partition(".")[0] not in (
+            "starlette",
+            "uvicorn",
+            "httptools",
+            "websockets",
+            "python_multipart",
+        ):
             raise
         raise EexError(f"the HTTP service needs {error.name}: pip install 'eex[serve]'") from None
 

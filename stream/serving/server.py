@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from eex.policies.core.errors import EexError
@@ -23,8 +23,13 @@ HEADERS_S = 10.0
 """Seconds that the headers of a request may take."""
 READ_S = 20.0
 """Seconds that a client may leave what it was sent unread."""
+MOST_HEAD = 65_536
+"""Bytes of a request's headers, at most."""
 MOST_PIECES = 4096
 """Pieces of a message on a WebSocket, at most."""
+SWITCH_S = 0.0005
+"""Seconds that a thread may keep the interpreter while another one waits for it; Python's own 5 ms are long beside a
+request: the thread of the requests and that of the session hand each frame over and back."""
 END_S = 10.0
 """Seconds that responses under way may take once the service is stopped."""
 
@@ -60,7 +65,7 @@ class ReadInTime(asyncio.Protocol):
         super().connection_lost(exc)
 
 
-class Bounded(ReadInTime, H11Protocol):
+class Bounded(ReadInTime, HttpToolsProtocol):
     """HTTP/1.1 with an end for connections that bring no request, no end of its headers, or take no response.
 
     While there are as many connections as there may be, a new one makes the one end that has been idle longest.
@@ -71,6 +76,10 @@ class Bounded(ReadInTime, H11Protocol):
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
         self._reading = False  # headers of a request
+        self._head = self._unparsed = (
+            0  # bytes of the headers so far; bytes since the parser last made something of any
+        )
+        self._in_head = False
         self._idle: dict[Bounded, None] = self.server_state.__dict__.setdefault("idle", {})
         most = self.config.limit_concurrency
         if most is not None and len(self.connections) >= most:
@@ -86,12 +95,48 @@ class Bounded(ReadInTime, H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in; those of headers must soon be complete."""
+        if self.parser is None or self.transport.is_closing():
+            return
         if self._waits and not self._reading:
             self._reading = True
             self._end_after(HEADERS_S)
+        self._unparsed += len(data)
         super().data_received(data)
-        if not self._waits:
+        if self._unparsed > MOST_HEAD and not self.transport.is_closing():  # a header, trailer or address without end
+            self.send_400_response("The headers are too large.")
+        elif not self._waits:
             self._begun()
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._head, self._unparsed, self._in_head = 0, 0, True
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the address in."""
+        self._grow(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header in; those that follow the body are left out."""
+        self._grow(len(name) + len(value))
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin the response."""
+        self._unparsed, self._in_head = 0, False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body in."""
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._unparsed = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, unless it is there already."""
@@ -101,16 +146,16 @@ class Bounded(ReadInTime, H11Protocol):
             self._begun()
 
     def send_400_response(self, msg: str) -> None:
-        """Say that the request is none, unless the response to it has begun already."""
-        with contextlib.suppress(h11.LocalProtocolError):
+        """Say that the request is none, unless a response is under way."""
+        if self._waits:
             super().send_400_response(msg)
-            return
-        self.transport.abort()
+        else:
+            self.transport.abort()
 
-    def handle_websocket_upgrade(self, event: Any) -> None:
+    def handle_websocket_upgrade(self) -> None:
         """Leave the connection to the WebSocket."""
         self._begun()
-        super().handle_websocket_upgrade(event)
+        super().handle_websocket_upgrade()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -121,6 +166,18 @@ class Bounded(ReadInTime, H11Protocol):
     def _waits(self) -> bool:
         """Whether no request is under way."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _grow(self, size: int) -> None:
+        """Count bytes of the headers.
+
+        Raises
+        ------
+        ValueError
+            If they are too many; the parser makes a refusal of it.
+        """
+        self._unparsed, self._head = 0, self._head + size
+        if self._head > MOST_HEAD:
+            raise ValueError("the headers are too large")
 
     def _begun(self) -> None:
         """A request is under way, or the connection is none any more."""
@@ -182,13 +239,15 @@ def listening(app: ASGIApp, config: ServeConfig) -> Iterator[str]:
     """
     raise_descriptors(config.most_connections)
     bound = _bound(config)
+    switch_s = sys.getswitchinterval()
     try:
+        sys.setswitchinterval(SWITCH_S)
         server = _Server(
             uvicorn.Config(
                 app,
                 http=Bounded,
                 ws=BoundedWebSocket,
-                loop="asyncio",
+                loop="auto",  # uvloop, where there is one
                 lifespan="off",
                 log_config=None,
                 log_level="critical",
@@ -224,6 +283,7 @@ def listening(app: ASGIApp, config: ServeConfig) -> Iterator[str]:
             server.should_exit = True
             thread.join()
     finally:
+        sys.setswitchinterval(switch_s)
         bound.close()
 
 
