@@ -99,7 +99,12 @@ class Network(Protocol):
 
     partition: int
     fingerprint: str
+    """Of the model: of all that decides its answers."""
     temperature: list[dict[str, float]]
+
+    @property
+    def tail_fingerprint(self) -> str:
+        """Fingerprint of the model that a worker continues with: the model itself, or what it is a reduced form of."""
 
     @property
     def architecture(self) -> Architecture:

@@ -5,26 +5,51 @@ import logging
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import torch
+from msgspec import structs
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eex.models.card import CARD, load, read_card
+from eex.models.calibration import fit_temperature
+from eex.models.card import CARD, WEIGHTS, Card, load, read_card
 from eex.models.comparing import check_same
 from eex.models.network import EarlyExitNet
-from eex.models.onnx import MANIFEST, Manifest, OnnxNet, Session, branch_file, digest, stage_file
+from eex.models.onnx import (
+    CLASSIFIER,
+    MANIFEST,
+    Manifest,
+    OnnxNet,
+    Precision,
+    Session,
+    branch_file,
+    digest,
+    reduced_fingerprint,
+    stage_file,
+)
+from eex.models.quantising import Samples, compared_exit, divided, parts_of, to_fp16, to_int8
 from eex.policies.core.errors import EexError, ModelError
 from eex.policies.core.files import replacing
 
 OPSET = 20
 
 
-def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> list[Path]:
-    """Write a saved model's stages, calibrated branches and classifier as ONNX in float32, and its card.
+def export(
+    model: Path | None,
+    out: Path,
+    net: EarlyExitNet | None = None,
+    precision: Precision = "fp32",
+    samples: Samples | None = None,
+) -> list[Path]:
+    """Write a saved model's stages, calibrated branches and classifier as ONNX, and its card.
 
     Each weight is written once. The batch axis is dynamic. The manifest, which names the files and their SHA-256, is
-    written last: a folder without one holds no exported model.
+    written last: a folder without one holds no exported model. A reduced precision has a fingerprint of its own; in
+    int8, stages and branches are quantised, temperatures fitted anew on one half of the held-out images, and the exits
+    measured on the other half; what was measured is `measured["int8"]` on the card. The classifier stays in float32.
 
     Parameters
     ----------
@@ -34,6 +59,10 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
         Folder to write to; the model's own folder gives one that both backends run.
     net
         For a custom backbone: the network as its own code cuts it.
+    precision
+        That the files compute in; inputs and outputs are float32 in any case.
+    samples
+        For int8: images to quantise by and to measure on.
 
     Returns
     -------
@@ -44,14 +73,16 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
     ------
     EexError
         If the model cannot be loaded, one of its operations has no ONNX form, the files do not answer as the model
-        does, or the folder cannot be written.
+        does, or the folder cannot be written or holds weights that the card of a reduced precision would not be for.
     """
     card = read_card(model)
+    if precision != "fp32" and (out / WEIGHTS).exists():
+        raise EexError(f"{out}: holds {WEIGHTS}, and a model in {precision} has a card of its own; name another folder")
     net = load(model, "cpu", net)
     parts: dict[str, bytes] = {}
     x = torch.rand(2, *net.architecture.input_shape)
     if net.classifier is not None:
-        parts["classifier.onnx"] = to_onnx(net.classifier, x, "the distortion classifier")
+        parts[CLASSIFIER] = to_onnx(net.classifier, x, "the distortion classifier")
     with torch.no_grad():
         for i in range(net.exits):
             parts[stage_file(i)] = to_onnx(_Stage(net, i), x, f"stage {i + 1}")
@@ -60,8 +91,20 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
                 name = f"the branch '{expert}' at exit {i + 1}"
                 parts[branch_file(i, expert)] = to_onnx(_Branch(net, i, expert), x, name)
     costs = {k: list(v) for k, v in asdict(net.costs()).items()}
-    _check(net, parts)
-    manifest = Manifest(1, net.fingerprint, costs, {name: digest(data) for name, data in parts.items()})
+    exported = _running(net, parts)
+    check_same(net, exported, "the exported model")
+    if precision == "int8":
+        if samples is None:
+            raise ValueError("int8 needs samples to quantise by")
+        parts, card = _in_int8(net, exported, parts, card, samples)
+    elif precision == "fp16":
+        parts = {n: data if n == CLASSIFIER else to_fp16(data, n) for n, data in parts.items()}
+        check_same(net, _running(net, parts), "the model in fp16", torch.float16)
+    sha256 = {name: digest(data) for name, data in parts.items()}
+    manifest = Manifest(1, net.fingerprint, costs, sha256)
+    if precision != "fp32":
+        own = reduced_fingerprint(card, precision, sha256)
+        manifest = Manifest(1, own, costs, sha256, precision, tail=net.fingerprint)
     for name, data in parts.items():
         with replacing(out / name) as part:
             part.write_bytes(data)
@@ -73,17 +116,58 @@ def export(model: Path | None, out: Path, net: EarlyExitNet | None = None) -> li
     return [out / name for name in parts]
 
 
-def _check(net: EarlyExitNet, parts: dict[str, bytes]) -> None:
-    """Raise `ModelError` if ONNX files, by name, do not answer as the network does."""
+def _in_int8(
+    net: EarlyExitNet, exported: OnnxNet, parts: dict[str, bytes], card: Card, samples: Samples
+) -> tuple[dict[str, bytes], Card]:
+    """Exported parts in int8, and the card with the temperatures and figures that they have then.
+
+    Parameters
+    ----------
+    exported
+        The network in float32, as exported.
+    """
+    quantised = {CLASSIFIER: parts[CLASSIFIER]} if CLASSIFIER in parts else {}
+    temperatures: list[dict[str, float]] = []
+    rows = []
+    fit, held, before = dict(samples.fit), dict(samples.held), dict(samples.held)
+    odd = np.arange(len(samples.labels)) % 2 == 1  # images to measure on; temperatures are fitted on the others
+    for i in range(net.exits):
+        name = stage_file(i)
+        quantised[name] = to_int8(parts[name], list(fit.values()), f"stage {i + 1}")
+        stage = Session(quantised[name], Path(name), torch.get_num_threads())
+        fit, held = ({e: _run(stage, x) for e, x in of.items()} for of in (fit, held))
+        before = {e: _run(exported.stages[i], x) for e, x in before.items()}
+        temperatures.append({})
+        for expert in net.experts:
+            name = branch_file(i, expert)
+            plain = to_onnx(_Branch(net, i, expert, 1.0), torch.from_numpy(fit[expert][:2]), name)
+            plain = to_int8(plain, [fit[expert]], f"the branch '{expert}' at exit {i + 1}")
+            logits = _run(Session(plain, Path(name), torch.get_num_threads()), held[expert])
+            fitted = fit_temperature(torch.from_numpy(logits[~odd]), torch.from_numpy(samples.labels[~odd]))
+            temperatures[i][expert] = fitted
+            quantised[name] = divided(plain, fitted)
+            expected = _run(exported.branches[i][expert], before[expert])
+            row = compared_exit(logits[odd] / fitted, expected[odd], samples.labels[odd])
+            rows.append({"exit": i + 1, "expert": expert, **row})
+    measured = card.measured | {"int8": {"images": int(odd.sum()), "source": samples.source, "exits": rows}}
+    return quantised, structs.replace(card, temperatures=temperatures, measured=measured)
+
+
+def _run(session: Session, x: NDArray[Any]) -> NDArray[Any]:
+    """What a session makes of an array (N, ...)."""
+    return np.concatenate([session(part) for part in parts_of(x)])
+
+
+def _running(net: EarlyExitNet, parts: dict[str, bytes]) -> OnnxNet:
+    """A network of ONNX files, by name."""
 
     def run(name: str) -> Session:
         return Session(parts[name], Path(name), torch.get_num_threads())
 
     stages = [run(stage_file(i)) for i in range(net.exits)]
     branches = [{expert: run(branch_file(i, expert)) for expert in net.experts} for i in range(net.exits)]
-    classifier = None if net.classifier is None else run("classifier.onnx")
-    exported = OnnxNet(stages, branches, net.architecture, net.temperature, classifier, net.costs())
-    check_same(net, exported, "the exported model")
+    classifier = None if net.classifier is None else run(CLASSIFIER)
+    return OnnxNet(stages, branches, net.architecture, net.temperature, classifier, net.costs())
 
 
 class _Stage(nn.Module):
@@ -105,12 +189,12 @@ class _Stage(nn.Module):
 
 
 class _Branch(nn.Module):
-    """A branch with its temperature."""
+    """A branch with its temperature, or another one."""
 
-    def __init__(self, net: EarlyExitNet, i: int, expert: str) -> None:
+    def __init__(self, net: EarlyExitNet, i: int, expert: str, temperature: float = 0.0) -> None:
         super().__init__()
         self.layers = copy.deepcopy(net.branches[i][expert])  # type: ignore[index]
-        self.temperature = net.temperature[i][expert]
+        self.temperature = temperature or net.temperature[i][expert]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x) / self.temperature

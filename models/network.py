@@ -88,6 +88,11 @@ class EarlyExitNet(nn.Module):
         self.register_buffer("std", torch.tensor(architecture.std).view(1, channels, 1, 1))
 
     @property
+    def tail_fingerprint(self) -> str:
+        """Fingerprint of the model that a worker continues with: this one."""
+        return self.fingerprint
+
+    @property
     def exits(self) -> int:
         """Exits, the final one included."""
         return len(self.stages)

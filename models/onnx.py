@@ -3,24 +3,32 @@
 import hashlib
 import math
 import os
+import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from eex.models.architecture import Architecture, Costs
-from eex.models.card import CARD, check_temperatures, fingerprint, read_card
+from eex.models.card import CARD, Card, check_temperatures, fingerprint, read_card
 from eex.policies.core.errors import EexError, ModelError
 from eex.policies.core.files import parse_json
 
-MANIFEST = "onnx.json"
+MANIFEST, CLASSIFIER = "onnx.json", "classifier.onnx"
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+AT_ONCE = 64
+"""Images that the whole network runs at once while a model is exported."""
+
+Precision = Literal["fp32", "int8", "fp16"]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the ONNX files in a folder are.
 
     Attributes
@@ -28,17 +36,45 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format
         Version of this layout: 1.
     fingerprint
-        Fingerprint of the model that was exported; that of the card beside it must be the same.
+        Of the exported model: that of the card beside it in fp32, else `reduced_fingerprint`.
     costs
         Multiply-adds of stages and branches; bytes of features.
     sha256
         SHA-256 of each file, by name.
+    precision
+        That the files compute in.
+    tail
+        Fingerprint of the float32 model whose stages continue from the features of a reduced precision; empty in fp32.
     """
 
     format: int
     fingerprint: str
     costs: dict[str, list[int]]
     sha256: dict[str, str]
+    precision: Precision = "fp32"
+    tail: str = ""
+
+
+def reduced_fingerprint(card: Card, precision: str, sha256: Mapping[str, str]) -> str:
+    """Fingerprint of a model at a reduced precision, whose files have these digests: it answers unlike any other."""
+    parts = [fingerprint(card), precision, *(f"{name} {sha256[name]}" for name in sorted(sha256))]
+    return digest("\n".join(parts).encode())[:16]
+
+
+INT8_FLAGS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "amx_int8": "AMX", "asimddp": "dot product", "i8mm": "I8MM"}
+"""Instructions that multiply and add int8 at once, by the processor's flag in /proc/cpuinfo."""
+
+
+def int8_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The instructions of this processor that make int8 faster than float32; empty if it has none that can be seen."""
+    if sys.platform == "darwin":
+        return "dot product" if platform.machine() == "arm64" else ""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ""
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    return next((name for flag, name in INT8_FLAGS.items() if flag in flags), "")
 
 
 def stage_file(i: int) -> str:
@@ -132,6 +168,8 @@ class OnnxNet:
         The distortion classifier; None if there is none.
     costs
         As counted when the model was exported.
+    precision, tail
+        As in `Manifest`.
     """
 
     def __init__(
@@ -143,9 +181,12 @@ class OnnxNet:
         classifier: Callable[[NDArray[Any]], NDArray[Any]] | None,
         costs: Costs,
         fingerprint: str = "",
+        precision: Precision = "fp32",
+        tail: str = "",
     ) -> None:
         self.stages, self.branches, self.architecture, self.classifier = stages, branches, architecture, classifier
         self.temperature, self.measured, self.fingerprint = temperature, costs, fingerprint
+        self.precision, self.tail_fingerprint = precision, tail or fingerprint
         self.experts = tuple(branches[0])
         self.partition = architecture.partition or max(1, len(stages) - 1)
 
@@ -174,10 +215,15 @@ class OnnxNet:
 
     def confident(self, logits: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Confidence and predicted class, (B,) each, as `EarlyExitNet.confident` defines them."""
+        top = self.architecture.confidence == "top"
+        if top and len(logits) == 1:  # the same with the fewest calls: they take longer than the numbers
+            row = logits[0]
+            index = row.argmax()
+            return np.array([1 / np.add.reduce(np.exp(row - row[index]))]), np.array([index])
         prediction = logits.argmax(axis=1)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        total = odds.sum(axis=1)
-        if self.architecture.confidence == "top":
+        odds = np.exp(logits - np.maximum.reduce(logits, axis=1, keepdims=True))
+        total = np.add.reduce(odds, axis=1)
+        if top:
             return 1 / total, prediction  # the largest of the odds is 1
         p = odds / total[:, None]
         entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
@@ -238,7 +284,9 @@ def load_onnx(folder: Path, threads: int = 0, provider: str = "cpu") -> OnnxNet:
         raise ModelError(f"{path}: not written by this version of eex ({error}); run eex-export again") from None
     if manifest.format != 1:
         raise ModelError(f"{path}: has format {manifest.format}, expected 1; run this version's eex-export again")
-    if manifest.fingerprint != fingerprint(card):
+    full = manifest.precision == "fp32"
+    expected = fingerprint(card) if full else reduced_fingerprint(card, manifest.precision, manifest.sha256)
+    if manifest.fingerprint != expected:
         raise ModelError(f"{path}: does not match the card beside it; run eex-export again")
 
     def session(name: str) -> Session:
@@ -258,6 +306,7 @@ def load_onnx(folder: Path, threads: int = 0, provider: str = "cpu") -> OnnxNet:
         raise ModelError(f"{path}: {error}; run eex-export again") from None
     stages = [session(stage_file(i)) for i in range(count)]
     branches = [{e: session(branch_file(i, e)) for e in card.architecture.experts} for i in range(count)]
-    classifier = session("classifier.onnx") if card.classifier else None
+    classifier = session(CLASSIFIER) if card.classifier else None
     temperature = [dict(t) for t in card.temperatures]
-    return OnnxNet(stages, branches, card.architecture, temperature, classifier, costs, manifest.fingerprint)
+    of = (manifest.fingerprint, manifest.precision, manifest.tail)
+    return OnnxNet(stages, branches, card.architecture, temperature, classifier, costs, *of)

@@ -5,7 +5,7 @@ belong to its caller (`eex.stream.driver`).
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.models.architecture import Network
-from eex.models.arrays import laid_out, to_numpy
+from eex.models.arrays import joined, laid_out, to_numpy
 from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Policy, Reward
-from eex.policies.core.columns import OUTCOMES, Rows
+from eex.policies.core.columns import Rows
 from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.price import Price
 from eex.policies.core.reward import reward
@@ -23,7 +23,7 @@ from eex.policies.core.routing import answer, drop
 from eex.policies.core.schedule import KINDS
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import Group, decide, exit_of, merged, rest_of, runs, select, sorted_by_expert
-from eex.stream.ring import Ring
+from eex.stream.ring import Ring, place_of
 from eex.stream.streams import Streams
 from eex.stream.wire.encoding import as_input
 from eex.stream.wire.offload import Reply
@@ -170,18 +170,21 @@ class Engine:
         with self.net.inferring():
             experts, probabilities = select(self.net, batch.images)
             started = self.clock()
-            number, place = self.ring.enter(count)
-            rows = self.ring.rows
-            rows.name[place] = batch.names
-            rows.label[place] = batch.labels
-            rows.levels[place] = 0.0 if batch.levels is None else batch.levels
-            rows.expert[place] = experts
-            self.ring.entered[place] = entered if batch.arrived is None else batch.arrived
-            rows.captured[place] = self.ring.entered[place] + (self.wall() - self.clock())
+            frame, place = self.ring.enter(count)
+            slots = frame % self.ring.capacity
+            arrived = entered if batch.arrived is None else batch.arrived
+            self.ring.write(
+                place,
+                name=batch.names[0] if count == 1 else batch.names,
+                label=batch.labels,
+                levels=0.0 if batch.levels is None else batch.levels,
+                expert=experts,
+                entered=arrived,
+                captured=arrived + (self.wall() - self.clock()),
+            )
             self.routing_seconds += self.clock() - started
             streams = np.zeros(count, dtype=np.int64) if batch.streams is None else batch.streams
             self._choose(streams, place, probabilities, link_ms, reachable)
-            slots = number % self.ring.capacity
             images, slots, experts = sorted_by_expert(batch.images, slots, experts)
             inputs = as_input(to_numpy(images)) if self.as_input and not self.whole else None
             x = laid_out(images)
@@ -189,16 +192,20 @@ class Engine:
 
     def step(self, force: bool = False) -> bool:
         """Run the next stage that enough frames wait for (with `force`, any frames); return whether one ran."""
-        stages: Iterable[tuple[int, list[Group]]] = enumerate(self._queues)
-        for run, waiting in ((self._run_stage, stages), (self._run_tail, self._tails.items())):
-            for i, queue in waiting:
-                if queue and (force or not i or self._enough(queue)):
-                    group = merged(queue)
-                    queue.clear()
-                    with self.net.inferring():
-                        run(i, group)
-                    return True
+        for i, queue in enumerate(self._queues):
+            if queue and (force or not i or self._enough(queue)):
+                return self._run(self._run_stage, i, queue)
+        for i, queue in self._tails.items():
+            if queue and (force or self._enough(queue)):
+                return self._run(self._run_tail, i, queue)
         return False
+
+    def _run(self, run: Callable[[int, Group], None], i: int, queue: list[Group]) -> bool:
+        group = merged(queue)
+        queue.clear()
+        with self.net.inferring():
+            run(i, group)
+        return True
 
     def sent(self, slots: Ints, bytes: int) -> None:
         """Frames of a request have been sent, in a message of so many bytes; a `reply` will follow."""
@@ -242,18 +249,18 @@ class Engine:
         if not self._finished:
             return
         started = self.clock()
-        slots = np.concatenate(self._finished)
+        slots: Ints = joined(self._finished)
         self._finished.clear()
         self._left = 0
-        rows, row = self.ring.rows, self.ring.columns(slots)
+        row, at = self.ring.outcomes(slots), place_of(slots)
         c = row["confidence"]
-        rows.answer[slots] = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
-        row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.kind)
-        rows.reward[slots] = row["reward"]
-        if row["frozen"].any():  # what was played is not what the policy chose
-            row["reward"] = np.where(row["frozen"], np.nan, row["reward"])
-        heard = self.learners.learn(Outcomes(**{name: row[name] for name in OUTCOMES}))
-        rows.heard[slots], rows.heard_at[slots] = heard
+        answers = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
+        row["reward"] = earned = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.kind)
+        frozen = self.ring.frozen[at]
+        if frozen if len(slots) == 1 else frozen.any():  # what was played is not what the policy chose
+            row["reward"] = np.where(frozen, np.nan, earned)
+        rank, chosen = self.learners.learn(Outcomes(**row))
+        self.ring.write(at, answer=answers, reward=earned, heard=rank, heard_at=chosen)
         self.ring.finish(slots)
         self.policy_seconds += self.clock() - started
 
@@ -261,7 +268,7 @@ class Engine:
         """Slots of the frames that have left since the last call, their `answer` worked out before `learn` does."""
         if self._left == len(self._finished):
             return NOBODY
-        slots = np.concatenate(self._finished[self._left :])
+        slots: Ints = joined(self._finished[self._left :])
         self._left = len(self._finished)
         rows = self.ring.rows
         rows.answer[slots] = answer(
@@ -276,14 +283,10 @@ class Engine:
     # ---- the edge
 
     def _choose(
-        self, streams: Ints, slots: Ints | slice, probabilities: Floats | None, link_ms: float, reachable: bool
+        self, streams: Ints, place: Ints | slice | int, probabilities: Floats | None, link_ms: float, reachable: bool
     ) -> None:
         started = self.clock()
-        rows, ring = self.ring.rows, self.ring
-        scarcity, overhead = np.empty(len(streams)), np.empty(len(streams))
-        for meter, of in self.streams.metered(streams):
-            meter.arrive(started, len(streams[of]))
-            scarcity[of], overhead[of] = meter.scarcity, meter.expected(link_ms)
+        scarcity, overhead = self.streams.arrive(streams, started, link_ms)
         context = Context(
             frames=len(streams),
             overhead=overhead,
@@ -293,39 +296,46 @@ class Engine:
             link_ms=link_ms,
             reachable=reachable,
         )
-        rows.run[slots] = run = self.streams.learner[streams]
-        rows.frame[slots], chosen = self.learners.choose(run, context)
+        run = self.streams.learner[streams]
+        frame, chosen = self.learners.choose(run, context)
         if self.streams.frozen:
             chosen = self.streams.played(streams, chosen)
-            ring.frozen[slots] = np.isin(streams, list(self.streams.frozen))
-        rows.stream[slots] = self.streams.name[streams]
-        rows.exit_at[slots] = chosen.exit_at
-        rows.skip_below[slots] = chosen.skip_below
-        rows.arm[slots] = chosen.arm
-        rows.probability[slots] = chosen.probability
-        rows.audited[slots] = chosen.audited
-        rows.queue[slots] = self.awaited
-        rows.link_estimate_ms[slots] = link_ms
-        rows.reachable[slots] = reachable
-        rows.overhead[slots] = overhead
-        ring.scarcity[slots] = scarcity
-        ring.source[slots] = streams
+            self.ring.write(place, frozen=np.isin(streams, list(self.streams.frozen)))
+        self.ring.write(
+            place,
+            run=run,
+            frame=frame,
+            stream=self.streams.name[streams],
+            source=streams,
+            exit_at=chosen.exit_at,
+            skip_below=chosen.skip_below,
+            arm=chosen.arm,
+            probability=chosen.probability,
+            audited=chosen.audited,
+            queue=self.awaited,
+            link_estimate_ms=link_ms,
+            reachable=reachable,
+            overhead=overhead,
+            scarcity=scarcity,
+        )
         self.policy_seconds += self.clock() - started
 
     def _enough(self, queue: list[Group]) -> bool:
         """Whether enough frames wait, or have waited long enough, for their stage to run."""
-        return sum(len(group.slots) for group in queue) >= self.gather or queue[0].waited >= LONGEST_GATHER
+        most = self.gather
+        return not most or sum(len(group.slots) for group in queue) >= most or queue[0].waited >= LONGEST_GATHER
 
     def _run_stage(self, i: int, group: Group) -> None:
         """Run edge stage i and its exit on a group, and pass on the frames that do not leave."""
-        slots = group.slots
+        slots, at = group.slots, place_of(group.slots)
         group.features = self.net.stage(i, group.features)
         confidence, prediction = exit_of(self.net, i, group.features, group.experts)
         started, rows = self.clock(), self.ring.rows
-        sure, index, here, skipped = decide(confidence, prediction, rows.exit_at[slots, i], rows.skip_below[slots, i])
-        rows.confidence[slots, i] = sure
-        rows.prediction[slots, i] = index
-        leaving, skipping = np.count_nonzero(here), np.count_nonzero(skipped)
+        sure, index, here, skipped = decide(confidence, prediction, rows.exit_at[at, i], rows.skip_below[at, i])
+        rows.confidence[at, i] = sure
+        rows.prediction[at, i] = index
+        alone = len(slots) == 1
+        leaving, skipping = (int(here), int(skipped)) if alone else (np.count_nonzero(here), np.count_nonzero(skipped))
         if leaving:
             self._finish(slots if leaving == len(slots) else slots[here], i)
         stays = leaving + skipping < len(slots)
@@ -390,11 +400,12 @@ class Engine:
 
     def _finish(self, slots: Ints, exit: Ints | int) -> None:
         """Note that frames leave; `learn` works out their answers and rewards together."""
-        rows = self.ring.rows
-        now_ms = 1000 * (self.clock() - self.ring.entered[slots])
-        rows.exit[slots] = exit
-        rows.latency_ms[slots] = now_ms
-        rows.edge_ms[slots] = now_ms if self.whole else np.where(rows.sent[slots], rows.edge_ms[slots], now_ms)
+        rows, at = self.ring.rows, place_of(slots)
+        now_ms = 1000 * (self.clock() - self.ring.entered[at])
+        edge_ms, sent = now_ms, rows.sent[at]
+        if not self.whole and (sent if len(slots) == 1 else sent.any()):
+            edge_ms = np.where(sent, rows.edge_ms[at], now_ms)[()]
+        self.ring.write(at, exit=exit, latency_ms=now_ms, edge_ms=edge_ms)
         self._finished.append(slots)
 
 

@@ -62,7 +62,7 @@ def merged(groups: list[Group]) -> Group:
 
 def runs(experts: Ints) -> list[tuple[int, int, int]]:
     """Expert, start and stop of each run of equal experts in a sorted array."""
-    if experts[0] == experts[-1]:
+    if len(experts) == 1 or experts[0] == experts[-1]:
         return [(int(experts[0]), 0, len(experts))]
     bounds = [0, *(np.flatnonzero(np.diff(experts)) + 1).tolist(), len(experts)]
     return [(int(experts[a]), a, b) for a, b in pairwise(bounds)]
@@ -70,7 +70,7 @@ def runs(experts: Ints) -> list[tuple[int, int, int]]:
 
 def sorted_by_expert(images: Any, slots: Ints, experts: Ints) -> tuple[Any, Ints, Ints]:
     """Sort frames by expert, so that each branch gets its frames in one piece."""
-    if (experts == experts[0]).all():
+    if len(experts) == 1 or (experts == experts[0]).all():
         return images, slots, experts
     order = np.argsort(experts, kind="stable")
     return rows_of(images, order), slots[order], experts[order]
@@ -81,12 +81,20 @@ def select(net: Network, images: Any) -> tuple[Ints, Floats | None]:
     if net.classifier is None:
         return np.zeros(len(images), dtype=np.int64), None
     logits = to_numpy(net.classifier(images)).astype(float)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return logits.argmax(axis=1), odds / odds.sum(axis=1, keepdims=True)
+    if len(logits) == 1:
+        expert = logits[0].argmax()
+        odds = np.exp(logits - logits[0, expert])
+        odds /= np.add.reduce(odds[0])
+        return np.array([expert]), odds
+    odds = np.exp(logits - np.maximum.reduce(logits, axis=1, keepdims=True))
+    odds /= np.add.reduce(odds, axis=1, keepdims=True)
+    return logits.argmax(axis=1), odds
 
 
 def exit_of(net: Network, i: int, x: Any, experts: Ints) -> tuple[Any, Any]:
     """Confidence and prediction of exit i, (B,) each, by the branch of each frame's expert; sorted by expert."""
+    if len(experts) == 1:
+        return net.confident(net.branch(i, net.experts[experts[0]], x))
     parts = [net.branch(i, net.experts[e], x[start:stop]) for e, start, stop in runs(experts)]
     return net.confident(joined(parts))
 
@@ -101,9 +109,13 @@ def rest_of(net: Network, stage: int, x: Any, experts: Ints) -> tuple[Any, Any]:
 def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats) -> tuple[Floats, Ints, Bools, Bools]:
     """Confidence and prediction of an exit, which frames leave there, and which skip to the cloud, (B,) each.
 
-    On a GPU, all four come back in one transfer, so there is one synchronisation per exit.
+    Where the thresholds are numbers, those of a single frame, so are all four. On a GPU, all four come back in one
+    transfer, so there is one synchronisation per exit.
     """
     if on_cpu(confidence):
+        if isinstance(exit_at, float):
+            sure = np.float64(confidence.item())
+            return sure, prediction.item(), *leave(sure, exit_at, skip_below)
         sure = to_numpy(confidence).astype(float)
         return sure, to_numpy(prediction), *leave(sure, exit_at, skip_below)
     import torch

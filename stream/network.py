@@ -50,13 +50,19 @@ def load_network(config: NetworkConfig) -> "Network":
     if config.backend == "torch" and not weights:
         raise EexError(f"--backend torch: {folder} holds no {WEIGHTS}, only ONNX files; name the folder they came from")
     if config.backend == "onnx" or (config.backend == "auto" and exported):
-        from eex.models.onnx import load_onnx
+        from eex.models.onnx import int8_instructions, load_onnx
 
         if folder is None:
             raise EexError("--backend onnx needs an exported model: run eex-export --out DIR, then add --model DIR")
         if config.device == "cuda":
             raise EexError("--device cuda: ONNX files run on the processor here; expected --device cpu or auto")
-        net: Network = load_onnx(folder, _threads, config.provider)
+        exported_net = load_onnx(folder, _threads, config.provider)
+        net: Network = exported_net
+        if exported_net.precision == "int8" and config.provider == "cpu" and not int8_instructions():
+            lacks = f"{folder}: an int8 model, and this processor lacks VNNI, AMX and dot-product instructions"
+            if config.backend == "auto":
+                raise EexError(f"{lacks}; export it with --precision fp32, or add --backend onnx to run it slowly")
+            logging.getLogger(__name__).warning("%s: it runs more slowly than in fp32", lacks)
         if config.backend == "auto" and weights and _has_torch():
             from eex.models.comparing import check_same
 

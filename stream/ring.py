@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.columns import COLUMNS, DTYPES, Bools, Column, Floats, Ints, Rows
+from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Bools, Column, Floats, Ints, Rows
 
 _PRIVATE = (
     Column("When the frame arrived.", unit="s", default=np.nan, name="entered", kind="float"),
@@ -14,6 +14,11 @@ _PRIVATE = (
     Column("Number of its stream.", default=0, name="source", kind="int"),
     Column("Whether its stream kept its thresholds.", default=False, name="frozen", kind="bool"),
 )
+
+
+def place_of(slots: Ints) -> Any:
+    """Slots as an index: the number of a single one, whose values are then numbers, not arrays of one number."""
+    return int(slots[0]) if len(slots) == 1 else slots
 
 
 class Ring:
@@ -56,10 +61,13 @@ class Ring:
         self._fresh: dict[str, NDArray[Any]] = {k: np.empty(end[k], DTYPES[k]) for k in DTYPES}
         for c in columns:
             self._fresh[c.kind][self._place[c.name][1]] = c.default
+        places = ((name, *self._place[name]) for name in OUTCOMES)
+        self._outcomes = [(name, kind, (slice(None), at)) for name, kind, at in places]
         self._done = np.zeros(capacity, dtype=bool)
         for kind, values in self._fresh.items():
             self._tables[kind][:] = values
-        views = self.columns(slice(None))
+        self._views = views = self.columns(slice(None))
+        views = dict(views)
         self.entered: Floats = views.pop("entered")
         self.scarcity: Floats = views.pop("scarcity")
         self.source: Ints = views.pop("source")
@@ -70,25 +78,46 @@ class Ring:
         """Whether `count` frames can enter now."""
         return self.next + count - self.head <= self.capacity
 
-    def enter(self, count: int) -> tuple[Ints, Ints | slice]:
-        """Add `count` rows of default values; return their frame numbers and slots (a slice if contiguous)."""
-        frame = np.arange(self.next, self.next + count)
-        slots = frame % self.capacity
+    def enter(self, count: int) -> tuple[Ints, Ints | slice | int]:
+        """Add `count` rows of default values; return their frame numbers, and their slots as `write` takes them."""
+        first = self.next % self.capacity
+        place: Ints | slice | int
+        if count == 1:
+            frame, place = np.array([self.next]), first
+        else:
+            frame = np.arange(self.next, self.next + count)
+            place = slice(first, first + count) if first + count <= self.capacity else frame % self.capacity
         self.next += count
-        # a slice is written sooner
-        place = slice(int(slots[0]), int(slots[-1]) + 1) if slots[0] <= slots[-1] else slots
         for kind, values in self._fresh.items():
             self._tables[kind][place] = values
         return frame, place
+
+    def write(self, place: Ints | slice | int, **values: Any) -> None:
+        """Write columns of some rows, by name: one value for all rows, or an array of one for each.
+
+        The numbers of a single row, whose place is one number, are written ten times as fast as slices are.
+        """
+        views = self._views
+        if isinstance(place, int):
+            for name, value in values.items():
+                views[name][place] = value[0] if isinstance(value, np.ndarray) else value
+            return
+        for name, value in values.items():
+            views[name][place] = value
 
     def columns(self, slots: Ints | slice) -> dict[str, Any]:
         """The columns of some rows by name; views of the table if `slots` is a slice."""
         parts = {kind: values[slots] for kind, values in self._tables.items()}
         return {name: parts[kind][:, at] for name, (kind, at) in self._place.items()}
 
+    def outcomes(self, slots: Ints) -> dict[str, Any]:
+        """A copy of the columns of `Outcomes` of some rows, by name."""
+        parts = {kind: self._tables[kind].take(slots, axis=0) for kind in ("float", "int", "bool")}
+        return {name: parts[kind][at] for name, kind, at in self._outcomes}
+
     def finish(self, slots: Ints) -> None:
         """Mark rows as complete."""
-        self._done[slots] = True
+        self._done[place_of(slots)] = True
 
     @property
     def ready(self) -> int:

@@ -140,6 +140,20 @@ class Streams:
 
     # ---- what frames cost
 
+    def arrive(self, stream: Ints, now_s: float, link_ms: float) -> tuple[Floats | float, Floats | float]:
+        """Frames of some streams come in at a time; the budget's part of the price of each, and its expected price.
+
+        One number for all frames where their streams share a price, else (frames,).
+        """
+        if not self._own:
+            self.meter.arrive(now_s, len(stream))
+            return self.meter.scarcity, self.meter.expected(link_ms)
+        scarcity, overhead = np.empty(len(stream)), np.empty(len(stream))
+        for meter, of in self.metered(stream):
+            meter.arrive(now_s, len(stream[of]))
+            scarcity[of], overhead[of] = meter.scarcity, meter.expected(link_ms)
+        return scarcity, overhead
+
     def metered(self, stream: Ints) -> Iterator[tuple[Meter, Any]]:
         """The meters of some frames' streams, each with the rows of its frames."""
         if not self._own:

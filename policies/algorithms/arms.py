@@ -48,6 +48,7 @@ class Arms(Policy):
         self.counts = np.zeros((runs, self.grid.size))
         self.totals = np.zeros((runs, self.grid.size))
         self.pending = np.zeros((runs, self.grid.size))
+        self._ones, self._rows = np.ones(self.grid.size), np.arange(runs)[:, None]
 
     def index(self, played: Floats, context: Context) -> Floats:
         """Index of each arm if it had been chosen `played` times, pending frames included, (runs, arms, frames).
@@ -60,7 +61,7 @@ class Arms(Policy):
         """Thresholds for the next frames: each plays the arm of the highest index, first those never chosen."""
         frames = context.frames
         played = (self.counts + self.pending)[:, :, None]  # (runs, arms, frames)
-        fresh = not played.all()
+        fresh = np.count_nonzero(played) < played.size
         if frames > 1:
             played = played + np.arange(frames)  # column k: as if the arm had been chosen k more times
         if fresh:
@@ -85,14 +86,14 @@ class Arms(Policy):
 
     def play(self, arm: Ints, probability: Floats | None = None) -> Thresholds:
         """The thresholds of these arms, (runs, frames); their frames are pending from now on."""
-        add(self.pending, np.arange(self.runs)[:, None], arm, 1.0)
+        add(self.pending, self._rows, arm, 1.0)
         return self.same_at_every_exit(self.grid[arm], arm, probability)
 
     def learn(self, outcomes: Outcomes) -> None:
         """Credit each arm with the rewards of the frames it was played for."""
         add(self.pending, outcomes.run, outcomes.arm, -1.0)
-        heard = ~np.isnan(outcomes.reward)
-        self.credit(outcomes if heard.all() else outcomes[heard])
+        unheard = np.isnan(outcomes.reward)
+        self.credit(outcomes[~unheard] if np.count_nonzero(unheard) else outcomes)
 
     def credit(self, heard: Outcomes) -> None:
         """Take in frames with a reward."""
@@ -105,13 +106,16 @@ class Arms(Policy):
 
     def log_t(self) -> Floats:
         """Logarithm of the rounds with feedback, (runs, 1, 1); a hair above 0 at first."""
-        heard = self.counts @ np.ones(self.grid.size)  # sum(axis=1), but fast
+        heard = self.counts @ self._ones  # sum(axis=1), but fast
         log_t: Floats = np.maximum(np.log(np.maximum(heard, 1)), HAIR)
         return log_t[:, None, None]
 
 
 def add(table: Floats, run: Ints, arm: Ints, amount: float | Floats) -> None:
     """Add to cells of a table (runs, arms), in order where they repeat; flat, which is much faster."""
+    if arm.size == 1:
+        table[run.item(), arm.item()] += amount if isinstance(amount, float) else amount.item()
+        return
     np.add.at(table.reshape(-1), run * table.shape[1] + arm, amount)
 
 

@@ -106,6 +106,26 @@ class Change(Arrays):
                 self._look(of, count[full[first]], total[full[first]])
                 full = np.delete(full, first)
 
+    def hear_one(self, run: int, frame: int, *values: float) -> None:
+        """`hear` of a single frame, in plain numbers."""
+        if values[0] != values[0]:
+            return
+        block = frame // BLOCK
+        slot = block % OPEN
+        has = self.number[run, slot]
+        if has != block:
+            if has > block:
+                return
+            self.number[run, slot], self.heard[run, slot] = block, 0
+            self.count[run, slot] = self.total[run, slot] = 0.0
+        self.heard[run, slot] += 1
+        for s, value in enumerate(values):
+            if value == value:
+                self.count[run, slot, s] += 1.0
+                self.total[run, slot, s] += value
+        if self.heard[run, slot] == BLOCK:
+            self._look(np.array([run]), self.count[run, slot][None], self.total[run, slot][None])
+
     def begin(self, run: Ints) -> None:
         """Forget what some runs were like."""
         for array in (self.blocks, self.known, self.mean, self.spread, self.up, self.down):

@@ -42,6 +42,11 @@ def bins_of(confidence: Floats) -> Ints:
     return found
 
 
+def bin_of(confidence: float) -> int:
+    """`bins_of` a single one."""
+    return min(int(confidence * BINS), BINS - 1) if confidence > 0 else 0
+
+
 def checked_options(grid: Sequence[float], memory: float, beta: float, alarm: float) -> tuple[Floats, float]:
     """The grid, rising, and by how much each frame weighs more than the one before.
 

@@ -8,6 +8,7 @@ from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import (
     BINS,
     CENTRES,
+    LARGEST_WEIGHT,
     LOCAL,
     MOST_ROWS,
     PRIOR_FRAMES,
@@ -17,6 +18,7 @@ from eex.policies.algorithms.curves import (
     THRESHOLDS,
     VARIANCES,
     WIDTH,
+    bin_of,
     bins_of,
     checked_options,
     kernel,
@@ -113,6 +115,9 @@ class GainCurve(Composite):
 
     def choose(self, context: Context) -> Thresholds:
         """The same threshold for all frames, decided anew when enough has been learned since."""
+        if self.runs == 1 and isinstance(context.overhead, float) and not self._due(context.overhead):
+            played = np.full((1, context.frames), self.arm[0])
+            return self.same_at_every_exit(self.grid[played], played)
         if self.change.alarmed.any():
             self._forget(np.flatnonzero(self.change.alarmed))
         price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
@@ -126,6 +131,10 @@ class GainCurve(Composite):
             self.arm[rows], self.decided[rows], self.curve[rows], self.news[rows] = arm[rows], price[rows], curve, 0.0
         arm = np.repeat(arm[:, None], context.frames, axis=1)
         return self.same_at_every_exit(self.grid[arm], arm)
+
+    def _due(self, price: float) -> bool:
+        """Whether the only run has to decide anew: as `choose` asks of many, in plain numbers."""
+        return bool(self.change.alarmed[0] or self.news[0] * REST > self.heard[0] or self.decided[0] != price)
 
     def _forget(self, rows: Ints) -> None:
         """Begin anew."""
@@ -175,6 +184,9 @@ class GainCurve(Composite):
             self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
 
     def _learn(self, outcomes: Outcomes) -> None:
+        if len(outcomes) == 1:
+            self._learn_one(outcomes)
+            return
         exits, run = outcomes.confidence[:, :-1], outcomes.run
         confidence = exits[:, 0] if self.exits == 1 else np.fmax.reduce(exits, axis=1)  # of the surest edge exit
         heard = ~np.isnan(outcomes.reward)
@@ -198,3 +210,29 @@ class GainCurve(Composite):
         np.multiply.at(self.weight, run[heard], self.growth)
         rescale(self, self.weight, "seen", "offloads", "gains", "squares", "heard", "news")
         self.change.hear(run, outcomes.frame, exits[:, 0], off)
+
+    def _learn_one(self, outcomes: Outcomes) -> None:
+        """`_learn` of a single frame, in plain numbers: a stream that is fed frame by frame has no time for arrays."""
+        run, (*exits, cloud) = int(outcomes.run[0]), outcomes.confidence[0].tolist()
+        seen = [c for c in exits if c == c]
+        confidence = max(seen) if seen else np.nan
+        at, off = bin_of(confidence), np.nan
+        if outcomes.reward[0] == outcomes.reward[0]:
+            weight = self.weight[run]
+            self.seen[run, at] += weight
+            self.heard[run] += weight
+            self.news[run] += weight
+            if outcomes.offloaded[0]:
+                won = cloud - seen[-1]
+                gain = min((won if won > 0 else 0.0) / max(1 - confidence, 1e-9), 1.0)  # no reply gained nothing
+                if self.decided[run] == self.decided[run]:
+                    off = gain - self.curve[run, at]
+                self.offloads[run, at] += weight
+                weight *= gain
+                self.gains[run, at] += weight
+                weight *= gain
+                self.squares[run] += weight
+            self.weight[run] *= self.growth
+            if self.weight[run] > LARGEST_WEIGHT:
+                rescale(self, self.weight, "seen", "offloads", "gains", "squares", "heard", "news")
+        self.change.hear_one(run, int(outcomes.frame[0]), exits[0], off)

@@ -11,6 +11,7 @@ from eex.policies.algorithms.curves import (
     CENTRES,
     COARSE,
     COARSE_CENTRES,
+    LARGEST_WEIGHT,
     LOCAL,
     MOST_ROWS,
     PRIOR_FRAMES,
@@ -20,6 +21,7 @@ from eex.policies.algorithms.curves import (
     THRESHOLDS,
     VARIANCES,
     WIDTH,
+    bin_of,
     bins_of,
     checked_options,
     kernel,
@@ -138,6 +140,8 @@ class StopCurve(Composite):
 
     def choose(self, context: Context) -> Thresholds:
         """The same thresholds for all frames, decided anew when enough has been learned since."""
+        if self.runs == 1 and not self._due(context):
+            return self._thresholds(self.exit_at, self.skip_below, context.frames)
         if self.change.alarmed.any():
             self._forget(np.flatnonzero(self.change.alarmed))
         price = np.empty((self.runs, self.exits))  # of offloading, then of each further exit
@@ -154,14 +158,31 @@ class StopCurve(Composite):
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
             self.decided[rows], self.curve[rows], self.news[rows] = price[rows], curve[learned], 0.0
             self.turn[rows] = turn[rows]
-        shape = (self.runs, context.frames)
+        return self._thresholds(exit_at, skip_below, context.frames)
+
+    def _due(self, context: Context) -> bool:
+        """Whether the only run has to decide anew: as `choose` asks of many, in plain numbers."""
+        if self.change.alarmed[0]:
+            return True
+        turn = self.frames[0] // (TOGETHER if self.exits > 1 else 1)
+        if self.news[0] * REST > self.known[0] and turn != self.turn[0]:
+            return True
+        overhead, *costs = self.decided[0].tolist()
+        if not isinstance(context.overhead, float) or overhead != context.overhead:
+            return True
+        if isinstance(context.exit_cost, float):
+            return any(cost != context.exit_cost for cost in costs)
+        return bool((self.decided[:, 1:] != context.exit_cost).any())
+
+    def _thresholds(self, exit_at: Floats, skip_below: Floats, frames: int) -> Thresholds:
+        """What is played, from the thresholds of each run, (runs, exits) each."""
+        shape = (self.runs, frames)
         thresholds = np.zeros((*shape, self.exits + 1))
         thresholds[:, :, :-1] = exit_at[:, None]
-        skips = np.empty((*shape, self.exits))
+        skips, unknown = np.empty((*shape, self.exits)), np.empty(shape)
         skips[:] = skip_below[:, None]
-        return Thresholds(
-            thresholds, skips, np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-        )
+        unknown.fill(np.nan)
+        return Thresholds(thresholds, skips, np.zeros(shape, dtype=np.int64), unknown, np.zeros(shape, dtype=bool))
 
     def _forget(self, rows: Ints) -> None:
         """Begin anew."""
@@ -305,6 +326,9 @@ class StopCurve(Composite):
             self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
 
     def _learn(self, outcomes: Outcomes) -> None:
+        if len(outcomes) == 1:
+            self._learn_one(outcomes)
+            return
         edge, run, exits = outcomes.confidence[:, :-1], outcomes.run, self.exits
         counts = ~np.isnan(outcomes.reward)
         weight = weights_of(self.weight, self.growth, run, counts)
@@ -334,3 +358,33 @@ class StopCurve(Composite):
         np.add.at(self.frames, run[counts], 1)
         rescale(self, self.weight, "moves", "offloads", "gains", "squares", "seen", "known", "news")
         self.change.hear(run, outcomes.frame, edge[:, 0], off)
+
+    def _learn_one(self, outcomes: Outcomes) -> None:
+        """`_learn` of a single frame, in plain numbers: a stream that is fed frame by frame has no time for arrays."""
+        run, (*edge, cloud) = int(outcomes.run[0]), outcomes.confidence[0].tolist()
+        off = np.nan
+        if outcomes.reward[0] == outcomes.reward[0]:
+            weight, bins = self.weight[run], [bin_of(c) for c in edge]
+            visited = [c == c for c in edge]
+            for i, (here, at) in enumerate(zip(visited, bins, strict=True)):
+                if here:
+                    self.seen[run, i, at] += weight
+                    if i:
+                        self.moves[run, i - 1, bins[i - 1] // 2, at // 2] += weight
+            self.known[run] += weight
+            self.news[run] += weight
+            if outcomes.offloaded[0]:
+                further = max(sum(visited) - 1, 0)
+                won, at = cloud - edge[further], bins[further]
+                # a reply that never came gained nothing
+                gain = min((won if won > 0 else 0.0) / max(1 - edge[further], 1e-9), 1.0)
+                if self.decided[run, 0] == self.decided[run, 0]:  # from no more than the prior, they all lie off
+                    off = gain - self.curve[run, further, at]
+                self.offloads[run, further, at] += weight
+                self.gains[run, further, at] += weight * gain
+                self.squares[run, further] += weight * (gain * gain)
+            self.weight[run] *= self.growth
+            self.frames[run] += 1
+            if self.weight[run] > LARGEST_WEIGHT:
+                rescale(self, self.weight, "moves", "offloads", "gains", "squares", "seen", "known", "news")
+        self.change.hear_one(run, int(outcomes.frame[0]), edge[0], off)

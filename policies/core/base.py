@@ -224,11 +224,14 @@ class Policy(Arrays):
         runs, frames = threshold.shape
         exit_at = np.empty((runs, frames, self.exits + 1))
         exit_at[:] = threshold[:, :, None]
+        if probability is None:
+            probability = np.empty((runs, frames))
+            probability.fill(np.nan)
         return Thresholds(
             exit_at=exit_at,
             skip_below=np.zeros((runs, frames, self.exits)),
             arm=arm,
-            probability=np.full((runs, frames), np.nan) if probability is None else probability,
+            probability=probability,
             audited=np.zeros((runs, frames), dtype=bool),
         )
 

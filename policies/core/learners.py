@@ -233,6 +233,8 @@ class Learners:
             Thresholds without the axis of runs: (frames, …).
         """
         count = len(run)
+        if count == 1:
+            return self._choose_one(int(run[0]), context)
         price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (count,))
         groups = list(_alike(run, price, MOST_AT_ONCE if self.joint else 1))
         if len(groups) == 1 and groups[0].shape[0] == 1:
@@ -260,6 +262,8 @@ class Learners:
             each.
         """
         run = outcomes.run
+        if len(run) == 1:
+            return self._learn_one(int(run[0]), outcomes)
         chosen = self.next[run]
         rows = np.unique(run) if len(run) > 1 and (run != run[0]).any() else run[:1]
         rank = self.learned[run] + (np.arange(len(run)) if len(rows) == 1 else _earlier(run))
@@ -274,6 +278,45 @@ class Learners:
             mine = outcomes if len(some) == len(rows) else outcomes[np.isin(run, some)]
             with _Moved(self, some) as policy:
                 policy.learn(replace(mine, run=np.searchsorted(some, mine.run)))
+        return rank, chosen
+
+    def _choose_one(self, row: int, context: Context) -> tuple[Ints, Thresholds]:
+        """As `choose`, for one frame: what frames that come one at a time need, and no more."""
+        number = int(self.next[row])
+        self.next[row] = number + 1
+        overhead = context.overhead
+        asked = Context(
+            frames=1,
+            first=number,
+            overhead=overhead if isinstance(overhead, float) else float(np.ravel(overhead)[0]),
+            exit_cost=context.exit_cost,
+            distortion=None if context.distortion is None else context.distortion[None],
+            queue=context.queue,
+            link_ms=context.link_ms,
+            reachable=context.reachable,
+        )
+        if self.joint:
+            with _Moved(self, np.array([row])) as policy:
+                chosen = policy.choose(asked)
+        else:
+            policy = self.policy(row)
+            chosen = policy.choose(asked)
+        if self._foreign:
+            check_thresholds(policy, chosen, 1)
+        of_run = (chosen.exit_at[0], chosen.skip_below[0], chosen.arm[0], chosen.probability[0], chosen.audited[0])
+        return np.array([number]), Thresholds(*of_run)
+
+    def _learn_one(self, row: int, outcomes: Outcomes) -> tuple[Ints, Ints]:
+        """As `learn`, from one frame."""
+        rank, chosen = self.learned[row : row + 1].copy(), self.next[row : row + 1].copy()
+        self.learned[row] += 1
+        if row:  # policies of one run know their run as 0
+            outcomes = replace(outcomes, run=np.zeros(1, dtype=np.int64))
+        if self.joint:
+            with _Moved(self, np.array([row])) as policy:
+                policy.learn(outcomes)
+        else:
+            self.policy(row).learn(outcomes)
         return rank, chosen
 
     def _choose(

@@ -1,5 +1,7 @@
 """What a frame earns: AdaEE's reward, or its utility."""
 
+import math
+
 import numpy as np
 
 from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Reward
@@ -90,8 +92,13 @@ def reward(
     kind
         What frames earn.
     """
-    if kind == "adaee" and not np.any(exit_cost) and not np.count_nonzero(offloaded):
+    free = exit_cost == 0.0 if isinstance(exit_cost, float) else not np.any(exit_cost)
+    if kind == "adaee" and free and not (offloaded[0] if len(offloaded) == 1 else np.count_nonzero(offloaded)):
         return np.zeros(len(offloaded))
+    if len(offloaded) == 1 and isinstance(exit_cost, float):
+        return np.array(
+            [_of_one(confidence[0].tolist(), bool(offloaded[0]), bool(sent[0]), float(overhead[0]), exit_cost, kind)]
+        )
     last, further = last_seen(confidence[:, :-1])
     gain = np.fmax(0.0, confidence[:, -1] - last)  # 0 where the cloud gave no answer (NaN)
     return np.where(
@@ -99,3 +106,16 @@ def reward(
         np.nan,
         earned(gain, offloaded, further, overhead, exit_cost, last if kind == "utility" else 0.0),
     )
+
+
+def _of_one(
+    confidence: list[float], offloaded: bool, sent: bool, overhead: float, exit_cost: float, kind: Reward
+) -> float:
+    """`reward` of a single frame, in plain numbers, which take a tenth of the time that arrays of one number take."""
+    if offloaded and not sent:
+        return math.nan
+    *edge, cloud = confidence
+    further = max(sum(c == c for c in edge) - 1, 0)
+    last = edge[further]
+    gain = max(cloud - last, 0.0) if cloud == cloud and last == last else 0.0
+    return (gain - overhead if offloaded else 0.0) - exit_cost * further + (last if kind == "utility" else 0.0)

@@ -113,6 +113,10 @@ def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floa
     final_exit_at
         The final exit's threshold, (rows,).
     """
+    if len(exit) == 1 and exit[0] >= 0:  # frame by frame, nearly always so
+        by = prediction[:, exit[0]]
+        if exit[0] < confidence.shape[1] - 1 or confidence[0, -1] >= final_exit_at[0]:
+            return by
     by = prediction[np.arange(len(exit)), exit]
     final = exit == confidence.shape[1] - 1
     if np.count_nonzero(final):

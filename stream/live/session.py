@@ -197,7 +197,7 @@ class Session:
         if offloader is None:
             if worker is not None:
                 embedded = (worker.endpoint(PATIENCE_S), worker.keys)
-            connect = partial(connected, connection, net.fingerprint, config.seed, embedded)
+            connect = partial(connected, connection, net.tail_fingerprint, config.seed, embedded)
             encoding = choose_sending(connection, net, None, connect).encoding
             offloader = self._resources.enter_context(connect())
         offloader.wake_on(self._awake)

@@ -97,7 +97,7 @@ def survey(
     cloud_ms, cloud_exit_ms = edge_ms / cloud_speed, float(exit_ms[-1]) / cloud_speed
     speed = LinkSpeed(0.0, math.inf) if link is None else measure.first_condition(link)
     if connection is not None:
-        with connected(connection, net.fingerprint, 0) as offloader:
+        with connected(connection, net.tail_fingerprint, 0) as offloader:
             whole = measure.worker_times(offloader, net, images, range(net.exits))
             speed = measure.measure_link(offloader, net, images, 1)
         rest = np.array([whole[k] for k in range(net.exits)])  # from each stage to the answer

@@ -103,7 +103,7 @@ def run(
             check_shares(policies[0], config.policy)
         frames = open_frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
-        connect = partial(connected, connection, net.fingerprint, config.seed, embedded)
+        connect = partial(connected, connection, net.tail_fingerprint, config.seed, embedded)
         sending = choose_sending(connection, net, frames, connect)
         if resume is not None and frames.live:
             raise EexError("--resume: a camera or a video cannot be played again")

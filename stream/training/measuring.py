@@ -1,17 +1,26 @@
 """Measure a trained model: accuracy and calibration by exit, expert, distortion and level; cost by threshold."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from eex.models.fast import optimised
 from eex.models.training import all_logits
+from eex.policies.core.base import Ints
+from eex.policies.core.errors import EexError
 from eex.policies.core.metrics import expected_calibration_error
 from eex.stream.frames.distortions import DISTORTIONS
+from eex.stream.training.data import read_data
+from eex.stream.training.options import TrainConfig
 
 if TYPE_CHECKING:
+    from eex.models.card import Card
     from eex.models.network import EarlyExitNet
+    from eex.models.quantising import Samples
 
 LEVELS = {
     "pristine": (0.0,),
@@ -33,6 +42,42 @@ LEVELS = {
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 AT_ONCE = 500
 """Number of images to distort or classify at once; a whole test split would take gigabytes."""
+
+
+FIT, HELD = 256, 2048
+"""Most images to quantise by, and most to fit temperatures and measure on."""
+
+
+def samples_of(data: str, card: "Card") -> "Samples":
+    """Images to quantise a model by: of its training images, and those held out of them, as `eex-train` does.
+
+    Each expert gets them with its own distortion, at the middle one of its `LEVELS`.
+
+    Raises
+    ------
+    EexError
+        If there are no labelled images of the model's classes, or fewer than four are held out.
+    """
+    from eex.models.quantising import Samples
+
+    architecture = card.architecture
+    read = read_data(TrainConfig(data, Path(), measure=False), architecture.input_shape)
+    if read.classes != architecture.classes:
+        raise EexError(f"{data}: its classes {_few(read.classes)} are not the model's, {_few(architecture.classes)}")
+    kept, held = read.kept[:FIT], read.held[:HELD]
+    if len(held) < 4:
+        raise EexError(f"{data}: has {len(read.images):,} images, too few to hold some out and measure on them")
+
+    def seen(index: Ints) -> dict[str, NDArray[np.float32]]:
+        images = torch.from_numpy(read.images[index])
+        middle = {e: LEVELS[e][len(LEVELS[e]) // 2] for e in architecture.experts if e in LEVELS}
+        return {e: _distorted(images, e, middle.get(e, 0.0)).numpy() for e in architecture.experts}
+
+    return Samples(seen(kept), seen(held), read.labels[held], data)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
 def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:

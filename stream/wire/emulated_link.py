@@ -309,7 +309,7 @@ def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[lis
     ::
 
         with emulated("paris:30s, down:10s", [worker.endpoint()]) as endpoints:
-            offloader = ZmqOffloader(endpoints, net.fingerprint)
+            offloader = ZmqOffloader(endpoints, net.tail_fingerprint)
     """
     parse_link(link)
     for endpoint in endpoints:

@@ -54,7 +54,7 @@ class EmbeddedWorker:
 
         with EmbeddedWorker() as worker:  # starts it and does not wait
             ...
-            offloader = ZmqOffloader(worker.endpoint(), net.fingerprint, keys=worker.keys)
+            offloader = ZmqOffloader(worker.endpoint(), net.tail_fingerprint, keys=worker.keys)
     """
 
     def __init__(
