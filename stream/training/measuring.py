@@ -56,12 +56,15 @@ def samples_of(data: str, card: "Card") -> "Samples":
     Raises
     ------
     EexError
-        If there are no labelled images of the model's classes, or fewer than four are held out.
+        If there are no labelled images of the model's classes, fewer than four are held out, or it takes no images.
     """
     from eex.models.quantising import Samples
 
     architecture = card.architecture
-    read = read_data(TrainConfig(data, Path(), measure=False), architecture.input_shape)
+    if not architecture.takes_images:
+        raise EexError("--precision int8 is for models that take images, this one takes texts")
+    channels, height, width = architecture.input_shape
+    read = read_data(TrainConfig(data, Path(), measure=False), (channels, height, width))
     if read.classes != architecture.classes:
         raise EexError(f"{data}: its classes {_few(read.classes)} are not the model's, {_few(architecture.classes)}")
     kept, held = read.kept[:FIT], read.held[:HELD]
