@@ -444,8 +444,9 @@ def summarise(curves: "pd.DataFrame", aims: Sequence[str] = ()) -> dict[str, Any
     dict
         rows: one a trace, policy and overhead. regret_X: final regret, its mean over the runs, and regret_X_ci95, half
         the width of its 95 % interval (Student's t; None if the runs do not differ); reward, utility, offloaded_share,
-        accuracy (None without labels), differs, latency_ms: means; aims: for each wish its limit, the runs' mean cost
-        and the share of runs that kept it; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of
+        accuracy (None without labels), paid: mean cost of a frame's way; accuracy_less_costs: what came of the
+        confidence that the utility counts; differs, latency_ms: means; aims: for each wish its limit, the runs' mean
+        cost and the share of runs that kept it; rounds_to_best: as `rounds_to_best`, None for never; ratio_to_ucb: of
         regret_best_arm, None where `ucb` was not played.
 
         sums: one a trace and policy, the regrets summed over the overheads, and ratio_to_ucb for regret_best_arm,
@@ -463,6 +464,10 @@ def summarise(curves: "pd.DataFrame", aims: Sequence[str] = ()) -> dict[str, Any
         if aims:
             row["aims"] = [_came_to(aim, runs[f"aim_{j}"].to_numpy()) for j, aim in enumerate(parse_aims(aims))]
         row["accuracy"] = None if np.isnan(row["accuracy"]) else row["accuracy"]
+        if "paid" in runs:  # else it was played before that was kept
+            row["paid"] = float(runs["paid"].mean())
+            known = row["accuracy"] is not None
+            row["accuracy_less_costs"] = row["accuracy"] - row["paid"] if known else None
         rows.append(row)
     by_key = dict(iter(curves.groupby(keys, sort=False, observed=True)))
     for row in rows:
@@ -543,7 +548,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 140
+        console.width = 170
     exits = max(len(h["thresholds_per_exit"]) for h in summary["hindsight"])
     columns = {"regret_best_arm": "best fixed\nthreshold"}
     if exits > 1:
@@ -559,6 +564,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             *columns.values(),
             "offloaded\nshare",
             "\naccuracy",
+            *(("utility\nper frame", "accuracy\nless costs") if exits > 1 else ()),
             "rounds until\nwithin 5 %",
             "share of\nucb's",
         ):
@@ -571,13 +577,16 @@ def print_summary(summary: dict[str, Any]) -> None:
                     *(_with_ci(row, name) for name in columns),
                     f"{row['offloaded_share']:.1%}",
                     "" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
+                    *(_worths(row, summary["rounds"]) if exits > 1 else ()),
                     "never" if row["rounds_to_best"] is None else f"{row['rounds_to_best']:,}",
                     "" if row["ratio_to_ucb"] is None else f"{row['ratio_to_ucb']:.1%}",
                 )
         table.add_row("[bold]sum over the overheads")
         for row in (r for r in summary["sums"] if r["trace"] == trace):
             ratio = "" if row["ratio_to_ucb"] is None else f"{row['ratio_to_ucb']:.1%}"
-            table.add_row(f"  {row['policy']}", *(_with_ci(row, name) for name in columns), "", "", "", ratio)
+            table.add_row(
+                f"  {row['policy']}", *(_with_ci(row, name) for name in columns), *[""] * (5 if exits > 1 else 3), ratio
+            )
         console.print(table)
         for row in (r for r in summary["rows"] if r["trace"] == trace):
             for aim in row.get("aims", ()):
@@ -590,6 +599,12 @@ def print_summary(summary: dict[str, Any]) -> None:
                 )
         console.print()
     console.print(f"curves, summary and pictures: {summary['folder']}", highlight=False, soft_wrap=True)
+
+
+def _worths(row: dict[str, Any], rounds: int) -> tuple[str, str]:
+    """What the confidence of the answers promised less the costs, and what came of it, as the table shows them."""
+    came = row.get("accuracy_less_costs")
+    return f"{row['utility'] / rounds:.3f}", "" if came is None else f"{came:.3f}"
 
 
 def _with_ci(row: dict[str, Any], name: str) -> str:

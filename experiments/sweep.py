@@ -115,8 +115,9 @@ def play(sweep: Sweep, part: Part, trace: Trace, report: Callable[[int], None] =
     -------
     dict of arrays
         overhead; run; round: so many were played; reward: cumulative; regret_X for each of `REFERENCES`: cumulative;
-        offloaded, accuracy, differs: shares so far; accuracy is NaN without labels, and differs is of answers that
-        differ from the whole network's; latency_ms: mean so far; aim_0, …: mean cost of each wish so far.
+        paid: mean so far of what the frames' ways cost; offloaded, accuracy, differs: shares so far; accuracy is NaN
+        without labels, and differs is of answers that differ from the whole network's; latency_ms: mean so far; aim_0,
+        …: mean cost of each wish so far.
     """
     keys = np.arange(part.first, part.last)
     overheads = np.array(sweep.overheads)
@@ -173,6 +174,7 @@ def _curves(sweep: Sweep, keys: Ints, trace: Trace, played: Replayed, k: int) ->
         "round": np.broadcast_to(marks, reward.shape),
         "reward": reward,
         "utility": so_far(played.utility[mine]),
+        "paid": so_far(np.nan_to_num(played.paid[mine])) / marks,
         "offloaded": so_far(played.offloaded[mine]) / marks,
         "accuracy": np.where(labelled > 0, so_far(right) / np.maximum(labelled, 1), np.nan),
     }

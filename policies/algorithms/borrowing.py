@@ -15,14 +15,10 @@ from eex.policies.algorithms.curves import (
     kernel,
 )
 from eex.policies.core.base import Floats, Ints
-from eex.policies.core.fleet import Layout, frames_of
+from eex.policies.core.fleet import Layout, frames_of, worth
 
-MOST_LENT = 1000.0
-"""Frames of its own that a learner takes what it borrows for, at most."""
-GROUPS = 5
-"""Of confidences in which what is expected is compared with what is seen."""
-SURE = 2.0
-"""Standard deviations of chi-squared above its mean up to which a difference is taken for chance."""
+MOST_LENT = 4000.0
+"""Frames of its own that a learner takes what it borrows for, at most: about what it remembers by default."""
 
 _NEAR, _NEAR_COARSE = kernel(WIDTH), kernel(WIDTH, COARSE_CENTRES)[:, ::2]
 
@@ -78,13 +74,11 @@ def lender(layout: Layout, flat: Floats) -> Lender:
 
 
 def with_borrowed(own: Mapping[str, Floats], lent: Lender, unit: Floats, rows: Ints) -> dict[str, Floats]:
-    r"""A learner's own sums with what it borrows.
+    """A learner's own sums with what it borrows.
 
     What is borrowed counts as `MOST_LENT` frames; as fewer, where the learner's frames differ from what is expected of
-    them by more than chance. If the mean over :math:`n` of them lies :math:`\delta` standard deviations off, the
-    lender's evidence is worth :math:`1 / \delta^2` frames. :math:`n \delta^2` is estimated by what :math:`\chi^2`
-    over `GROUPS` of confidences exceeds chance by: for what offloading gains, and for the way to the next exit, at each
-    exit.
+    them by more than chance (`eex.policies.core.fleet.worth`): for what offloading gains, and for the way to the next
+    exit, at each exit.
 
     Parameters
     ----------
@@ -106,8 +100,8 @@ def with_borrowed(own: Mapping[str, Floats], lent: Lender, unit: Floats, rows: I
     back = offloads / unit[..., None]
     count = moves.sum(axis=-1) / unit[..., None]
     there = moves @ COARSE_CENTRES / unit[..., None]
-    sure_gain = _worth(back, own["gains"] / unit[..., None] - back * gain, theirs(lent.gain_variance))
-    sure_step = _worth(count, there - count * (COARSE_CENTRES + step), theirs(lent.step_variance))
+    sure_gain = worth(back, own["gains"] / unit[..., None] - back * gain, theirs(lent.gain_variance))
+    sure_step = worth(count, there - count * (COARSE_CENTRES + step), theirs(lent.step_variance))
     sent, gone = theirs(lent.sums["offloads"]), theirs(lent.sums["moves"])
     of_gains = np.minimum(share, sure_gain / np.maximum(sent.sum(axis=-1), 1e-9)) * unit  # (rows, exits)
     of_moves = np.minimum(share, sure_step / np.maximum(gone.sum(axis=(-2, -1)), 1e-9)) * unit
@@ -117,22 +111,3 @@ def with_borrowed(own: Mapping[str, Floats], lent: Lender, unit: Floats, rows: I
         name: own[name] + theirs(lent.sums[name]) * scale.reshape(*scale.shape, *(1,) * (own[name].ndim - scale.ndim))
         for name, scale in scales.items()
     }
-
-
-def _worth(count: Floats, off: Floats, variance: Floats) -> Floats:
-    """Frames that a lender's evidence is worth, (rows, exits); inf where nothing speaks against it.
-
-    Parameters
-    ----------
-    count, off
-        Own frames by confidence, and the sum over them of how far they lie off, (rows, exits, bins).
-    variance
-        Of one of them, (rows or 1, exits).
-    """
-    groups = (*count.shape[:-1], GROUPS, count.shape[-1] // GROUPS)
-    count, off = count.reshape(groups).sum(axis=-1), off.reshape(groups).sum(axis=-1)
-    there = count >= 1
-    chi = np.where(there, off**2 / np.maximum(count, 1), 0.0).sum(axis=-1) / variance
-    by_chance = there.sum(axis=-1)
-    excess = chi - by_chance - SURE * np.sqrt(2.0 * by_chance)
-    return np.where(excess > 0, count.sum(axis=-1) / np.maximum(excess, 1e-9), np.inf)

@@ -211,6 +211,7 @@ class StopCurve(Composite):
             Their sums, (1, size), or (runs, size) where each run has others.
         """
         self._lender = lender(self.layout, flat)
+        self.decided[:] = np.nan  # what was decided knew nothing of them
 
     def _sums(self, rows: Ints | slice) -> dict[str, Floats]:
         """The sums of some runs by name."""

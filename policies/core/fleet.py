@@ -25,8 +25,15 @@ MOST_VALUES = 1 << 16
 """Numbers in the sums of one edge, at most: 256 KiB; three exits take 7 KiB."""
 MOST_FRAMES = 4000.0
 """Frames that a member of the fleet counts as, at most, however many it says that it has seen."""
-USUAL_SHARE, FREE = 2.0, 1.0
-"""How much more than other members a member may say of one confidence, and frames that it may in any case."""
+USUAL = 0.75
+"""Share of the members that say no more than is usual."""
+FREE = 0.5
+"""Frames of one confidence that a member may speak of, whatever the others do."""
+GROUPS = 5
+"""Of confidences in which what is expected is compared with what is seen."""
+SURE, DOUBT = 3.0, 50.0
+GAIN_VARIANCE, STEP_VARIANCE = 0.08, 0.04
+"""Of relative gains and of changes of the confidence between exits, about."""
 MOST_COUNTED = 2.0**53
 ROUNDING = 1e-3
 
@@ -166,20 +173,69 @@ def capped(layout: Layout, flat: Flat, most: float = MOST_FRAMES) -> Flat:
 def moderated(layout: Layout, members: Flat, most: float = MOST_FRAMES) -> Flat:
     """Sums of members (members, size), none of which counts for more than it should.
 
-    Each counts as `most` frames at most. Of frames at one confidence that left an exit, each counts at most
-    `USUAL_SHARE` times as many as a quarter of the members exceed: who says much of what hardly any other has seen says
-    it of few frames. So a few members that make things up move the fleet by no more than their number.
+    Each counts as `most` frames at most, and no more than a quarter of the members exceed; nor does it count for more
+    of the frames at one confidence that left an exit than a quarter exceed. And where its gains, or the ways of its
+    frames to the next exit, lie off the median of the members by more than chance, it counts as the frames that it is
+    then worth (`worth`). So a few members that make things up hardly move the fleet.
     """
-    members = capped(layout, members, most)
     if len(members) < 3:
-        return members
+        return capped(layout, members, most)
+    members = capped(layout, members, max(1.0, min(most, float(np.quantile(frames_of(layout, members), USUAL)))))
     sums = layout.views(members)
     left = layout.left(sums)  # (members, exits, coarse)
-    usual = np.quantile(left, 0.75, axis=0)
-    share = np.minimum(1.0, (USUAL_SHARE * usual + FREE) / np.maximum(left, FREE))
+    share = np.minimum(1.0, np.maximum(np.quantile(left, USUAL, axis=0), FREE) / np.maximum(left, FREE))
     before = sums["offloads"].sum(axis=-1)
     for name in ("offloads", "gains"):
         sums[name] *= np.repeat(share, layout.bins // layout.coarse, axis=-1)
     sums["moves"] *= share[:, :-1, :, None]
     sums["squares"] *= sums["offloads"].sum(axis=-1) / np.maximum(before, 1e-9)
+    sent, gone = sums["offloads"], sums["moves"].sum(axis=-1)
+    place = (np.arange(layout.coarse) + 0.5) / layout.coarse
+    credit = _credit(sent, sums["gains"], GAIN_VARIANCE)
+    for name in ("offloads", "gains"):
+        sums[name] *= credit[..., None]
+    sums["squares"] *= credit
+    sums["moves"] *= _credit(gone, sums["moves"] @ place - gone * place, STEP_VARIANCE)[..., None, None]
     return members
+
+
+def worth(count: Floats, off: Floats, variance: Floats | float) -> Floats:
+    r"""Frames that a prediction of frames is worth, (…); inf where nothing speaks against it.
+
+    If the mean over :math:`n` frames lies :math:`\delta` standard deviations off, it is worth :math:`1 / \delta^2`
+    frames. :math:`n \delta^2` is estimated by how far :math:`\chi^2`, over `GROUPS` of confidences, exceeds its mean by
+    more than `SURE` standard deviations; as little is known from few frames, it is taken for that of `DOUBT` more.
+
+    Parameters
+    ----------
+    count, off
+        Frames by confidence, and the sum over them of how far they lie off, (…, bins).
+    variance
+        Of one of them, (…).
+    """
+    groups = _groups(count.shape[-1])
+    count, off = count @ groups, off @ groups
+    there = count >= 1
+    chi = np.where(there, off**2 / np.maximum(count, 1), 0.0).sum(axis=-1) / variance
+    by_chance = there.sum(axis=-1)
+    excess = chi - by_chance - SURE * np.sqrt(2.0 * by_chance)
+    found: Floats = np.where(excess > 0, (count.sum(axis=-1) + DOUBT) / np.maximum(excess, 1e-9), np.inf)
+    return found
+
+
+def _credit(count: Floats, total: Floats, variance: float) -> Floats:
+    """The share of what members say that counts, (members, exits), from sums over their frames by confidence."""
+    groups = _groups(count.shape[-1])
+    count, total = count @ groups, total @ groups
+    order = np.argsort(total / np.maximum(count, 1e-9), axis=0)
+    behind = np.take_along_axis(count, order, axis=0).cumsum(axis=0)
+    middle = (behind >= behind[-1] / 2).argmax(axis=0)[None]  # the median, each as often as it has frames
+    at = np.take_along_axis(order, middle, axis=0)
+    usual = np.take_along_axis(total, at, axis=0) / np.maximum(np.take_along_axis(count, at, axis=0), 1e-9)
+    found: Floats = np.minimum(1.0, worth(count, total - count * usual, variance) / np.maximum(count.sum(axis=-1), 1.0))
+    return found
+
+
+def _groups(bins: int) -> Floats:
+    """Which group of confidences each bin is in, (bins, groups)."""
+    return np.eye(GROUPS)[np.arange(bins) * GROUPS // bins]

@@ -79,6 +79,8 @@ class Replayed:
         As `eex.policies.core.reward.reward` has it.
     utility
         The same as the utility has it, whatever the policy learned from; NaN where the reward is.
+    paid
+        What the frame's way cost: the further exits that it visited, and the overhead if it was offloaded.
     answer
         Class that the frame was answered with; -1 where it was dropped.
     latency_ms
@@ -92,6 +94,7 @@ class Replayed:
     fallback: Bools
     reward: Floats
     utility: Floats
+    paid: Floats
     answer: Ints
     latency_ms: Floats
 
@@ -127,6 +130,7 @@ def replay(
     order: Order = "resampled",
     seed: int = 0,
     keys: Ints | None = None,
+    frames: Ints | None = None,
     delay: int = 0,
     link: SimulatedLink | None = None,
     feedback: Feedback | None = None,
@@ -151,6 +155,8 @@ def replay(
     order, seed, keys
         As for `draw_frames`. Runs of the same key play the same frames (under other overheads, say); by default all
         keys differ.
+    frames
+        Rows of the trace to play instead of drawn ones, (runs, rounds).
     delay
         Rounds by which all feedback is late: with 0, the policy learns from a frame before the next choice.
     link
@@ -173,13 +179,15 @@ def replay(
         If policy, overheads or feedback do not fit.
     """
     runs = policy.runs
+    if frames is not None:
+        rounds = frames.shape[1]
     rounds = rounds or (len(trace) if feedback is None else len(feedback.queue))
     _check(policy, trace, overhead, delay, feedback)
     if np.ndim(exit_cost) and np.shape(exit_cost) != (policy.exits - 1,):
         raise EexError(f"expected one exit cost, or {policy.exits - 1}, got {np.size(exit_cost)}")
     price = np.broadcast_to(np.asarray(overhead, dtype=float), (runs,)).copy()
     keys = np.arange(runs) if keys is None else keys
-    drawn = draw_frames(trace, rounds, order, seed, keys)
+    drawn = draw_frames(trace, rounds, order, seed, keys) if frames is None else frames
     by_round = np.ascontiguousarray(drawn.T)
     policy.reward, policy.exit_cost = kind, exit_cost
     foreign = is_foreign(policy)
@@ -187,7 +195,7 @@ def replay(
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
     answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int32)  # a trace may have a million classes
-    utility: Floats = np.zeros((rounds, runs))
+    utility, paid = np.zeros((rounds, runs)), np.zeros((rounds, runs))
     for t in range(rounds):
         for outcomes in delivery.due(t):
             policy.learn(outcomes)
@@ -196,7 +204,9 @@ def replay(
         if foreign:
             check_thresholds(policy, chosen, 1)
         took, fate = _fate(t, link, feedback, keys, seed)
-        outcomes, answers[t], utility[t] = _played(trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate)
+        outcomes, answers[t], utility[t], paid[t] = _played(
+            trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate
+        )
         outcomes = replace(outcomes, latency_ms=_latency_ms(t, answered_ms, by_round[t], outcomes, took, feedback))
         delivery.add(t, outcomes, took)
         for name in _COPIED:
@@ -204,9 +214,8 @@ def replay(
         if t % 256 == 255:
             report(t + 1)
     report(rounds)
-    return Replayed(
-        frame=drawn, answer=answers.T, utility=utility.T, **{name: column.T for name, column in done.items()}
-    )
+    columns = done | {"answer": answers, "utility": utility, "paid": paid}
+    return Replayed(frame=drawn, **{name: column.T for name, column in columns.items()})
 
 
 _COPIED: dict[str, Any] = {"arm": np.int32, "exit": np.int16, "offloaded": np.bool_, "fallback": np.bool_}
@@ -281,12 +290,15 @@ def _played(
     kind: Reward,
     took: Floats | None,
     fate: Mapping[str, Any],
-) -> tuple[Outcomes, Ints, Floats]:
-    """Outcomes of round t, in which each run plays a row of the trace, (runs,); classes of the answers; utilities."""
+) -> tuple[Outcomes, Ints, Floats, Floats]:
+    """Outcomes of round t, in which each run plays a row of the trace, (runs,); classes of the answers; utilities, and
+    what was paid."""
     runs, exit_at = len(row), chosen.exit_at[:, 0]
     confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
     stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, kind=kind, **fate)
-    kept = last_visited(confidence[:, :-1], stepped.visited) if kind == "adaee" else 0.0
+    kept = last_visited(confidence[:, :-1], stepped.visited)
+    utility = stepped.reward + kept if kind == "adaee" else stepped.reward
+    paid = kept + stepped.offloaded * stepped.gain - utility
     confidence, prediction = seen(confidence, prediction, stepped.visited, stepped.replied)
     outcomes = Outcomes(
         run=np.arange(runs),
@@ -305,7 +317,7 @@ def _played(
         overhead=price,
         reward=stepped.reward,
     )
-    return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1]), stepped.reward + kept
+    return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1]), utility, paid
 
 
 class _Delivery:

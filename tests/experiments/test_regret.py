@@ -125,6 +125,8 @@ def test_json_alone_on_stdout_and_again_from_the_folder(trace, tmp_path):
         assert said["rows"][0][f"regret_{name}_ci95"] >= 0
     assert 0 <= said["rows"][0]["offloaded_share"] <= 1
     assert 0 <= said["rows"][0]["accuracy"] <= 1
+    offloads, row = 0.1 * said["rows"][0]["offloaded_share"], said["rows"][0]
+    assert (row["paid"], row["accuracy_less_costs"]) == pytest.approx((offloads, row["accuracy"] - offloads))
     assert "rounds_to_best" in said["rows"][0]
     assert said["sums"][0]["ratio_to_ucb"] == 1
     assert said == json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -342,3 +342,25 @@ def test_more_exits_than_a_byte_counts():
     answers = np.zeros((4, 202), dtype=int)
     played = replay(Fixed(p_tar=0.9, exits=201), Trace(confidence, answers, answers[:, 0], ("cat",)), 0.1)
     assert (played.exit == 200).all()
+
+
+def test_what_was_paid_is_the_confidence_less_the_utility():
+    rng = np.random.default_rng(0)
+    confidence = np.sort(rng.random((200, 4)), axis=1)
+    nothing = np.zeros((200, 4), dtype=np.int64)
+    trace = Trace(confidence, nothing, nothing[:, 0], ("a",))
+    for kind in ("adaee", "utility"):
+        policy = make_policy("fixed:p_tar=0.8", exits=3)
+        played = replay(policy, trace, 0.1, order="in-order", exit_cost=0.02, kind=kind)
+        at = played.exit[0]
+        paid = 0.02 * np.minimum(at, 2) + 0.1 * (at == 3)
+        np.testing.assert_allclose(played.paid[0], paid, atol=1e-12)
+        np.testing.assert_allclose(played.utility[0], confidence[np.arange(200), at] - paid)
+
+
+def test_the_frames_of_each_run_may_be_given():
+    confidence = np.array([[0.9, 0.95], [0.2, 0.9]])
+    nothing = np.zeros((2, 2), dtype=np.int64)
+    policy = make_policy("fixed:p_tar=0.8", runs=2)
+    played = replay(policy, Trace(confidence, nothing, nothing[:, 0], ("a",)), 0.1, frames=np.array([[0, 1], [1, 1]]))
+    assert played.offloaded.tolist() == [[False, True], [True, True]]
