@@ -29,6 +29,7 @@ from eex.stream.wire.encoding import pixels
 from eex.stream.wire.offload import Reply
 
 NOBODY: Ints = np.zeros(0, dtype=np.int64)
+LEARNED = (*OUTCOMES, "frozen")
 LONGEST_GATHER = 8
 """Most micro-batches that a group of frames waits for others before its stage runs."""
 
@@ -246,7 +247,7 @@ class Engine:
         slots = np.concatenate(self._finished)
         self._finished.clear()
         self._left = 0
-        rows, row = self.ring.rows, self.ring.columns(slots)
+        rows, row = self.ring.rows, self.ring.columns(slots, LEARNED)
         c = row["confidence"]
         rows.answer[slots] = answer(c, row["prediction"], row["exit"], row["exit_at"][:, -1])
         row["reward"] = reward(c, row["offloaded"], row["sent"], row["overhead"], self.exit_cost, self.kind)

@@ -1,6 +1,6 @@
 """Rows of frames under way, in constant memory: frames enter in order, finish in any order, and leave in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -81,10 +81,15 @@ class Ring:
             self._tables[kind][place] = values
         return frame, place
 
-    def columns(self, slots: Ints | slice) -> dict[str, Any]:
-        """The columns of some rows by name; views of the table if `slots` is a slice."""
-        parts = {kind: values[slots] for kind, values in self._tables.items()}
-        return {name: parts[kind][:, at] for name, (kind, at) in self._place.items()}
+    def columns(self, slots: Ints | slice, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The columns of some rows by name, by default all; views of the table if `slots` is a slice."""
+        if isinstance(slots, slice):
+            parts = {kind: values[slots] for kind, values in self._tables.items()}
+        else:  # `take` needs a fifth of the time that an index needs
+            parts = {kind: values.take(slots, axis=0) for kind, values in self._tables.items()}
+        place = self._place
+        wanted = place.items() if names is None else ((name, place[name]) for name in names)
+        return {name: parts[kind][:, at] for name, (kind, at) in wanted}
 
     def finish(self, slots: Ints) -> None:
         """Mark rows as complete."""
