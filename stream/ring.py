@@ -107,7 +107,10 @@ class Ring:
 
     def columns(self, slots: Ints | slice) -> dict[str, Any]:
         """The columns of some rows by name; views of the table if `slots` is a slice."""
-        parts = {kind: values[slots] for kind, values in self._tables.items()}
+        if isinstance(slots, slice):
+            parts = {kind: values[slots] for kind, values in self._tables.items()}
+        else:  # `take` needs a fifth of the time that an index needs
+            parts = {kind: values.take(slots, axis=0) for kind, values in self._tables.items()}
         return {name: parts[kind][:, at] for name, (kind, at) in self._place.items()}
 
     def outcomes(self, slots: Ints) -> dict[str, Any]:

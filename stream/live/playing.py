@@ -247,7 +247,7 @@ class Playing:
 
         its = self._streams[name]
         if its.tally is None:
-            its.tally = Tally(self.net.edge_exits + 1)
+            its.tally = Tally(self.net.edge_exits + 1, curves=False)
         return its.tally
 
     def relabel(self, stream: str, given: Labelled) -> None:

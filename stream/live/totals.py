@@ -1,8 +1,7 @@
 """What a session's finished frames come to: running totals, of all and of each stream, and their records."""
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ class Totals:
     def __init__(
         self, exits: int, records: RecordWriter | None, retention: Retention, note: Callable[[str], None]
     ) -> None:
-        self.all = Tally(exits)
+        self.all = Tally(exits, curves=False)
         self.seconds = 0.0
         self._records = None if records is None else Attempts(records, note)
         self._retention = retention
@@ -56,12 +55,9 @@ class Totals:
             The totals of a stream, by its name.
         """
         started = time.perf_counter()
-        self.all.add(_renumbered(rows, self.all.frames))
-        names = rows.stream
-        alone = (names == names[0]).all()
-        for name in [names[0]] if alone else sorted(set(names.tolist())):
-            tally, mine = tally_of(name), rows if alone else rows[names == name]
-            tally.add(_renumbered(mine, tally.frames))
+        self.all.add(rows)
+        for name, mine in _by_stream(rows):
+            tally_of(name).add(mine)
             for watcher in self.watchers:
                 watcher(name, mine)
         if (records := self._records) is not None:
@@ -85,6 +81,17 @@ class Totals:
         return {"unrecorded": "", "unrecorded_frames": 0} if self._records is None else self._records.unrecorded
 
 
-def _renumbered(rows: Rows, first: int) -> Rows:
-    """The rows with frames counted in the order in which they leave: learners' own numbers start where they were."""
-    return replace(rows, frame=np.arange(first, first + len(rows)))
+def _by_stream(rows: Rows) -> Iterator[tuple[str, Rows]]:
+    """The rows of each stream, in their order, by name."""
+    places: dict[str, list[int]] = {}
+    for k, name in enumerate(rows.stream.tolist()):
+        places.setdefault(name, []).append(k)
+    if len(places) == 1:
+        yield rows.stream[0], rows
+        return
+    names = sorted(places)
+    together, first = rows[np.array([k for name in names for k in places[name]])], 0  # then each is a slice
+    for name in names:
+        last = first + len(places[name])
+        yield name, together[first:last]
+        first = last

@@ -65,14 +65,16 @@ class Tally:
         Exits of the network, the final one included.
     classes
         Classes of the network, to count right answers by class.
+    curves
+        Whether to keep sums over windows of frames, which `curves` gives; without them, `frame` need not count up.
     """
 
     WINDOW = ("reward", "correct", "labelled", "offloaded", "fallback", "threshold")
     # latency histogram: 5 % wide bins from 10 µs on, so that a percentile needs no row kept
     BOUNDS = 0.01 * 1.05 ** np.arange(400)
 
-    def __init__(self, exits: int, classes: int = 0) -> None:
-        self.exits = exits
+    def __init__(self, exits: int, classes: int = 0, *, curves: bool = True) -> None:
+        self.exits, self._curves = exits, curves
         self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
         self.dropped = 0
         self.reward = self.bytes = self.threshold = self.overhead = 0.0
@@ -81,7 +83,7 @@ class Tally:
         self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
         self.split_ms = np.zeros(3)
         self.agreement = np.zeros(len(SUMS))  # of the edge with the cloud's replies
-        self.windows = Windows(len(self.WINDOW) + exits)
+        self.windows = Windows(len(self.WINDOW) + exits, most=WINDOWS if curves else 0)
 
     def add(self, rows: Rows) -> None:
         """Take in finished frames."""
@@ -90,7 +92,6 @@ class Tally:
         known = (rows.label >= 0) & ~rows.dropped
         correct = known & (rows.answer == rows.label)
         taught = ~np.isnan(rows.reward)
-        left = (rows.exit[:, None] == np.arange(self.exits)).astype(float)  # a dropped frame left nowhere
         offloaded, answered = rows.offloaded & ~rows.dropped, rows.latency_ms[~rows.dropped]
         self.frames += len(rows)
         self.labelled += int(known.sum())
@@ -108,12 +109,14 @@ class Tally:
                 self.by_class[:, column] += np.bincount(rows.label[counted], minlength=len(self.by_class))
         threshold = _typical_threshold(rows.exit_at)
         self.threshold = float(threshold[-1])
-        self.by_exit += left.sum(axis=0).astype(np.int64)
+        self.by_exit += np.bincount(rows.exit[rows.exit >= 0], minlength=self.exits)  # a dropped frame left nowhere
         self.latency += np.bincount(np.searchsorted(self.BOUNDS, answered), minlength=len(self.latency))
         self.split_ms += (rows.edge_ms.sum(), rows.link_ms.sum(), rows.cloud_ms.sum())
-        flags = np.column_stack([rows.reward, correct, known, offloaded, rows.fallback, threshold])
-        self.windows.add(rows.frame, np.hstack([flags, left]))
         self.agreement += compared(rows)
+        if self._curves:
+            flags = np.column_stack([rows.reward, correct, known, offloaded, rows.fallback, threshold])
+            left = (rows.exit[:, None] == np.arange(self.exits)).astype(float)
+            self.windows.add(rows.frame, np.hstack([flags, left]))
 
     def relabel(self, before: int, label: int, answer: int) -> None:
         """Count a frame's true label that came later, in the place of the one before, -1 for none; classes from 0.
@@ -131,7 +134,7 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all totals, as arrays."""
-        own = {name: np.array(value) for name, value in vars(self).items() if name != "windows"}
+        own = {name: np.array(value) for name, value in vars(self).items() if name not in ("windows", "_curves")}
         return own | {f"windows.{name}": np.array(value) for name, value in vars(self.windows).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
