@@ -39,7 +39,7 @@ class Change(Arrays):
     Attributes
     ----------
     alarmed
-        Runs that have changed, (runs,), until they are told to `begin` anew.
+        Runs that have changed, (runs,), until `begin` starts them anew.
 
     Examples
     --------

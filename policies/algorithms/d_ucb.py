@@ -66,7 +66,7 @@ class DiscountedUCB(Arms):
         return mean[:, :, None] + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)
 
     def credit(self, heard: Outcomes) -> None:
-        """Discount all that a run has heard, then add; `counts` and `totals` are weighted."""
+        """Discount all that a run has learned, then add; `counts` and `totals` are weighted."""
         for rows in turns(heard.run):
             run, arm = heard.run[rows], heard.arm[rows]
             self.counts[run] *= self.gamma

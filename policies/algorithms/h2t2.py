@@ -18,7 +18,7 @@ class H2T2(Policy):
 
     A pair :math:`(l, u)`, :math:`l \le u`, answers at an exit what reaches :math:`u`, sends to the cloud at once what
     is below :math:`l`, and lets what lies between go on to the next exit. With probability :math:`\varepsilon` a frame
-    is explored: it visits every exit and goes to the cloud, which tells what every pair would have earned on it, and
+    is explored: it visits every exit and goes to the cloud, which shows what every pair would have earned on it, and
     counts for :math:`1 / \varepsilon` frames. Else the pair is drawn with weight
 
     .. math:: w_{l,u} \propto \exp\Big(\eta \sum_s \frac{r_{l,u,s}}{\varepsilon}\Big)

@@ -26,8 +26,8 @@ class PolicyGradient(Composite, Arms):
               (1[a = A] - \pi_a) \, \phi
 
     where :math:`\bar r` is a running mean. A higher :math:`\kappa` lets a long queue keep more frames on the edge.
-    While nothing is awaited, as in a replay without a link, the queue tells nothing, and this is a gradient bandit.
-    Probabilities are recorded.
+    While nothing is awaited, as in a replay without a link, the queue carries no information, and this is a gradient
+    bandit. Probabilities are recorded.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class PolicyGradient(Composite, Arms):
     ----------
     Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning. The
     issue names it after "Buffer-aware early exits", whose text was not at hand: the softmax, the queue among its
-    features and the gradient are what its name says, the rest is the plainest there is.
+    features and the gradient are what its name suggests, and the rest is as plain as possible.
     """
 
     state = ("counts", "totals", "pending", "parameters", "average")

@@ -29,8 +29,8 @@ class RiverBandit(Arms):
     Thompson sampling for the multi-armed bandit problem", 2012). Exp3 weighs each reward by the probability that its
     arm had when it was chosen.
 
-    What it has learned is the arms and rewards it was told, in order, from which its objects are rebuilt: 24 bytes a
-    frame, and river's speed, about ten microseconds a frame.
+    What it has learned is the arms and rewards that it received, in order, from which its objects are rebuilt: 24 bytes
+    per frame, and river's speed, about ten microseconds per frame.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class RiverBandit(Arms):
                 "be; add burn_in=2, or leave reward_obj out"
             )
         self._counts_successes = self.kind == "BayesUCB" or self.options.get("reward_obj") == "proba.Beta"
-        self.arms: Ints = np.zeros((runs, 0), dtype=np.int64)  # told, in order; padded with 0
+        self.arms: Ints = np.zeros((runs, 0), dtype=np.int64)  # received, in order; padded with 0
         self.rewards: Floats = np.zeros((runs, 0))
         self.chances: Floats = np.zeros((runs, 0))  # of those arms when they were chosen; 0 = none
         self.filled: Ints = np.zeros(runs, dtype=np.int64)
@@ -130,7 +130,7 @@ class RiverBandit(Arms):
             _tell(self._learners[run], arm, reward, chance)
 
     def load_state_dict(self, state: State) -> None:
-        """As for every `Policy`, with as many frames as were saved; river's objects are told all of them again."""
+        """As for every `Policy`, with as many frames as were saved; river's objects learn all of them again."""
         told = np.atleast_1d(state.get("arms", self.arms)).shape[-1]
         before = self.arms, self.rewards, self.chances
         shape = (self.runs, told)

@@ -32,7 +32,7 @@ Couto, 2020), and the usual wireless network of that literature, here to a machi
 SEGMENT = 1448
 """Bytes of a full TCP segment on a link with the usual 1,500-byte packets."""
 FIRST_WINDOW = 10 * SEGMENT
-"""Bytes that TCP sends on an idle connection before it has heard of them (RFC 6928)."""
+"""Bytes that TCP sends on an idle connection before the first acknowledgement (RFC 6928)."""
 
 
 class Piece(NamedTuple):

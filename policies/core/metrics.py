@@ -213,7 +213,7 @@ def _batches(given: ArrayLike, batch: int) -> Floats:
     """(whole batches, batch) from (N,)."""
     values = np.asarray(given, dtype=float)
     if values.ndim != 1:
-        raise EexError(f"expected a value a frame, (N,), got {values.shape}")
+        raise EexError(f"expected one value per frame, (N,), got {values.shape}")
     if batch < 1:
         raise EexError(f"a batch must hold at least 1 frame, got {batch}")
     if len(values) < batch:

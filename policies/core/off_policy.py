@@ -26,7 +26,7 @@ What is supported
 -----------------
 Logs whose arms stand for fixed thresholds, as those of `random`, `exp3` or `epsilon-greedy`, also audited; fixed
 thresholds as what is evaluated, one for all edge exits or one per exit. Policies that learn are not: what they play
-depends on what they are told, and a log tells it for its own arms only. Record a trace (`eex-record`) and replay them.
+depends on their feedback, and a log has that for its own arms only. Record a trace (`eex-record`) and replay them.
 
 References
 ----------
@@ -71,7 +71,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What thresholds would have earned a frame.
+    """What thresholds would have earned per frame.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ def estimate(
     kind: Reward = "adaee",
     least: float = 30.0,
 ) -> list[Estimate]:
-    """Estimate what each of several thresholds would have earned a frame, from one run's log.
+    """Estimate what each of several thresholds would have earned per frame, from one run's log.
 
     Frames that could not be sent count as missing at random; replies that never came earn minus the overhead, as live.
 

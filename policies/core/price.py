@@ -52,7 +52,7 @@ class Budget:
     Attributes
     ----------
     rate
-        Frames or megabytes a second, or offloaded frames a frame.
+        Frames or megabytes per second, or offloaded frames per frame.
     unit
         "/s", "MB/s" or "%".
     burst
@@ -103,7 +103,7 @@ class Price:
     def of(self, round_trip_ms: float = 0.0, bytes: float = 0.0) -> float:
         """Price of a frame that took so long and so many bytes; what is not known yet, NaN, costs nothing.
 
-        Before the first reply the price is the lowest there can be: whoever offloads then soon knows better.
+        Before the first reply the price is the lowest there can be: offloading then soon gives a better estimate.
         """
         price = self.per_frame
         if self.per_s and not math.isnan(round_trip_ms):
@@ -261,12 +261,12 @@ class Meter:
 
 
 def parse_price(text: str | float) -> Price:
-    """A price from text, or from a number a frame.
+    """A price from text, or from a number per frame.
 
     Raises
     ------
     EexError
-        If the text is none, or a price a frame lies outside [0, 1].
+        If the text is none, or a price per frame lies outside [0, 1].
 
     Examples
     --------

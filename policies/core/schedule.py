@@ -176,7 +176,7 @@ def parse_schedule(text: str, seed: int = 0) -> Schedule:
 
 @dataclass(frozen=True)
 class _Run:
-    """Some frames before they have a place: how many (0 = not said), first and last levels."""
+    """Some frames before they have a place: how many (0 = not given), first and last levels."""
 
     frames: int
     first: tuple[float, ...]
@@ -281,7 +281,7 @@ class _Parser:
             if self.token != ",":
                 break
             self.at += 1
-        self.take(")", "',' and another distortion, or ')' (frames are said once, after it)")
+        self.take(")", "',' and another distortion, or ')' (the number of frames is given once, after it)")
         self.take(":", "':' and frames / frames of a piece, such as ':6000/500'")
         frames = self.whole("a number of frames")
         self.take("/", "'/' and the frames of a piece, such as '/500'")

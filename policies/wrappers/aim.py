@@ -33,7 +33,7 @@ MEMORY = 2000.0
 STUCK = 500
 """Frames for which the highest price must not have helped before a wish is said to be impossible."""
 WIDTH = 0.06  # of the kernel over confidences
-PRIOR = 1.0  # differing answers that weigh as much as what calibration says
+PRIOR = 1.0  # differing answers that weigh as much as the estimate by calibration
 LEFT = 0.01  # chance to differ from the whole network, of an exit that is all but certain
 DEAREST = 50.0  # price of the costliest exit at most, in units of what would already rule it out
 _PURPOSE = 5  # of draws
@@ -325,7 +325,7 @@ class Aims(Composite):
 
 
 def said(report: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `Aims.report` says, a sentence for each wish that any frame tells of."""
+    """`Aims.report` in words: a sentence for each wish that any frame bears on."""
     lines = []
     for row in report:
         if row["came_to"] is not None:

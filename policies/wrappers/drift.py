@@ -48,7 +48,7 @@ class Drift(Composite):
     its mind. A drift that leaves the first exit's confidences as they were goes unseen.
 
     A policy that is reset does not know the frames in flight: it gets no feedback on them, and awaits
-    none. One that forgets (`keep` above 0) multiplies what it summed up, and is told of them as usual.
+    none. One that forgets (`keep` above 0) multiplies what it summed up, and learns from them as usual.
 
     A detector's state is that of a new one fed with the latest values, which are kept: up to 2,048 of them, 256 for
     KSWIN, the older half of which is dropped when they are full.
@@ -109,7 +109,7 @@ class Drift(Composite):
         self.level, self.keep = level or usual, keep
         if hasattr(inner, "grid"):
             self.grid = inner.grid
-        self.since: Ints = np.zeros(self.runs, dtype=np.int64)  # frames before this one are not told
+        self.since: Ints = np.zeros(self.runs, dtype=np.int64)  # nothing is learned from frames before this one
         self.drifts: Ints = np.zeros(self.runs, dtype=np.int64)
         self._fresh = inner.state_dict()
         self._values: list[list[float]] = [[] for _ in range(self.runs)]  # since the last drift, the latest

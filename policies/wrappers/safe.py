@@ -166,7 +166,7 @@ class Safe(Composite):
         found, wanted = self.awaited.take(outcomes.run, outcomes.frame)
         exits = self.exits + 1
         told = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
-        # of a frame so late that what was chosen for it is forgotten, nothing can be said
+        # feedback may come so late that the choice is forgotten: nothing can be learned from it
         self.inner.learn(replace(told, reward=np.where(found, told.reward, np.nan)))
         heard = outcomes.audited & ~np.isnan(outcomes.confidence[:, -1]) & ~np.isnan(outcomes.reward)
         rows = outcomes[heard]

@@ -131,7 +131,7 @@ def test_targets_broadcast():
         (([1, 1], [1, 1], 0.5, np.nan, 1), "t_tar must be at least 0 ms"),
         (([1, 1], [1, 1], 0.5, 1, 0), "at least 1 frame"),
         (([1, 1], [1, 1], 0.5, 1, 3), "one batch takes 3 frames, there are 2"),
-        (([[1, 1]], [1, 1], 0.5, 1, 1), "a value a frame"),
+        (([[1, 1]], [1, 1], 0.5, 1, 1), "one value per frame"),
     ],
 )
 def test_errors(arguments, message):

@@ -230,7 +230,7 @@ def test_any_text_is_a_schedule_or_one_line(text):
         ("99999x(99999x(99999x(pristine:1)))", ["pieces"]),
         ("random(pristine):1000000000000/1", ["pieces", "100,000"]),
         ("random(pristine):5", ["'/' and the frames of a piece"]),
-        ("random(pristine:5):5/5", ["character 16", "frames are said once"]),
+        ("random(pristine:5):5/5", ["character 16", "the number of frames is given once"]),
         ("random", ["'(' and distortions"]),
     ],
 )
