@@ -1,6 +1,6 @@
 """What the engine does with arrays besides running the network, for numpy's and torch's alike. Imports no torch.
 
-Tensors are told by not being numpy's; torch is imported only where there is one.
+Tensors are recognised by not being numpy's; torch is imported only where there is one.
 """
 
 from collections.abc import Sequence

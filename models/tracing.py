@@ -379,5 +379,5 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -44,7 +44,7 @@ class GainCurve(Composite):
 
     over the offloaded frames :math:`i` with relative gains :math:`y_i`, of mean :math:`\bar y` and variance
     :math:`\hat\sigma^2`; both start as if two frames had come back, with gains uniform over [0, 1]. How often a
-    confidence occurs, :math:`p(c)`, every frame tells, offloaded or not. Play the
+    confidence occurs, :math:`p(c)`, every frame shows, offloaded or not. Play the
     threshold that would be best if the curve were as high as it plausibly can be:
 
     .. math:: \tau = \arg\max_\tau \sum_{c < \tau} p(c) \big( (1 - c)\, r^+(c) - o \big)
@@ -53,7 +53,7 @@ class GainCurve(Composite):
     confidences above :math:`1 - o` are never tried, as nothing can be gained there. What is learned is forgotten
     exponentially, so that the curve follows a stream that changes slowly; when the first exit's confidences, or the
     gains beside the curve, change at once (`eex.policies.algorithms.change.Change`), it begins anew. Before the first
-    reply it plays what the prior says. With several edge exits one threshold holds at all of them. A price for
+    reply it plays what is best by the prior. With several edge exits one threshold holds at all of them. A price for
     further exits (`exit_cost`) is not looked at.
 
     Parameters
@@ -126,7 +126,7 @@ class GainCurve(Composite):
         if due.any():
             rows = np.flatnonzero(due)
             arm[rows], curve = self._decide(rows, price[rows])
-            known = self.heard[rows] > 0  # what the prior says is no state: nothing was learned
+            known = self.heard[rows] > 0  # the curve of the prior is no state: nothing was learned
             rows, curve = rows[known], curve[known]
             self.arm[rows], self.decided[rows], self.curve[rows], self.news[rows] = arm[rows], price[rows], curve, 0.0
         arm = np.repeat(arm[:, None], context.frames, axis=1)

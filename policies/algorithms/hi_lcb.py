@@ -15,7 +15,7 @@ class HILCB(Arms):
     r"""HI-LCB: answer on the edge where a lower confidence bound is high enough, offload elsewhere.
 
     The paper offloads a frame of confidence :math:`\varphi` unless a lower bound on the edge's accuracy there reaches
-    one less the price of offloading, and takes accuracy to rise with confidence. Here nobody knows accuracy; what an
+    one less the price of offloading, and takes accuracy to rise with confidence. Here accuracy is unknown; what an
     answer on the edge forgoes is the gain :math:`G(\varphi) = E[\max(0, \Delta C) \mid \varphi]`, which is taken to
     fall with confidence, so :math:`1 - G` stands for accuracy. The grid cuts confidence into bins
     :math:`[\theta_k, \theta_{k+1})`. With :math:`t` frames with feedback, :math:`n_k` of them offloaded from bin

@@ -153,7 +153,7 @@ class StopCurve(Composite):
             rows = np.flatnonzero(due)
             exit_at, skip_below = exit_at.copy(), skip_below.copy()
             exit_at[rows], skip_below[rows], curve = self._decide(rows, price[rows])
-            learned = self.known[rows] > 0  # what the prior says is no state: nothing was learned
+            learned = self.known[rows] > 0  # the curve of the prior is no state: nothing was learned
             rows = rows[learned]
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
             self.decided[rows], self.curve[rows], self.news[rows] = price[rows], curve[learned], 0.0

@@ -4,7 +4,7 @@ EexError
 ├── ContractError   a policy, an environment or a source does not keep to its contract
 ├── ImageError      one image of a source cannot be used; the stream goes on without it
 ├── ModelError      a model's files are missing, damaged or do not belong together
-└── OffloadError    a message or a peer is not what the protocol says
+└── OffloadError    a message or a peer does not follow the protocol
 """
 
 
@@ -29,4 +29,4 @@ class ModelError(EexError):
 
 
 class OffloadError(EexError):
-    """A message or a peer is not what the protocol says."""
+    """A message or a peer does not follow the protocol."""

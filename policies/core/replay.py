@@ -47,7 +47,7 @@ class Feedback:
     sent, fallback
         Whether a frame that was offloaded left for the cloud, and whether it came back in vain, (frames,).
     dropped
-        Whether it was dropped instead, answered by nobody, (frames,); None where none was.
+        Whether it was dropped instead, without an answer, (frames,); None where none was.
     reachable
         Of the context each frame was chosen in, (frames,); None where a worker always was.
     latency_ms
@@ -321,7 +321,7 @@ def _played(
 
 
 class _Delivery:
-    """Outcomes on their way to the policy, and what its context says of them meanwhile."""
+    """Outcomes on their way to the policy, and what its context shows of them meanwhile."""
 
     def __init__(self, runs: int, delay: int, link: SimulatedLink | None, feedback: Feedback | None) -> None:
         self.delay, self.link, self.feedback = delay, link, feedback

@@ -26,7 +26,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Trace:
-    """What every exit says of every frame, one row per frame, in the order of the stream.
+    """The output of every exit for every frame, one row per frame, in the order of the stream.
 
     Attributes
     ----------

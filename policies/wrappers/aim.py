@@ -33,7 +33,7 @@ MEMORY = 2000.0
 STUCK = 500
 """Frames for which the highest price must have failed to help before a wish is reported as impossible."""
 WIDTH = 0.06  # of the kernel over confidences
-PRIOR = 1.0  # differing answers that weigh as much as what calibration says
+PRIOR = 1.0  # differing answers that weigh as much as the estimate by calibration
 LEFT = 0.01  # chance to differ from the whole network, of an exit that is all but certain
 DEAREST = 50.0  # price of the costliest exit at most, in units of what would already rule it out
 _PURPOSE = 5  # of draws
