@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 PRISTINE = "pristine"
 CUSTOM = "custom"
+UNKNOWN = "unknown"
+"""What a frame's distortion is called where the distortion classifier abstains; no expert can have this name."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Network(Protocol):
     """
 
     partition: int
+    abstain_below: float
     fingerprint: str
     """Of the model: of all that decides its answers."""
     temperature: list[dict[str, float]]
@@ -154,3 +157,5 @@ def check_expert(name: str) -> None:
     """Raise `ValueError` if an expert cannot have this name, which becomes part of the names of weights and files."""
     if not name.isprintable() or not name or any(c in name for c in "./\\"):
         raise ValueError(f"expert {name!r}: no possible name; expected printable characters without '.', '/' and '\\'")
+    if name == UNKNOWN:
+        raise ValueError(f"expert '{UNKNOWN}': no possible name; it stands for distortions that no expert is for")

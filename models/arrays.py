@@ -48,6 +48,43 @@ def rows_of(x: Any, rows: NDArray[Any]) -> Any:
     return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
+def choose_experts(
+    logits: NDArray[Any], abstain_below: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """What a distortion classifier's logits (B, experts) say.
+
+    Parameters
+    ----------
+    abstain_below
+        Largest probability below which the distortion is unknown: the first expert, pristine, is chosen then.
+
+    Returns
+    -------
+    experts
+        The expert to run for each image, (B,).
+    named
+        What its distortion is called, (B,): that expert, or the number of experts where it is unknown.
+    probabilities
+        Of each expert's distortion, (B, experts).
+    """
+    logits = logits.astype(float)
+    if len(logits) == 1:  # in few operations: each takes as long as a small layer
+        expert = logits[0].argmax()
+        odds = np.exp(logits - logits[0, expert])
+        odds /= np.add.reduce(odds[0])
+        experts = np.array([expert])
+        if odds[0, expert] >= abstain_below:
+            return experts, experts, odds
+        return np.zeros_like(experts), np.full_like(experts, logits.shape[1]), odds
+    odds = np.exp(logits - np.maximum.reduce(logits, axis=1, keepdims=True))
+    odds /= np.add.reduce(odds, axis=1, keepdims=True)
+    experts = logits.argmax(axis=1)
+    unknown = np.maximum.reduce(odds, axis=1) < abstain_below
+    if not unknown.any():
+        return experts, experts, odds
+    return np.where(unknown, 0, experts), np.where(unknown, logits.shape[1], experts), odds
+
+
 def laid_out(x: Any) -> Any:
     """Frames as the first stage takes them fastest: torch's images (B, C, H, W) with their channels last."""
     if isinstance(x, np.ndarray):

@@ -42,6 +42,9 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Temperature of each expert, per exit.
     classifier
         The kinds that the distortion classifier distinguishes; empty if there is none.
+    abstain_below
+        The classifier's top probability below which a frame's distortion counts as unknown, and the pristine branches
+        take the frame; 0 never abstains. It is the edge that heeds it, so fingerprints do not depend on it.
     sha256
         SHA-256 of the weights file.
     costs
@@ -59,6 +62,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classifier: tuple[str, ...]
     sha256: str
     costs: dict[str, list[int]] = {}
+    abstain_below: float = 0.0
     training: dict[str, Any] = {}
     measured: dict[str, Any] = {}
 
@@ -102,6 +106,7 @@ def save(
             temperatures=net.temperature,
             classifier=net.classifier.kinds if isinstance(net.classifier, DistortionClassifier) else (),
             sha256=_sha256(weights_part),
+            abstain_below=net.abstain_below,
             costs={k: list(v) for k, v in asdict(net.costs()).items()},
             training=training or {},
             measured=measured or {},
@@ -208,6 +213,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: "EarlyExitNet | N
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ModelError(f"{path}: weights do not fit the card: {' '.join(str(error).split())[:300]}") from None
     net.temperature = [dict(t) for t in card.temperatures]
+    net.abstain_below = card.abstain_below
     net.fingerprint = fingerprint(card)
     return net.to(device).eval()
 
@@ -249,6 +255,8 @@ def check_temperatures(card: Card, path: Path) -> None:
         raise ModelError(f"{path}: must name a temperature for each of {exits} exits and experts {experts}")
     if not all(0 < value < float("inf") for t in card.temperatures for value in t.values()):
         raise ModelError(f"{path}: temperatures must be positive, got {card.temperatures}")
+    if not 0 <= card.abstain_below <= 1:
+        raise ModelError(f"{path}: abstain_below must lie in [0, 1], got {card.abstain_below}")
     if card.classifier not in ((), experts):
         raise ModelError(f"{path}: the classifier distinguishes {card.classifier}, but the experts are {experts}")
 
@@ -262,10 +270,13 @@ def fingerprint(card: Card) -> str:
 
 
 def _written(card: Card) -> bytes:
-    """A card as JSON. It names the kind of confidence only where that is not the default, as earlier cards do."""
+    """A card as JSON. Kind of confidence and abstention stand there only where they are not the default, as in earlier
+    cards."""
     plain = msgspec.to_builtins(card)
     if card.architecture.confidence == Architecture.confidence:
-        del plain["architecture"]["confidence"]
+        plain["architecture"].pop("confidence", None)
+    if not card.abstain_below:
+        plain.pop("abstain_below", None)
     return msgspec.json.encode(plain)
 
 

@@ -83,6 +83,7 @@ class EarlyExitNet(nn.Module):
         self.branches = nn.ModuleList([nn.ModuleDict(dict(b)) for b in branches])
         self.temperature: list[dict[str, float]] = [{e: 1.0 for e in b} for b in branches]
         self.classifier = None  # the distortion classifier that selects experts: images to logits, one per expert
+        self.abstain_below = 0.0  # top probability of the classifier below which a distortion is unknown
         self.fingerprint = ""  # of weights, architecture and temperatures, once saved or loaded
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, channels, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, channels, 1, 1))

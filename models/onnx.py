@@ -170,6 +170,8 @@ class OnnxNet:
         As counted when the model was exported.
     precision, tail
         As in `Manifest`.
+    abstain_below
+        As on the card.
     """
 
     def __init__(
@@ -183,10 +185,12 @@ class OnnxNet:
         fingerprint: str = "",
         precision: Precision = "fp32",
         tail: str = "",
+        abstain_below: float = 0.0,
     ) -> None:
         self.stages, self.branches, self.architecture, self.classifier = stages, branches, architecture, classifier
         self.temperature, self.measured, self.fingerprint = temperature, costs, fingerprint
         self.precision, self.tail_fingerprint = precision, tail or fingerprint
+        self.abstain_below = abstain_below
         self.experts = tuple(branches[0])
         self.partition = architecture.partition or max(1, len(stages) - 1)
 
@@ -308,5 +312,5 @@ def load_onnx(folder: Path, threads: int = 0, provider: str = "cpu") -> OnnxNet:
     branches = [{e: session(branch_file(i, e)) for e in card.architecture.experts} for i in range(count)]
     classifier = session(CLASSIFIER) if card.classifier else None
     temperature = [dict(t) for t in card.temperatures]
-    of = (manifest.fingerprint, manifest.precision, manifest.tail)
+    of = (manifest.fingerprint, manifest.precision, manifest.tail, card.abstain_below)
     return OnnxNet(stages, branches, card.architecture, temperature, classifier, costs, *of)

@@ -19,6 +19,12 @@ FLOOR = 1e-3
 nothing."""
 
 
+ABSTAINED = 0.03
+"""Share of held-out images of a kind that the classifier may abstain from: chance leaves it below 5 % on others."""
+AT_ONCE = 250
+"""Images classified at once."""
+
+
 class DistortionClassifier(nn.Module):
     """A small convolutional network on the logarithm of an image's Fourier magnitudes.
 
@@ -164,9 +170,43 @@ def fit_classifier(
     return history
 
 
-@torch.inference_mode()
+def fit_abstention(
+    classifier: DistortionClassifier, images: Tensor, distorts: Mapping[str, Distort], seed: int = 1
+) -> float:
+    """The top probability below which the classifier had better abstain, in [0, 1].
+
+    It is the largest that at most `ABSTAINED` of the images of any kind fall below; of the distorted ones, only those
+    that are recognised count. So few pristine images are called unknown, and recall hardly falls. Distortions that no
+    expert is for fall below more often: the classifier is less sure of them.
+
+    Parameters
+    ----------
+    classifier, images, distorts, seed
+        As for `fit_classifier`; held-out images.
+
+    Raises
+    ------
+    EexError
+        As `recall`.
+
+    References
+    ----------
+    Hendrycks and Gimpel (2017), A baseline for detecting misclassified and out-of-distribution examples in neural
+    networks, ICLR.
+    """
+    bounds = []
+    for k, (kind, logits) in enumerate(_logits_by_kind(classifier, images, distorts, seed)):
+        top, found = logits.double().softmax(1).max(1)
+        bounds.append(top if kind == PRISTINE else torch.where(found == k, top, 1.0))
+    return min(float(top.sort().values[int(ABSTAINED * len(top))]) for top in bounds)
+
+
 def recall(
-    classifier: DistortionClassifier, images: Tensor, distorts: Mapping[str, Distort], seed: int = 1, batch: int = 250
+    classifier: DistortionClassifier,
+    images: Tensor,
+    distorts: Mapping[str, Distort],
+    seed: int = 1,
+    abstain_below: float = 0.0,
 ) -> dict[str, float]:
     """Share of images, in [0, 1], whose kind is recognised, for each kind that all of them are distorted to.
 
@@ -174,27 +214,38 @@ def recall(
     ----------
     classifier, images, distorts, seed
         As for `fit_classifier`; held-out images.
-    batch
-        Number of images classified at once.
+    abstain_below
+        Top probability below which an image is not recognised.
 
     Raises
     ------
     EexError
         If the distortions are not those of the classifier's kinds, or the images are not uint8 (N, 3, H, W).
     """
+    found: dict[str, float] = {}
+    for k, (kind, logits) in enumerate(_logits_by_kind(classifier, images, distorts, seed)):
+        top, taken_for = logits.double().softmax(1).max(1)
+        found[kind] = float(((taken_for == k) & (top >= abstain_below)).double().mean())
+    return found
+
+
+@torch.inference_mode()
+def _logits_by_kind(
+    classifier: DistortionClassifier, images: Tensor, distorts: Mapping[str, Distort], seed: int
+) -> list[tuple[str, Tensor]]:
+    """Logits (N, kinds) of the images, for each kind that all of them are distorted to."""
     _check(classifier, images, distorts)
     modes = [(m, m.training) for m in classifier.modules()]
     classifier.eval()
-    found: dict[str, float] = {}
+    found = []
     for k, name in enumerate(classifier.kinds):
         generator = torch.Generator().manual_seed(seed)
-        right = 0
-        for start in range(0, len(images), batch):
-            x = images[start : start + batch].float() / 255
-            kind = torch.full((len(x),), k)
-            x = _distorted(x, kind, classifier.kinds, distorts, generator)
-            right += int((classifier(x.to(classifier.luma.device)).argmax(1) == k).sum())
-        found[name] = right / len(images)
+        parts = []
+        for part in torch.split(images, AT_ONCE):
+            kind = torch.full((len(part),), k)
+            x = _distorted(part.float() / 255, kind, classifier.kinds, distorts, generator)
+            parts.append(classifier(x.to(classifier.luma.device)).cpu())
+        found.append((name, torch.cat(parts)))
     for module, mode in modes:
         module.training = mode
     return found

@@ -168,7 +168,7 @@ class Engine:
                 group.waited += 1
         entered = self.clock()
         with self.net.inferring():
-            experts, probabilities = select(self.net, batch.images)
+            experts, named, probabilities = select(self.net, batch.images)
             started = self.clock()
             frame, place = self.ring.enter(count)
             slots = frame % self.ring.capacity
@@ -178,7 +178,7 @@ class Engine:
                 name=batch.names[0] if count == 1 else batch.names,
                 label=batch.labels,
                 levels=0.0 if batch.levels is None else batch.levels,
-                expert=experts,
+                expert=named,
                 entered=arrived,
                 captured=arrived + (self.wall() - self.clock()),
             )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.models.architecture import Network
-from eex.models.arrays import joined, laid_out, on_cpu, rows_of, to_numpy
+from eex.models.arrays import choose_experts, joined, laid_out, on_cpu, rows_of, to_numpy
 from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.routing import leave
 
@@ -76,19 +76,13 @@ def sorted_by_expert(images: Any, slots: Ints, experts: Ints) -> tuple[Any, Ints
     return rows_of(images, order), slots[order], experts[order]
 
 
-def select(net: Network, images: Any) -> tuple[Ints, Floats | None]:
-    """The expert for each frame, (B,), and the distortion classifier's probabilities, (B, experts)."""
+def select(net: Network, images: Any) -> tuple[Ints, Ints, Floats | None]:
+    """What `choose_experts` makes of the distortion classifier's answers to images (B, ...); without a classifier, all
+    are pristine and there are no probabilities."""
     if net.classifier is None:
-        return np.zeros(len(images), dtype=np.int64), None
-    logits = to_numpy(net.classifier(images)).astype(float)
-    if len(logits) == 1:
-        expert = logits[0].argmax()
-        odds = np.exp(logits - logits[0, expert])
-        odds /= np.add.reduce(odds[0])
-        return np.array([expert]), odds
-    odds = np.exp(logits - np.maximum.reduce(logits, axis=1, keepdims=True))
-    odds /= np.add.reduce(odds, axis=1, keepdims=True)
-    return logits.argmax(axis=1), odds
+        experts = np.zeros(len(images), dtype=np.int64)
+        return experts, experts, None
+    return choose_experts(to_numpy(net.classifier(images)), net.abstain_below)
 
 
 def exit_of(net: Network, i: int, x: Any, experts: Ints) -> tuple[Any, Any]:
@@ -140,7 +134,7 @@ def every_exit(net: Network, images: Any) -> tuple[Floats, Ints, Floats | None]:
         Probability of each expert's distortion, (B, experts); None without a classifier.
     """
     with net.inferring():
-        experts, probabilities = select(net, images)
+        experts, _, probabilities = select(net, images)
         images, order, experts = sorted_by_expert(images, np.arange(len(images)), experts)
         shape = (len(images), net.edge_exits + 1)
         confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)

@@ -123,7 +123,14 @@ class Rows(Outcomes):
     label: Annotated[Ints, Column("True class; missing where it is unknown.", "class")]
     answer: Annotated[Ints, Column("Class that was answered; missing for a dropped frame.", "class")]
     levels: Annotated[Floats, Column("Level of each kind of distortion; 0 for none.", "float32", "kinds")]
-    expert: Annotated[Ints, Column("Expert whose branches the distortion classifier selected.", "expert")]
+    expert: Annotated[
+        Ints,
+        Column(
+            "Expert whose branches the distortion classifier selected; unknown where it abstained, and the branches "
+            "of the first expert ran.",
+            "expert",
+        ),
+    ]
     queue: Annotated[Ints, Column("Frames awaiting a reply when the policy chose.", "int32")]
     link_estimate_ms: Annotated[
         Floats, Column("Estimated round trip to the worker when the policy chose.", "float64?", "", "ms")

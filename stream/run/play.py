@@ -163,7 +163,8 @@ class Player:
         from eex.stream.sharing import Sharing
 
         net, config = self.net, self.config
-        played = Played(label, Tally(net.edge_exits + 1, len(net.classes)))
+        experts = 0 if net.classifier is None else len(net.experts) + 1
+        played = Played(label, Tally(net.edge_exits + 1, len(net.classes), experts))
         with Recorder(folder, net, resume) as recorder:
             driver = Driver(
                 net,

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from eex.models.architecture import UNKNOWN
 from eex.policies.core.base import Bools, Floats, Ints, Outcomes
 from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Column, Rows
 from eex.policies.core.errors import EexError
@@ -54,7 +55,7 @@ class RecordWriter:
     folder
         Made if need be. Only one writer can have it at a time.
     classes, experts
-        Names, for the columns `label`, `answer` and `expert`.
+        Names, for the columns `label`, `answer` and `expert`; after the experts, `UNKNOWN` stands for none of them.
 
     Attributes
     ----------
@@ -75,7 +76,7 @@ class RecordWriter:
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], experts: Sequence[str]) -> None:
-        self.folder, self.classes, self.experts = folder, list(classes), list(experts)
+        self.folder, self.classes, self.experts = folder, list(classes), [*experts, UNKNOWN]
         self._rows_in_part = self._waiting = self._good = self.lost = 0
         self._flush_at = ROWS_IN_BATCH
         self._writer: pa.RecordBatchStreamWriter | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eex.models.architecture import UNKNOWN
 from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.price import Price
@@ -45,6 +46,10 @@ def summarise(
         {"class": name, "frames": int(seen), "accuracy": right / seen}
         for name, (seen, right) in zip(net.classes, first.tally.by_class.tolist(), strict=True)
         if seen
+    ]
+    summary["by_expert"] = [
+        {"expert": name, "frames": int(seen)}
+        for name, seen in zip((*net.experts, UNKNOWN), first.tally.by_expert.tolist(), strict=False)
     ]
     if reference is not None:
         summary["best_fixed_threshold"] = reference.best

@@ -65,6 +65,8 @@ class Tally:
         Exits of the network, the final one included.
     classes
         Classes of the network, to count right answers by class.
+    experts
+        Experts of the network, and one more for unknown distortions, to count frames by what they were taken for.
     curves
         Whether to keep sums over windows of frames, which `curves` gives; without them, `frame` need not count up.
     """
@@ -73,13 +75,14 @@ class Tally:
     # latency histogram: 5 % wide bins from 10 µs on, so that a percentile needs no row kept
     BOUNDS = 0.01 * 1.05 ** np.arange(400)
 
-    def __init__(self, exits: int, classes: int = 0, *, curves: bool = True) -> None:
+    def __init__(self, exits: int, classes: int = 0, experts: int = 0, *, curves: bool = True) -> None:
         self.exits, self._curves = exits, curves
         self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
         self.dropped = 0
         self.reward = self.bytes = self.threshold = self.overhead = 0.0
         self.by_exit = np.zeros(exits, dtype=np.int64)
         self.by_class = np.zeros((classes, 2), dtype=np.int64)  # labelled frames, and those answered right
+        self.by_expert = np.zeros(experts, dtype=np.int64)
         self.latency = np.zeros(len(self.BOUNDS) + 1, dtype=np.int64)
         self.split_ms = np.zeros(3)
         self.agreement = np.zeros(len(SUMS))  # of the edge with the cloud's replies
@@ -107,6 +110,8 @@ class Tally:
         if len(self.by_class):
             for column, counted in enumerate((known, correct)):
                 self.by_class[:, column] += np.bincount(rows.label[counted], minlength=len(self.by_class))
+        if len(self.by_expert):
+            self.by_expert += np.bincount(rows.expert, minlength=len(self.by_expert))
         threshold = _typical_threshold(rows.exit_at)
         self.threshold = float(threshold[-1])
         self.by_exit += np.bincount(rows.exit[rows.exit >= 0], minlength=self.exits)  # a dropped frame left nowhere
@@ -146,7 +151,8 @@ class Tally:
             If an array is missing, unknown or of another shape.
         """
         mine = self.state_dict()
-        later = {"dropped": np.array(0), "by_class": self.by_class * 0, "agreement": self.agreement * 0}
+        later: dict[str, Any] = {name: getattr(self, name) * 0 for name in ("by_class", "by_expert", "agreement")}
+        later["dropped"] = np.array(0)
         state = later | dict(state)
         if {k: v.shape for k, v in mine.items()} != {k: np.shape(v) for k, v in state.items()}:
             raise ValueError("the totals are of another network")

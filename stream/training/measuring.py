@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eex.models.arrays import choose_experts
 from eex.models.fast import optimised
 from eex.models.training import all_logits
 from eex.policies.core.base import Ints
@@ -94,9 +95,10 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
         `exits`: rows of distortion, level, expert, exit (from 1), accuracy, confidence, ECE before and after
         calibration; `thresholds`: accuracy and multiply-adds, as a share of the whole network's, at fixed thresholds
         on pristine images; `classes`: images and accuracy of each class at the final exit, on pristine images;
-        `classifier`: share of each kind that the distortion classifier recognises, over all levels.
+        `classifier`: share of each kind that the distortion classifier recognises, over all levels; `unknown`: share
+        that it abstains from, of each kind that has an expert, and of the others at their middle level.
     """
-    rows, recalls = [], {}
+    rows, recalls, abstained = [], {}, {}
     fast = optimised(net)
     for kind in (kind for kind in LEVELS if kind in net.experts):
         recognised = []
@@ -112,13 +114,18 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
             if net.classifier is not None:
                 recognised.append(_recognised(fast, seen, net.experts.index(kind)))
         if recognised:
-            recalls[kind] = float(np.mean(recognised))
+            recalls[kind], abstained[kind] = np.mean(recognised, axis=0).tolist()
+    for kind in LEVELS if net.classifier is not None else ():
+        if kind not in net.experts:
+            seen = _distorted(images[:AT_ONCE], kind, LEVELS[kind][len(LEVELS[kind]) // 2])
+            abstained[kind] = _recognised(fast, seen, -1)[1]
     return {
         "images": len(images),
         "exits": rows,
         "thresholds": by_threshold(net, pristine, labels),
         "classes": by_class(net, pristine, labels),
         "classifier": recalls,
+        "unknown": abstained,
     }
 
 
@@ -156,12 +163,13 @@ def _distorted(images: torch.Tensor, kind: str, level: float) -> torch.Tensor:
     return torch.cat([DISTORTIONS[kind](seen[part], levels[part], numbers[part], 0) for part in _parts(len(images))])
 
 
-def _recognised(net: "EarlyExitNet", images: torch.Tensor, kind: int) -> float:
-    """Share of images (N, C, H, W) that the distortion classifier assigns to a kind."""
+def _recognised(net: "EarlyExitNet", images: torch.Tensor, kind: int) -> tuple[float, float]:
+    """Shares of images (N, C, H, W) that the distortion classifier assigns to a kind, and that it abstains from."""
     assert net.classifier is not None
     with torch.inference_mode():
-        found = [net.classifier(images[p].to(net.mean.device)).argmax(1).cpu() for p in _parts(len(images))]
-    return float((torch.cat(found) == kind).double().mean())
+        logits = torch.cat([net.classifier(images[p].to(net.mean.device)).cpu() for p in _parts(len(images))])
+    _, named, _ = choose_experts(logits.numpy(), net.abstain_below)
+    return float((named == kind).mean()), float((named == len(net.experts)).mean())
 
 
 def by_exit(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor, expert: str) -> list[dict[str, Any]]:

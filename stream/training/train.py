@@ -189,11 +189,12 @@ class _Task:
         )
 
     def _fit_classifier(self, bars: Bars) -> dict[str, float]:
-        """Train the distortion classifier and add it to the network; returns its recall of each kind."""
+        """Train the distortion classifier, find out when it had better abstain, and add it to the network; returns its
+        recall of each kind."""
         import torch
 
         from eex.models.network import PRISTINE
-        from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
+        from eex.models.spectrum import DistortionClassifier, fit_abstention, fit_classifier, recall
 
         config = self.config
         torch.manual_seed(config.seed)
@@ -207,7 +208,8 @@ class _Task:
             report=bars("classifier"),
         )
         self.net.classifier = classifier
-        return recall(classifier, self.validation[0], self.distorts)
+        self.net.abstain_below = fit_abstention(classifier, self.validation[0], self.distorts)
+        return recall(classifier, self.validation[0], self.distorts, abstain_below=self.net.abstain_below)
 
 
 def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from eex.models.arrays import rows_of, to_numpy
+from eex.models.arrays import choose_experts, rows_of, to_numpy
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import MAX_BYTES, MESSAGE_FRAMES, Welcome
@@ -128,7 +128,8 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
     Raises
     ------
     OffloadError
-        If the two models do not know the same classes, or take images of another number of channels.
+        If the two models do not know the same classes, take images of another number of channels, or texts of another
+        length.
     """
     import torch
 
@@ -141,6 +142,8 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
             f"{', '.join(missing[:5])}"
         )
     shape, wanted = net.architecture.input_shape, answerer.architecture.input_shape
+    if shape != wanted and not (net.architecture.takes_images and answerer.architecture.takes_images):
+        raise OffloadError(f"--answer-with: takes frames of shape {wanted}, the edge's model of {shape}")
     if shape[0] != wanted[0]:
         raise OffloadError(f"--answer-with: takes images of {wanted[0]} channels, the edge's model of {shape[0]}")
     index = np.array([theirs[name] for name in answerer.classes])
@@ -156,7 +159,7 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
                 x = answerer.array(scaled.clamp(0, 1).numpy())
             chosen = np.zeros(len(x), dtype=np.int64)
             if answerer.classifier is not None:
-                chosen = to_numpy(answerer.classifier(x)).argmax(axis=1)
+                chosen, _, _ = choose_experts(to_numpy(answerer.classifier(x)), answerer.abstain_below)
             for i in range(answerer.exits):
                 x = answerer.stage(i, x)
             confidence, prediction = np.zeros(len(x), dtype=np.float32), np.zeros(len(x), dtype=np.int64)

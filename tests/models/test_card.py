@@ -71,6 +71,16 @@ def test_what_a_confidence_is_is_saved(tmp_path):
     assert own.architecture.confidence == "entropy"
 
 
+def test_when_the_classifier_abstains_is_saved_and_changes_no_fingerprint(tmp_path):
+    plain, net = small_net(), small_net()
+    net.abstain_below = 0.7
+    save(plain, tmp_path / "never")
+    save(net, tmp_path / "unsure")
+    assert "abstain_below" not in json.loads((tmp_path / "never" / CARD).read_text())
+    assert [load(tmp_path / name).abstain_below for name in ("never", "unsure")] == [0.0, 0.7]
+    assert net.fingerprint == plain.fingerprint
+
+
 def test_the_shipped_model_is_what_it_was():
     assert load().fingerprint == SHIPPED_FINGERPRINT
     assert "confidence" not in json.loads((SHIPPED / CARD).read_text())["architecture"]
@@ -99,6 +109,8 @@ def test_fingerprints_differ_where_answers_may(tmp_path):
         ({"temperatures": [{"pristine": 1.0, "dark": 1.0}] * 2}, "a temperature for each of 3 exits"),
         ({"temperatures": [{"pristine": 1.0, "dark": 0.0}] * 3}, "temperatures must be positive"),
         ({"classifier": ["pristine", "fog"]}, "the classifier distinguishes"),
+        ({"abstain_below": 1.5}, "abstain_below must lie in"),
+        ({"architecture": {"experts": ["pristine", "unknown"]}}, "it stands for distortions that no expert is for"),
         ({"architecture": {"backbone": "vgg"}}, "describes no network"),
         ({"architecture": {"backbone": "custom"}}, "holds a user's own network"),
         ({"architecture": {"options": {"width": 16}}}, "weights do not fit the card"),

@@ -27,6 +27,7 @@ def model(tmp_path_factory):
     net.add_expert("gaussian_blur")
     net.classifier = DistortionClassifier(("pristine", "gaussian_blur"))
     net.temperature[0]["gaussian_blur"] = 2.0
+    net.abstain_below = 0.6
     save(net.eval(), folder)
     export(folder, folder)
     return folder
@@ -50,6 +51,7 @@ def config(model, backend, device="cpu"):
 def test_backends_answer_like_the_saved_model(model, backend, batch):
     saved, net = load(model), load_network(config(model, backend))
     assert (net.fingerprint, net.experts) == (saved.fingerprint, saved.experts)
+    assert net.abstain_below == saved.abstain_below == 0.6
     assert net.costs().feature_bytes == saved.costs().feature_bytes
     if backend == "onnx":
         assert net.costs() == saved.costs()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
+from eex.models.arrays import choose_experts
+from eex.models.spectrum import DistortionClassifier, fit_abstention, fit_classifier, recall
 from eex.policies.core.errors import EexError
 
 KINDS = ("pristine", "noise")
@@ -47,6 +48,22 @@ def test_learns_noise_and_repeats_itself():
     assert list(found) == list(KINDS)
     assert min(found.values()) > 0.95
     assert found == recall(runs[1], textures(100, 1), {"noise": add_noise}, seed=5)
+
+
+def test_it_abstains_from_what_it_did_not_learn_and_from_few_others():
+    classifier, noise = make(), {"noise": add_noise}
+    fit_classifier(classifier, textures(256, 0), noise, epochs=6, batch=32, seed=3)
+    bound = fit_abstention(classifier, textures(400, 1), noise)
+    assert 0 < bound < 1
+    images = textures(400, 2)
+    before, after = (recall(classifier, images, noise, abstain_below=below) for below in (0.0, bound))
+    assert all(0 <= before[kind] - after[kind] <= 0.05 for kind in KINDS)
+    blocks = torch.nn.functional.avg_pool2d(images.float() / 255, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    faint = add_noise(blocks, torch.Generator().manual_seed(0)) * 0.3 + 0.7 * blocks  # a little noise, large pixels
+    strange, known = (
+        (choose_experts(classifier(x).detach().numpy(), bound)[1] == len(KINDS)).mean() for x in (faint, images / 255)
+    )
+    assert known <= 0.05 < strange
 
 
 def test_another_seed_gives_other_weights():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nets import pictures, tiny_net
+from nets import EXPERTS, PixelClassifier, pictures, tiny_net
 
 from eex.policies.algorithms.deex import DEEx
 from eex.policies.algorithms.fixed import Fixed
@@ -186,6 +186,24 @@ def test_a_batch_that_does_not_fit_is_refused_and_changes_nothing():
         engine.feed(batch(2))
     assert engine.ring.next == 3
     assert len(run(engine)[0].slots) == 3
+
+
+def test_unknown_distortions_are_named_and_taken_by_the_first_expert():
+    net, images = tiny_net(experts=EXPERTS, classifier=PixelClassifier()), pictures(60)
+    sure = float(np.exp(3) / (np.exp(3) + 2))  # of every frame
+    told = {}
+    for below in (sure - 0.01, sure + 0.01):
+        net.abstain_below = below
+        engine = Engine(net, Fixed(0.0, exits=3), clock=Clock())
+        engine.feed(Batch(images, [""] * 60, np.zeros(60, dtype=int)))
+        run(engine)
+        engine.learn()
+        rows = next(engine.take())
+        told[below] = set(rows.expert.tolist())
+    assert list(told.values()) == [{0, 1, 2}, {len(EXPERTS)}]
+    pristine = tiny_net(experts=EXPERTS)
+    np.testing.assert_array_equal(rows.prediction[:, 0], every_exit(pristine, images)[1][:, 0])
+    np.testing.assert_array_equal(every_exit(net, images)[1], every_exit(pristine, images)[1])
 
 
 def test_images_are_offloaded_as_pixels():

@@ -38,7 +38,7 @@ def named(index, names):
 
 
 def test_round_trip(tmp_path, make_rows):
-    rows = make_rows(5, 300)
+    rows = make_rows(5, 300, experts=3)  # the last one stands for none of them
     with RecordWriter(tmp_path / "new" / "folder", CLASSES, EXPERTS) as writer:
         writer.write(rows)
     table = read_records(tmp_path / "new" / "folder").to_pydict()
@@ -48,7 +48,7 @@ def test_round_trip(tmp_path, make_rows):
         "label": named(rows.label, CLASSES),
         "answer": named(rows.answer, CLASSES),
         "correct": [None if label < 0 else label == a for label, a in zip(rows.label, rows.answer, strict=True)],
-        "expert": named(rows.expert, EXPERTS),
+        "expert": named(rows.expert, (*EXPERTS, "unknown")),
         "arm": rows.arm.tolist(),
         "stream": rows.stream.tolist(),
         "audited": rows.audited.tolist(),

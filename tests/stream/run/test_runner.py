@@ -82,6 +82,11 @@ def test_what_a_run_leaves(tmp_path):
     assert folder.parent == tmp_path
     costs = summary["exit_cost"]
     assert costs == pytest.approx([0.02, 0.02], rel=1e-3)  # the shipped model's stages take about the same
+    taken_for = {row["expert"]: row["frames"] for row in summary["by_expert"]}
+    assert list(taken_for) == ["pristine", "gaussian_blur", "gaussian_noise", "unknown"]
+    assert sum(taken_for.values()) == 300
+    assert taken_for["pristine"] > 120
+    assert taken_for["gaussian_noise"] > 120
     kept = json.loads((folder / "config.json").read_text())["exit_cost"]
     assert [float(cost) for cost in kept.split(",")] == costs
     assert summary["policies"][0]["policy"] == "gain-curve"

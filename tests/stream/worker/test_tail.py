@@ -115,6 +115,9 @@ def test_an_answerer_with_experts_selects_its_own():
     assert (prediction[3:] == 1).all()
     with torch.inference_mode():
         np.testing.assert_array_equal(prediction[:3], answerer(images[:3])[-1].argmax(1))
+        answerer.abstain_below = 0.8  # it is 73 % sure of each
+        _, prediction = answering(make_tail(net), net, answerer)(0, "gaussian_noise", images.numpy())
+        np.testing.assert_array_equal(prediction, answerer(images)[-1].argmax(1))
 
 
 def test_an_answerer_of_other_classes_is_refused():
@@ -125,6 +128,9 @@ def test_an_answerer_of_other_classes_is_refused():
     grey = make("resnet", CLASSES, uniform=1, width=8, input_shape=(1, 32, 32))
     with pytest.raises(OffloadError, match="takes images of 1 channels, the edge's model of 3"):
         answering(make_tail(net), net, grey)
+    text = make("transformer", CLASSES, uniform=1, structure="pool_fc", input_shape=(8,), vocabulary=9, blocks=2)
+    with pytest.raises(OffloadError, match=r"takes frames of shape \(8,\), the edge's model of"):
+        answering(make_tail(net), net, text)
 
 
 def test_the_welcome_names_the_pair(tmp_path):
