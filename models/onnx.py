@@ -127,12 +127,25 @@ def check_provider(name: str) -> None:
         )
 
 
+ELSEWHERE = b"\x0a\x08location\x12"
+"""How a tensor that is kept in another file begins to say in which: an entry with this key, in protobuf's encoding."""
+
+
 class Session:
-    """A function of one float32 array, (B, ...) to (B, ...), in ONNX Runtime."""
+    """A function of one float32 array, (B, ...) to (B, ...), in ONNX Runtime.
+
+    Raises
+    ------
+    ModelError
+        If ONNX Runtime cannot run it, it is another kind of function, or it keeps weights in another file, which is not
+        read: `eex-export` writes none.
+    """
 
     def __init__(self, data: bytes, path: Path, threads: int, provider: str = "cpu") -> None:
         import onnxruntime
 
+        if ELSEWHERE in data:
+            raise ModelError(f"{path}: keeps weights in another file, which is not read; run eex-export again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads of sessions would fight

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from eex.models.architecture import Network
-from eex.models.card import load
+from eex.models.card import load, read_card
 from eex.models.export import export, to_onnx
 from eex.models.fast import optimised
 from eex.models.network import PRISTINE, EarlyExitNet
-from eex.models.onnx import OnnxNet, load_onnx
+from eex.models.onnx import PROVIDERS, OnnxNet, Precision, load_onnx
+from eex.models.quantising import Samples, to_int8
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Context, Ints, Outcomes, Policy
 from eex.policies.core.errors import EexError
@@ -37,6 +38,9 @@ from eex.stream.guard import guarded
 from eex.stream.network import pick_device
 from eex.stream.run.records import RecordWriter
 from eex.stream.run.tally import Tally
+from eex.stream.training.measuring import samples_of
+
+SAMPLE = Path(__file__).parent.parent / "shipped" / "cifar10-train-sample.zip"
 
 POINTS = 0.3
 """Accuracy that may be lost, in percentage points, by the threshold whose speed-up is what a user gains."""
@@ -51,7 +55,7 @@ class Bench:
 
     model: Path | None = None
     """Folder of weights and card; by default the shipped model."""
-    batches: tuple[int, ...] = (1, 32, 256)
+    batches: tuple[int, ...] = (1, 8, 32, 256)
     """Batch sizes."""
     rounds: int = 7
     """Times each thing is measured, in turn; medians are shown."""
@@ -63,6 +67,10 @@ class Bench:
     """cpu or cuda; by default both, where there is a GPU."""
     runtimes: tuple[str, ...] = ("torch", "torch.compile", "onnxruntime", "openvino")
     """What runs the whole network, and the engine where it can."""
+    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    """int8 runs in ONNX Runtime and OpenVINO, on the processor. A GPU runs fp16 in any case."""
+    data: str = str(SAMPLE)
+    """Training images to quantise by, as for eex-export."""
     json: bool = False
     """Print JSON: {"machine": …, "rows": […], "policies": […]}."""
 
@@ -77,12 +85,18 @@ def best_threshold(confidence: np.ndarray, prediction: Ints, labels: Ints) -> tu
     """
     whole = float((prediction[:, -1] == labels).mean())
     for threshold in np.arange(0.5, 1.0, 0.01):
-        early = confidence[:, :-1] >= threshold
-        exit = np.where(early.any(axis=1), early.argmax(axis=1), confidence.shape[1] - 1)
+        exit = leaves_at(confidence, float(threshold))
         accuracy = float((prediction[np.arange(len(exit)), exit] == labels).mean())
         if accuracy >= whole - POINTS / 100:
             return float(threshold), exit, accuracy, whole
     return 1.0, np.full(len(labels), confidence.shape[1] - 1), whole, whole
+
+
+def leaves_at(confidence: np.ndarray, threshold: float) -> Ints:
+    """Where each frame leaves by a fixed threshold, (frames,), of (frames, exits)."""
+    early = confidence[:, :-1] >= threshold
+    exit: Ints = np.where(early.any(axis=1), early.argmax(axis=1), confidence.shape[1] - 1)
+    return exit
 
 
 Returned = TypeVar("Returned")
@@ -97,6 +111,8 @@ class Contender:
     what: str
     backend: str
     answers: Answers
+    precision: str = "fp32"
+    threshold: float | None = None
     beside: Callable[[Tensor, Ints, int], float] | None = None
     """Share of a run under `ucb` that is not the network's: policy, routing and records."""
 
@@ -154,34 +170,38 @@ def compiled(net: EarlyExitNet) -> Answers:
     return batches(lambda x: whole(x.contiguous(memory_format=torch.channels_last)))
 
 
-def in_onnx_runtime(net: EarlyExitNet) -> Answers:
+def whole_onnx(net: EarlyExitNet, samples: Samples | None) -> bytes:
+    """The whole network as ONNX; in int8 where there are samples to quantise by."""
+    data = to_onnx(Whole(net), torch.rand(2, *net.architecture.input_shape), "the whole network")
+    return data if samples is None else to_int8(data, [samples.fit[PRISTINE]], "the whole network")
+
+
+def in_onnx_runtime(net: EarlyExitNet, samples: Samples | None = None) -> Answers:
     """The whole network in ONNX Runtime on the processor, as it is by default but for the number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    data = to_onnx(Whole(net), torch.rand(2, *net.architecture.input_shape), "the whole network")
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(whole_onnx(net, samples), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return batches(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
 
 
-def in_openvino(net: EarlyExitNet) -> Answers:
-    """The whole network in OpenVINO on the processor, for latency, in float32 as the others."""
+def in_openvino(net: EarlyExitNet, samples: Samples | None = None) -> Answers:
+    """The whole network in OpenVINO on the processor, for latency, in float32 as the others unless it is quantised."""
     import openvino
 
     core = openvino.Core()
-    data = to_onnx(Whole(net), torch.rand(2, *net.architecture.input_shape), "the whole network")
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    model = core.compile_model(core.read_model(data), "CPU", options)
+    model = core.compile_model(core.read_model(whole_onnx(net, samples)), "CPU", options)
     return batches(lambda x: torch.from_numpy(model(x.numpy())[0]))
 
 
-def engine(net: Network, backend: str, threshold: float) -> Contender:
+def engine(net: Network, backend: str, threshold: float, precision: str = "fp32") -> Contender:
     """The engine with a fixed threshold, answers summed up and recorded; the final exit always answers for itself."""
     p_tar = [threshold] * net.edge_exits + [0.0]
 
@@ -191,7 +211,7 @@ def engine(net: Network, backend: str, threshold: float) -> Contender:
     def beside(images: Tensor, labels: Ints, batch: int) -> float:
         return played(net, make_policy("ucb", exits=net.edge_exits), images, labels, batch)[1]
 
-    return Contender("engine", backend, answers, beside)
+    return Contender("engine", backend, answers, precision, threshold, beside)
 
 
 def played(net: Network, policy: Policy, images: Tensor, labels: Ints, batch: int) -> tuple[Ints, float]:
@@ -225,85 +245,150 @@ def played(net: Network, policy: Policy, images: Tensor, labels: Ints, batch: in
     return np.concatenate(found), beside / (time.perf_counter() - began)
 
 
-def contenders(config: Bench, net: EarlyExitNet, threshold: float, folder: Path) -> Iterator[Contender]:
+def contenders(
+    config: Bench, net: EarlyExitNet, images: Tensor, labels: Ints, samples: Samples | None
+) -> Iterator[Contender]:
     """What can be measured on the network's device; a line on standard error names what cannot."""
-    fast = optimised(load(config.model, net.mean.device.type))
-    if "torch" in config.runtimes:
-        yield Contender("whole", "torch", plain(fast))
     cpu = net.mean.device.type == "cpu"
-    made = {"torch.compile": compiled} | ({"onnxruntime": in_onnx_runtime, "openvino": in_openvino} if cpu else {})
-    for backend, make in made.items():
+    quantised: tuple[tuple[Precision, Samples | None], ...] = (("fp32", None), ("int8", samples))
+    fast = optimised(load(config.model, net.mean.device.type))
+    given: Precision = "fp32" if cpu else "fp16"
+    if "torch" in config.runtimes:
+        yield Contender("whole", "torch", plain(fast), given)
+        yield engine(fast, "torch", threshold_of(fast, images, labels), given)
+    made: list[tuple[str, Precision, Callable[[], Answers]]] = [("torch.compile", given, partial(compiled, net))]
+    if cpu:
+        for precision, by in quantised:
+            if precision == "fp32" or by is not None:
+                made.append(("onnxruntime", precision, partial(in_onnx_runtime, net, by)))
+                made.append(("openvino", precision, partial(in_openvino, net, by)))
+    for backend, precision, make in made:
         if backend not in config.runtimes:
             continue
         try:
-            answers = make(net)
+            answers = make()
             answers(torch.rand(2, *net.architecture.input_shape, device=net.mean.device), np.zeros(2, np.int64), 2)
         except Exception as error:  # a runtime that is not installed, or a compiler that is not there
             why = str(error).strip().splitlines() or [type(error).__name__]
-            print(f"left out: the whole network in {backend}: {why[0][:200]}", file=sys.stderr)
+            print(f"left out: the whole network in {backend}, {precision}: {why[0][:200]}", file=sys.stderr)
             continue
-        yield Contender("whole", backend, answers)
-    if "torch" in config.runtimes:
-        yield engine(fast, "torch", threshold)
-    if not cpu or "onnxruntime" not in config.runtimes:
-        return
-    try:
-        export(config.model, folder)
-        exported = load_onnx(folder, torch.get_num_threads())
-    except EexError as error:
-        print(f"left out: the engine on ONNX Runtime: {error}", file=sys.stderr)
-        return
-    yield engine(exported, "onnxruntime", threshold)
+        yield Contender("whole", backend, answers, precision)
+    if cpu and "onnxruntime" in config.runtimes:
+        for precision, by in quantised:
+            if precision == "fp32" or by is not None:
+                yield from exported_engines(config, precision, by, images, labels)
+
+
+def exported_engines(
+    config: Bench, precision: Precision, samples: Samples | None, images: Tensor, labels: Ints
+) -> Iterator[Contender]:
+    """The engine on ONNX Runtime, with each execution provider for the processor that is installed."""
+    import onnxruntime
+
+    there = onnxruntime.get_available_providers()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export(config.model, Path(folder), None, precision, samples)
+        except EexError as error:
+            print(f"left out: the engine on ONNX Runtime, {precision}: {error}", file=sys.stderr)
+            return
+        for provider in ("cpu", "openvino", "xnnpack"):
+            if PROVIDERS[provider] in there:
+                net = load_onnx(Path(folder), torch.get_num_threads(), provider)
+                backend = "onnxruntime" + f" ({provider})" * (provider != "cpu")
+                yield engine(net, backend, threshold_of(net, images, labels), precision)
+
+
+def threshold_of(net: Network, images: Tensor, labels: Ints) -> float:
+    """The cheapest fixed threshold that keeps a network's own accuracy."""
+    return best_threshold(*exits_of(net, images), labels)[0]
+
+
+def exits_of(net: Network, images: Tensor) -> tuple[np.ndarray, Ints]:
+    """Confidence and prediction of every exit, (frames, exits) each."""
+    frames = images.numpy() if isinstance(net, OnnxNet) else images
+    parts = [every_exit(net, frames[start : start + 256]) for start in range(0, len(frames), 256)]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def joules(root: Path = Path("/sys/class/powercap")) -> dict[Path, tuple[float, float]]:
+    """Energy that each processor package has used so far and where its counter starts anew, in joules (RAPL).
+
+    Empty where the machine does not tell, or only tells root.
+    """
+    found = {}
+    for package in root.glob("intel-rapl:*"):
+        if package.name.count(":") > 1:  # a part of a package
+            continue
+        try:
+            used, most = (float((package / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
+        except (OSError, ValueError):
+            return {}
+        found[package] = used / 1e6, most / 1e6
+    return found
+
+
+def spent(before: dict[Path, tuple[float, float]], after: dict[Path, tuple[float, float]]) -> float | None:
+    """Joules between two readings; None where the machine does not tell."""
+    if not before or before.keys() != after.keys():
+        return None
+    return sum((after[p][0] - used) % most if most else after[p][0] - used for p, (used, most) in before.items())
 
 
 def measure(config: Bench, device: str, images: Tensor, labels: Ints) -> Iterator[dict[str, Any]]:
     """Rows of the table: each contender at each batch size, in turn in each round."""
     net = load(config.model, device)
     images = images.to(device)
-    exits = [every_exit(optimised(load(config.model, device)), images[i : i + 256]) for i in range(0, len(images), 256)]
-    confidence, prediction = np.concatenate([s[0] for s in exits]), np.concatenate([s[1] for s in exits])
-    threshold, exit, *_ = best_threshold(confidence, prediction, labels)
+    confidence, _ = exits_of(optimised(load(config.model, device)), images)
     costs = net.costs()
-    with tempfile.TemporaryDirectory() as folder:
-        rivals = list(contenders(config, net, threshold, Path(folder)))
-        for batch in config.batches:
-            wanted = max(config.frames if batch >= 32 else config.frames // 4, batch)
-            index = np.arange(wanted - wanted % batch) % len(images)
-            x, y = images[torch.from_numpy(index).to(images.device)], labels[index]
-            seconds: dict[int, list[float]] = {k: [] for k in range(len(rivals))}
-            beside: dict[int, list[float]] = {}
-            whole = len(images) - len(images) % batch  # all images: the threshold was chosen on them, not on a part
-            right = [
-                float((rival.answers(images[:whole], labels[:whole], batch) == labels[:whole]).mean())
-                for rival in rivals
-            ]
-            for _ in range(config.rounds):
-                for k, rival in enumerate(rivals):
-                    spent, _answers = timed(partial(rival.answers, x, y, batch), images.device)
-                    seconds[k].append(spent)
-                    if rival.beside is not None:
-                        beside.setdefault(k, []).append(rival.beside(x, y, batch))
-            best = min(float(np.median(seconds[k])) for k, rival in enumerate(rivals) if rival.what == "whole")
+    samples = (
+        samples_of(config.data, read_card(config.model)) if device == "cpu" and "int8" in config.precisions else None
+    )
+    rivals = [
+        r for r in contenders(config, net, images, labels, samples) if r.precision in (*config.precisions, "fp16")
+    ]
+    for batch in config.batches:
+        wanted = max(config.frames if batch >= 32 else config.frames // 4, batch)
+        index = np.arange(wanted - wanted % batch) % len(images)
+        x, y = images[torch.from_numpy(index).to(images.device)], labels[index]
+        seconds: dict[int, list[float]] = {k: [] for k in range(len(rivals))}
+        energy: dict[int, list[float]] = {k: [] for k in range(len(rivals))}
+        beside: dict[int, list[float]] = {}
+        whole = len(images) - len(images) % batch  # all images: the threshold was chosen on them, not on a part
+        right = [
+            float((rival.answers(images[:whole], labels[:whole], batch) == labels[:whole]).mean()) for rival in rivals
+        ]
+        for _ in range(config.rounds):
             for k, rival in enumerate(rivals):
-                median = float(np.median(seconds[k]))
-                yield {
-                    "what": rival.what,
-                    "backend": rival.backend,
-                    "device": device,
-                    "precision": "float16" if device == "cuda" else "float32",
-                    "batch": batch,
-                    "threshold": threshold if rival.what == "engine" else None,
-                    "milliseconds": 1000 * median / len(index),
-                    "frames_per_second": len(index) / median,
-                    "accuracy": right[k],
-                    "ratio_to_best_whole": best / median,
-                    "ratio_by_multiply_adds": (
-                        float(costs.whole / np.mean([costs.of_exit(int(e)) for e in exit[index]]))
-                        if rival.what == "engine"
-                        else 1.0
-                    ),
-                    "share_beside_network": float(np.median(beside[k])) if k in beside else None,
-                }
+                before = joules()
+                took, _answers = timed(partial(rival.answers, x, y, batch), images.device)
+                used = spent(before, joules())
+                seconds[k].append(took)
+                if used is not None:
+                    energy[k].append(used)
+                if rival.beside is not None:
+                    beside.setdefault(k, []).append(rival.beside(x, y, batch))
+        medians = {k: float(np.median(seconds[k])) for k in seconds}
+        for k, rival in enumerate(rivals):
+            alike = [medians[j] for j, r in enumerate(rivals) if r.what == "whole" and r.precision == rival.precision]
+            exit = None if rival.threshold is None else leaves_at(confidence, rival.threshold)[index]
+            yield {
+                "what": rival.what,
+                "backend": rival.backend,
+                "device": device,
+                "precision": rival.precision,
+                "batch": batch,
+                "threshold": rival.threshold,
+                "milliseconds": 1000 * medians[k] / len(index),
+                "frames_per_second": len(index) / medians[k],
+                "joules": float(np.median(energy[k])) / len(index) if energy[k] else None,
+                "accuracy": right[k],
+                "ratio_to_best_whole": min(alike) / medians[k] if alike else None,
+                "ratio_by_multiply_adds": (
+                    1.0 if exit is None else float(costs.whole / np.mean([costs.of_exit(int(e)) for e in exit]))
+                ),
+                "share_beside_network": float(np.median(beside[k])) if k in beside else None,
+            }
 
 
 def timed(call: Callable[[], Returned], device: torch.device) -> tuple[float, Returned]:
@@ -319,17 +404,29 @@ def timed(call: Callable[[], Returned], device: torch.device) -> tuple[float, Re
 
 def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print the rows as a table."""
-    names = ("batch", "what", "runs on", "ms/frame", "frames/s", "/ best\nwhole", "/ whole by\nmult.-adds", "accuracy")
-    table = Table(*names, "policy, routing,\nrecords (ucb)", title="medians", title_justify="left")
+    names = (
+        "batch",
+        "what",
+        "runs on",
+        "",
+        "ms/frame",
+        "frames/s",
+        "J/frame",
+        "/ best\nwhole",
+        "/ whole by\nmult.-adds",
+    )
+    table = Table(*names, "accuracy", "policy, routing,\nrecords (ucb)", title="medians", title_justify="left")
     for row in rows:
         engine, beside = row["what"] == "engine", row["share_beside_network"]
         table.add_row(
             str(row["batch"]),
             row["what"],
             f"{row['backend']} ({row['device']})",
+            row["precision"],
             f"{row['milliseconds']:.3f}",
             f"{row['frames_per_second']:,.0f}",
-            f"{row['ratio_to_best_whole']:.2f}",
+            "" if row["joules"] is None else f"{row['joules']:.3f}",
+            "" if row["ratio_to_best_whole"] is None else f"{row['ratio_to_best_whole']:.2f}",
             f"{row['ratio_by_multiply_adds']:.2f}" if engine else "",
             f"{row['accuracy']:.1%}",
             "" if beside is None else f"{beside:.1%}",

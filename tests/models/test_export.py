@@ -1,4 +1,6 @@
 import json
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -103,6 +105,72 @@ def test_a_missing_file(exported):
     (exported / "stage-2.onnx").unlink()
     with pytest.raises(ModelError, match=r"stage-2\.onnx: cannot be read"):
         load_onnx(exported)
+
+
+def onnx_model(op, weights=None):
+    """An ONNX model of one operation on (B, 4); `weights` names the file that keeps them."""
+    import onnx
+    from onnx import helper
+
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in "xy")
+    stored = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    if weights is not None:
+        stored.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", weights), ("offset", "0"), ("length", "16")):
+            stored.external_data.add(key=key, value=value)
+    inputs = ["x"] if weights is None else ["x", "w"]
+    graph = helper.make_graph([helper.make_node(op, inputs, ["y"])], "g", [x], [y], [stored] * (weights is not None))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (partial(onnx_model, "Frobnicate"), "ONNX Runtime .* cannot run it: .*Frobnicate"),
+        (partial(onnx_model, "Add", "../secret.bin"), "keeps weights in another file, which is not read"),
+        (partial(onnx_model, "Add", "stage-2.onnx"), "keeps weights in another file, which is not read"),
+    ],
+    ids=["unknown operator", "another folder", "the same folder"],
+)
+def test_a_file_of_another_origin(exported, made, message):
+    (exported.parent / "secret.bin").write_bytes(bytes(16))
+    data = made()
+    (exported / "stage-1.onnx").write_bytes(data)
+    change(exported, lambda manifest: manifest["sha256"].update({"stage-1.onnx": digest(data)}))
+    with pytest.raises(ModelError, match=rf"stage-1\.onnx: {message}") as raised:
+        load_onnx(exported)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_truncated_file(exported):
+    data = (exported / "stage-1.onnx").read_bytes()[:-100]
+    (exported / "stage-1.onnx").write_bytes(data)
+    change(exported, lambda manifest: manifest["sha256"].update({"stage-1.onnx": digest(data)}))
+    with pytest.raises(ModelError, match=r"stage-1\.onnx: ONNX Runtime .* cannot run it"):
+        load_onnx(exported)
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "openvino", "coreml"])
+def test_a_provider_that_is_not_installed(exported, monkeypatch, name):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EexError, match=rf"--provider {name}: ONNX Runtime .* as installed has cpu only") as raised:
+        load_network(FrameConfig(model=exported, backend="onnx", provider=name, device="cpu"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_provider_that_does_not_exist(exported):
+    with pytest.raises(EexError, match="--provider abacus: expected one of cpu, cuda"):
+        load_onnx(exported, provider="abacus")
+
+
+def test_a_provider_that_cannot_be_used_here(exported, monkeypatch):
+    """The wheel has it, but a session does not get it: there is no GPU, for example."""
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: there)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ONNX Runtime's own, of the wheel that is really installed
+        with pytest.raises(EexError, match="--provider cuda: is installed, but cannot be used on this machine"):
+            load_onnx(exported, provider="cuda")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The table of speeds: what is measured answers what it should."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eex.experiments.bench.engine import engine, plain
+from eex.experiments.bench.engine import engine, joules, plain, spent
 from eex.models.card import load
 from eex.models.fast import optimised
 from eex.stream.frames.sources import load_all, open_source
@@ -48,23 +49,46 @@ def test_the_whole_network_answers_as_its_last_exit(net, frames):
     assert (plain(net)(images, labels, 32) == expected).all()
 
 
+def test_energy_is_read_where_the_machine_tells(tmp_path):
+    def write(package, used, most=1000):
+        (tmp_path / package).mkdir(exist_ok=True)
+        (tmp_path / package / "energy_uj").write_text(f"{used}\n")
+        (tmp_path / package / "max_energy_range_uj").write_text(f"{most}\n")
+
+    assert joules(tmp_path) == {}
+    assert spent({}, {}) is None
+    write("intel-rapl:0", 900)
+    write("intel-rapl:1", 100)
+    write("intel-rapl:0:0", 5)  # the cores of a package, which are counted with it
+    before = joules(tmp_path)
+    write("intel-rapl:0", 200)  # the counter has started anew
+    write("intel-rapl:1", 400)
+    assert spent(before, joules(tmp_path)) == pytest.approx(600e-6)
+
+
 @pytest.mark.soak
 def test_rows_as_json():
     arguments = ["--rounds", "1", "--frames", "32", "--batches", "1", "8", "--device", "cpu", "--threads", "1"]
-    arguments += ["--runtimes", "torch", "--json"]
+    arguments += ["--runtimes", "torch", "onnxruntime", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "eex.experiments.bench.engine", *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=True,
     )
     measured = json.loads(done.stdout)
     rows = measured["rows"]
     assert {row["batch"] for row in rows} == {1, 8}
-    assert {(row["what"], row["backend"]) for row in rows} == {("whole", "torch"), ("engine", "torch")}
-    for batch in (1, 8):
-        whole = [row for row in rows if row["batch"] == batch and row["what"] == "whole"]
-        assert max(row["ratio_to_best_whole"] for row in whole) == 1
+    measured_here = {(row["what"], row["backend"], row["precision"], row["device"]) for row in rows}
+    assert measured_here == {
+        (what, backend, precision, "cpu")
+        for what in ("whole", "engine")
+        for backend, precision in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"))
+    }
+    for batch, precision in itertools.product((1, 8), ("fp32", "int8")):
+        alike = [row for row in rows if (row["batch"], row["precision"]) == (batch, precision)]
+        assert max(row["ratio_to_best_whole"] for row in alike if row["what"] == "whole") == 1
+    assert all(0 < row["accuracy"] <= 1 for row in rows)
     assert all(row["frames_per_second"] * row["milliseconds"] == pytest.approx(1000) for row in rows)
     assert {row["policy"] for row in measured["policies"]} >= {"ucb", "gain-curve", "stop-curve"}
