@@ -334,12 +334,13 @@ class StopCurve(Composite):
         counts = ~np.isnan(outcomes.reward)
         weight = weights_of(self.weight, self.growth, run, counts)
         visited, bins = ~np.isnan(edge), bins_of(edge)
-        for i in range(exits):
-            at = np.flatnonzero(visited[:, i])
-            np.add.at(self.seen.reshape(-1), (run[at] * exits + i) * BINS + bins[at, i], weight[at])
-            if i:
-                cell = ((run[at] * (exits - 1) + i - 1) * COARSE + bins[at, i - 1] // 2) * COARSE + bins[at, i] // 2
-                np.add.at(self.moves.reshape(-1), cell, weight[at])
+        row, exit = np.nonzero(visited)
+        bin, heavy = bins[visited], weight.take(row)
+        np.add.at(self.seen.reshape(-1), (run.take(row) * exits + exit) * BINS + bin, heavy)
+        if exits > 1:
+            on = np.flatnonzero(exit)  # each is there from the exit before, which the row before it is
+            cell = (run.take(row.take(on)) * (exits - 1) + exit.take(on) - 1) * COARSE + bin.take(on - 1) // 2
+            np.add.at(self.moves.reshape(-1), cell * COARSE + bin.take(on) // 2, heavy.take(on))
         np.add.at(self.known, run, weight)
         np.add.at(self.news, run, weight)
         off = np.full(len(run), np.nan)  # how far gains lie from the curve
