@@ -93,6 +93,8 @@ def rescale(policy: Arrays, weight: Floats, *names: str) -> None:
 
 def _earlier(run: Ints, counts: Bools) -> Ints:
     """How many rows that count, of the same run, come before each row, (rows,)."""
+    if (run == run[0]).all():  # a live stream
+        return np.cumsum(counts) - counts
     order = np.argsort(run, kind="stable")
     before: Ints = np.cumsum(counts[order]) - counts[order]
     first = np.r_[True, run[order][1:] != run[order][:-1]]

@@ -29,7 +29,7 @@ from eex.policies.algorithms.curves import (
     shares_below,
     weights_of,
 )
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.fleet import Layout
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
@@ -152,7 +152,7 @@ class StopCurve(Composite):
         if due.any():
             rows = np.flatnonzero(due)
             exit_at, skip_below = exit_at.copy(), skip_below.copy()
-            exit_at[rows], skip_below[rows], curve = self._decide(rows, price[rows])
+            exit_at[rows], skip_below[rows], curve, _ = self._decide(rows, price[rows])
             learned = self.known[rows] > 0  # the curve of the prior is no state: nothing was learned
             rows = rows[learned]
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
@@ -230,8 +230,15 @@ class StopCurve(Composite):
         near = offloads @ self._kernel + LOCAL * unit
         return curve, np.sqrt(np.maximum(spread, 0.0) * unit / near), offloads / unit
 
-    def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, Floats]:
-        """Thresholds of some runs, (rows, exits) each, and the likeliest curves of the relative gain."""
+    def going_on(self, overhead: float, exit_cost: ExitCost = 0.0) -> Floats:
+        """What going on from each exit is worth by confidence, as high as it plausibly is, (runs, exits, bins)."""
+        price = np.empty((self.runs, self.exits))
+        price[:, 0], price[:, 1:] = overhead, exit_cost
+        return self._decide(np.arange(self.runs), price)[3]
+
+    def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Thresholds of some runs, (rows, exits) each; by confidence, (rows, exits, bins), the likeliest curves of the
+        relative gain, and what going on is plausibly worth."""
         unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh
         sums = self._sums(slice(None) if len(rows) == self.runs else rows)
         if self._lender is not None:
@@ -239,7 +246,7 @@ class StopCurve(Composite):
         overhead, cost = price[:, :1], price[:, 1:]
         c, room = CENTRES, 1 - CENTRES
         exit_at, skip_below = np.empty((len(rows), self.exits)), np.zeros((len(rows), self.exits))
-        curves = np.empty((len(rows), self.exits, BINS))
+        curves, worth = np.empty((len(rows), self.exits, BINS)), np.empty((len(rows), self.exits, BINS))
         value: Floats = c  # of arriving at the next exit, (rows, bins), as high as it plausibly is
         final: Floats = c  # confidence that the cloud would come to, as it is expected
         for i in range(self.exits - 1, -1, -1):
@@ -258,10 +265,10 @@ class StopCurve(Composite):
                     skip_below[:, i] = self._threshold(arrived * (skips - np.maximum(on, c)))
                     below = c < skip_below[:, i : i + 1]
                     on = np.where(below, np.maximum(on, skips), on)
-            curves[:, i] = relative
+            curves[:, i], worth[:, i] = relative, on
             exit_at[:, i] = self._threshold(arrived * (on - c))
             value = np.maximum(c, on)
-        return exit_at, np.minimum(skip_below, exit_at), curves
+        return exit_at, np.minimum(skip_below, exit_at), curves, worth
 
     def _threshold(self, gained: Floats) -> Floats:
         """The threshold below which most is gained, (rows,), of (rows, bins)."""
@@ -334,12 +341,13 @@ class StopCurve(Composite):
         counts = ~np.isnan(outcomes.reward)
         weight = weights_of(self.weight, self.growth, run, counts)
         visited, bins = ~np.isnan(edge), bins_of(edge)
-        for i in range(exits):
-            at = np.flatnonzero(visited[:, i])
-            np.add.at(self.seen.reshape(-1), (run[at] * exits + i) * BINS + bins[at, i], weight[at])
-            if i:
-                cell = ((run[at] * (exits - 1) + i - 1) * COARSE + bins[at, i - 1] // 2) * COARSE + bins[at, i] // 2
-                np.add.at(self.moves.reshape(-1), cell, weight[at])
+        row, exit = np.nonzero(visited)
+        bin, heavy = bins[visited], weight.take(row)
+        np.add.at(self.seen.reshape(-1), (run.take(row) * exits + exit) * BINS + bin, heavy)
+        if exits > 1:
+            on = np.flatnonzero(exit)  # each is there from the exit before, which the row before it is
+            cell = (run.take(row.take(on)) * (exits - 1) + exit.take(on) - 1) * COARSE + bin.take(on - 1) // 2
+            np.add.at(self.moves.reshape(-1), cell * COARSE + bin.take(on) // 2, heavy.take(on))
         np.add.at(self.known, run, weight)
         np.add.at(self.news, run, weight)
         off = np.full(len(run), np.nan)  # how far gains lie from the curve

@@ -1,0 +1,31 @@
+"""The picture of what stop-curve learns: in hindsight by hand, and written whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eex.experiments.stop_curves import Picture, draw, hindsight
+from eex.policies.core.trace import Trace
+
+
+@pytest.fixture
+def trace():
+    """Two edge exits; half of the frames gain 0.4 on their way to the second, all gain 0.1 in the cloud."""
+    first = np.full(100, 0.51)
+    second = np.where(np.arange(100) % 2, 0.91, 0.51)
+    nothing = np.zeros((100, 3), dtype=np.int64)
+    return Trace(np.column_stack([first, second, np.minimum(second + 0.1, 1.0)]), nothing, nothing[:, 0], ("a",))
+
+
+def test_hindsight_is_optimal_stopping(trace):
+    worth, frames = hindsight(trace, overhead=0.05, exit_cost=0.02)
+    assert worth[1, 25] == pytest.approx(0.56)  # 0.61 in the cloud, less the overhead
+    assert worth[1, 45] == pytest.approx(0.95)
+    assert worth[0, 25] == pytest.approx((0.56 + 0.95) / 2 - 0.02)
+    assert frames[:, 25].tolist() == [100, 50]
+
+
+def test_each_exit_has_a_panel(trace):
+    figure = draw(Picture(Path(), rounds=50), trace)
+    assert [panel.get_title() for panel in figure.axes] == ["exit 1", "exit 2"]
