@@ -286,7 +286,8 @@ def beside_us(images: Images, count: int = 4000) -> float:
         engine = thread_seconds(session._thread)
         mine = time.thread_time()
         futures = [session.submit(images[k % len(images)]) for k in range(count)]
-        wait(futures)
+        for future in futures:
+            future.result()
         mine = time.thread_time() - mine
         engine = thread_seconds(session._thread) - engine
     return 1e6 * (mine + engine - spent) / count
