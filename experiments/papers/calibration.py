@@ -101,7 +101,7 @@ class CalibrationRecipe:
 
 
 RECIPES = {
-    "quick": CalibrationRecipe(2, batch=64, validation=200, draws=5, networks=("one branch", "two branches")),
+    "quick": CalibrationRecipe(2, batch=16, validation=200, draws=5, networks=("one branch", "two branches")),
     "reduced": CalibrationRecipe(10, networks=("one branch", "two branches")),
     "standard": CalibrationRecipe(100, batch=256, networks=("one branch", "two branches")),
     "paper": CalibrationRecipe(100, batch=512),
@@ -512,14 +512,14 @@ def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
     device, overall, outage = (curves.over(c) for c in ("device_probability", "accuracy", "outage"))
     apart = np.abs(device[0] - device[1])  # calibration changes nothing but where these images leave
     half = 1.96 * np.sqrt(apart / curves.images)
-    at_worst = int(np.nanargmin(right[1] - p_tar))
+    at_worst = int(np.argmin(np.nan_to_num(right[1] - p_tar, nan=np.inf)))
     yield Facts(
         device=found.at(0.8, "device_probability"),
         device_augmented=found.augmented("device_probability", 0.8),
         lower=_where(curves, device[1] <= device[0]),
-        distance=Both(*(float(np.nanmean(np.abs(a - b))) for a, b in zip(right, sure, strict=True))),
+        distance=Both(*(mean_of(np.abs(a - b)[~np.isnan(a)]) for a, b in zip(right, sure, strict=True))),
         ece=Both(branch["ece_conventional"], branch["ece_calibrated"]),
-        least=Both(*(float(np.nanmin(r - p_tar)) for r in right)),
+        least=Both(*(float(np.fmin.reduce(r - p_tar)) for r in right)),
         more_right=_where(curves, ~(right[1] < right[0])),  # where nothing is answered on the device, nothing is wrong
         limits={
             "lower": Margin(device[0] - device[1], half),

@@ -23,7 +23,8 @@ VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "undecided")
 class Margin(NamedTuple):
     """By how far a limit is kept: negative where it is missed, and half the 95 % interval of that.
 
-    Numbers or arrays of the same shape; of an array every element has to keep the limit, and NaN is left out.
+    Numbers or arrays of the same shape; of an array every element has to keep the limit, and NaN, where there was
+    nothing to measure, is left out.
     """
 
     value: Any
@@ -37,7 +38,8 @@ Finding = bool | np.bool_ | Margin
 def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
     """What findings come to, all of which a claim needs.
 
-    It holds if every margin is above its spread, does not hold if one is below it, and is undecided otherwise.
+    It holds if every margin is above its spread, does not hold if one is below it, and is undecided otherwise, also
+    where nothing was measured.
 
     Examples
     --------
@@ -47,7 +49,7 @@ def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
     margins = [_as_margin(f) for f in _several(findings)]
     if any((value < -half).any() for value, half in margins):
         return "does not hold"
-    return "holds" if all((value >= half).all() for value, half in margins) else "undecided"
+    return "holds" if all(len(value) and (value >= half).all() for value, half in margins) else "undecided"
 
 
 def _several(findings: "Finding | Sequence[Finding]") -> "Sequence[Finding]":
@@ -55,7 +57,7 @@ def _several(findings: "Finding | Sequence[Finding]") -> "Sequence[Finding]":
 
 
 def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
-    """Value and half-width as flat arrays; an unknown half-width counts as none."""
+    """Known values and their half-widths as flat arrays; an unknown half-width counts as none."""
     if not isinstance(finding, Margin):
         finding = Margin(1.0 if finding else -1.0)
     value, half = np.broadcast_arrays(*(np.asarray(part, dtype=float) for part in finding))
@@ -66,6 +68,8 @@ def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
 def closest(findings: "Finding | Sequence[Finding]") -> str:
     """Of what leaves a claim undecided, the margin that misses most, in words."""
     margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True) if abs(v) < h]
+    if not margins:
+        return "nothing was measured that could decide it"
     value, half = min(margins, key=lambda margin: margin[0] - margin[1])
     return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}"
 
@@ -109,6 +113,8 @@ def least_among(values: Any, halves: Any, places: Iterable[int]) -> Margin:
     """
     values, halves = np.asarray(values, dtype=float), np.broadcast_to(halves, np.shape(values))
     here = np.isin(np.arange(len(values)), list(places))
+    if any(np.isnan(values[part]).all() for part in (here, ~here)):
+        return Margin(np.nan)
     k, other = (int(np.nanargmin(np.where(part, values, np.nan))) for part in (here, ~here))
     return Margin(
         float(values[other] - values[k]), float(np.hypot(np.nan_to_num(halves[other]), np.nan_to_num(halves[k])))

@@ -102,7 +102,7 @@ class DEExRecipe:
 
 
 RECIPES = {
-    "quick": DEExRecipe(2, 2, 1, validation=200, step=0.25, repeats=2, timed=300, sent=64, links=("",), rounds=1000),
+    "quick": DEExRecipe(2, 2, 1, validation=200, step=0.25, repeats=2, timed=100, sent=64, links=("",), rounds=1000),
     "reduced": DEExRecipe(16, 20, 8, timed=2000),
     "standard": DEExRecipe(100, 100, 60, timed=2000),
     "paper": DEExRecipe(60, 60, 60),
@@ -456,6 +456,8 @@ def _of_dataset(tables: Tables, recipe: DEExRecipe) -> Iterator[Facts]:
 def _crosses(rows: pd.DataFrame, images: int) -> Margin:
     """Whether branch 2 is anywhere as accurate on its images as exit 3 on the others, where it is so by most."""
     both = rows.dropna(subset=["accuracy_2", "accuracy_3"])
+    if both.empty:
+        return Margin(np.nan)
     found = above(both["accuracy_2"], both["accuracy_3"], (images * both["ratio_2"], images * both["ratio_3"]))
     k = int(np.argmax(found.value - found.half))
     return Margin(found.value[k], found.half[k])

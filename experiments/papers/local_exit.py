@@ -572,7 +572,10 @@ def trend(values: Sequence[float] | Floats) -> Any:
     from scipy.stats import rankdata
 
     rows = np.atleast_2d(np.asarray(values, dtype=float))
-    ranks = rankdata(rows[:, ~np.isnan(rows).any(axis=0)], axis=1)
+    rows = rows[:, ~np.isnan(rows).any(axis=0)]
+    if not rows.size:
+        return np.zeros(len(rows)) if np.ndim(values) == 2 else 0.0
+    ranks = rankdata(rows, axis=1)
     position = np.arange(ranks.shape[1]) - (ranks.shape[1] - 1) / 2
     off = ranks - ranks.mean(axis=1, keepdims=True)
     spread = np.sqrt((off**2).sum(axis=1) * (position**2).sum())

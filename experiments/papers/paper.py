@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SAMPLE = Path(__file__).parent.parent / "shipped" / "cifar10-train-sample.zip"
 """2,000 training images of CIFAR-10, 200 per class."""
+SAMPLED = {"train": 400, "test": 600}
+"""How many of the shipped images are used: enough to see that everything works, in little time."""
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 PAPERS = ("expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies")
 
@@ -216,6 +218,8 @@ class Work:
     def images(self, validation: int) -> Images:
         """The images, with this many of the training split held out, or a tenth of it if that is fewer.
 
+        Of the shipped images as many as `SAMPLED` says, the test images in equal parts from each class.
+
         Raises
         ------
         EexError
@@ -232,15 +236,20 @@ class Work:
         if not train.classes or train.classes != test.classes:
             raise EexError(f"{self.data}: expected labelled images, in one folder per class, in train/ and test/")
         pixels, labels, _ = load_all(train)
-        held_out = min(validation, len(pixels) // 10)
-        order = np.random.default_rng(0).permutation(len(pixels))
-        held, kept = order[:held_out], order[held_out:]
         seen, truth, _ = load_all(test)
+        order, tested = np.random.default_rng(0).permutation(len(pixels)), np.arange(len(seen))
+        if sample:
+            order, tested = (
+                order[: SAMPLED["train"]],
+                np.linspace(0, len(seen), SAMPLED["test"], endpoint=False).astype(int),
+            )
+        held_out = min(validation, len(order) // 10)
+        held, kept = order[:held_out], order[held_out:]
         return Images(
             train.classes,
             (torch.from_numpy(pixels[kept]), torch.from_numpy(labels[kept])),
             (torch.from_numpy(pixels[held]), torch.from_numpy(labels[held])),
-            (torch.from_numpy(seen), torch.from_numpy(truth)),
+            (torch.from_numpy(seen[tested]), torch.from_numpy(truth[tested])),
         )
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> pd.DataFrame:

@@ -1,48 +1,90 @@
-"""A paper's quick run, as a user types it: once for all tests of a module, which are marked `paper`."""
+"""A paper's quick run, once for all tests of a module, which are marked `paper`."""
 
+import contextlib
+import io
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from eex.experiments.papers import __main__ as command
+from eex.experiments.papers import paper as shared
+from eex.experiments.papers.paper import Work
 
 LIMIT_S = 600
 
 
 @dataclass
 class QuickRun:
+    """A run in this process, as the command runs it, with what it writes to standard output and error."""
+
     name: str
     out: Path
     output: str = ""
+    errors: str = ""
     kept: dict[str, int] = field(default_factory=dict)
     """Networks that an interrupted start left, and when they were written."""
 
-    @property
-    def command(self) -> list[str]:
-        name = [sys.executable, "-m", "eex.experiments.papers", self.name]
-        return [*name, "--quick", "--threads", "1", "--out", str(self.out)]
+    def start(self) -> None:
+        config = command.Run(self.name, quick=True, threads=1, out=self.out)
+        output, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            command.print_claims(config, command.run(config))
+        self.output, self.errors = output.getvalue(), errors.getvalue()
 
-    def again(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*self.command, *more], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    def again(self) -> dict[Path, int]:
+        """Start it a second time, without its figures; when tables and networks were written before that."""
+        before = self.times()
+        with mock.patch.object(shared, "draw"):
+            self.start()
+        return before
 
-    def until(self, line: str) -> int:
-        """Start it, interrupt it once this line is said, and give its exit status."""
-        with subprocess.Popen(self.command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    def times(self) -> dict[Path, int]:
+        """When tables and networks were written."""
+        made = [*self.out.glob("[!c]*.csv"), *(self.out / "work").iterdir()]
+        return {path: path.stat().st_mtime_ns for path in made}
+
+    def stop_before(self, network: str) -> None:
+        """Start it, and interrupt it when this network is about to be trained."""
+        train = Work.train
+
+        def stopped(work, name, *given, **options):
+            if name == network:
+                raise KeyboardInterrupt
+            return train(work, name, *given, **options)
+
+        with mock.patch.object(Work, "train", stopped), pytest.raises(KeyboardInterrupt):
+            self.start()
+        self.remember()
+
+    def stop_at(self, line: str) -> None:
+        """Start it as a user does, in a process, and end that by a signal once it writes this line."""
+        typed = [sys.executable, "-m", "eex.experiments.papers", self.name, "--quick", "--threads", "1"]
+        with subprocess.Popen([*typed, "--out", self.out], stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             stuck = threading.Timer(LIMIT_S, process.kill)
             stuck.start()
-            for said in process.stderr:
-                if line in said:
+            for written in process.stderr:
+                if line in written:
                     process.send_signal(signal.SIGTERM)
                     break
             rest = process.stderr.read()
-            status = process.wait()
+            assert process.wait() == 130
             stuck.cancel()
         assert "interrupted" in rest
-        return status
+        self.remember()
+
+    def remember(self) -> None:
+        self.kept = {p.name: p.stat().st_mtime_ns for p in (self.out / "work").glob("*.safetensors")}
+
+    def goes_on(self) -> bool:
+        """Whether what an interrupted start left was used as it was."""
+        return all((self.out / "work" / name).stat().st_mtime_ns == time for name, time in self.kept.items())
 
 
 def pytest_collection_modifyitems(items):
@@ -53,14 +95,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory):
-    def run(name: str, *more: str, interrupt: str = "") -> QuickRun:
+    def run(name: str, *, stop_before: str = "", stop_at: str = "") -> QuickRun:
         made = QuickRun(name, tmp_path_factory.mktemp(name))
-        if interrupt:
-            assert made.until(interrupt) == 130
-            made.kept = {p.name: p.stat().st_mtime_ns for p in (made.out / "work").glob("*.safetensors")}
-        done = made.again(*more)
-        assert done.returncode == 0, done.stderr
-        made.output = done.stdout
+        if stop_before:
+            made.stop_before(stop_before)
+        if stop_at:
+            made.stop_at(stop_at)
+        made.start()
         return made
 
     return run

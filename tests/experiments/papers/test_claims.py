@@ -26,6 +26,7 @@ from eex.experiments.papers.claims import (
         (Margin([0.3, 0.1], [0.1, 0.2]), "undecided"),
         (Margin([0.3, -0.3], [0.1, 0.2]), "does not hold"),
         (Margin([0.3, np.nan], 0.1), "holds"),  # where there is nothing to compare
+        (Margin([np.nan]), "undecided"),
         (Margin(-0.1, np.nan), "does not hold"),  # of one measurement the spread is unknown
         ([True, Margin(0.2, 0.1)], "holds"),
         ([False, Margin(0.1, 0.2)], "does not hold"),
@@ -37,6 +38,7 @@ def test_verdicts(findings, expected):
 
 def test_what_is_undecided_is_undecided_by_the_margin_that_misses_most():
     assert closest([True, Margin([0.5, 0.1, -0.2], [0.1, 0.2, 0.3])]) == "the limit is missed by 0.2 ± 0.3"
+    assert closest(Margin(np.nan)) == "nothing was measured that could decide it"
 
 
 def test_shares_spread_with_the_number_of_images():
@@ -57,6 +59,7 @@ def test_measured_values_spread_with_their_repetitions():
 def test_where_the_least_is():
     assert least_among([3.0, 1.0, 2.0], 0.1, [0]) == Margin(-2.0, pytest.approx(0.1 * 2**0.5))
     assert verdict(least_among([np.nan, 1.0, 1.1], 0.5, [1])) == "undecided"
+    assert verdict(least_among([np.nan, 1.0], 0.5, [0])) == "undecided"
     assert verdict(least_among([5.0, 1.0, 9.0], 0.5, [0, 1])) == "holds"
 
 

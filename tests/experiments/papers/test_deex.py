@@ -38,12 +38,12 @@ def test_the_crossing_is_where_branch_two_comes_to_be_the_better_one():
 
 @pytest.fixture(scope="module")
 def quick(paper):
-    return paper("deex", interrupt="full: epoch 1/2")
+    return paper("deex", stop_before="full")
 
 
 def test_an_interrupted_run_goes_on_where_it_was(quick):
     assert set(quick.kept) == {"binary.safetensors"}
-    assert (quick.out / "work" / "binary.safetensors").stat().st_mtime_ns == quick.kept["binary.safetensors"]
+    assert quick.goes_on()
 
 
 def test_quick_run_leaves_tables_and_figures(quick):
@@ -58,7 +58,7 @@ def test_quick_run_leaves_tables_and_figures(quick):
     assert (sent["fallback"] == 0).all()
     assert sent.groupby("p_d")["offloaded"].mean().is_monotonic_increasing
     confusion = pd.read_csv(quick.out / "confusion.csv")
-    assert set(confusion.groupby(["dataset", "case"])["count"].sum()) <= {400, 2000}
+    assert set(confusion.groupby(["dataset", "case"])["count"].sum()) <= {120, 600}
 
 
 def test_quick_run_prints_claims_and_makes_none(quick):
@@ -68,7 +68,4 @@ def test_quick_run_prints_claims_and_makes_none(quick):
 
 
 def test_a_second_start_does_nothing_anew(quick):
-    before = {p.name: p.stat().st_mtime_ns for p in (quick.out / "work").iterdir()}
-    again = quick.again()
-    assert again.returncode == 0
-    assert {p.name: p.stat().st_mtime_ns for p in (quick.out / "work").iterdir()} == before
+    assert quick.again() == quick.times()
