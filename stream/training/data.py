@@ -52,7 +52,7 @@ class Data:
     test: Source | None
 
 
-def read_data(config: TrainConfig, shape: tuple[int, int, int] | None) -> Data:
+def read_data(config: TrainConfig, shape: tuple[int, ...] | None) -> Data:
     """Read the images of a training.
 
     Parameters
