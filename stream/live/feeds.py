@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.models.architecture import USUAL, Preprocessing
 from eex.policies.core.errors import EexError
 from eex.stream.frames.video import VideoError
 from eex.stream.live.answers import Arrival
@@ -77,7 +78,9 @@ class Feed:
     broken
         Called with the name of each frame that cannot be decoded and the reason.
     size
-        (height, width) to which videos are scaled as they are decoded; single images come as they are.
+        (height, width) to which videos are scaled as they are decoded; single images may come larger.
+    preprocessing
+        How images are scaled.
     classes
         The model's class names, by which labelled images get their label.
     say
@@ -106,11 +109,12 @@ class Feed:
         *,
         broken: Callable[[str, str], object] = lambda name, reason: None,
         size: tuple[int, int] | None = None,
+        preprocessing: Preprocessing = USUAL,
         classes: tuple[str, ...] = (),
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         try:
-            self._input: Input = open_input(options, size, classes)
+            self._input: Input = open_input(options, size, classes, preprocessing)
         except EexError as error:
             raise EexError(f"stream '{stream}': {shown(str(error))}") from None
         self.stream, self.options = stream, options

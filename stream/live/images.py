@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.models.architecture import USUAL, Preprocessing
 from eex.policies.core.errors import ImageError
 from eex.stream.frames.decoding import as_uint8, check_finite, decode, grey, resized
 
@@ -12,7 +13,7 @@ Given = NDArray[Any] | bytes | bytearray | memoryview
 """An array (H, W, 3) or (H, W) of grey, of uint8, uint16 or floats in [0, 1]; or the bytes of a JPEG or PNG file."""
 
 
-def as_taken(image: Given, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def as_taken(image: Given, shape: tuple[int, ...], preprocessing: Preprocessing = USUAL) -> NDArray[np.uint8]:
     """The image as a network takes it, uint8 (H, W, C); the caller may change its own afterwards.
 
     Other sizes are scaled so that the shorter side fits, and cropped at the middle. Grey becomes RGB, or RGB grey; 16
@@ -22,6 +23,8 @@ def as_taken(image: Given, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     ----------
     shape
         Input shape of the network, (C, H, W); of 3 channels, or 1 for grey.
+    preprocessing
+        How other sizes are scaled; part of a model's card.
 
     Raises
     ------
@@ -39,7 +42,7 @@ def as_taken(image: Given, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
             raise ImageError("expected an image, got 0 bytes")
-        pixels: NDArray[Any] = decode(bytes(image), "")
+        pixels: NDArray[Any] = decode(bytes(image), least=preprocessing.least(height, width))
     elif isinstance(image, np.ndarray):
         pixels = image
     else:
@@ -55,7 +58,7 @@ def as_taken(image: Given, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     elif pixels.dtype != np.uint8:
         raise ImageError(f"expected an array of uint8, uint16 or floats in [0, 1], got {pixels.dtype}")
     if pixels.shape[:2] != (height, width):
-        pixels = resized(pixels, height, width)
+        pixels = resized(pixels, height, width, preprocessing)
     if channels == 1:
         pixels = as_uint8(grey(pixels))
     return pixels.copy() if pixels is image or pixels.base is not None else pixels

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.models.architecture import USUAL, Preprocessing
 from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames.video import (
     VIDEO_SUFFIXES,
@@ -100,7 +101,12 @@ class Input:
     endless: bool = False
 
 
-def open_input(options: SourceOptions, size: tuple[int, int] | None = None, classes: tuple[str, ...] = ()) -> Input:
+def open_input(
+    options: SourceOptions,
+    size: tuple[int, int] | None = None,
+    classes: tuple[str, ...] = (),
+    preprocessing: Preprocessing = USUAL,
+) -> Input:
     """Find out what a stream's source is; nothing is opened yet.
 
     ===================================  =======================================================================
@@ -117,51 +123,60 @@ def open_input(options: SourceOptions, size: tuple[int, int] | None = None, clas
     Parameters
     ----------
     size
-        (height, width) to which videos are scaled as they are decoded; single images come as they are.
+        (height, width) to which videos are scaled as they are decoded; single images may come larger.
     classes
         The model's class names, by which labelled images get their label.
+    preprocessing
+        How images are scaled.
 
     Raises
     ------
     EexError
         If the specification is none of these.
     """
-    spec = options.source
+    spec, least = options.source, 0 if size is None else preprocessing.least(*size)
     kind, _, rest = spec.partition(":")
     if kind == "camera":
         if rest and not rest.isdecimal():
             raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
         device, settings = camera(int(rest or 0))
-        return Input(lambda stop: _video(device, settings, options, size, _Capture()), clocked=True, endless=True)
+        return Input(
+            lambda stop: _video(device, settings, options, size, preprocessing, _Capture()), clocked=True, endless=True
+        )
     if kind == "-":
-        return Input(_standard_input(rest, options, size))
+        return Input(_standard_input(rest, options, size, preprocessing))
     if kind == "images" or spec == "sample":
-        return Input(lambda stop: _images(rest or spec, classes))
+        return Input(lambda stop: _images(rest or spec, size, classes, preprocessing))
     if "://" in spec:
-        return _url(spec, options, size)
+        return _url(spec, options, size, preprocessing)
     path = Path(spec)
     if path.is_dir():
-        return Input(lambda stop: watch(path, stop, options.existing), endless=True)
+        return Input(lambda stop: watch(path, stop, options.existing, least), endless=True)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         clock = _Paced if options.realtime else None
         file = f"file:{path}"  # whatever the name looks like, it is no URL
-        return Input(lambda stop: _video(file, {}, options, size, clock(stop) if clock else None), options.realtime)
-    return Input(lambda stop: _images(spec, classes))
+        return Input(
+            lambda stop: _video(file, {}, options, size, preprocessing, clock(stop) if clock else None),
+            options.realtime,
+        )
+    return Input(lambda stop: _images(spec, size, classes, preprocessing))
 
 
-def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None) -> Input:
+def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None, preprocessing: Preprocessing) -> Input:
     scheme = spec.partition("://")[0].lower()
     if scheme not in SCHEMES:
         raise EexError(f"{shown(spec)}: unknown scheme '{scheme}'; expected {', '.join(SCHEMES)}, or a path")
     if scheme.startswith("zmq"):
         sockets.parse(spec)
-        return Input(lambda stop: _socket(spec, stop), endless=True)
+        return Input(lambda stop: _socket(spec, stop, 0 if size is None else preprocessing.least(*size)), endless=True)
     if not urlsplit(spec).hostname:
         raise EexError(f"{shown(spec)}: has no host; expected {scheme}://HOST…")
     settings = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}  # over UDP, loss tears pictures
     if scheme in ("https", "rtsps") and options.verify:
         settings |= trusted()
-    return Input(lambda stop: _video(spec, settings, options, size, _Capture()), clocked=True, endless=True)
+    return Input(
+        lambda stop: _video(spec, settings, options, size, preprocessing, _Capture()), clocked=True, endless=True
+    )
 
 
 # ---- videos
@@ -172,9 +187,11 @@ def _video(
     settings: dict[str, str],
     options: SourceOptions,
     size: tuple[int, int] | None,
+    preprocessing: Preprocessing,
     clock: "Callable[[float], float] | None",
 ) -> Shots:
-    with contextlib.closing(decode_video(video, settings, patience=options.patience_s, size=size)) as frames:
+    given = decode_video(video, settings, patience=options.patience_s, size=size, preprocessing=preprocessing)
+    with contextlib.closing(given) as frames:
         while True:
             try:
                 frame = next(frames)
@@ -234,8 +251,8 @@ class _Paced:
 # ---- images
 
 
-def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
-    """The image of a file or message, uint8 (H, W, 3).
+def decoded(data: bytes, name: str, least: int = 0) -> NDArray[np.uint8]:
+    """The image of a file or message, uint8 (H, W, 3); each side keeps at least so many pixels, 0 for all of them.
 
     Raises
     ------
@@ -246,21 +263,22 @@ def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
 
     if not data:
         raise ImageError("is empty: zero bytes")
-    return as_uint8(decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name))
+    return as_uint8(decode(data, "array.npy" if data.startswith(b"\x93NUMPY") else name, least=least))
 
 
-def _shot(data: bytes, name: str, captured: float | None = None) -> Shot | Broken:
+def _shot(data: bytes, name: str, captured: float | None = None, least: int = 0) -> Shot | Broken:
     try:
-        return Shot(name, decoded(data, name), captured)
+        return Shot(name, decoded(data, name, least), captured)
     except ImageError as error:
         return Broken(name, str(error))
 
 
-def _images(spec: str, classes: tuple[str, ...]) -> Shots:
+def _images(spec: str, size: tuple[int, int] | None, classes: tuple[str, ...], preprocessing: Preprocessing) -> Shots:
     from eex.stream.frames.decoding import as_uint8
     from eex.stream.frames.sources import Skipped, frames, open_source
 
-    source = open_source(spec, split="all")
+    fitted: dict[str, Any] = {} if size is None else {"shape": (3, *size), "resize": True}
+    source = open_source(spec, split="all", preprocessing=preprocessing, **fitted)
     index = [classes.index(name) if name in classes else None for name in source.classes]
     one_pass = frames(source, seed=None)
     for _ in range(len(source)):
@@ -273,11 +291,11 @@ def _images(spec: str, classes: tuple[str, ...]) -> Shots:
     return True
 
 
-def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
+def watch(folder: Path, stop: Event, existing: bool = False, least: int = 0) -> Shots:
     """Yield each file that is new in a folder, or written anew, once its size and time stand still; oldest first.
 
     Hidden files and those that end in .part or .tmp are left alone: write a file under such a name and rename it, and
-    it is taken whole and at once.
+    it is taken whole and at once. Each side of a frame keeps at least `least` pixels, 0 for all of them.
     """
     from eex.stream.frames.decoding import IMAGE_SUFFIXES, read_bytes
 
@@ -296,7 +314,7 @@ def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
     def take(name: str) -> Shot | Broken:
         shown_as = os.fsencode(name).decode("utf-8", "replace")  # a name need not be UTF-8
         try:
-            return _shot(read_bytes(folder / name), shown_as, found[name][0] / 1e9)
+            return _shot(read_bytes(folder / name), shown_as, found[name][0] / 1e9, least)
         except ImageError as error:
             return Broken(shown_as, str(error))
 
@@ -327,24 +345,32 @@ def watch(folder: Path, stop: Event, existing: bool = False) -> Shots:
 # ---- standard input
 
 
-def _standard_input(geometry: str, options: SourceOptions, size: tuple[int, int] | None) -> Callable[[Event], Shots]:
+def _standard_input(
+    geometry: str, options: SourceOptions, size: tuple[int, int] | None, preprocessing: Preprocessing
+) -> Callable[[Event], Shots]:
     if not geometry:
-        return lambda stop: read_pipe(sys.stdin.buffer, options, size)
+        return lambda stop: read_pipe(sys.stdin.buffer, options, size, preprocessing)
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry)
     if not match or not int(match[1]) or not int(match[2]):
         raise EexError(f"-:{geometry}: expected '-' or '-:WIDTHxHEIGHT'")
     return lambda stop: _raw(sys.stdin.buffer, int(match[1]), int(match[2]))
 
 
-def read_pipe(pipe: Any, options: SourceOptions, size: tuple[int, int] | None = None) -> Shots:
+def read_pipe(
+    pipe: Any,
+    options: SourceOptions,
+    size: tuple[int, int] | None = None,
+    preprocessing: Preprocessing = USUAL,
+) -> Shots:
     """Yield the frames of a pipe: JPEG or PNG images one after another, or a video of any kind that PyAV knows."""
+    least = 0 if size is None else preprocessing.least(*size)
     yield None
     head = pipe.read(len(JPEG))
     if head in (JPEG, PNG[: len(JPEG)]):
         for number, data in enumerate(split_images(_Rest(head, pipe).read)):
-            yield _shot(data, f"#{number}")
+            yield _shot(data, f"#{number}", least=least)
     elif head:
-        yield from _video(_Rest(head, pipe), {}, options, size, None)
+        yield from _video(_Rest(head, pipe), {}, options, size, preprocessing, None)
     return True
 
 
@@ -455,7 +481,7 @@ class Header(msgspec.Struct):
     captured: float | None = None
 
 
-def _socket(spec: str, stop: Event) -> Shots:
+def _socket(spec: str, stop: Event, least: int) -> Shots:
     """Images from a ZeroMQ socket. Each message is an image, or a JSON object (see `Header`) and an image."""
     with sockets.opened(spec, {"RCVHWM": WAITING_MESSAGES, "MAXMSGSIZE": MAX_IMAGE_BYTES}) as socket:
         number = 0
@@ -464,12 +490,12 @@ def _socket(spec: str, stop: Event) -> Shots:
             if not socket.poll(int(1000 * POLL_S)):
                 yield None
                 continue
-            yield _message(socket.recv_multipart(), f"#{number}")
+            yield _message(socket.recv_multipart(), f"#{number}", least)
             number += 1
     return True
 
 
-def _message(frames: list[bytes], name: str) -> Shot | Broken:
+def _message(frames: list[bytes], name: str, least: int = 0) -> Shot | Broken:
     *headers, data = frames
     header = Header()
     if headers:
@@ -478,4 +504,4 @@ def _message(frames: list[bytes], name: str) -> Shot | Broken:
         except msgspec.DecodeError as error:
             return Broken(name, f"its header is not JSON with name and captured: {error}")
     captured = time.time() if header.captured is None else header.captured
-    return _shot(data, header.name or name, captured)
+    return _shot(data, header.name or name, captured, least)

@@ -96,6 +96,7 @@ class Live:
             take,
             broken=lambda frame, reason: self.session.skip(name, frame, reason),
             size=(net.architecture.input_shape[1], net.architecture.input_shape[2]),
+            preprocessing=net.architecture.preprocessing,
             classes=net.classes,
             say=self.say,
         )

@@ -297,7 +297,8 @@ class Session:
         captured = float(at) if at is not None and known else wall
         future: Future[Answer | Refusal] = Promised()
         try:
-            pixels, problem = as_taken(image, self.net.architecture.input_shape), ""
+            taken = self.net.architecture
+            pixels, problem = as_taken(image, taken.input_shape, taken.preprocessing), ""
         except ImageError as error:
             pixels, problem = np.zeros((0, 0, 3), dtype=np.uint8), str(error)
         with self._lock:

@@ -126,7 +126,7 @@ class Service:
 
     def __init__(self, session: "Session", config: ServeConfig, say: Callable[[str], None] = lambda line: None) -> None:
         self.session, self.config, self._say = session, config, say
-        self.shape = session.net.architecture.input_shape
+        self.taken = session.net.architecture
         self.draining = False
         self.watch = Watch(session, thumbnails=config.thumbnails)
         self._bodies = Bodies(config.most_body, config.body_s)
@@ -233,12 +233,16 @@ class Service:
         """An image as the network takes it; a large one does not hold up the others meanwhile."""
         if len(data) <= SMALL_BODY:
             with contextlib.suppress(ImageError):
-                return as_taken(decode(data, pixels=SMALL_PIXELS), self.shape)
+                return self._taken(data, SMALL_PIXELS)
 
         def whole() -> NDArray[np.uint8]:
-            return as_taken(decode(data, pixels=self.config.most_pixels), self.shape)
+            return self._taken(data, self.config.most_pixels)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, whole)
+
+    def _taken(self, data: bytes, pixels: int) -> NDArray[np.uint8]:
+        shape, preprocessing = self.taken.input_shape, self.taken.preprocessing
+        return as_taken(decode(data, pixels=pixels, least=preprocessing.least(*shape[1:])), shape, preprocessing)
 
     async def _frames(self, socket: WebSocket) -> None:
         """Frames in as binary messages, each an image; answers and refusals out as JSON, as they are known."""

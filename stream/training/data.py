@@ -66,9 +66,9 @@ def read_data(config: TrainConfig, shape: tuple[int, ...] | None) -> Data:
         If there are no labelled images, only one class, a class without a usable image, or too few images to hold
         some out; with --teach, if there are no images.
     """
-    fitted: dict[str, Any] = {}
+    fitted: dict[str, Any] = {"preprocessing": config.preprocessing(), "truncated": config.truncated}
     if shape is not None or config.size:
-        fitted = {"shape": shape or (3, config.size, config.size), "resize": True}
+        fitted |= {"shape": shape or (3, config.size, config.size), "resize": True}
     source = open_source(config.data, split="train", **fitted)
     if config.teach:
         return _unlabelled(config, source, fitted)

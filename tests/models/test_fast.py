@@ -325,3 +325,43 @@ def test_a_layer_called_more_than_once_is_not_folded_per_call():
     x = torch.rand(4, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(optimised(net)(x), net(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 0, 1), (1, 2, 1, 2), (2, 0, 0, 3)])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU])
+def test_padding_and_activation_become_part_of_the_convolution(padding, activation):
+    torch.manual_seed(0)
+    kernel = 1 + max(padding) if max(padding) > 1 else 3
+    own = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ZeroPad2d(padding),
+        nn.Conv2d(8, 8, kernel, 2, groups=8, padding=1),
+        nn.BatchNorm2d(8),
+        activation(),
+        nn.Sequential(nn.ZeroPad2d(2), nn.Conv2d(8, 8, 3, dilation=2)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+    net = cut(own, ["0", "5"], "ab", input_shape=(3, 16, 16)).eval()
+    fast = optimised(net)
+    for count in (1, 5):
+        x = 10 * torch.rand(count, 3, 16, 16)
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_large_features_are_computed_for_a_few_images_at_a_time(monkeypatch):
+    net = make("efficientnet_lite0", "abc", after=[4, 9], structure="pool_fc", input_shape=(3, 64, 64)).eval()
+    monkeypatch.setattr(fast_module, "PART_BYTES", 2 * 96 * 33 * 33 * 4)  # two images' largest features
+    fast, seen = optimised(net), []
+    assert fast.stages[0].most == 2
+    fast.stages[0].stage.register_forward_hook(lambda layer, given, out: seen.append(len(out)))  # type: ignore[operator]
+    x = torch.rand(5, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), net(x), rtol=1e-3, atol=1e-4)
+    assert seen == [2, 2, 1]
+
+
+def test_small_images_are_computed_together():
+    assert not any(hasattr(stage, "most") for stage in optimised(make("resnet", "ab", uniform=3).eval()).stages)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageOps, features
 
+from eex.models.architecture import Preprocessing
 from eex.policies.core.errors import ImageError
 from eex.stream.frames import decoding
 from eex.stream.frames.decoding import MAX_PIXELS, ORIENTATION, decode, decode_file, resized
@@ -337,3 +338,107 @@ def test_damaged_arrays():
             decode(whole[:at], "x.npy")
     with pytest.raises(ImageError):
         decode(whole.replace(b"(8, 8, 3)", b"(8" + b"0" * 3 + b",8,3)")[:-1], "x.npy")
+
+
+# --- files that end early ---
+
+
+def photograph(height=96, width=120):
+    """Something smooth, neither grey nor black."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([40 + rows, 30 + columns, 200 - rows], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("format", "options"), [("JPEG", {"quality": 95}), ("PNG", {})])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_slightly_truncated_file_is_read_as_far_as_it_goes(format, options, mode):
+    data = file(photograph(), format, mode, **options)
+    whole, cut = decode(data), data[: int(0.8 * len(data))]
+    with pytest.raises(ImageError, match="not a readable image"):
+        decode(cut)
+    image = decode(cut, truncated="read")
+    assert image.shape == whole.shape
+    np.testing.assert_array_equal(image[:48], whole[:48])
+    np.testing.assert_array_equal(image[-1], decoding.LACKING)
+    np.testing.assert_array_equal(decode(data, truncated="read"), whole)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16"])
+def test_a_truncated_png_of_any_kind_is_read(mode):
+    data = file(photograph(), mode=mode)
+    image = decode(data[:-30], truncated="read")
+    np.testing.assert_array_equal(image[:48], decode(data)[:48])
+
+
+def test_a_truncated_file_is_turned_upright():
+    exif = Pillow.Exif()
+    exif[ORIENTATION] = 6
+    data = file(photograph(), "JPEG", quality=95, exif=exif)
+    image = decode(data[: int(0.8 * len(data))], truncated="read")
+    assert image.shape == (120, 96, 3)
+    np.testing.assert_array_equal(image[:, 48:], decode(data)[:, 48:])
+    np.testing.assert_array_equal(image[:, 0], decoding.LACKING)
+
+
+def test_a_truncated_progressive_jpeg_becomes_less_sharp():
+    data = file(photograph(), "JPEG", quality=95, progressive=True)
+    image = decode(data[: int(0.9 * len(data))], truncated="read")
+    assert np.abs(image.astype(int) - photograph()).mean() < 8
+
+
+@pytest.mark.parametrize(("format", "options"), [("JPEG", {}), ("PNG", {})])
+def test_a_file_of_which_little_is_left_is_refused_with_the_reason(format, options):
+    rng = np.random.default_rng(0)
+    data = file(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), format, **options)
+    at = data.index(b"\xff\xda") if format == "JPEG" else 60
+    with pytest.raises(ImageError, match=r"^is truncated: \d+ % of its rows are there, at least 50 % are needed$"):
+        decode(data[: at + (len(data) - at) // 4], truncated="read")
+    for end in (0, 1, 5, 20):
+        with pytest.raises(ImageError, match="not a readable image"):
+            decode(data[:end], truncated="read")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_damage_is_no_end(format):
+    whole = file(photograph(), format)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        data = bytearray(whole)
+        data[rng.integers(8, len(data))] ^= 255
+        data = data[: rng.integers(1, len(data) + 1)]
+        try:
+            assert decode(bytes(data), truncated="read").dtype == np.uint8
+        except ImageError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+# --- scaled while they are decoded, and afterwards ---
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "shape"), [(800, 100, (100, 150, 3)), (800, 101, (200, 300, 3)), (90, 64, 0)]
+)
+def test_a_large_jpeg_is_decoded_small(size, least, shape):
+    data = file(np.repeat(np.repeat(picture(), size // 8 + 1, 0), size // 5, 1)[:size, : size * 3 // 2], "JPEG")
+    small = decode(data, least=least)
+    assert small.shape == (shape or (90, 135, 3))
+    assert decode(data).shape == (size, size * 3 // 2, 3)
+    near = resized(decode(data), *small.shape[:2])
+    assert np.abs(small.astype(int) - near).mean() < 4
+
+
+def test_only_the_middle_is_kept():
+    image = np.zeros((80, 120, 3), dtype=np.uint8)
+    image[5:75, 25:95] = 255  # 7/8 of the shorter side
+    assert not (resized(image, 56, 56) == 255).all()
+    for interpolation in ("bilinear", "bicubic"):
+        kept = resized(image, 56, 56, Preprocessing(0.875, interpolation))
+        assert (kept[2:-2, 2:-2] == 255).all()
+        assert kept[0].mean() > 200
+
+
+def test_interpolation_is_that_of_pillow():
+    image = photograph()
+    for name, method in (("bilinear", Pillow.Resampling.BILINEAR), ("bicubic", Pillow.Resampling.BICUBIC)):
+        expected = Pillow.fromarray(image).resize((40, 32), method)
+        np.testing.assert_array_equal(resized(image, 32, 40, Preprocessing(1.0, name)), expected)

@@ -1,10 +1,12 @@
 """Sources: what is read, what is skipped and reported, and that nothing is ever unpickled."""
 
+import dataclasses
 import itertools
 import os
 import pickle
 import struct
 import sys
+import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -591,3 +593,55 @@ def test_a_network_of_one_channel_gets_grey_images(tmp_path, floats):
     assert load_all(open_source(str(tmp_path), shape=(1, 8, 8)))[0].shape == (1, 1, 8, 8)
     with pytest.raises(EexError, match=r"takes images of 2 channels, \(2, 8, 8\)"):
         open_source(str(tmp_path), shape=(2, 8, 8))
+
+
+# --- of the size that a network takes ---
+
+
+def test_all_ways_of_images_to_a_network_give_the_same_pixels(tmp_path):
+    from eex.models.architecture import Preprocessing
+    from eex.stream.live.images import as_taken
+
+    rows, columns = np.mgrid[:900, :600] % 256
+    large = np.stack([rows, columns, 255 - rows], axis=2).astype(np.uint8)
+    shape, bicubic = (3, 140, 140), Preprocessing(0.875, "bicubic")
+    for name in ("a/large.jpg", "b/large.png", "b/sideways.jpg"):
+        exif = Pillow.Exif()
+        exif[decoding.ORIENTATION] = 6 if "sideways" in name else 1
+        save(tmp_path / name, large, exif=exif)
+    source = open_source(str(tmp_path), shape=shape, resize=True, preprocessing=bicubic)
+    for i, name in enumerate(source.names):
+        expected = source.read(i)
+        assert expected.shape == (140, 140, 3)
+        np.testing.assert_array_equal(as_taken((tmp_path / name).read_bytes(), shape, bicubic), expected)
+        usual = open_source(str(tmp_path), shape=shape, resize=True).read(i)
+        assert np.abs(usual.astype(int) - expected).mean() > 1
+
+
+def test_images_decoded_in_threads_come_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "AHEAD", 3)
+    for i in range(12):
+        save(tmp_path / f"{i:02}.png", picture(i, 160, 150))
+    (tmp_path / "05.png").write_bytes(b"no image")
+    source = open_source(str(tmp_path), shape=(3, 128, 128), resize=True)
+    assert source.threads == sources.THREADS
+    for threads in (1, 4):
+        given = one_pass(dataclasses.replace(source, threads=threads))
+        assert [f.name for f in given] == list(source.names)
+        assert isinstance(given[5], Skipped)
+        for i, frame in enumerate(given):
+            if isinstance(frame, Frame):
+                np.testing.assert_array_equal(frame.image, source.read(i))
+    begun = frames(dataclasses.replace(source, threads=4), once=True)
+    next(begun)
+    begun.close()  # waits for no image that is not under way
+    assert not [t for t in threading.enumerate() if t.name.startswith("decoding")]
+    assert open_source(str(tmp_path), shape=(3, 64, 64), resize=True).threads == 1  # small ones are not worth it
+
+
+def test_truncated_files_are_read_if_that_is_wanted(tmp_path):
+    save(tmp_path / "cut.jpg", np.full((64, 64, 3), 200, dtype=np.uint8))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-6])
+    assert open_source(str(tmp_path), truncated="read").read(0).shape == (64, 64, 3)
+    with pytest.raises(ImageError, match="not a readable image: image file is truncated"):
+        open_source(str(tmp_path)).read(0)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from eex.models.architecture import Preprocessing
 from eex.policies.core.errors import EexError
 from eex.stream.training.options import TrainConfig
 
@@ -75,3 +76,34 @@ def test_the_card_keeps_names_instead_of_paths():
     kept = config.on_the_card()
     assert (kept["data"], kept["weights"], kept["seed"]) == ("pets", "published.safetensors", 3)
     assert not {"out", "threads", "quiet", "measure", "device", "start", "confidence"} & set(kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Preprocessing()),
+        ({"backbone": "efficientnet_lite0"}, Preprocessing()),
+        ({"backbone": "efficientnet_lite0", "pretrained": True}, Preprocessing(0.875, "bicubic")),
+        ({"backbone": "efficientnet_lite0", "pretrained": True, "crop": 1.0}, Preprocessing(1.0, "bicubic")),
+        ({"crop": 0.9, "interpolation": "bicubic"}, Preprocessing(0.9, "bicubic")),
+    ],
+)
+def test_published_weights_bring_their_preprocessing(changes, expected):
+    assert options(**changes).preprocessing() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrained": True}, "--pretrained goes with --backbone efficientnet_lite0 or --network"),
+        (
+            {"pretrained": True, "backbone": "efficientnet_lite0", "weights": Path("a.pth")},
+            "--pretrained and --weights both name weights",
+        ),
+        ({"crop": 0.0}, r"--crop must lie in \(0, 1\], got 0"),
+    ],
+)
+def test_pretrained_and_crop_are_checked(changes, message):
+    with pytest.raises(EexError, match=message):
+        options(**changes).check()
+    options(pretrained=True, backbone="efficientnet_lite0", freeze=True).check()
