@@ -228,6 +228,8 @@ class Player:
             if sharing is not None:
                 sharing.finish()
             played.seconds = time.perf_counter() - started
+            if viewer is not None:
+                viewer.refresh()  # with the last frames
         played.withheld, played.unrecorded, played.link = meter.withheld, recorder.unrecorded, offloader.report()
         played.aims = [] if keeper is None else keeper.report()
         if ring.next:
