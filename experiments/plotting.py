@@ -243,7 +243,8 @@ def _legend(figure: Figure, names: Sequence[object], sources: Sequence[str]) -> 
 
 
 def _plain_style(k: int) -> dict[str, Any]:
-    return {"color": COLOURS[k % len(COLOURS)], "marker": "o^svD<>"[k % 7], "ms": 3.5, "lw": 1.4}
+    """Colour and mark of the k-th line: no two of the first 49 are alike."""
+    return {"color": COLOURS[k % len(COLOURS)], "marker": "o^svD<>"[(k + k // len(COLOURS)) % 7], "ms": 3.5, "lw": 1.4}
 
 
 def confusion_figure(rows: pd.DataFrame, plot: Plot) -> Figure:

@@ -16,7 +16,7 @@ from eex.policies.core.errors import EexError
 from eex.stream.guard import guarded, hush
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from /proc")
-FRAMES = 15_000
+FRAMES = 30_000
 HOLES = """
 import re, time
 from eex.stream.guard import keep_memory_flat
@@ -63,7 +63,7 @@ def test_the_shipped_model_takes_no_more_memory_however_long_it_plays(tmp_path):
     assert process.returncode == 0
     third = len(resident) // 3
     middle, late = max(resident[third : 2 * third]), max(resident[2 * third :])
-    assert late - middle < 0.05 * middle, f"grew from {middle} to {late} MiB"
+    assert late - middle < 0.1 * middle, f"grew from {middle} to {late} MiB"
 
 
 def warn_much():

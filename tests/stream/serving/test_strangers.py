@@ -479,7 +479,7 @@ def test_a_long_fuzz_leaves_memory_flat(opened):
             return int(file.read().split()[1]) * 4096 / 1e6
 
     client = opened(body_s=5.0, rate=1e6)
-    fuzz(client, 5_000, 1)
+    fuzz(client, 10_000, 1)
     before = resident_mb()
-    fuzz(client, 45_000, 2)
-    assert resident_mb() < before + 15
+    fuzz(client, 90_000, 2)
+    assert resident_mb() < before + 30

@@ -7,18 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES, SIDE, architecture
 
 from eex.models.card import read_card, save
 from eex.models.fast import optimised
 from eex.models.network import EarlyExitNet, make
+from eex.models.placing import auto_cut
 from eex.models.spectrum import DistortionClassifier
+from eex.models.tracing import logits_of
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.errors import OffloadError
 from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
 from eex.stream.wire.client import ZmqOffloader
-from eex.stream.wire.encoding import Encoding, encode, pixels
+from eex.stream.wire.encoding import Encoding, decode, encode, pixels
 from eex.stream.wire.offload import InMemoryOffloader
 from eex.stream.worker.embedded import EmbeddedWorker
 from eex.stream.worker.tail import Models, answering, load_models, make_tail
@@ -185,3 +188,20 @@ def test_a_worker_with_an_answerer_of_other_classes_does_not_start(tmp_path):
         pytest.raises(OffloadError, match="its classes are not those of the model"),
     ):
         worker.endpoint(60)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_is_cut_automatically_goes_on_where_the_edge_stopped(name):
+    module = architecture(name)
+    net = optimised(auto_cut(module, "abcde", input_shape=(3, SIDE, SIDE), exits=3))
+    x = torch.rand(4, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        features = x
+        for i in range(net.partition):
+            features = net.stage(i, features)
+        whole = torch.softmax(logits_of(module(x)), 1)
+    sent = encode(features.numpy())
+    arrived = decode(sent.dtype, sent.shape, sent.codec, sent.arrays)
+    confidence, prediction = make_tail(net)(net.partition, "pristine", arrived)
+    np.testing.assert_allclose(confidence, whole.max(1).values, rtol=1e-4, atol=1e-5)
+    assert prediction.tolist() == whole.argmax(1).tolist()
