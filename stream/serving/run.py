@@ -84,7 +84,7 @@ def beside(
 
 
 def page_of_run(config: ServeConfig, say: Callable[[str], None] = lambda line: None) -> "View":
-    """What serves the live page of a run that is played, for `eex.stream.run.run`."""
+    """What serves the live page of a run that is played, for `eex.stream.run.runner.run`."""
 
     @contextlib.contextmanager
     def view(options: "StreamConfig", net: "Network", frames: "Playable", exit_cost: ExitCost) -> Iterator["Viewer"]:
