@@ -65,7 +65,12 @@ class Bench:
     """Processor threads; 0 = all cores."""
     device: str = ""
     """cpu or cuda; by default both, where there is a GPU."""
-    runtimes: tuple[str, ...] = ("torch", "torch.compile", "onnxruntime", "openvino")
+    runtimes: tuple[Literal["torch", "torch.compile", "onnxruntime", "openvino"], ...] = (
+        "torch",
+        "torch.compile",
+        "onnxruntime",
+        "openvino",
+    )
     """What runs the whole network, and the engine where it can."""
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     """int8 runs in ONNX Runtime and OpenVINO, on the processor. A GPU runs fp16 in any case."""
