@@ -61,8 +61,8 @@ def load_network(config: NetworkConfig) -> "Network":
         if exported_net.precision == "int8" and config.provider == "cpu" and not int8_instructions():
             lacks = f"{folder}: an int8 model, and this processor lacks VNNI, AMX and dot-product instructions"
             if config.backend == "auto":
-                raise EexError(f"{lacks}; export it with --precision fp32, or add --backend onnx to run it slowly")
-            logging.getLogger(__name__).warning("%s: it runs more slowly than in fp32", lacks)
+                raise EexError(f"{lacks}; export it in fp32, or add --backend onnx to run it all the same")
+            logging.getLogger(__name__).warning("%s: it may run more slowly than in fp32", lacks)
         if config.backend == "auto" and weights and _has_torch():
             from eex.models.comparing import check_same
 
