@@ -11,7 +11,7 @@ import torch
 from eex.experiments.papers.expert_branches import at_threshold, distorted, mixture, read_published
 from eex.policies.core.errors import EexError
 
-PUBLISHED = Path("/work/shared/data/expert-branches")
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "expert-branches"
 
 
 def test_figures_at_a_threshold():
