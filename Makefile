@@ -1,4 +1,4 @@
-# make stream: the first result; make test: the tests, under eight minutes on two cores; make check: what CI does, with
+# make stream: the first result; make test: the tests, but for the long ones; make check: what CI does, with
 # the trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud;
 # make bench-live: a live session; make bench-serve: the HTTP service; make docs: the documentation, in build/docs.
 # PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".

@@ -48,7 +48,7 @@ class ServeConfig:
     def check(self) -> None:
         """Raise `EexError` if an option is out of range, or would serve other machines unprotected."""
         if not 0 <= self.port <= 65535:
-            raise EexError(f"--port must lie in [0, 65535], got {self.port}")
+            raise EexError(f"a port must lie in 0…65535, 0 for a free one; got {self.port}")
         for name in ("most_body_mb", "most_pixels", "most_streams", "most_connections", "rate", "body_s"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
