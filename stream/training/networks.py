@@ -140,8 +140,8 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
     options: dict[str, Any] = {"width": config.width} if config.backbone == "resnet" else {}
     if config.backbone == "mobilenet_v2":
         options = {"small_images": height <= 64}
-    elif config.backbone == "efficientnet_lite0" and height <= 64:
-        options = {"enlarge": 128 // height}
+    elif config.backbone == "efficientnet_lite0" and (config.enlarge or height <= 64):
+        options = {"enlarge": config.enlarge or 128 // height}
     published = PUBLISHED.get(config.backbone)
     weights = _packaged() if config.pretrained else config.weights
     if weights is not None:

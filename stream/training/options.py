@@ -35,6 +35,9 @@ class TrainConfig:
     size: int = 0
     """Scale and crop images to squares of this side, in pixels. 0 keeps their size, which must be the same for all.
     With --network, images always get the size that the network takes."""
+    enlarge: int = 0
+    """Factor by which efficientnet_lite0 scales its input up, in its first layer. 0 = to 128 pixels where images have
+    64 or fewer, which is accurate and slow."""
     crop: float | None = None
     """Share of an image's shorter side that is kept when it is scaled. By default 1, for published weights of
     efficientnet_lite0 0.875. Stored in the card: whatever streams the model does the same."""
@@ -174,6 +177,8 @@ class TrainConfig:
             for name in ("method", "loss_weights", "stage_lr", "patience"):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise EexError(f"--{name.replace('_', '-')} does not go with --freeze")
+        if self.enlarge and (self.backbone != "efficientnet_lite0" or self.network or not 1 <= self.enlarge <= 16):
+            raise EexError(f"--enlarge is for efficientnet_lite0, and lies in 1..16; got {self.enlarge}")
         if not self.epochs and not self.start:
             raise EexError("--epochs 0 needs --start: the network would be untrained")
         if not 0 <= self.mix_share <= 1:
