@@ -1,6 +1,6 @@
 """What `gain-curve` and `stop-curve` share: bins of the confidence, their kernel, a prior, and evidence that fades."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from eex.policies.core.errors import EexError
 BINS = 50
 THRESHOLDS = tuple(np.linspace(0.0, 1.0, BINS + 1).round(2).tolist())
 CENTRES: Floats = (np.arange(BINS) + 0.5) / BINS
+ROOM: Floats = (1 - CENTRES)[:, None]
+"""What can be gained at each confidence at most, (bins, 1)."""
 COARSE = BINS // 2  # bins of pairs of confidences: their table is four times as small as that of all bins
 COARSE_CENTRES: Floats = (np.arange(COARSE) + 0.5) / COARSE
 
@@ -21,6 +23,8 @@ LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean ove
 REST = 32  # decide anew once a 32nd of what is remembered is new
 LARGEST_WEIGHT = 1e100
 MOST_ROWS = 4096  # learned at once, so that weights do not overflow
+BLOCK = 128  # rows that are decided for at once
+ROUNDING = 1e-12  # relative error of sums, about
 LEAST_MEMORY = 100.0
 VARIANCES = (0.05, 0.08)  # of confidences and relative gains, about, before any is known
 
@@ -31,9 +35,85 @@ def kernel(width: float, centres: Floats = CENTRES) -> Floats:
     return np.where(near < 1e-3, 0.0, near)
 
 
+NEAR: Floats = kernel(WIDTH)
+"""Weights of all bins for each bin, (bins, bins)."""
+FROM_COARSE: Floats = kernel(WIDTH, COARSE_CENTRES).T
+"""Weights of all coarse bins for each bin, (bins, coarse)."""
+
+
+def towards(prior: Floats, offloads: Floats, gains: Floats, unit: Floats) -> tuple[Floats, Floats]:
+    """The likeliest relative gain by confidence, and the weight of the frames nearby; (bins, rows) each.
+
+    Parameters
+    ----------
+    prior
+        What is expected before any frame came back: one number per row, (rows,), or by confidence, (bins, rows).
+    offloads, gains
+        Frames that came back and the sums of their relative gains, by confidence, (rows, bins).
+    unit
+        Weight of a frame that is learned now, (rows,).
+    """
+    near = NEAR @ offloads.T
+    near += LOCAL * unit
+    curve: Floats = NEAR @ gains.T
+    curve += LOCAL * unit * prior
+    curve /= near
+    return curve, near
+
+
+def relative_gain(offloads: Floats, gains: Floats, squares: Floats, unit: Floats) -> tuple[Floats, Floats]:
+    """The likeliest relative gain by confidence, and one standard error of it; (bins, rows) each.
+
+    Parameters
+    ----------
+    offloads, gains, unit
+        As for `towards`; what is expected is the mean over all frames.
+    squares
+        Sums of the squares of the relative gains, (rows,).
+    """
+    total = offloads.sum(axis=1) + PRIOR_FRAMES * unit
+    mean = (gains.sum(axis=1) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
+    spread = np.maximum((squares + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2, 0.0)
+    curve, near = towards(mean, offloads, gains, unit)
+    error = np.divide(spread * unit, near, out=near)
+    return curve, np.sqrt(error, out=error)
+
+
+def plausible(curve: Floats, error: Floats) -> Floats:
+    """What offloading gains at most, by confidence, (bins, rows), where the relative gain may be higher by `error`,
+    which is overwritten."""
+    error += curve
+    np.minimum(error, 1.0, out=error)
+    error *= ROOM
+    return error
+
+
 def shares_below(grid: Floats) -> Floats:
     """How much of each bin lies below each threshold of the grid, (bins, arms)."""
     return np.clip(grid * BINS - np.arange(BINS)[:, None], 0.0, 1.0)
+
+
+def best_arm(gained: Floats, below: Floats) -> Ints:
+    """The threshold below which most is gained, (rows,), of equal ones the first.
+
+    Parameters
+    ----------
+    gained
+        By confidence, (bins, rows).
+    below
+        As `shares_below` has it.
+    """
+    sums = gained.T @ below
+    most = sums.max(axis=1, keepdims=True)
+    most -= ROUNDING * np.abs(most)  # what differs by less is equal, but for the order of additions
+    best: Ints = (sums >= most).argmax(axis=1)
+    return best
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Rows in blocks whose arrays by confidence fit into a core's second cache."""
+    for start in range(0, rows, BLOCK):
+        yield slice(start, min(start + BLOCK, rows))
 
 
 def bins_of(confidence: Floats) -> Ints:

@@ -7,21 +7,19 @@ import numpy as np
 from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import (
     BINS,
-    CENTRES,
     LARGEST_WEIGHT,
-    LOCAL,
     MOST_ROWS,
-    PRIOR_FRAMES,
     PRIOR_MEAN,
-    PRIOR_SQUARE,
     REST,
     THRESHOLDS,
     VARIANCES,
-    WIDTH,
+    best_arm,
     bin_of,
     bins_of,
+    blocks,
     checked_options,
-    kernel,
+    plausible,
+    relative_gain,
     rescale,
     shares_below,
     weights_of,
@@ -110,8 +108,7 @@ class GainCurve(Composite):
         self.arm = np.zeros(runs, dtype=np.int64)
         self.decided = np.full(runs, np.nan)  # price of offloading that the arm was decided for; NaN = not yet
         self.curve = np.full((runs, BINS), PRIOR_MEAN)  # relative gain, as last estimated
-        self._room = 1 - CENTRES  # what can be gained at most
-        self._kernel, self._below = kernel(WIDTH), shares_below(self.grid)
+        self._below = shares_below(self.grid)
 
     def choose(self, context: Context) -> Thresholds:
         """The same threshold for all frames, decided anew when enough has been learned since."""
@@ -125,10 +122,8 @@ class GainCurve(Composite):
         arm = self.arm.copy()
         if due.any():
             rows = np.flatnonzero(due)
-            arm[rows], curve = self._decide(rows, price[rows])
-            known = self.heard[rows] > 0  # the curve of the prior is no state: nothing was learned
-            rows, curve = rows[known], curve[known]
-            self.arm[rows], self.decided[rows], self.curve[rows], self.news[rows] = arm[rows], price[rows], curve, 0.0
+            for block in blocks(len(rows)):
+                self._decide(rows[block], price, arm)
         arm = np.repeat(arm[:, None], context.frames, axis=1)
         return self.same_at_every_exit(self.grid[arm], arm)
 
@@ -146,37 +141,22 @@ class GainCurve(Composite):
     def relative_gain(self) -> tuple[Floats, Floats, Floats]:
         """What offloading gains by confidence, as learned so far: the relative gain, one standard error of it, and the
         weight of the frames that came back, in frames as they count now; (runs, bins) each, over `CENTRES`."""
-        unit = self.weight[:, None]
-        total = self.offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
-        mean = (self.gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
-        spread = (self.squares[:, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
-        near = self.offloads @ self._kernel + LOCAL * unit
-        curve = (self.gains @ self._kernel + LOCAL * unit * mean) / near
-        return curve, np.sqrt(np.maximum(spread, 0.0) * unit / near), self.offloads / unit
+        curve, error = relative_gain(self.offloads, self.gains, self.squares, self.weight)
+        return curve.T, error.T, self.offloads / self.weight[:, None]
 
-    def _decide(self, rows: Ints, price: Floats) -> tuple[Ints, Floats]:
-        """The best arm of some runs under the highest plausible curve, and the likeliest curve."""
-        unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh
-        offloads, gains = self.offloads[rows], self.gains[rows]
-        total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
-        mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
-        spread = (self.squares[rows, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
-        near = offloads @ self._kernel
-        near += LOCAL * unit
-        curve = gains @ self._kernel
-        curve += LOCAL * unit * mean
-        curve /= near
-        plausible = np.divide(self.beta**2 * spread * unit, near, out=near)
-        np.sqrt(plausible, out=plausible)
-        plausible += curve
-        np.minimum(plausible, 1.0, out=plausible)
-        plausible *= self._room
-        plausible -= price[:, None]
-        earned = self.seen[rows]  # (rows, bins)
-        earned += unit / BINS
-        earned *= plausible
-        best: Ints = (earned @ self._below).argmax(axis=1)
-        return best, curve
+    def _decide(self, rows: Ints, price: Floats, arm: Ints) -> None:
+        """Decide for some runs: their arms, written into `arm`, (runs,), are the best under the highest plausible curve
+        at the price of each run, (runs,)."""
+        unit = self.weight[rows]  # of the prior: what a frame learned now would weigh
+        curve, error = relative_gain(self.offloads[rows], self.gains[rows], self.squares[rows], unit)
+        error *= self.beta
+        earned = plausible(curve, error)
+        earned -= price[rows]
+        earned *= np.ascontiguousarray(self.seen[rows].T) + unit / BINS
+        arm[rows] = best_arm(earned, self._below)
+        known = self.heard[rows] > 0  # the curve of the prior is no state: nothing was learned
+        rows, curve = rows[known], curve[:, known]
+        self.arm[rows], self.decided[rows], self.curve[rows], self.news[rows] = arm[rows], price[rows], curve.T, 0.0
 
     def learn(self, outcomes: Outcomes) -> None:
         """Count all frames by their confidence, and the relative gains of the offloaded ones."""

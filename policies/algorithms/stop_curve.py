@@ -11,6 +11,7 @@ from eex.policies.algorithms.curves import (
     CENTRES,
     COARSE,
     COARSE_CENTRES,
+    FROM_COARSE,
     LARGEST_WEIGHT,
     LOCAL,
     MOST_ROWS,
@@ -18,15 +19,19 @@ from eex.policies.algorithms.curves import (
     PRIOR_MEAN,
     PRIOR_SQUARE,
     REST,
+    ROOM,
     THRESHOLDS,
     VARIANCES,
-    WIDTH,
+    best_arm,
     bin_of,
     bins_of,
+    blocks,
     checked_options,
-    kernel,
+    plausible,
+    relative_gain,
     rescale,
     shares_below,
+    towards,
     weights_of,
 )
 from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Thresholds
@@ -133,8 +138,7 @@ class StopCurve(Composite):
         self.exit_at = np.zeros((runs, exits))
         self.skip_below = np.zeros((runs, exits))
         self.curve = np.full((runs, exits, BINS), PRIOR_MEAN)  # relative gain of offloading, as last estimated
-        self._kernel, self._below = kernel(WIDTH), shares_below(self.grid)
-        self._spread = kernel(WIDTH, COARSE_CENTRES)
+        self._below = shares_below(self.grid)
 
     # ---- choosing
 
@@ -152,12 +156,14 @@ class StopCurve(Composite):
         if due.any():
             rows = np.flatnonzero(due)
             exit_at, skip_below = exit_at.copy(), skip_below.copy()
-            exit_at[rows], skip_below[rows], curve, _ = self._decide(rows, price[rows])
-            learned = self.known[rows] > 0  # the curve of the prior is no state: nothing was learned
-            rows = rows[learned]
+            for block in blocks(len(rows)):
+                some = rows[block]
+                exit_at[some], skip_below[some], curve, _ = self._decide(some, price[some])
+                learned = self.known[some] > 0  # the curve of the prior is no state: nothing was learned
+                self.curve[some[learned]] = curve[learned]
+            rows = rows[self.known[rows] > 0]
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
-            self.decided[rows], self.curve[rows], self.news[rows] = price[rows], curve[learned], 0.0
-            self.turn[rows] = turn[rows]
+            self.decided[rows], self.turn[rows], self.news[rows] = price[rows], turn[rows], 0.0
         return self._thresholds(exit_at, skip_below, context.frames)
 
     def _due(self, context: Context) -> bool:
@@ -221,14 +227,9 @@ class StopCurve(Composite):
         """What offloading gains by confidence at the last edge exit, as learned so far: the relative gain, one standard
         error of it, and the weight of the frames that came back, in frames as they count now; (runs, bins) each, over
         `CENTRES`."""
-        last, unit = self.exits - 1, self.weight[:, None]
-        curve, _ = self._relative_gain(self._sums(slice(None)), last, unit, PRIOR_MEAN)
-        offloads = self.offloads[:, last]
-        total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
-        mean = (self.gains[:, last].sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
-        spread = (self.squares[:, last, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
-        near = offloads @ self._kernel + LOCAL * unit
-        return curve, np.sqrt(np.maximum(spread, 0.0) * unit / near), offloads / unit
+        offloads, gains, squares = (array[:, -1] for array in (self.offloads, self.gains, self.squares))
+        curve, error = relative_gain(offloads, gains, squares, self.weight)
+        return curve.T, error.T, offloads / self.weight[:, None]
 
     def going_on(self, overhead: float, exit_cost: ExitCost = 0.0) -> Floats:
         """What going on from each exit is worth by confidence, as high as it plausibly is, (runs, exits, bins)."""
@@ -239,57 +240,49 @@ class StopCurve(Composite):
     def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Thresholds of some runs, (rows, exits) each; by confidence, (rows, exits, bins), the likeliest curves of the
         relative gain, and what going on is plausibly worth."""
-        unit = self.weight[rows, None]  # of the prior: what a frame learned now would weigh
+        unit = self.weight[rows]  # of the prior: what a frame learned now would weigh
         sums = self._sums(slice(None) if len(rows) == self.runs else rows)
         if self._lender is not None:
-            sums = with_borrowed(sums, self._lender, unit, rows)
-        overhead, cost = price[:, :1], price[:, 1:]
-        c, room = CENTRES, 1 - CENTRES
+            sums = with_borrowed(sums, self._lender, unit[:, None], rows)
+        c = CENTRES[:, None]
         exit_at, skip_below = np.empty((len(rows), self.exits)), np.zeros((len(rows), self.exits))
         curves, worth = np.empty((len(rows), self.exits, BINS)), np.empty((len(rows), self.exits, BINS))
-        value: Floats = c  # of arriving at the next exit, (rows, bins), as high as it plausibly is
-        final: Floats = c  # confidence that the cloud would come to, as it is expected
+        won = value = final = c  # (bins, rows)
         for i in range(self.exits - 1, -1, -1):
-            arrived = sums["seen"][:, i] + unit / BINS
-            if i == self.exits - 1:
-                relative, bonus = self._relative_gain(sums, i, unit, PRIOR_MEAN)
-                on = c + np.minimum(relative + bonus, 1.0) * room - overhead
-                final = c + relative * room
+            arrived = sums["seen"][:, i].T.copy()
+            arrived += unit / BINS
+            offloads, gains = sums["offloads"][:, i], sums["gains"][:, i]
+            if i == self.exits - 1:  # what going on gains over leaving here, as high as it plausibly is
+                curve, error = relative_gain(offloads, gains, sums["squares"][:, i], unit)
+                error *= self.beta
+                won = plausible(curve, error)
+                won -= price[:, 0]
+                final = c + curve * ROOM  # confidence that the cloud would come to, as it is expected
+                curves[:, i] = curve.T
             else:
-                on, final = self._ahead(sums["moves"][:, i], unit, value, final)
-                on = on - cost[:, i : i + 1]
-                relative = self.curve[rows, i]
+                won, likely = self._ahead(sums["moves"][:, i], unit, value, final)
+                won -= price[:, i + 1]
                 if self.skip:
-                    relative, _ = self._relative_gain(sums, i, unit, np.clip((final - c) / room, 0.0, 1.0))
-                    skips = c + relative * room - overhead
-                    skip_below[:, i] = self._threshold(arrived * (skips - np.maximum(on, c)))
-                    below = c < skip_below[:, i : i + 1]
-                    on = np.where(below, np.maximum(on, skips), on)
-            curves[:, i], worth[:, i] = relative, on
-            exit_at[:, i] = self._threshold(arrived * (on - c))
-            value = np.maximum(c, on)
+                    final = np.clip(c + likely, 0.0, 1.0)
+                    curve, _ = towards(np.clip(likely / ROOM, 0.0, 1.0), offloads, gains, unit)
+                    skipping = curve * ROOM
+                    skipping -= price[:, 0]
+                    more = skipping - np.maximum(won, 0.0)
+                    more *= arrived
+                    skip_below[:, i] = self.grid[best_arm(more, self._below)]
+                    np.putmask(skipping, c >= skip_below[:, i], -1.0)
+                    np.maximum(won, skipping, out=won)
+                    curves[:, i] = curve.T
+                else:
+                    curves[:, i] = self.curve[rows, i]
+            worth[:, i] = (c + won).T
+            arrived *= won
+            exit_at[:, i] = self.grid[best_arm(arrived, self._below)]
+            value = c + np.maximum(won, 0.0)  # of arriving here
         return exit_at, np.minimum(skip_below, exit_at), curves, worth
 
-    def _threshold(self, gained: Floats) -> Floats:
-        """The threshold below which most is gained, (rows,), of (rows, bins)."""
-        best: Floats = self.grid[(gained @ self._below).argmax(axis=1)]
-        return best
-
-    def _relative_gain(
-        self, sums: dict[str, Floats], exit: int, unit: Floats, prior: Floats | float
-    ) -> tuple[Floats, Floats]:
-        """Of offloading from an exit, by confidence: likeliest value and `beta` standard errors, (rows, bins) each."""
-        offloads, gains = sums["offloads"][:, exit], sums["gains"][:, exit]
-        total = offloads.sum(axis=1, keepdims=True) + PRIOR_FRAMES * unit
-        mean = (gains.sum(axis=1, keepdims=True) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
-        spread = (sums["squares"][:, exit, None] + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2
-        near = offloads @ self._kernel + LOCAL * unit
-        expected = mean if np.ndim(prior) == 0 else prior
-        curve = (gains @ self._kernel + LOCAL * unit * expected) / near
-        return curve, self.beta * np.sqrt(spread * unit / near)
-
     def _ahead(self, moves: Floats, unit: Floats, value: Floats, final: Floats) -> tuple[Floats, Floats]:
-        """What an exit expects of the next one, by confidence, from what is expected there, (rows, bins) each.
+        """What an exit expects to gain at the next one, by confidence, from what is expected there, (bins, rows) each.
 
         Parameters
         ----------
@@ -300,31 +293,40 @@ class StopCurve(Composite):
 
         Returns
         -------
-        value, final
-            By the confidence here; the value, before the exit's cost, as high as it plausibly is.
+        won, likely
+            By the confidence here: the value there less the confidence here, before the exit's cost, as high as it
+            plausibly is; and by how much the cloud's confidence is expected to exceed it.
         """
         c, room = COARSE_CENTRES, 1 - COARSE_CENTRES  # of the frames that went on
-        value, final = (each.reshape(-1, COARSE, 2).mean(axis=2) for each in np.broadcast_arrays(value, final))
-        there = np.empty((len(moves), COARSE, 4))
-        there[..., 0], there[..., 1], there[..., 2], there[..., 3] = 1.0, value, value**2, final
-        count, values, squares, finals = np.moveaxis(moves @ there, 2, 0)
-        prior = PRIOR_FRAMES * unit
-        near = count @ self._spread + LOCAL * unit
-        sums: Floats = values - count * c  # of V(c') - c
-        total = (count * room).sum(axis=1, keepdims=True) + prior / 2
-        scale = (count * room**2).sum(axis=1, keepdims=True) + prior / 3
+        value, final = (0.5 * (each[::2] + each[1::2]) for each in (value, final))
+        there = np.empty((len(moves), 4, COARSE))
+        there[:, 0], there[:, 1], there[:, 2], there[:, 3] = 1.0, value.T, (value * value).T, final.T
+        sums = np.ascontiguousarray((there @ moves.transpose(0, 2, 1)).transpose(1, 2, 0))  # (4, coarse, rows)
+        count, values, squares, finals = sums
+        prior, pull = PRIOR_FRAMES * unit, LOCAL * unit
+        near = FROM_COARSE @ count
+        near += pull
+        total, scale = room @ count + prior / 2, room**2 @ count + prior / 3
+        off = squares.sum(axis=0) - 2 * (c @ values) + c**2 @ count  # squares of V(c') - c
+        below = c[:, None] * count
+        values -= below  # V(c') - c
+        finals -= below
 
         def smoothed(sums: Floats) -> tuple[Floats, Floats]:
-            """Means over the frames nearby; and over all, in units of what was left to win."""
-            mean = (sums.sum(axis=1, keepdims=True) + PRIOR_MEAN * prior / 2) / total
-            return (sums @ self._spread + LOCAL * unit * mean * (1 - CENTRES)) / near, mean
+            """Means over the frames nearby; and over all, (rows,), in units of what was left to win."""
+            mean = (sums.sum(axis=0) + PRIOR_MEAN * prior / 2) / total
+            means: Floats = FROM_COARSE @ sums
+            means += ROOM * (pull * mean)
+            means /= near
+            return means, mean
 
-        gained, mean = smoothed(sums)
-        off = (squares - 2 * c * values + c**2 * count).sum(axis=1, keepdims=True)  # squares of V(c') - c
+        likely = smoothed(finals)[0]
+        won, mean = smoothed(values)
         spread = np.maximum((off + PRIOR_SQUARE * prior / 3) / scale - mean**2, 0.0)
-        plausible = np.minimum(CENTRES + gained + self.beta * np.sqrt(spread * unit / near) * (1 - CENTRES), 1.0)
-        likely = CENTRES + smoothed(finals - count * c)[0] if self.skip else CENTRES + 0 * gained
-        return plausible, np.clip(likely, 0.0, 1.0)
+        error = np.sqrt(spread * unit / near)
+        error *= self.beta * ROOM
+        won += error
+        return np.minimum(won, ROOM, out=won), likely
 
     # ---- learning
 
