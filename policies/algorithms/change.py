@@ -5,7 +5,7 @@ import numpy as np
 from eex.policies.core.base import Arrays, Floats, Ints
 
 BLOCK = 32  # frames
-OPEN = 512  # blocks of a run that may wait for late frames
+OPEN = 509  # blocks of a run that may wait for late frames; with a power of 2, those of all runs share cache lines
 ALLOWED = 1.0  # standard errors that a block mean may lie off without counting
 MOST = 4.0  # a single block counts at most this much
 PRIOR_BLOCKS = 4.0  # weight of the variance expected before any block is known
@@ -53,15 +53,14 @@ class Change(Arrays):
     array([ True])
     """
 
-    state = ("number", "heard", "count", "total", "blocks", "known", "mean", "spread", "up", "down", "alarmed")
+    state = ("number", "count", "total", "blocks", "known", "mean", "spread", "up", "down", "alarmed")
 
     def __init__(self, runs: int, alarm: float, variance: tuple[float, ...]) -> None:
         signals = len(variance)
         self.alarm, self.variance = alarm, np.array(variance)
         self.number = np.full((runs, OPEN), -1)  # of the block that has the slot
-        self.heard = np.zeros((runs, OPEN), dtype=np.int64)  # its frames
-        self.count = np.zeros((runs, OPEN, signals))  # and their values
-        self.total = np.zeros((runs, OPEN, signals))
+        self.count = np.zeros((runs, OPEN, signals))  # its values of each signal; of the first, one per frame
+        self.total = np.zeros((runs, OPEN, signals))  # and their sums
         self.blocks = np.zeros((runs, signals))  # since the last change
         self.known = np.zeros((runs, signals))  # values in them
         self.mean = np.zeros((runs, signals))
@@ -79,31 +78,33 @@ class Change(Arrays):
             run, frame, values = run[shown], frame[shown], tuple(value[shown] for value in values)
         block = frame // BLOCK
         slot = run * OPEN + block % OPEN
-        number, heard = self.number.reshape(-1), self.heard.reshape(-1)
+        signals = len(values)
+        number, count, total = self.number.reshape(-1), self.count.reshape(-1), self.total.reshape(-1)
         has = number.take(slot)
         if (has != block).any():
-            new = has < block  # an earlier block in this slot that was never completed is dropped
-            np.maximum.at(number, slot[new], block[new])
-            heard[slot[new]] = 0
-            self.count.reshape(len(heard), -1)[slot[new]] = 0.0
-            self.total.reshape(len(heard), -1)[slot[new]] = 0.0
+            new = slot[has < block]  # an earlier block in this slot that was never completed is dropped
+            np.maximum.at(number, new, block[has < block])
+            count.reshape(-1, signals)[new] = 0.0
+            total.reshape(-1, signals)[new] = 0.0
             kept = number[slot] == block
             slot, values = slot[kept], tuple(value[kept] for value in values)
-        signals = len(values)
-        np.add.at(heard, slot, 1)
-        for s, value in enumerate(values):
-            known = np.flatnonzero(~np.isnan(value)) if s else slice(None)
-            at = slot[known] * signals + s
-            np.add.at(self.count.reshape(-1), at, 1.0)
-            np.add.at(self.total.reshape(-1), at, value[known])
-        ends = np.flatnonzero(heard.take(slot) == BLOCK)[::-1]
+        cell = slot * signals
+        np.add.at(count, cell, 1.0)
+        np.add.at(total, cell, values[0])
+        for s, value in enumerate(values[1:], 1):
+            known = np.flatnonzero(~np.isnan(value))
+            if len(known):
+                at = cell[known] + s
+                np.add.at(count, at, 1.0)
+                np.add.at(total, at, value[known])
+        ends = np.flatnonzero(count.take(cell) == BLOCK)[::-1]
         if len(ends):
-            count, total = (array.reshape(len(heard), -1) for array in (self.count, self.total))
             full, last = np.unique(slot[ends], return_index=True)
             full = full[np.argsort(-last)]  # in the order in which they were completed
             while len(full):
                 of, first = np.unique(full // OPEN, return_index=True)
-                self._look(of, count[full[first]], total[full[first]])
+                at = full[first]
+                self._look(of, count.reshape(-1, signals)[at], total.reshape(-1, signals)[at])
                 full = np.delete(full, first)
 
     def hear_one(self, run: int, frame: int, *values: float) -> None:
@@ -116,14 +117,13 @@ class Change(Arrays):
         if has != block:
             if has > block:
                 return
-            self.number[run, slot], self.heard[run, slot] = block, 0
+            self.number[run, slot] = block
             self.count[run, slot] = self.total[run, slot] = 0.0
-        self.heard[run, slot] += 1
         for s, value in enumerate(values):
             if value == value:
                 self.count[run, slot, s] += 1.0
                 self.total[run, slot, s] += value
-        if self.heard[run, slot] == BLOCK:
+        if self.count[run, slot, 0] == BLOCK:
             self._look(np.array([run]), self.count[run, slot][None], self.total[run, slot][None])
 
     def begin(self, run: Ints) -> None:

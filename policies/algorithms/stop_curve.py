@@ -340,16 +340,17 @@ class StopCurve(Composite):
             self._learn_one(outcomes)
             return
         edge, run, exits = outcomes.confidence[:, :-1], outcomes.run, self.exits
-        counts = ~np.isnan(outcomes.reward)
+        counts = outcomes.reward == outcomes.reward
         weight = weights_of(self.weight, self.growth, run, counts)
-        visited, bins = ~np.isnan(edge), bins_of(edge)
-        row, exit = np.nonzero(visited)
-        bin, heavy = bins[visited], weight.take(row)
-        np.add.at(self.seen.reshape(-1), (run.take(row) * exits + exit) * BINS + bin, heavy)
+        here = np.ascontiguousarray(edge.T)  # (exits, rows)
+        bins = bins_of(here)
+        heavy = weight * (here == here)  # an exit that a frame did not visit learns nothing
+        each = np.arange(exits)[:, None]
+        np.add.at(self.seen.reshape(-1), ((run * exits + each) * BINS + bins).reshape(-1), heavy.reshape(-1))
         if exits > 1:
-            on = np.flatnonzero(exit)  # each is there from the exit before, which the row before it is
-            cell = (run.take(row.take(on)) * (exits - 1) + exit.take(on) - 1) * COARSE + bin.take(on - 1) // 2
-            np.add.at(self.moves.reshape(-1), cell * COARSE + bin.take(on) // 2, heavy.take(on))
+            coarse = bins // (BINS // COARSE)
+            cell = ((run * (exits - 1) + each[:-1]) * COARSE + coarse[:-1]) * COARSE + coarse[1:]
+            np.add.at(self.moves.reshape(-1), cell.reshape(-1), heavy[1:].reshape(-1))
         np.add.at(self.known, run, weight)
         np.add.at(self.news, run, weight)
         off = np.full(len(run), np.nan)  # how far gains lie from the curve
@@ -358,17 +359,21 @@ class StopCurve(Composite):
             last, further = last_seen(edge[sent])
             # a reply that never came gained nothing
             gain = np.fmax(0.0, outcomes.confidence[sent, -1] - last) / np.maximum(1 - last, 1e-9)
-            gain = np.clip(gain, 0.0, 1.0)
-            at = (run[sent] * exits + further) * BINS + bins[sent, further]
+            gain = np.minimum(gain, 1.0)
+            of = run[sent] * exits + further
+            at, weight = of * BINS + bins[further, sent], weight[sent]
             off[sent] = gain - self.curve.reshape(-1).take(at)
-            off[np.isnan(self.decided[run, 0])] = np.nan  # from no more than the prior, they all lie off
-            np.add.at(self.offloads.reshape(-1), at, weight[sent])
-            np.add.at(self.gains.reshape(-1), at, weight[sent] * gain)
-            np.add.at(self.squares.reshape(-1), run[sent] * exits + further, weight[sent] * gain**2)
-        np.multiply.at(self.weight, run[counts], self.growth)
-        np.add.at(self.frames, run[counts], 1)
+            off[np.isnan(self.decided[:, 0].take(run))] = np.nan  # from no more than the prior, they all lie off
+            np.add.at(self.offloads.reshape(-1), at, weight)
+            weight *= gain
+            np.add.at(self.gains.reshape(-1), at, weight)
+            weight *= gain
+            np.add.at(self.squares.reshape(-1), of, weight)
+        counted = run if counts.all() else run[counts]
+        np.multiply.at(self.weight, counted, self.growth)
+        np.add.at(self.frames, counted, 1)
         rescale(self, self.weight, "moves", "offloads", "gains", "squares", "seen", "known", "news")
-        self.change.hear(run, outcomes.frame, edge[:, 0], off)
+        self.change.hear(run, outcomes.frame, here[0], off)
 
     def _learn_one(self, outcomes: Outcomes) -> None:
         """`_learn` of a single frame, in plain numbers: a stream that is fed frame by frame has no time for arrays."""
@@ -393,7 +398,7 @@ class StopCurve(Composite):
                     off = gain - self.curve[run, further, at]
                 self.offloads[run, further, at] += weight
                 self.gains[run, further, at] += weight * gain
-                self.squares[run, further] += weight * (gain * gain)
+                self.squares[run, further] += weight * gain * gain
             self.weight[run] *= self.growth
             self.frames[run] += 1
             if self.weight[run] > LARGEST_WEIGHT:
