@@ -2,7 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from eex.policies.core.base import (
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
-from eex.policies.core.routing import answer, last_visited, seen
+from eex.policies.core.routing import answer, hide
 from eex.policies.core.trace import Trace
 from eex.policies.core.world import step
 
@@ -207,7 +207,7 @@ def replay(
         outcomes, answers[t], utility[t], paid[t] = _played(
             trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate
         )
-        outcomes = replace(outcomes, latency_ms=_latency_ms(t, answered_ms, by_round[t], outcomes, took, feedback))
+        _set_latency(t, answered_ms, by_round[t], outcomes, took, feedback)
         delivery.add(t, outcomes, took)
         for name in _COPIED:
             done[name][t] = getattr(outcomes, name)
@@ -266,18 +266,18 @@ def times_of(trace: Trace, exit_ms: Sequence[float] = ()) -> Floats | None:
     return np.broadcast_to(given, (len(trace), len(given)))
 
 
-def _latency_ms(
+def _set_latency(
     t: int, answered_ms: Floats | None, row: Ints, outcomes: Outcomes, took: Floats | None, feedback: Feedback | None
-) -> Floats:
-    """When round t's frames were answered, (runs,)."""
+) -> None:
+    """Write down when round t's frames were answered."""
     if feedback is not None and feedback.latency_ms is not None:
-        return feedback.latency_ms[t : t + 1]
-    runs = len(row)
-    waited = np.zeros(runs) if took is None else np.where(outcomes.offloaded, took, 0.0)
-    if answered_ms is None:
-        return waited
-    last = answered_ms.shape[1] - 2  # a frame whose reply never came passed the last edge exit
-    return answered_ms[row, np.where(outcomes.fallback, last, outcomes.exit)] + waited
+        outcomes.latency_ms[:] = feedback.latency_ms[t]
+        return
+    if answered_ms is not None:
+        last = answered_ms.shape[1] - 2  # a frame whose reply never came passed the last edge exit
+        outcomes.latency_ms[:] = answered_ms[row, np.where(outcomes.fallback, last, outcomes.exit)]
+    if took is not None:
+        outcomes.latency_ms[:] += np.where(outcomes.offloaded, took, 0.0)
 
 
 def _played(
@@ -294,12 +294,12 @@ def _played(
     """Outcomes of round t, in which each run plays a row of the trace, (runs,); classes of the answers; utilities, and
     what was paid."""
     runs, exit_at = len(row), chosen.exit_at[:, 0]
-    confidence, prediction = trace.confidence.take(row, axis=0), trace.prediction.take(row, axis=0)
+    # exit after exit, as numpy is slow along an axis as short as theirs
+    confidence, prediction = (a.take(row, axis=0).copy(order="F") for a in (trace.confidence, trace.prediction))
     stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, kind=kind, **fate)
-    kept = last_visited(confidence[:, :-1], stepped.visited)
-    utility = stepped.reward + kept if kind == "adaee" else stepped.reward
-    paid = kept + stepped.offloaded * stepped.gain - utility
-    confidence, prediction = seen(confidence, prediction, stepped.visited, stepped.replied)
+    utility = stepped.reward + stepped.last if kind == "adaee" else stepped.reward
+    paid = stepped.last + stepped.offloaded * stepped.gain - utility
+    hide(confidence, prediction, stepped.visited, stepped.replied)
     outcomes = Outcomes(
         run=np.arange(runs),
         frame=np.full(runs, t),

@@ -42,17 +42,14 @@ def walk(edge: Floats, exit_at: Floats, skip_below: Floats | None = None) -> tup
     edge, exit_at = np.ascontiguousarray(edge.T), np.ascontiguousarray(exit_at.T[:exits])
     skip_below = None if skip_below is None or exits == 1 else np.ascontiguousarray(skip_below.T)
     answered, skipped = leave(edge, exit_at, skip_below)
-    way = np.full(
-        answered.shape[1:], exits
-    )  # e: answered at exit e; exits: offloaded from the last; above: from others
-    for e in range(exits - 1, -1, -1):
-        if skip_below is not None and e < exits - 1:
-            np.putmask(way, skipped[e], exits + 1 + e)
-        np.putmask(way, answered[e], e)
-    visited = np.minimum(way, exits - 1) + 1
-    if skip_below is None:
-        return way.T, visited.T
-    return np.minimum(way, exits).T, np.where(way > exits, way - exits, visited).T
+    stopped = answered if skip_below is None else answered | skipped
+    visited: Ints = np.ones(answered.shape[1:], dtype=np.int64)
+    left, on = answered[0].copy(), ~stopped[0]  # at an edge exit already; and on its way to the next
+    for e in range(1, exits):
+        visited += on
+        left |= on & answered[e]
+        on &= ~stopped[e]
+    return np.where(left, visited - 1, exits).T, visited.T
 
 
 def drop(confidence: Floats, audited: Bools | bool, drop_below: float) -> Bools:
@@ -72,9 +69,9 @@ def drop(confidence: Floats, audited: Bools | bool, drop_below: float) -> Bools:
 
 def last_visited(edge: Floats, visited: Ints) -> Floats:
     """The confidence at the last edge exit that each frame visited, (…,), of (…, edge exits)."""
-    last = edge[..., 0]
+    last = edge[..., 0].copy()
     for e in range(1, edge.shape[-1]):
-        last = np.where(visited > e, edge[..., e], last)
+        np.copyto(last, edge[..., e], where=visited > e)
     return last
 
 
@@ -88,13 +85,18 @@ def seen(confidence: Floats, prediction: Ints, visited: Ints, replied: Bools) ->
     visited, replied
         Edge exits that each frame visited, and whether the cloud's reply came, (…,).
     """
-    confidence, prediction = confidence.copy(), prediction.copy()
+    confidence, prediction = confidence.copy(order="K"), prediction.copy(order="K")
+    hide(confidence, prediction, visited, replied)
+    return confidence, prediction
+
+
+def hide(confidence: Floats, prediction: Ints, visited: Ints, replied: Bools) -> None:
+    """`seen`, in place."""
     exits = confidence.shape[-1] - 1
     for e in range(1, exits + 1):  # the first exit is always visited
         hidden = visited <= e if e < exits else ~replied
         np.copyto(confidence[..., e], np.nan, where=hidden)
         np.copyto(prediction[..., e], -1, where=hidden)
-    return confidence, prediction
 
 
 def answer(confidence: Floats, prediction: Ints, exit: Ints, final_exit_at: Floats) -> Ints:

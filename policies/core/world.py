@@ -20,6 +20,8 @@ class Step(NamedTuple):
         Edge exits that it visited.
     offloaded, sent, replied, fallback, dropped
         As in `eex.policies.core.base.Outcomes`; each offloaded frame is `replied` to, a `fallback` or `dropped`.
+    last
+        Confidence at the last edge exit that it visited.
     gain
         Confidence that the cloud added to an offloaded frame: at least 0, and 0 where its reply is missing.
     reward
@@ -33,6 +35,7 @@ class Step(NamedTuple):
     replied: Bools
     fallback: Bools
     dropped: Bools
+    last: Floats
     gain: Floats
     reward: Floats
 
@@ -89,14 +92,13 @@ def step(
     edge = confidence[..., :exits]
     exit, visited = walk(edge, exit_at, skip_below)
     offloaded = exit == exits
-    by_visits = kind == "utility" or skip_below is not None
-    last = last_visited(edge, visited) if by_visits else edge[..., -1]  # what matters are the offloaded frames
+    last = last_visited(edge, visited)
     kept = last if kind == "utility" else 0.0
     gain = np.fmax(0.0, confidence[..., exits] - last)
     if drop_below <= 0 and sent is None and lost is None:
         none = np.zeros(exit.shape, dtype=bool)
         reward = earned(gain, offloaded, visited - 1 if np.any(exit_cost) else 0, overhead, exit_cost, kept)
-        return Step(exit, visited, offloaded, offloaded, offloaded, none, none, gain, reward)
+        return Step(exit, visited, offloaded, offloaded, offloaded, none, none, last, gain, reward)
     dropped = offloaded & drop(last, audited, drop_below)
     really_sent = offloaded & ~dropped if sent is None else offloaded & ~dropped & sent
     replied = really_sent if lost is None else really_sent & ~lost
@@ -108,4 +110,4 @@ def step(
     gain = np.where(offloaded & ~replied, 0.0, gain)
     reward = earned(gain, offloaded, visited - 1, overhead, exit_cost, kept)
     reward = np.where(offloaded & ~really_sent, np.nan, reward)
-    return Step(exit, visited, offloaded, really_sent, replied, fallback, dropped, gain, reward)
+    return Step(exit, visited, offloaded, really_sent, replied, fallback, dropped, last, gain, reward)
