@@ -295,7 +295,8 @@ def _played(
     what was paid."""
     runs, exit_at = len(row), chosen.exit_at[:, 0]
     # exit after exit, as numpy is slow along an axis as short as theirs
-    confidence, prediction = (a.take(row, axis=0).copy(order="F") for a in (trace.confidence, trace.prediction))
+    confidence = trace.confidence.take(row, axis=0).copy(order="F")
+    prediction = trace.prediction.take(row, axis=0).copy(order="F")
     stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, kind=kind, **fate)
     utility = stepped.reward + stepped.last if kind == "adaee" else stepped.reward
     paid = stepped.last + stepped.offloaded * stepped.gain - utility
