@@ -45,6 +45,8 @@ NEAR = 0.05
 """A policy is within 5 % of the best arm where it loses at most this share of what an arm drawn evenly loses …"""
 STRETCH = 0.1
 """… over stretches of this share of the rounds."""
+MOST_FRAMES = 200_000
+"""Frames of a trace, at most, by which the best thresholds on all of it are found."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class RegretConfig:
     """Compare policies over traces: what each loses against hindsight, on the same frames, over many runs."""
 
     trace: tuple[Path, ...] = ()
-    """Traces written by eex-record, or CSV files from AdaEE's authors."""
+    """Traces: Arrow files written by eex-record, the same columns as Parquet, or CSV files from AdaEE's authors. They
+    may be larger than memory."""
     policies: str = ""
     """Comma-separated, options after colons: ucb,ucb:c=0.5,fixed:p_tar=0.9. By default all that need no options;
     eex-stream --list-policies shows them."""
@@ -140,7 +143,7 @@ def compare(config: RegretConfig, show: Callable[[int, int], None] = lambda done
             raise EexError(f"--{str(error).replace('exit cost', 'exit-cost', 1)}: {name}") from None
     policies, code = _checked_policies(config, sweep, traces)
     played = {
-        "traces": {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in _named(config.trace).items()},
+        "traces": {name: _hash_of(path) for name, path in _named(config.trace).items()},
         "policies": policies,
         **msgspec.to_builtins(sweep),
         "code": code,
@@ -263,7 +266,8 @@ def _check_times(sweep: Sweep, traces: dict[str, Trace], policies: Sequence[Poli
     late = [aim.text for aim in aims if aim.kind in ("latency", "quantile")]
     for name, trace in traces.items():
         try:
-            known = times_of(trace, sweep.exit_ms) is not None or sweep.link is not None
+            times = times_of(trace, sweep.exit_ms) if sweep.exit_ms else trace.seconds
+            known = times is not None or sweep.link is not None
         except EexError as error:
             raise EexError(f"--exit-ms: {name}: {error}") from None
         if late and not known:
@@ -342,9 +346,21 @@ def _files_of(place: Path) -> set[Path]:
     return {path.resolve() for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _hindsight(sweep: Sweep, name: str, trace: Trace, overhead: float) -> dict[str, Any]:
-    """The best fixed thresholds on the whole trace, and what they earn a frame."""
-    given = trace.confidence, overhead, np.array(sweep.grid), exit_cost_of(sweep, trace), sweep.reward
+    """The best fixed thresholds on the whole trace, and what they earn a frame; on as many of its frames, evenly
+    spaced, as memory holds at ease."""
+    given = (
+        trace.confidence[:: 1 + (len(trace) - 1) // MOST_FRAMES],
+        overhead,
+        np.array(sweep.grid),
+        exit_cost_of(sweep, trace),
+        sweep.reward,
+    )
     threshold, earned = best_fixed(*given)
     each, most = best_per_exit(*given)
     return {

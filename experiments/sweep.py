@@ -192,14 +192,16 @@ def _curves(sweep: Sweep, keys: Ints, trace: Trace, played: Replayed, k: int) ->
 def references(sweep: Sweep, trace: Trace, frame: Ints, overhead: float) -> dict[str, Floats]:
     """What each of `REFERENCES` earns on the rows of a trace that runs play, (runs, rounds) each."""
     grid, paid = np.array(sweep.grid), (exit_cost_of(sweep, trace), sweep.reward)
-    earned = fixed_rewards(trace.confidence, overhead, grid, *paid)
     segment = trace.segments
+    played, within = np.unique(frame, return_inverse=True)  # a trace may be larger than memory
+    shown, segment, frame = trace.confidence[played], segment[played], within.reshape(frame.shape)
+    earned = fixed_rewards(shown, overhead, grid, *paid)
     best = best_arm(earned, frame)[1]
-    one_exit, one_segment = trace.edge_exits == 1, not segment[-1]
+    one_exit, one_segment = trace.edge_exits == 1, segment[0] == segment[-1]
     dynamic = best if one_segment else best_arm_of_segments(earned, frame, segment)
     per_exit, per_segment = best, dynamic
     if not one_exit:
-        shown, at = trace.confidence, (overhead, grid)
+        at = (overhead, grid)
         per_exit = np.stack([best_per_exit(shown[rows], *at, *paid)[1] for rows in frame])
         per_segment = per_exit
         if not one_segment:
@@ -210,7 +212,7 @@ def references(sweep: Sweep, trace: Trace, frame: Ints, overhead: float) -> dict
         "best_per_exit": per_exit,
         "best_per_exit_segments": per_segment,
         "dynamic": dynamic,
-        "oracle": oracle(trace.confidence, overhead, paid[0], kind=paid[1])[frame],
+        "oracle": oracle(shown, overhead, paid[0], kind=paid[1])[frame],
         "even": earned.mean(axis=1)[frame],
     }
 

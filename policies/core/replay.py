@@ -191,7 +191,7 @@ def replay(
     by_round = np.ascontiguousarray(drawn.T)
     policy.reward, policy.exit_cost = kind, exit_cost
     foreign = is_foreign(policy)
-    answered_ms = times_of(trace, exit_ms)
+    given_ms = times_of(trace, exit_ms) if len(exit_ms) else None
     delivery = _Delivery(runs, delay, link, feedback)
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
     answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int32)  # a trace may have a million classes
@@ -207,7 +207,7 @@ def replay(
         outcomes, answers[t], utility[t], paid[t] = _played(
             trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate
         )
-        _set_latency(t, answered_ms, by_round[t], outcomes, took, feedback)
+        _set_latency(t, trace, given_ms, by_round[t], outcomes, took, feedback)
         delivery.add(t, outcomes, took)
         for name in _COPIED:
             done[name][t] = getattr(outcomes, name)
@@ -267,15 +267,24 @@ def times_of(trace: Trace, exit_ms: Sequence[float] = ()) -> Floats | None:
 
 
 def _set_latency(
-    t: int, answered_ms: Floats | None, row: Ints, outcomes: Outcomes, took: Floats | None, feedback: Feedback | None
+    t: int,
+    trace: Trace,
+    given_ms: Floats | None,
+    row: Ints,
+    outcomes: Outcomes,
+    took: Floats | None,
+    feedback: Feedback | None,
 ) -> None:
     """Write down when round t's frames were answered."""
     if feedback is not None and feedback.latency_ms is not None:
         outcomes.latency_ms[:] = feedback.latency_ms[t]
         return
-    if answered_ms is not None:
-        last = answered_ms.shape[1] - 2  # a frame whose reply never came passed the last edge exit
-        outcomes.latency_ms[:] = answered_ms[row, np.where(outcomes.fallback, last, outcomes.exit)]
+    # a frame whose reply never came passed the last edge exit
+    by = np.where(outcomes.fallback, trace.edge_exits - 1, outcomes.exit)
+    if given_ms is not None:
+        outcomes.latency_ms[:] = given_ms[row, by]
+    elif trace.seconds is not None:
+        outcomes.latency_ms[:] = 1000 * trace.seconds[row, by]
     if took is not None:
         outcomes.latency_ms[:] += np.where(outcomes.offloaded, took, 0.0)
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing
+from eex.policies.core.pieces import Pieces
 from eex.policies.core.schedule import PRISTINE
 
 FORMAT = b"eex-trace-1"
 MOST_CLASSES = 1_000_000
 MOST_EXITS = 1000
+PIECE = 1 << 16
+"""Frames that are read, checked and written at once."""
 ROUNDING = 1e-6
 """How far above 1 a softmax in single precision may come."""
 
@@ -27,6 +31,8 @@ ROUNDING = 1e-6
 @dataclass(frozen=True)
 class Trace:
     """The output of every exit for every frame, one row per frame, in the order of the stream.
+
+    The columns of a large trace lie in files that are mapped into memory (`eex.policies.core.pieces`).
 
     Attributes
     ----------
@@ -74,9 +80,9 @@ class Trace:
         if not len(c):
             raise EexError("a trace needs at least one frame, got none")
         if not len(self.distortion):
-            object.__setattr__(self, "distortion", np.full(len(c), PRISTINE))
+            object.__setattr__(self, "distortion", np.broadcast_to(np.array(PRISTINE), len(c)))
         if not len(self.level):
-            object.__setattr__(self, "level", np.zeros(len(c)))
+            object.__setattr__(self, "level", np.broadcast_to(np.array(0.0), len(c)))
         shapes: dict[str, tuple[int, ...]] = {
             "prediction": c.shape,
             "label": c.shape[:1],
@@ -128,11 +134,13 @@ class Trace:
 
 
 def _check_range(name: str, column: NDArray[Any], low: float, high: float) -> None:
-    bad = ~((column >= low) & (column <= high))  # NaN too
-    if bad.any():
-        row = int(np.flatnonzero(bad.reshape(len(column), -1).any(axis=1))[0])
-        value = column.reshape(len(column), -1)[row][bad.reshape(len(column), -1)[row]][0]
-        raise EexError(f"{name} must lie in [{low:g}, {high:g}]: frame {row} (of {len(column)}) has {value:g}")
+    for start in range(0, len(column), PIECE):
+        piece = column[start : start + PIECE].reshape(min(PIECE, len(column) - start), -1)
+        bad = ~((piece >= low) & (piece <= high))  # NaN too
+        if bad.any():
+            row = int(bad.any(axis=1).argmax())
+            value, frame = piece[row][bad[row]][0], start + row
+            raise EexError(f"{name} must lie in [{low:g}, {high:g}]: frame {frame} (of {len(column)}) has {value:g}")
 
 
 # ---- files
@@ -162,17 +170,22 @@ def write_trace(path: Path, trace: Trace) -> None:
         columns |= {f"probability_{name}": trace.probabilities[:, k] for k, name in enumerate(trace.experts)}
     table = pa.table(columns).replace_schema_metadata({b"format": FORMAT, b"model": trace.model.encode()})
     with replacing(path) as part, part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table, max_chunksize=PIECE)
 
 
 def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
-    """Read a trace: an Arrow file that `eex-record` wrote, or a CSV file.
+    """Read a trace: an Arrow file that `eex-record` wrote, the same columns as Parquet, or a CSV file.
+
+    Files are read in pieces, and what is larger than memory should hold is mapped from disk, as
+    `eex.policies.core.pieces` says; but a CSV file with one row per frame and exit, whose rows may be in any order, is
+    read as a whole.
 
     Parameters
     ----------
     path
         What ends in .csv or .csv.gz is read as CSV. Its columns are recognised by their names: those of AdaEE's
-        authors, one row per frame (`CSV_LAYOUTS`), or one row per frame and exit (`LONG_COLUMNS`).
+        authors, one row per frame (`CSV_LAYOUTS`), or one row per frame and exit (`LONG_COLUMNS`). What ends in
+        .parquet is read as Parquet.
     classes
         If given, the classes that the trace must have, as on a model's card.
 
@@ -198,49 +211,124 @@ def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
 def _read_arrow(path: Path) -> Trace:
     import pyarrow as pa
 
-    with open(path, "rb") as file:
-        try:
-            table = pa.ipc.open_file(file).read_all()
-            table.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError):  # of an open file: what it holds
-            raise EexError("is neither a trace that eex-record wrote (Arrow) nor a .csv file, or is cut off") from None
-    metadata = table.schema.metadata or {}
+    schema = next(_tables(path)).schema
+    metadata, names = schema.metadata or {}, schema.names
     if metadata.get(b"format", FORMAT) != FORMAT:
         raise EexError(f"is an Arrow file, but not a trace: expected the format {FORMAT.decode()} in its metadata")
-    if (
-        b"format" not in metadata and "confidence_1" not in table.column_names
-    ):  # a library may have dropped the metadata
-        raise EexError(f"is an Arrow file, but not a trace; its columns: {_few(tuple(table.column_names))}")
-    exits = _exits(table.column_names, "confidence_{}", "prediction_{}", "seconds_{}")
+    if b"format" not in metadata and "confidence_1" not in names:  # a library may have dropped the metadata
+        raise EexError(f"is an Arrow file, but not a trace; its columns: {_few(tuple(names))}")
+    exits = _exits(names, "confidence_{}", "prediction_{}", "seconds_{}")
     exits = max(2, exits)  # one on the edge and the cloud at least
     wanted = ["label", "distortion", "level"]
-    timed = "seconds_1" in table.column_names
+    timed = "seconds_1" in names
     columns = ("confidence", "prediction", "seconds") if timed else ("confidence", "prediction")
     wanted += [f"{column}_{e + 1}" for column in columns for e in range(exits)]
-    _need(table.column_names, wanted)
-    if not len(table):
+    _need(names, wanted)
+    experts = tuple(n.removeprefix("probability_") for n in names if n.startswith("probability_"))
+    by_class = ["label", *(f"prediction_{e + 1}" for e in range(exits))]
+    alike = all(pa.types.is_dictionary(schema.field(name).type) for name in by_class) and not _is_parquet(path)
+    number = {} if alike else {c: k for k, c in enumerate(_classes_in(path, by_class))}
+    kinds: dict[str, int] = {}  # of distortion, by their numbers
+    pieces = Pieces()
+    for table in _tables(path):
+        if not len(table):
+            continue
+        found = {name: _index(table, name) for name in by_class}
+        number = number or {c: k for k, c in enumerate(found["label"][1])}
+        for name, (_, named) in found.items():
+            if alike and named != tuple(number):
+                raise EexError(f"{name} has other classes ({_few(named)}) than label ({_few(tuple(number))})")
+        label, *prediction = (
+            index if alike else np.append([number[c] for c in named], -1)[index] for index, named in found.values()
+        )
+        kind, kinds_here = _index(table, "distortion")
+        if (kind < 0).any():
+            raise EexError(f"distortion must be named: frame {pieces.rows + int((kind < 0).argmax())} has none")
+        new = np.array([kinds.setdefault(name, len(kinds)) for name in kinds_here], dtype=np.int64)
+        piece: dict[str, NDArray[Any]] = {
+            "confidence": np.column_stack([_floats(table, f"confidence_{e + 1}") for e in range(exits)]),
+            "prediction": np.column_stack(prediction),
+            "label": label,
+            "level": _floats(table, "level"),
+            "distortion": new[kind],
+        }
+        if timed:
+            piece["seconds"] = np.column_stack([_floats(table, f"seconds_{e + 1}") for e in range(exits)])
+        if experts:
+            piece["probabilities"] = np.column_stack([_floats(table, f"probability_{e}") for e in experts])
+        pieces.add(_rounded(piece))
+    model = metadata.get(b"model", b"").decode(errors="replace")
+    return _trace(pieces, tuple(number), tuple(kinds), experts, model)
+
+
+def _trace(
+    pieces: Pieces, classes: tuple[str, ...], kinds: Sequence[str], experts: tuple[str, ...] = (), model: str = ""
+) -> Trace:
+    """The trace of all pieces, in which distortions are numbered as in `kinds`."""
+    if not pieces.rows:
         raise EexError("has no rows")
-    label, *prediction, classes = _indices(table, ["label", *(f"prediction_{e + 1}" for e in range(exits))])
-    kind, kinds = _index(table, "distortion")
-    if (kind < 0).any():
-        raise EexError(f"distortion must be named: frame {int((kind < 0).argmax())} has none")
-    experts = tuple(n.removeprefix("probability_") for n in table.column_names if n.startswith("probability_"))
+    columns = pieces.whole()
+    number, named = columns.pop("distortion"), np.array(kinds)
+    names = Pieces()
+    for start in range(0, len(number), PIECE):
+        names.add({"distortion": named[number[start : start + PIECE]]})
+    return Trace(**columns, **names.whole(), classes=classes, experts=experts, model=model)
 
-    def per_exit(kind: str) -> Floats:
-        return np.column_stack([_floats(table, f"{kind}_{e + 1}") for e in range(exits)])
 
-    return Trace(
-        confidence=per_exit("confidence"),
-        prediction=np.column_stack(prediction),
-        label=label,
-        classes=classes,
-        distortion=np.array(kinds)[kind],
-        level=_floats(table, "level"),
-        probabilities=np.column_stack([_floats(table, f"probability_{e}") for e in experts]) if experts else None,
-        experts=experts,
-        seconds=per_exit("seconds") if timed else None,
-        model=metadata.get(b"model", b"").decode(errors="replace"),
-    )
+def _rounded(piece: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A piece whose confidences are not above 1 by rounding alone."""
+    confidence = piece["confidence"]
+    np.copyto(confidence, 1.0, where=(confidence > 1) & (confidence <= 1 + ROUNDING))
+    return piece
+
+
+def _tables(path: Path) -> Iterator[Any]:
+    """The pieces of an Arrow or Parquet file as tables; at least one.
+
+    Raises
+    ------
+    EexError
+        If it is something else, or damaged.
+    """
+    import pyarrow as pa
+
+    with open(path, "rb"):
+        pass  # what the system says of it comes before what it holds
+    try:
+        if _is_parquet(path):
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(path) as parquet:
+                yield parquet.schema_arrow.empty_table()
+                for batch in parquet.iter_batches(batch_size=PIECE):
+                    yield pa.Table.from_batches([batch])
+            return
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            reader.schema.names  # noqa: B018, may be no text in a damaged file
+            yield reader.schema.empty_table()
+            for k in range(reader.num_record_batches):
+                table = pa.Table.from_batches([reader.get_batch(k)])
+                table.validate(full=True)
+                for start in range(0, len(table), PIECE):
+                    yield table[start : start + PIECE]
+    except (pa.ArrowException, OSError, ValueError):  # of a file that can be opened: what it holds
+        if _is_parquet(path):
+            raise EexError("is no Parquet file, or is cut off") from None
+        raise EexError("is neither a trace that eex-record wrote (Arrow) nor a .csv file, or is cut off") from None
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.name.lower().endswith(".parquet")
+
+
+def _classes_in(path: Path, columns: Sequence[str]) -> tuple[str, ...]:
+    """The classes that columns name in all of a file: where they are text, as libraries make of dictionaries, just
+    those that occur."""
+    found: dict[str, dict[str, None]] = {name: {} for name in columns}
+    for table in _tables(path):
+        for name in columns:
+            found[name] |= dict.fromkeys(_index(table, name)[1])
+    return tuple(dict.fromkeys(c for name in columns for c in found[name]))
 
 
 def _names(index: Ints, names: Sequence[str]) -> Any:
@@ -251,39 +339,26 @@ def _names(index: Ints, names: Sequence[str]) -> Any:
     )
 
 
-def _indices(table: Any, names: Sequence[str]) -> Iterator[Any]:
-    """Numbers of the classes in each of some columns, then the classes.
-
-    Columns of plain text, as libraries make of dictionaries, each name just the classes that occur there.
-    """
-    import pyarrow as pa
-
-    found = {name: _index(table, name) for name in names}
-    plain = [name for name in names if not pa.types.is_dictionary(table[name].type)]
-    classes = found[names[0]][1]
-    if plain:
-        classes = tuple(dict.fromkeys(c for name in names for c in found[name][1]))
-    number = {c: k for k, c in enumerate(classes)}
-    for name, (index, named) in found.items():
-        if named != classes and not plain:
-            raise EexError(f"{name} has other classes ({_few(named)}) than {names[0]} ({_few(classes)})")
-        yield np.append([number[c] for c in named], -1)[index] if named != classes else index
-    yield classes
-
-
 def _index(table: Any, name: str) -> tuple[Ints, tuple[str, ...]]:
     """Numbers and names of a dictionary column; -1 for null."""
     import pyarrow as pa
 
+    _check_names(table, name)
     column = table[name]
-    named = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(named) or pa.types.is_large_string(named)):
-        raise EexError(f"{name} must hold names, got {column.type}")
     whole = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     whole = whole.combine_chunks()
     whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
     index = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return index, tuple(whole.dictionary.to_pylist())
+
+
+def _check_names(table: Any, name: str) -> None:
+    import pyarrow as pa
+
+    kind = table[name].type
+    named = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(named) or pa.types.is_large_string(named)):
+        raise EexError(f"{name} must hold names, got {kind}")
 
 
 def _floats(table: Any, name: str) -> Floats:
@@ -347,19 +422,13 @@ UNLABELLED = ("", "-1", "nan", "none", "null")
 
 
 def _read_csv(path: Path) -> Trace:
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
-        try:
-            header, *table = [row for row in csv.reader(file) if row] or [[]]
-        except csv.Error as error:
-            raise EexError(f"is not CSV: {error}") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise EexError(f"is not a whole gzip file: {error}") from None
+    rows = _csv_rows(path)
+    header = next(rows, [])
     if not header:
         raise EexError("is empty")
     layout = next((names for names in CSV_LAYOUTS.values() if _exits(header, names["prediction"])), None)
     if layout is None and (named := _long_columns(header)):
-        return _read_long(header, table, named, path.stem)
+        return _read_long(header, list(rows), named, path.stem)
     if layout is None:
         known = "; ".join(f"{n}: {', '.join(c.values())}".replace("{}", "1") for n, c in CSV_LAYOUTS.items())
         known += "; one row per frame and exit: Sample_ID, Exit, Confidence, Prediction, Label"
@@ -367,34 +436,63 @@ def _read_csv(path: Path) -> Trace:
     per_exit = [k for k in layout if "{}" in layout[k]]
     exits = max(2, _exits(header, *(layout[k] for k in per_exit)))  # one on the edge and the cloud at least
     _need(header, [layout[k].format(e + 1) for k in per_exit for e in range(exits)] + [layout["label"]])
-    columns = _columns(header, table)
+    pieces, names, count = Pieces(), dict[int, str](), 0
+    while (table := list(itertools.islice(rows, PIECE))) or not pieces.rows:
+        piece, named_here = _csv_piece(layout, exits, header, table, pieces.rows)
+        names |= named_here
+        count = max(count, int(piece["label"].max()) + 1, int(piece["prediction"].max()) + 1)
+        pieces.add(_rounded(piece))
+    return _trace(pieces, tuple(names.get(k, str(k)) for k in range(count)), (PRISTINE,), model=path.stem)
+
+
+def _csv_rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV file that are not blank, the header first."""
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
+        try:
+            yield from (row for row in csv.reader(file) if row)
+        except csv.Error as error:
+            raise EexError(f"is not CSV: {error}") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise EexError(f"is not a whole gzip file: {error}") from None
+
+
+def _csv_piece(
+    layout: Mapping[str, str], exits: int, header: Sequence[str], table: Sequence[Sequence[str]], before: int
+) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+    """The columns of some rows of a layout, `before` others, and the names that they give to classes."""
+    columns = _columns(header, table, before)
 
     def numbers(kind: str) -> Floats:
         names = [layout[kind].format(e + 1) for e in range(exits)] if "{}" in layout[kind] else [layout[kind]]
-        return np.column_stack([_parsed(name, columns[name]) for name in names])
+        return np.column_stack([_parsed(name, columns[name], before) for name in names])
 
-    label, prediction = _classes("label", numbers("label"))[:, 0], _classes("prediction", numbers("prediction"))
-    right = numbers("correct") != 0
-    if ((prediction == label[:, None]) != right).any():
-        row = int(np.flatnonzero(((prediction == label[:, None]) != right).any(axis=1))[0])
-        raise EexError(f"row {row + 1}: correct_branch contradicts its label and prediction")
-    return Trace(
-        confidence=numbers("confidence"),
-        prediction=prediction,
-        label=label,
-        classes=_class_names(columns, layout, label, int(max(label.max(), prediction.max())) + 1),
-        seconds=numbers("seconds") if "seconds" in layout else None,
-        model=path.stem,
-    )
+    label = _classes("label", numbers("label"), before)[:, 0]
+    prediction = _classes("prediction", numbers("prediction"), before)
+    wrong = ((prediction == label[:, None]) != (numbers("correct") != 0)).any(axis=1)
+    if wrong.any():
+        raise EexError(f"row {before + int(wrong.argmax()) + 1}: correct_branch contradicts its label and prediction")
+    piece: dict[str, NDArray[Any]] = {
+        "confidence": numbers("confidence"),
+        "prediction": prediction,
+        "label": label,
+        "level": np.zeros(len(label)),
+        "distortion": np.zeros(len(label), dtype=np.int64),
+    }
+    if "seconds" in layout:
+        piece["seconds"] = numbers("seconds")
+    named = layout.get("name")
+    return piece, dict(zip(label.tolist(), columns[named], strict=True)) if named in columns else {}
 
 
-def _columns(header: Sequence[str], table: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """The fields of each column, whole ones only."""
+def _columns(header: Sequence[str], table: Sequence[Sequence[str]], before: int = 0) -> dict[str, list[str]]:
+    """The fields of each column, whole ones only, of rows that come after `before` others."""
     if not table:
         raise EexError("has no rows")
     short = next((k for k, row in enumerate(table) if len(row) != len(header)), None)
     if short is not None:
-        raise EexError(f"row {short + 1} has {len(table[short])} fields, the header {len(header)}: cut off?")
+        row = f"row {before + short + 1}"
+        raise EexError(f"{row} has {len(table[short])} fields, the header {len(header)}: cut off?")
     return {name: [row[k] for row in table] for k, name in enumerate(header)}
 
 
@@ -470,29 +568,20 @@ def _named_classes(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _classes(name: str, values: Floats) -> Ints:
+def _classes(name: str, values: Floats, before: int) -> Ints:
     bad = ~((values >= 0) & (values < MOST_CLASSES) & (values == np.round(values)))
     if bad.any():
-        raise EexError(f"row {np.argwhere(bad)[0, 0] + 1}: {name} must be a class 0, 1, …, got {values[bad][0]:g}")
+        row = before + np.argwhere(bad)[0, 0] + 1
+        raise EexError(f"row {row}: {name} must be a class 0, 1, …, got {values[bad][0]:g}")
     return values.astype(np.int64)
 
 
-def _class_names(
-    columns: Mapping[str, list[str]], layout: Mapping[str, str], label: Ints, count: int
-) -> tuple[str, ...]:
-    names = [str(k) for k in range(count)]
-    if layout.get("name") in columns:
-        for k, name in zip(label.tolist(), columns[layout["name"]], strict=True):
-            names[k] = name
-    return tuple(names)
-
-
-def _parsed(name: str, texts: list[str]) -> Floats:
+def _parsed(name: str, texts: list[str], before: int = 0) -> Floats:
     try:
         return np.array(texts, dtype=np.float64)
     except ValueError:
         row = next(k for k, text in enumerate(texts) if not _is_number(text))
-        raise EexError(f"row {row + 1}: {name} must be a number, got '{texts[row]}'") from None
+        raise EexError(f"row {before + row + 1}: {name} must be a number, got '{texts[row]}'") from None
 
 
 def _is_number(text: str) -> bool:

@@ -249,6 +249,7 @@ def regret(policy, trace, overheads, delay=0):
 
 @pytest.mark.soak
 @pytest.mark.skipif(not ADAEE.exists(), reason="AdaEE's traces are not here")
+# the timed one is a MobileNetV2 in spite of its name
 @pytest.mark.parametrize("name", ["alexnet-cifar10-one-branch", "alexnet-cifar10-one-branch-timed"])
 def test_a_fortieth_of_the_regret_of_adaee(name):
     trace = read_trace(ADAEE / f"{name}.csv")

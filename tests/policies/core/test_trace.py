@@ -1,13 +1,18 @@
 """Traces: what is written is read, AdaEE's CSV files in both layouts, and what is no trace is told in one line."""
 
+import pickle
+import tracemalloc
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from eex.policies.algorithms.ucb import UCB
 from eex.policies.core.errors import EexError
+from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace, read_trace, write_trace
 
 pytestmark = pytest.mark.timeout(60)
@@ -326,6 +331,7 @@ def test_csv_becomes_arrow(tmp_path):
 
 
 @pytest.mark.skipif(not ADAEE.is_dir(), reason="AdaEE's files are not here")
+# the timed one is a MobileNetV2 in spite of its name
 @pytest.mark.parametrize("name", ["alexnet-cifar10-one-branch", "alexnet-cifar10-one-branch-timed"])
 def test_adaees_own_files(name):
     trace = read_trace(ADAEE / f"{name}.csv")
@@ -500,3 +506,59 @@ def test_labels_are_optional_and_may_be_written_as_floats(tmp_path):
 def test_long_tables_that_are_no_trace(tmp_path, before, after, said):
     with pytest.raises(EexError, match=said):
         read_text(tmp_path, LONG.replace(before, after))
+
+
+# ---- traces larger than memory
+
+
+def test_a_large_trace_plays_in_little_memory(tmp_path, monkeypatch):
+    trace = make_trace(frames=250_000)
+    write_trace(tmp_path / "trace.arrow", trace)
+    expected = replay(UCB([0.5, 0.8], exits=3, runs=20), trace, 0.1, rounds=50, order="segments").reward
+    size = sum(column.nbytes for column in vars(trace).values() if isinstance(column, np.ndarray))
+    assert size > 50e6
+    monkeypatch.setattr("eex.policies.core.pieces.MOST_IN_MEMORY", 1 << 20)
+    monkeypatch.setattr("eex.policies.core.trace.PIECE", 1 << 12)
+    tracemalloc.start()
+    mapped = read_trace(tmp_path / "trace.arrow")
+    played = replay(UCB([0.5, 0.8], exits=3, runs=20), mapped, 0.1, rounds=50, order="segments")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 8
+    np.testing.assert_array_equal(played.reward, expected)
+    assert_same(mapped, trace)
+    assert len(pickle.dumps(mapped)) < 5000  # for other processes, which map the same files
+
+
+@pytest.mark.parametrize("text", [PLAIN, TIMED])
+def test_a_large_csv_file_is_the_same_in_pieces(tmp_path, monkeypatch, text):
+    header, *rows = text.splitlines(keepends=True)
+    path = csv(tmp_path, header + "".join(rows * 50))
+    expected = read_trace(path)
+    monkeypatch.setattr("eex.policies.core.pieces.MOST_IN_MEMORY", 100)
+    monkeypatch.setattr("eex.policies.core.trace.PIECE", 7)
+    assert_same(read_trace(path), expected)
+    path.write_text(path.read_text() + rows[0].replace("0.75", "much", 1))
+    assert refusal(path) == "row 101: conf_branch_1 must be a number, got 'much'"
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_parquet(tmp_path, monkeypatch, pieces):
+    trace = make_trace()
+    write_trace(tmp_path / "trace.arrow", trace)
+    with pa.OSFile(str(tmp_path / "trace.arrow"), "rb") as file:
+        pq.write_table(pa.ipc.open_file(file).read_all(), tmp_path / "trace.parquet")
+    if pieces:
+        monkeypatch.setattr("eex.policies.core.pieces.MOST_IN_MEMORY", 100)
+        monkeypatch.setattr("eex.policies.core.trace.PIECE", 7)
+    assert_same(read_trace(tmp_path / "trace.parquet"), trace)
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "trace.parquet").read_bytes()[:-100])
+    assert refusal(tmp_path / "cut.parquet") == "is no Parquet file, or is cut off"
+
+
+def test_the_frame_that_is_wrong_is_named_in_any_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("eex.policies.core.trace.PIECE", 7)
+    values = np.full(50, 0.5)
+    values[30] = 1.5
+    told = refusal(rewritten(tmp_path / "trace.arrow", with_column("confidence_2", values)))
+    assert told == "confidence must lie in [0, 1]: frame 30 (of 50) has 1.5"
