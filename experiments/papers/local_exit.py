@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,39 +111,20 @@ MISSING = """
 
 @dataclass(frozen=True)
 class LocalExitRecipe:
-    """How much is trained and measured.
+    """How much is trained and measured."""
 
-    Parameters
-    ----------
-    width, stride
-        Options of the network (`eex.experiments.papers.cnn`).
-    epochs, lr, batch
-        Each of the trainings (SGD, one cycle).
-    validation
-        Images held out.
-    weightings
-        Weights of the multi-exit model's losses, names in `WEIGHTINGS`; the first is the paper's.
-    thresholds
-        Thresholds of the entropy at which latencies are measured.
-    images, rounds
-        Test images that the test node sends each time, and how many times, in turn.
-    drop_above
-        Threshold of the entropy above which frames are dropped, for latencies with dropping.
-    edges
-        Resources of the edge node; the first are the paper's, for the others latencies are measured at T = 0.3 alone.
-    """
-
-    width: int
+    width: int  # of the network's first block, and the stride of its first convolution (`eex.experiments.papers.cnn`)
     stride: int
-    epochs: int
+    epochs: int  # of each training, with SGD and one cycle of this peak learning rate
     lr: float = 0.1
     batch: int = 128
-    validation: int = 5000
-    weightings: tuple[str, ...] = ("equal", "rising", "falling")
-    thresholds: tuple[float, ...] = THRESHOLDS
-    images: int = 960
-    rounds: int = 3
-    drop_above: float = 0.6
+    validation: int = 5000  # images held out
+    weightings: tuple[str, ...] = ("equal", "rising", "falling")  # names in `WEIGHTINGS`; the first is the paper's
+    thresholds: tuple[float, ...] = THRESHOLDS  # of the entropy, at which latencies are measured
+    images: int = 960  # test images that the test node sends each time
+    rounds: int = 3  # how many times it does, in turn
+    drop_above: float = 0.6  # entropy above which frames are dropped, for latencies with dropping
+    # of the edge node; the first are the paper's, for the others latencies are measured at T = 0.3 alone
     edges: tuple[Resources, ...] = (
         Resources(),
         Resources("one core, 384 MB", threads=1, memory_mb=384),
@@ -222,20 +204,24 @@ def measure(work: Work, recipe: LocalExitRecipe) -> dict[str, pd.DataFrame]:
     histories: dict[str, pd.DataFrame] = {}
     cases: list[Case] = []
     for name, model, weighting, exits in plan(recipe):
-        nets[name], histories[name] = _train(work, recipe, name, images, weighting, exits)
+        make = partial(network, images.classes, exits, recipe.width, recipe.stride)
+        weights = WEIGHTINGS[weighting](len(exits) + 1)
+        nets[name], histories[name] = work.trained(
+            name, make, images, epochs=recipe.epochs, lr=recipe.lr, batch=recipe.batch, loss_weights=weights, shift=4
+        )
         entropy, prediction = entropies(work.logits(f"{name}-logits", nets[name], images.test[0]))
         cases += [
             Case(model, weighting, e, name, entropy[k], prediction[k], prediction[-1]) for k, e in enumerate(exits)
         ]
     label = images.test[1].numpy()
-    return {
-        "images": work.table("images", images.counts),
-        "epochs": work.table("epochs", lambda: _epochs(recipe, histories)),
-        "accuracy": work.table("accuracy", lambda: _accuracy(cases, label)),
-        "final": work.table("final", lambda: _final(cases, label)),
-        "dropped": work.table("dropped", lambda: _dropped(cases, label)),
-        "latency": work.table("latency", lambda: _latency(work, recipe, nets, cases, images)),
-    }
+    return work.tables(
+        images=images.counts,
+        epochs=lambda: _epochs(recipe, histories),
+        accuracy=lambda: _accuracy(cases, label),
+        final=lambda: _final(cases, label),
+        dropped=lambda: _dropped(cases, label),
+        latency=lambda: _latency(work, recipe, nets, cases, images),
+    )
 
 
 # ---- networks
@@ -276,20 +262,6 @@ def one_exit(net: "EarlyExitNet", exit: int) -> "EarlyExitNet":
     structures = (old.structures[k], old.structures[-1])
     alone = EarlyExitNet(stages, branches, dataclasses.replace(old, after=(exit - 1,), structures=structures))
     return alone.to(net.mean.device).eval()
-
-
-def _train(
-    work: Work, recipe: LocalExitRecipe, name: str, images: Images, weighting: str, exits: Sequence[int]
-) -> "tuple[EarlyExitNet, pd.DataFrame]":
-    import torch
-
-    torch.manual_seed(work.seed)
-    net = network(images.classes, exits, recipe.width, recipe.stride)
-    weights = WEIGHTINGS[weighting](net.exits)
-    epochs = work.train(
-        name, net, images, epochs=recipe.epochs, lr=recipe.lr, batch=recipe.batch, loss_weights=weights, shift=4
-    )
-    return net, epochs
 
 
 def entropies(logits: "Tensor") -> tuple[Floats, Ints]:
@@ -569,17 +541,11 @@ def trend(values: Sequence[float] | Floats) -> Any:
     >>> trend([0.1, 0.2, float("nan"), 0.4]), round(trend([1, 2, 4, 3]), 2)
     (1.0, 0.8)
     """
-    from scipy.stats import rankdata
-
-    rows = np.atleast_2d(np.asarray(values, dtype=float))
-    rows = rows[:, ~np.isnan(rows).any(axis=0)]
-    if not rows.size:
-        return np.zeros(len(rows)) if np.ndim(values) == 2 else 0.0
-    ranks = rankdata(rows, axis=1)
-    position = np.arange(ranks.shape[1]) - (ranks.shape[1] - 1) / 2
-    off = ranks - ranks.mean(axis=1, keepdims=True)
-    spread = np.sqrt((off**2).sum(axis=1) * (position**2).sum())
-    found = np.where(spread > 0, off @ position / np.where(spread > 0, spread, 1), 0.0).round(12)
+    rows = pd.DataFrame(np.atleast_2d(values)).dropna(axis=1).rank(axis=1)
+    rows.columns = pd.RangeIndex(rows.shape[1])
+    position = pd.Series(rows.columns, dtype=float)
+    with np.errstate(invalid="ignore"):
+        found = rows.T.corrwith(position).fillna(0).round(12).to_numpy()
     return found if np.ndim(values) == 2 else float(found[0])
 
 

@@ -259,6 +259,20 @@ class Work:
             write_file(path, pd.DataFrame(make()).to_csv(index=False, float_format="%.6g"))
         return pd.read_csv(path)
 
+    def tables(self, **make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> dict[str, pd.DataFrame]:
+        """The tables of these names, made one after another if they are not there yet."""
+        return {name: self.table(name, each) for name, each in make.items()}
+
+    def trained(
+        self, name: str, make: "Callable[[], EarlyExitNet]", images: Images, **recipe: Any
+    ) -> "tuple[EarlyExitNet, pd.DataFrame]":
+        """The network that `make` initialises from the run's seed, trained, and its epochs (`train`)."""
+        import torch
+
+        torch.manual_seed(self.seed + recipe.get("seed", 0))
+        net = make()
+        return net, self.train(name, net, images, **recipe)
+
     def train(
         self,
         name: str,
@@ -368,6 +382,15 @@ def routed(policy: Policy, confidence: Floats, prediction: Ints) -> tuple[Ints, 
     went = step(confidence, chosen.exit_at[0], chosen.skip_below[0], overhead=0.0)
     known, predicted = seen(confidence, prediction, went.visited, went.replied)
     return went.exit, answer(known, predicted, went.exit, chosen.exit_at[0, :, -1]), went.visited
+
+
+def condition_name(kind: str, level: float) -> str:
+    """A distortion in words.
+
+    >>> condition_name("pristine", 0), condition_name("gaussian_blur", 1.5)
+    ('pristine', 'blur 1.5')
+    """
+    return kind if kind == "pristine" else f"{kind.removeprefix('gaussian_')} {level:g}"
 
 
 def mean_of(values: Any) -> float:

@@ -1,9 +1,9 @@
 """The survey of deployment strategies: training, branch structures, placement, overthinking, exit rules and energy."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from eex.experiments.papers.claims import (
     share_half,
     words,
 )
-from eex.experiments.papers.paper import Images, Work, confidences, mean_of, seeds_interval
+from eex.experiments.papers.paper import Images, Work, condition_name, confidences, mean_of, seeds_interval
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Bools, Floats, Ints
@@ -71,41 +71,20 @@ NOTES = """
 
 @dataclass(frozen=True)
 class StrategiesRecipe:
-    """How much is trained and measured.
+    """How much is trained and measured."""
 
-    Parameters
-    ----------
-    width
-        Width of the residual network.
-    epochs
-        Epochs of every phase of every training.
-    seeds
-        Trainings of each method.
-    lr, batch
-        Peak learning rate and images per step (SGD, one cycle).
-    validation
-        Images held out: for thresholds, temperatures, gates and controllers.
-    structure
-        Structure of the side branches, where structures are not compared.
-    price
-        Price of the whole network's work to a gate, in units of cross-entropy.
-    conditions
-        Distortions of the images on which exit rules are compared: kind and level.
-    timed, repeats
-        Test images of a timed pass, and passes.
-    """
-
-    width: int
-    epochs: int
-    seeds: int
-    lr: float = 0.12
+    width: int  # of the residual network
+    epochs: int  # of every phase of every training
+    seeds: int  # trainings of each method
+    lr: float = 0.12  # the peak; SGD, one cycle
     batch: int = 128
-    validation: int = 5000
-    structure: str = "conv_fc"
-    price: float = 0.5
+    validation: int = 5000  # images held out: for thresholds, temperatures, gates and controllers
+    structure: str = "conv_fc"  # of the side branches, where structures are not compared
+    price: float = 0.5  # of the whole network's work to a gate, in units of cross-entropy
+    # of the images on which exit rules are compared: kind and level
     conditions: tuple[tuple[str, float], ...] = ((PRISTINE, 0.0), ("gaussian_blur", 1.0), ("gaussian_noise", 20.0))
-    timed: int = 8000
-    repeats: int = 5
+    timed: int = 8000  # test images of a timed pass
+    repeats: int = 5  # passes
 
 
 RECIPES = {
@@ -119,24 +98,12 @@ def measure(work: Work, recipe: StrategiesRecipe) -> dict[str, pd.DataFrame]:
     """Train by every method, with every structure and at every placement; measure exits, rules and energy."""
     images = work.images(recipe.validation)
     trained = Trained(work, recipe, images)
-    tables = {"images": work.table("images", images.counts)}
-    return tables | {
-        name: work.table(name, functools.partial(make, trained))
-        for name, make in {
-            "gradients": _gradients,
-            "methods": _methods,
-            "differences": _differences,
-            "phases": _phases,
-            "structures": _structures,
-            "structure_pairs": _structure_pairs,
-            "gates": _gates,
-            "placements": _placements,
-            "overthinking": _overthinking,
-            "rules": _rules,
-            "thresholds": _thresholds,
-            "energy": _energy,
-        }.items()
-    }
+    makers = {
+        "gradients": _gradients, "methods": _methods, "differences": _differences, "phases": _phases,
+        "structures": _structures, "structure_pairs": _structure_pairs, "gates": _gates, "placements": _placements,
+        "overthinking": _overthinking, "rules": _rules, "thresholds": _thresholds, "energy": _energy,
+    }  # fmt: skip
+    return work.tables(images=images.counts, **{name: partial(make, trained) for name, make in makers.items()})
 
 
 # ---- what is counted
@@ -533,7 +500,7 @@ def _overthinking(trained: Trained) -> Iterator[dict[str, Any]]:
                 mean, half = difference(early[None], right[None, :, -1])
                 yield {
                     "method": method,
-                    "condition": _named(condition),
+                    "condition": condition_name(*condition),
                     "seed": seed,
                     "rule": rule,
                     **overthought(right),
@@ -568,7 +535,7 @@ def _rules(trained: Trained) -> pd.DataFrame:
         scores |= {n: (c(logits).T.double().numpy(), c.macs) for n, c in controllers.items()}
         for rule, (score, extra) in scores.items():
             curve = trade(score, right, model.macs(extra))
-            tables.append(curve.assign(rule=rule, condition=_named(condition), auc=_auc(score, right[:, :-1])))
+            tables.append(curve.assign(rule=rule, condition=condition_name(*condition), auc=_auc(score, right[:, :-1])))
     return pd.concat(tables)
 
 
@@ -581,7 +548,7 @@ def _thresholds(trained: Trained) -> Iterator[dict[str, Any]]:
         exit, image = leaves(score, threshold), np.arange(len(right))
         answered, gone = right[image, exit], exit < score.shape[1]
         yield {
-            "condition": _named(condition),
+            "condition": condition_name(*condition),
             "threshold": threshold,
             "left_early": gone.mean(),
             "accuracy_early": mean_of(answered[gone]),
@@ -639,10 +606,6 @@ def _energy(trained: Trained) -> pd.DataFrame:
             name = f"early exit at {threshold:.3f}"
             add(name, took, meter.joules(between, after), right, macs[found.exit].mean(), found.exit)
     return pd.DataFrame(rows[2:])  # the first pass of each warms up
-
-
-def _named(condition: Condition) -> str:
-    return condition[0] if condition[0] == PRISTINE else f"{condition[0].removeprefix('gaussian_')} {condition[1]:g}"
 
 
 def _auc(score: Floats, right: Bools) -> float:
