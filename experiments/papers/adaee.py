@@ -254,19 +254,8 @@ def _play(stream: Stream, recipe: AdaEERecipe, seed: int, policies: Sequence[str
 def at_marks(marks: Ints, lost: Floats, thresholds: Floats) -> pd.DataFrame:
     """Regret so far and the mean threshold since the mark before, at each mark, over the runs.
 
-    Parameters
-    ----------
-    marks
-        Numbers of rounds, rising, the last one all of them.
-    lost
-        Regret of each round, (runs, rounds).
-    thresholds
-        Played, (runs, rounds).
-
-    Returns
-    -------
-    DataFrame
-        round; regret and `half`, half its 95 % interval over the runs (Student's t); threshold.
+    From marks (numbers of rounds, rising, the last one all of them), and the regret of each round and the threshold
+    played, (runs, rounds) each. Columns round; regret and `half`, half its 95 % interval over the runs; threshold.
 
     Examples
     --------
@@ -312,8 +301,7 @@ def _regret(tables: Tables) -> pd.DataFrame:
 
 def _thresholds(tables: Tables) -> pd.DataFrame:
     rows = _curves(tables)
-    rows = rows[rows["policy"] == "ucb"].drop(columns="half")
-    return rows.assign(overhead="overhead " + rows["overhead"].map("{:g}".format))
+    return rows[rows["policy"] == "ucb"].drop(columns="half")
 
 
 def _ends(tables: Tables) -> pd.DataFrame:
@@ -330,8 +318,8 @@ def _chosen(tables: Tables) -> pd.DataFrame:
 
 
 def _bins(tables: Tables) -> pd.DataFrame:
-    rows = tables["bins"] if "bins" in tables else pd.DataFrame(columns=["stream", "overhead"])
-    return rows.drop(columns="half", errors="ignore").assign(panel="overhead " + rows["overhead"].map("{:g}".format))
+    rows = tables["bins"] if "bins" in tables else pd.DataFrame(columns=["stream", "overhead", "half"])
+    return rows.drop(columns="half")
 
 
 def _trade(tables: Tables) -> pd.DataFrame:
@@ -345,7 +333,7 @@ PLOTS = (
         title="Cumulative regret against the best fixed threshold, {case}, overhead {overhead:g}",
     ),
     Plot(
-        "thresholds-{exits}", _thresholds, "round", "threshold", "overhead", "stream", each="exits",
+        "thresholds-{exits}", _thresholds, "round", "threshold", "overhead {overhead:g}", "stream", each="exits",
         title="Threshold that AdaEE plays, mean of each stretch of rounds, {case}",
     ),
     Plot(
@@ -353,7 +341,7 @@ PLOTS = (
         title="Threshold played at the end against the overhead, {case}",
     ),
     Plot(
-        "bins-{stream}", _bins, "round", "regret_oracle", "bin", "panel", each="stream",
+        "bins-{stream}", _bins, "round", "regret_oracle", "bin", "overhead {overhead:g}", each="stream",
         title="Regret as AdaEE's authors count it, by bins of the confidence gained, {stream}", ylabel="regret",
     ),
     Plot(

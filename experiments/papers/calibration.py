@@ -361,14 +361,12 @@ def _missed(tables: Tables) -> pd.DataFrame:
     kinds = rows["network"].map(NETWORKS)
     number = np.where([branches == 1 for branches, _ in kinds], 5, 6)
     file = [f"{n}-augmented" if augmented else f"{n}" for n, (_, augmented) in zip(number, kinds, strict=True)]
-    return rows.assign(panel=[f"p_tar = {p:g}" for p in rows["p_tar"]], number=number, file=file)
+    return rows.assign(number=number, file=file)
 
 
 PLOTS = (
     Plot(
-        "reliability",
-        lambda t: t["reliability"].assign(panel=lambda r: r["network"] + ", exit " + r["exit"].astype(str)),
-        "confidence", "accuracy", "calibration", "panel", identity=True,
+        "reliability", "reliability", "confidence", "accuracy", "calibration", "{network}, exit {exit}", identity=True,
         title="Reliability of the side branches, test images",
     ),
     Plot(
@@ -393,7 +391,7 @@ PLOTS = (
         title=f"Figs. 4 and 7: inference outage, {{batches:,.0f}} batches of {BATCH}", ylabel="share of batches",
     ),
     Plot(
-        "fig{file}-missed-deadline", _missed, "t_tar_ms", "missed", "calibration", "panel", each="network",
+        "fig{file}-missed-deadline", _missed, "t_tar_ms", "missed", "calibration", "p_tar = {p_tar:g}", each="network",
         title="Fig. {number}: missed deadlines, {network}", xlabel="t_tar, ms", ylabel="share of batches",
     ),
 )  # fmt: skip

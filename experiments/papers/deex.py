@@ -378,8 +378,7 @@ PLOTS = (
         title="What does not reach p_tar at branch 2 goes to the cloud (p_d = {p_d:g})",
     ),
     Plot(
-        "more-branches", lambda t: t["more_branches"].assign(macs=t["more_branches"]["macs"] / 1e6),
-        "macs", "accuracy", "policy",
+        "more-branches", "more_branches", "macs", "accuracy", "policy", per=1e6,
         title="Four side branches: accuracy against cost", xlabel="million multiply-adds per frame",
     ),
     Plot(

@@ -287,19 +287,11 @@ def _logits(net: "EarlyExitNet", images: "Tensor", levels: tuple[float, float]) 
 
 
 def at_threshold(confidence: Floats, prediction: Ints, label: Ints, p_tar: float) -> dict[str, float]:
-    """Accuracy and shares when images leave at the first exit that reaches p_tar, the last below it answered by the
-    most confident exit (section III).
+    """Accuracy and shares when images leave at the first exit that reaches p_tar, those that none reaches answered by
+    the most confident exit (section III); confidence and prediction of every exit are (N, exits).
 
-    Parameters
-    ----------
-    confidence, prediction
-        Outputs of every exit, (N, exits).
-
-    Returns
-    -------
-    dict
-        `accuracy`, `device` (share answered on the edge), and for each exit from 1 `share_k` and `accuracy_k` of what
-        leaves there (NaN where nothing does).
+    `accuracy`, `device` (share answered on the edge), and for each exit from 1 `share_k` and `accuracy_k` of what
+    leaves there (NaN where nothing does).
     """
     exits = confidence.shape[1]
     exit, answered, _ = routed(Fixed(p_tar, exits=exits - 1), confidence, prediction)

@@ -53,50 +53,23 @@ EDGE, CLOUD, FALLBACK, DROPPED = range(4)
 
 @dataclass(frozen=True)
 class Resources:
-    """Limits of an edge node.
+    """Limits of an edge node."""
 
-    Parameters
-    ----------
-    name
-        Name in tables and figures.
-    threads
-        Threads of its model, each on a processor of its own; 0 = half of the machine's processors. The cloud node has
-        the other half.
-    memory_mb
-        Limit of its private memory (RLIMIT_DATA); 0 = none.
-    share
-        Share of each 20 ms that it may run: it is stopped for the rest, as under a container's processor quota.
-    """
-
-    name: str = "all cores"
-    threads: int = 0
-    memory_mb: int = 0
-    share: float = 1.0
+    name: str = "all cores"  # in tables and figures
+    threads: int = 0  # each on a processor of its own; 0 = half of the machine's; the cloud node has the other half
+    memory_mb: int = 0  # of private memory (RLIMIT_DATA); 0 = no limit
+    share: float = 1.0  # of each 20 ms; it is stopped for the rest, as under a container's processor quota
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The answer to each image, in order, (N,) each.
+    """The answer to each image, in order, (N,) each; seconds and memory of all."""
 
-    Attributes
-    ----------
-    prediction
-        Classes; -1 where a frame was dropped.
-    where
-        `EDGE`, `CLOUD`, `FALLBACK` or `DROPPED`.
-    latency_ms
-        From the sending of a frame's batch to the arrival of its class.
-    seconds
-        From the sending of the first batch to the arrival of the last class.
-    peak_mb
-        Peak memory of the edge node so far.
-    """
-
-    prediction: Ints
-    where: Ints
-    latency_ms: Floats
-    seconds: float
-    peak_mb: float
+    prediction: Ints  # classes; -1 where a frame was dropped
+    where: Ints  # `EDGE`, `CLOUD`, `FALLBACK` or `DROPPED`
+    latency_ms: Floats  # from the sending of a frame's batch to the arrival of its class
+    seconds: float  # from the sending of the first batch to the arrival of the last class
+    peak_mb: float  # peak memory of the edge node so far
 
 
 class LocalExit(Policy):

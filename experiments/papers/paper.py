@@ -156,36 +156,17 @@ class Work:
 
     Tables (CSV), figures (PNG) and `run.json` lie in the folder itself; weights, checkpoints and logits in `work/`.
 
-    Parameters
-    ----------
-    out
-        The folder.
-    data
-        Images, as `eex.stream.frames.sources.open_source` takes them, with a train and a test split; "sample" for the
-        shipped ones.
-    size
-        Scale and crop images to this side; 0 = as they are.
-    device, threads
-        Where to train and measure.
-    seed
-        Seed of everything that is drawn.
-    quiet
-        No progress bars.
-    weights
-        Published weights to start from, where a script can.
-    published
-        Folder of a paper's own results, where it published any.
     """
 
     out: Path
-    data: str = "sample"
-    size: int = 0
-    device: str = "cpu"
+    data: str = "sample"  # images with a train and a test split, for `open_source`; "sample" for the shipped ones
+    size: int = 0  # scale and crop images to this side; 0 = as they are
+    device: str = "cpu"  # to train and measure on
     threads: int = 0
-    seed: int = 0
-    quiet: bool = False
-    weights: Path | None = None
-    published: Path | None = None
+    seed: int = 0  # of everything that is drawn
+    quiet: bool = False  # no progress bars
+    weights: Path | None = None  # published weights to start from, where a script can
+    published: Path | None = None  # folder of a paper's own results, where it published any
     bars: Callable[[str], Any] = field(default=lambda name: lambda progress: None)
 
     def begin(self, name: str, recipe: Any) -> None:

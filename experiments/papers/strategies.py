@@ -110,17 +110,9 @@ def measure(work: Work, recipe: StrategiesRecipe) -> dict[str, pd.DataFrame]:
 
 
 def overthought(right: Bools) -> dict[str, float]:
-    """How often depth does harm, as shares of the images.
+    """How often depth does harm, as shares of the images, from whether each exit is right, (N, exits).
 
-    Parameters
-    ----------
-    right
-        Whether each exit is right, (N, exits), the final exit last.
-
-    Returns
-    -------
-    dict
-        final: right at the end; overthought: some earlier exit right and the end wrong; oracle: some exit right.
+    `final`: right at the end; `overthought`: some earlier exit right and the end wrong; `oracle`: some exit right.
 
     Examples
     --------
@@ -142,23 +134,11 @@ def leaves(score: Floats, threshold: float) -> Any:
 
 
 def trade(score: Floats, right: Bools, macs: Sequence[float], points: int = 60) -> pd.DataFrame:
-    """Accuracy and mean multiply-adds under thresholds that cover all scores.
+    """Accuracy and mean multiply-adds under thresholds: as many quantiles of the scores as `points`, and one above all.
 
-    Parameters
-    ----------
-    score
-        Score at each side branch, (N, exits - 1).
-    right
-        Whether each exit is right, (N, exits).
-    macs
-        Multiply-adds of an image that leaves at each exit, (exits,).
-    points
-        Thresholds: quantiles of the scores, and one above all.
-
-    Returns
-    -------
-    DataFrame
-        threshold, early (share that leaves before the end), macs, accuracy.
+    From the score at each side branch, (N, exits - 1), whether each exit is right, (N, exits), and the multiply-adds of
+    an image that leaves at each exit, (exits,). Columns threshold, early (share that leaves before the end), macs,
+    accuracy.
     """
     cost = np.asarray(macs, dtype=float)
     rows = []
@@ -621,17 +601,7 @@ def _auc(score: Floats, right: Bools) -> float:
 
 
 def _by_exit(tables: Tables) -> pd.DataFrame:
-    rows = tables["methods"].groupby(["method", "exit"], sort=False, as_index=False).mean(numeric_only=True)
-    return rows.assign(exit="exit " + rows["exit"].astype(str))
-
-
-def _million(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(million=rows["macs"] / 1e6)
-
-
-def _structure_costs(tables: Tables) -> pd.DataFrame:
-    rows = tables["structures"]
-    return rows.assign(exit="exit " + rows["exit"].astype(str), kilo=rows["macs"] / 1e3)
+    return tables["methods"].groupby(["method", "exit"], sort=False, as_index=False).mean(numeric_only=True)
 
 
 def _gains(tables: Tables) -> pd.DataFrame:
@@ -641,35 +611,35 @@ def _gains(tables: Tables) -> pd.DataFrame:
         plain = part[part["rule"] == "confidence"]
         for _, curve in part[part["rule"] != "confidence"].groupby("rule", sort=False):
             gain = [100 * (row.accuracy - accuracy_at(plain, row.macs)) for row in curve.itertuples()]
-            gains.append(_million(curve.assign(gain=gain)))
+            gains.append(curve.assign(gain=gain))
     return pd.concat(gains)
 
 
 PLOTS = (
     Plot(
-        "methods", _by_exit, "exit", "accuracy", "method",
+        "methods", _by_exit, "exit {exit}", "accuracy", "method",
         title="Accuracy of each exit by training method", xlabel=" ",
     ),
     Plot(
         "overthinking", lambda t: _by_exit(t)[lambda r: r["exit"] < r["exit"].max()],
-        "exit", "right_here_wrong_at_end", "method", xlabel=" ", ylabel="share of the test images",
+        "exit {exit}", "right_here_wrong_at_end", "method", xlabel=" ", ylabel="share of the test images",
         title="Overthinking: images that an exit answers right and the final exit wrong",
     ),
     Plot(
-        "structures", _structure_costs, "kilo", "accuracy", "structure", "exit",
+        "structures", "structures", "macs", "accuracy", "structure", "exit {exit}", per=1e3,
         title="Branch structures on one frozen backbone", xlabel="thousand multiply-adds of the branch",
     ),
     Plot(
-        "placements", lambda t: _million(t["placements"]), "million", "accuracy", "placement",
+        "placements", "placements", "macs", "accuracy", "placement", per=1e6,
         title="Three side branches, placed by three rules: accuracy against work",
         xlabel="million multiply-adds per frame",
     ),
     Plot(
-        "rules", lambda t: _million(t["rules"]), "million", "accuracy", "rule", "condition",
+        "rules", "rules", "macs", "accuracy", "rule", "condition", per=1e6,
         title="Exit rules: calibrated confidence and learned controllers", xlabel="million multiply-adds per frame",
     ),
     Plot(
-        "rules-gain", _gains, "million", "gain", "rule", "condition", level=0,
+        "rules-gain", _gains, "macs", "gain", "rule", "condition", per=1e6, level=0,
         title="Accuracy that a learned controller wins over calibrated confidence for the same work",
         xlabel="million multiply-adds per frame", ylabel="points",
     ),
