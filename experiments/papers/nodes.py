@@ -245,7 +245,7 @@ class Nodes:
         begin = Begin(model, threshold, drop_above, self.cloud.endpoint(START_S), handed)
         self._socket.send(pack(begin))
         if (heard := self._receive(START_S)) != begin:
-            raise EexError(f"expected the edge node to be ready, got {one_line(str(heard))}")
+            raise EexError(f"expected the edge node to be ready, got {type(heard).__name__}")
         for k in range(WARM_BATCHES):
             self._play(images[k * batch : (k + 1) * batch] if len(images) > k * batch else images[:batch], batch)
         return self._play(images, batch)
@@ -263,7 +263,7 @@ class Nodes:
                 heard = self._receive(ANSWER_S)
                 now = time.perf_counter()
                 if not isinstance(heard, Classes) or len(heard.rows) > count:
-                    raise EexError(f"expected the edge node's answers to a batch, got {one_line(str(heard))}")
+                    raise EexError(f"expected the edge node's answers to a batch, got {type(heard).__name__}")
                 for row, answer, who in heard.rows:
                     prediction[first + row], where[first + row] = answer, who
                     latency_ms[first + row] = 1000 * (now - sent)
