@@ -150,8 +150,11 @@ class Plot:
     rows
         Query over the kept tables, by name; or the name of one of them.
     x, y, line, panel
-        Columns: one line per value of `line`, one panel per value of `panel`. Where the rows have a column `source`,
-        what is "published" is dashed; where they have `half`, it is the half-width of each value's interval.
+        Columns: one line per value of `line`, one panel per value of `panel`. All but `y` may be texts that hold
+        columns in braces, filled in for each row. Where the rows have a column `source`, what is "published" is dashed;
+        where they have `half`, it is the half-width of each value's interval.
+    per
+        Unit of x: its values are divided by this.
     each
         Column: one figure per value.
     level
@@ -168,6 +171,7 @@ class Plot:
     y: str
     line: str
     panel: str = ""
+    per: float = 1.0
     title: str = ""
     xlabel: str = ""
     ylabel: str = ""
@@ -181,11 +185,14 @@ def draw_all(plots: Sequence[Plot], tables: Mapping[str, pd.DataFrame]) -> Itera
     """File names and figures of specifications, drawn from kept tables alone."""
     for plot in plots:
         rows = tables[plot.rows] if isinstance(plot.rows, str) else plot.rows(tables)
+        texts = {text for text in (plot.x, plot.line, plot.panel) if "{" in text}
+        rows = rows.assign(**{text: [text.format_map(row) for row in rows.to_dict("records")] for text in texts})
+        if plot.per != 1:
+            rows = rows.assign(**{plot.x: rows[plot.x] / plot.per})
         for _, part in rows.groupby(plot.each, sort=False) if plot.each else [("", rows)]:
             if len(part):
                 first = part.iloc[0].to_dict()
-                texts = {f: getattr(plot, f).format_map(first) for f in ("name", "title", "xlabel")}
-                filled = replace(plot, **texts)
+                filled = replace(plot, **{f: getattr(plot, f).format_map(first) for f in ("name", "title", "xlabel")})
                 yield filled.name, (confusion_figure if plot.matrix else lines_figure)(part, filled)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from eex.experiments.papers.claims import NONE, Claim, Facts, Group, Margin, Tables, above, larger, listed
-from eex.experiments.papers.paper import Work, routed, seeds_interval
+from eex.experiments.papers.paper import Work, condition_name, routed, seeds_interval
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.fixed import Fixed
@@ -62,31 +62,15 @@ SOURCES = {"ours": "our recordings", "authors": "its authors' traces"}
 
 @dataclass(frozen=True)
 class AdaEERecipe:
-    """How much is recorded and played.
+    """How much is recorded and played."""
 
-    Parameters
-    ----------
-    levels
-        Distortions recorded: kind and level.
-    frames
-        Frames of each distortion.
-    exits
-        Numbers of edge exits: the network is cut after this many.
-    overheads
-        Prices of offloading, in units of confidence.
-    rounds, runs
-        Frames played, and repetitions.
-    long
-        Frames of the first stream that UCB plays alone, to see whether it settles later.
-    """
-
-    levels: tuple[tuple[str, float], ...]
-    frames: int
-    rounds: int
-    runs: int
-    long: int
-    exits: tuple[int, ...] = (1, 3)
-    overheads: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+    levels: tuple[tuple[str, float], ...]  # distortions recorded: kind and level
+    frames: int  # of each distortion
+    rounds: int  # frames played
+    runs: int  # repetitions
+    long: int  # frames of the first stream that UCB plays alone, to see whether it settles later
+    exits: tuple[int, ...] = (1, 3)  # edge exits after which the network is cut
+    overheads: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # prices of offloading, in units of confidence
 
 
 LEVELS = (
@@ -155,7 +139,7 @@ def _ours(work: Work, recipe: AdaEERecipe) -> list[Stream]:
         trace = first_exits(whole, exits)
         for kind, level in recipe.levels:
             here = np.flatnonzero((whole.distortion == kind) & (whole.level == level))
-            streams.append(Stream(_named(kind, level), trace[here]))
+            streams.append(Stream(condition_name(kind, level), trace[here]))
         # as many frames of each level as make up the rounds
         few = -(-recipe.rounds // len(recipe.levels))
         part = np.concatenate([np.flatnonzero(whole.segments == k)[:few] for k in range(whole.segments[-1] + 1)])
@@ -186,10 +170,6 @@ def first_exits(trace: Trace, exits: int) -> Trace:
     return dataclasses.replace(
         trace, confidence=trace.confidence[:, kept], prediction=trace.prediction[:, kept], seconds=seconds
     )
-
-
-def _named(kind: str, level: float) -> str:
-    return kind if kind == PRISTINE else f"{kind.removeprefix('gaussian_')} {level:g}"
 
 
 # ---- what is played
@@ -274,19 +254,8 @@ def _play(stream: Stream, recipe: AdaEERecipe, seed: int, policies: Sequence[str
 def at_marks(marks: Ints, lost: Floats, thresholds: Floats) -> pd.DataFrame:
     """Regret so far and the mean threshold since the mark before, at each mark, over the runs.
 
-    Parameters
-    ----------
-    marks
-        Numbers of rounds, rising, the last one all of them.
-    lost
-        Regret of each round, (runs, rounds).
-    thresholds
-        Played, (runs, rounds).
-
-    Returns
-    -------
-    DataFrame
-        round; regret and `half`, half its 95 % interval over the runs (Student's t); threshold.
+    From marks (numbers of rounds, rising, the last one all of them), and the regret of each round and the threshold
+    played, (runs, rounds) each. Columns round; regret and `half`, half its 95 % interval over the runs; threshold.
 
     Examples
     --------
@@ -332,8 +301,7 @@ def _regret(tables: Tables) -> pd.DataFrame:
 
 def _thresholds(tables: Tables) -> pd.DataFrame:
     rows = _curves(tables)
-    rows = rows[rows["policy"] == "ucb"].drop(columns="half")
-    return rows.assign(overhead="overhead " + rows["overhead"].map("{:g}".format))
+    return rows[rows["policy"] == "ucb"].drop(columns="half")
 
 
 def _ends(tables: Tables) -> pd.DataFrame:
@@ -350,8 +318,8 @@ def _chosen(tables: Tables) -> pd.DataFrame:
 
 
 def _bins(tables: Tables) -> pd.DataFrame:
-    rows = tables["bins"] if "bins" in tables else pd.DataFrame(columns=["stream", "overhead"])
-    return rows.drop(columns="half", errors="ignore").assign(panel="overhead " + rows["overhead"].map("{:g}".format))
+    rows = tables["bins"] if "bins" in tables else pd.DataFrame(columns=["stream", "overhead", "half"])
+    return rows.drop(columns="half")
 
 
 def _trade(tables: Tables) -> pd.DataFrame:
@@ -365,7 +333,7 @@ PLOTS = (
         title="Cumulative regret against the best fixed threshold, {case}, overhead {overhead:g}",
     ),
     Plot(
-        "thresholds-{exits}", _thresholds, "round", "threshold", "overhead", "stream", each="exits",
+        "thresholds-{exits}", _thresholds, "round", "threshold", "overhead {overhead:g}", "stream", each="exits",
         title="Threshold that AdaEE plays, mean of each stretch of rounds, {case}",
     ),
     Plot(
@@ -373,7 +341,7 @@ PLOTS = (
         title="Threshold played at the end against the overhead, {case}",
     ),
     Plot(
-        "bins-{stream}", _bins, "round", "regret_oracle", "bin", "panel", each="stream",
+        "bins-{stream}", _bins, "round", "regret_oracle", "bin", "overhead {overhead:g}", each="stream",
         title="Regret as AdaEE's authors count it, by bins of the confidence gained, {stream}", ylabel="regret",
     ),
     Plot(

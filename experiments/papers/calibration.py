@@ -1,8 +1,9 @@
 """Calibration: what temperature scaling of side branches does to outages and missed deadlines (Pacheco et al.)."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,29 +75,15 @@ NETWORKS = {"one branch": (1, False), "two branches": (2, False), "one branch, a
 
 @dataclass(frozen=True)
 class CalibrationRecipe:
-    """How much is trained and measured.
-
-    Parameters
-    ----------
-    epochs, batch, lr
-        Passes over the training images, images per step, and Adam's learning rate, which falls along a cosine.
-    train, validation
-        Images to train on, at most, and images held out.
-    shift
-        Pixels by which the images of the augmented network are shifted, at most; half of them are flipped too.
-    draws
-        Drawn splits of the test images into batches.
-    networks
-        Which of `NETWORKS` to train.
-    """
+    """How much is trained and measured."""
 
     epochs: int
     batch: int = 128
-    lr: float = 0.001
-    train: int = 45_000
-    validation: int = 3000
-    shift: int = 4
-    draws: int = 100
+    lr: float = 0.001  # Adam's, which falls along a cosine
+    train: int = 45_000  # images to train on, at most
+    validation: int = 3000  # images held out
+    shift: int = 4  # pixels by which the augmented network's images are shifted, at most; half are flipped too
+    draws: int = 100  # drawn splits of the test images into batches
     networks: tuple[str, ...] = tuple(NETWORKS)
 
 
@@ -118,23 +105,21 @@ def measure(work: Work, recipe: CalibrationRecipe) -> dict[str, pd.DataFrame]:
     nets = {name: _network(work, recipe, name, images) for name in recipe.networks}
     outputs = {name: _outputs(work, name, net, images) for name, net in nets.items()}
     order = batch_order(len(images.test[0]), recipe.draws, work.seed)
-    times = work.table("times", lambda: [row for name, net in nets.items() for row in _times(name, net, images)])
-    exits = work.table("exits", lambda: [row for name, out in outputs.items() for row in _exits(name, out)])
-    target = reachable(exits)
-    return {
-        "images": work.table("images", images.counts),
-        "times": times,
-        "exits": exits,
-        "reliability": work.table(
-            "reliability", lambda: [row for name, out in outputs.items() for row in _reliability(name, out)]
-        ),
-        "targets": work.table(
-            "targets", lambda: [row for name, out in outputs.items() for row in _targets(name, out, order)]
-        ),
-        "deadlines": work.table(
-            "deadlines", lambda: pd.concat([_deadlines(n, out, order, times, target) for n, out in outputs.items()])
-        ),
-    }
+
+    def of_each(rows: Callable[..., Iterable[dict[str, Any]]], *given: Any) -> Iterator[dict[str, Any]]:
+        return (row for name, out in outputs.items() for row in rows(name, out, *given))
+
+    tables = work.tables(
+        images=images.counts,
+        times=lambda: (row for name, net in nets.items() for row in _times(name, net, images)),
+        exits=lambda: of_each(_exits),
+        reliability=lambda: of_each(_reliability),
+        targets=lambda: of_each(_targets, order),
+    )
+    times, target = tables["times"], reachable(tables["exits"])
+    return tables | work.tables(
+        deadlines=lambda: pd.concat([_deadlines(n, out, order, times, target) for n, out in outputs.items()])
+    )
 
 
 # ---- networks
@@ -184,15 +169,11 @@ def _file(network: str) -> str:
 
 
 def _network(work: Work, recipe: CalibrationRecipe, name: str, images: Images) -> "EarlyExitNet":
-    import torch
-
     branches, augmented = NETWORKS[name]
-    torch.manual_seed(work.seed)
-    net = b_alexnet(images.classes, branches)
     pixels, labels = images.train
-    work.train(
+    net, _ = work.trained(
         _file(name),
-        net,
+        partial(b_alexnet, images.classes, branches),
         dataclasses.replace(images, train=(pixels[: recipe.train], labels[: recipe.train])),
         epochs=recipe.epochs,
         loss_weights=tuple(np.linspace(1, 0.3, branches + 1).round(4).tolist()),
@@ -380,14 +361,12 @@ def _missed(tables: Tables) -> pd.DataFrame:
     kinds = rows["network"].map(NETWORKS)
     number = np.where([branches == 1 for branches, _ in kinds], 5, 6)
     file = [f"{n}-augmented" if augmented else f"{n}" for n, (_, augmented) in zip(number, kinds, strict=True)]
-    return rows.assign(panel=[f"p_tar = {p:g}" for p in rows["p_tar"]], number=number, file=file)
+    return rows.assign(number=number, file=file)
 
 
 PLOTS = (
     Plot(
-        "reliability",
-        lambda t: t["reliability"].assign(panel=lambda r: r["network"] + ", exit " + r["exit"].astype(str)),
-        "confidence", "accuracy", "calibration", "panel", identity=True,
+        "reliability", "reliability", "confidence", "accuracy", "calibration", "{network}, exit {exit}", identity=True,
         title="Reliability of the side branches, test images",
     ),
     Plot(
@@ -412,7 +391,7 @@ PLOTS = (
         title=f"Figs. 4 and 7: inference outage, {{batches:,.0f}} batches of {BATCH}", ylabel="share of batches",
     ),
     Plot(
-        "fig{file}-missed-deadline", _missed, "t_tar_ms", "missed", "calibration", "panel", each="network",
+        "fig{file}-missed-deadline", _missed, "t_tar_ms", "missed", "calibration", "p_tar = {p_tar:g}", each="network",
         title="Fig. {number}: missed deadlines, {network}", xlabel="t_tar, ms", ylabel="share of batches",
     ),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """A learned exit controller: the probability that an exit's answer is right, from the exit's logits."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,17 @@ class ExitController(nn.Module):
         return torch.sigmoid(self.odds(exit_features(logits)))
 
 
+def descend(module: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float, decay: float = 1e-3) -> None:
+    """So many steps of AdamW on a module's weights, its rate falling along a cosine from `lr`."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+
+
 def fit_controller(
     logits: Tensor, labels: Tensor, *, hidden: int = 32, steps: int = 400, decay: float = 1e-3, seed: int = 0
 ) -> ExitController:
@@ -103,12 +115,5 @@ def fit_controller(
         controller = ExitController(features.shape[1], hidden)
     controller.mean.copy_(features.mean(dim=0))
     controller.std.copy_(features.std(dim=0).clamp(min=1e-3))
-    optimizer = torch.optim.AdamW(controller.parameters(), lr=0.02, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        loss = binary_cross_entropy_with_logits(controller.odds(features), right)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    descend(controller, lambda: binary_cross_entropy_with_logits(controller.odds(features), right), steps, 0.02, decay)
     return controller.eval()

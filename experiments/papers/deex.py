@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,40 +66,20 @@ NOTES = """
 
 @dataclass(frozen=True)
 class DEExRecipe:
-    """How much is trained and measured.
+    """How much is trained and measured."""
 
-    Parameters
-    ----------
-    epochs, pair_epochs, more_epochs
-        Epochs of the network with two side branches on all classes, on cats and dogs, and of the one with four.
-    lr, batch
-        Peak learning rate and images per step (SGD, one cycle).
-    validation
-        Images held out.
-    step
-        Step between values of p_d.
-    repeats, timed
-        Timed passes, and the test images of each; 0 = all.
-    sent
-        Test images that are streamed to a real worker.
-    links
-        Links to the worker; "" for the loopback itself.
-    rounds
-        Frames over which p_d is learned.
-    """
-
-    epochs: int
+    epochs: int  # of the network with two side branches on all classes, on cats and dogs, and of the one with four
     pair_epochs: int
     more_epochs: int
-    lr: float = 0.01
+    lr: float = 0.01  # the peak; SGD, one cycle
     batch: int = 128
-    validation: int = 5000
-    step: float = 0.05
-    repeats: int = 10
+    validation: int = 5000  # images held out
+    step: float = 0.05  # between values of p_d
+    repeats: int = 10  # timed passes, and the test images of each; 0 = all
     timed: int = 0
-    sent: int = 2000
-    links: tuple[str, ...] = ("", "wifi", "sao-paulo")
-    rounds: int = 20_000
+    sent: int = 2000  # test images that are streamed to a real worker
+    links: tuple[str, ...] = ("", "wifi", "sao-paulo")  # to the worker; "" for the loopback itself
+    rounds: int = 20_000  # frames over which p_d is learned
 
 
 RECIPES = {
@@ -115,21 +96,20 @@ def measure(work: Work, recipe: DEExRecipe) -> dict[str, pd.DataFrame]:
     sets = {"binary": images.of(*PAIR), "full": images}
     nets = {name: _network(work, recipe, name, data) for name, data in sets.items()}
     outputs = {name: _outputs(work, name, nets[name], data) for name, data in sets.items()}
-    answers = work.table("answers", lambda: [row for n in sets for row in _answers(n, *outputs[n], recipe)])
+    tables = work.tables(
+        images=images.counts, answers=lambda: (row for n in sets for row in _answers(n, *outputs[n], recipe))
+    )
+    answers = tables["answers"]
     crossing = {name: cross(answers[answers["dataset"] == name]) for name in sets}
-    return {
-        "images": work.table("images", images.counts),
-        "answers": answers,
-        "confusion": work.table(
-            "confusion", lambda: pd.concat([_confusion(n, *outputs[n], sets[n].classes, crossing[n]) for n in sets])
-        ),
-        "times": work.table("times", lambda: _times(nets, sets, recipe)),
-        "extended": work.table("extended", lambda: _extended(*outputs["full"], crossing["full"])),
-        "more_branches": work.table("more_branches", lambda: _more_branches(work, recipe, images)),
-        "partitioned": work.table("partitioned", lambda: _partitioned(work, recipe, nets["full"], images)),
-        "three_tiers": work.table("three_tiers", lambda: _three_tiers(work, recipe, images)),
-        "learned": work.table("learned", lambda: _learned(*outputs["full"], recipe)),
-    }
+    return tables | work.tables(
+        confusion=lambda: pd.concat([_confusion(n, *outputs[n], sets[n].classes, crossing[n]) for n in sets]),
+        times=lambda: _times(nets, sets, recipe),
+        extended=lambda: _extended(*outputs["full"], crossing["full"]),
+        more_branches=lambda: _more_branches(work, recipe, images),
+        partitioned=lambda: _partitioned(work, recipe, nets["full"], images),
+        three_tiers=lambda: _three_tiers(work, recipe, images),
+        learned=lambda: _learned(*outputs["full"], recipe),
+    )
 
 
 # ---- networks
@@ -143,13 +123,9 @@ def network(classes: Sequence[str], branches: int = 2) -> "EarlyExitNet":
 
 
 def _network(work: Work, recipe: DEExRecipe, name: str, data: Images) -> "EarlyExitNet":
-    import torch
-
     epochs = {"binary": recipe.pair_epochs, "full": recipe.epochs, "more": recipe.more_epochs}[name]
-    torch.manual_seed(work.seed)
-    net = network(data.classes, 4 if name == "more" else 2)
-    work.train(name, net, data, epochs=epochs, lr=recipe.lr, batch=recipe.batch)
-    return net
+    make = partial(network, data.classes, 4 if name == "more" else 2)
+    return work.trained(name, make, data, epochs=epochs, lr=recipe.lr, batch=recipe.batch)[0]
 
 
 def _outputs(work: Work, name: str, net: "EarlyExitNet", data: Images) -> tuple[Floats, Ints, Ints]:
@@ -402,8 +378,7 @@ PLOTS = (
         title="What does not reach p_tar at branch 2 goes to the cloud (p_d = {p_d:g})",
     ),
     Plot(
-        "more-branches", lambda t: t["more_branches"].assign(macs=t["more_branches"]["macs"] / 1e6),
-        "macs", "accuracy", "policy",
+        "more-branches", "more_branches", "macs", "accuracy", "policy", per=1e6,
         title="Four side branches: accuracy against cost", xlabel="million multiply-adds per frame",
     ),
     Plot(

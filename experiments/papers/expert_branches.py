@@ -74,44 +74,24 @@ MISSING = """
 
 @dataclass(frozen=True)
 class ExpertsRecipe:
-    """How much is trained and measured.
+    """How much is trained and measured."""
 
-    Parameters
-    ----------
-    epochs, expert_epochs, classifier_epochs
-        Passes over the images for the pristine network, for each expert's branches, for the distortion classifier.
-    optimizer, lr, stage_lr, schedule, batch, patience
-        Training of the pristine network; `stage_lr` for what comes pre-trained.
-    expert_lr, expert_batch
-        Training of the experts.
-    size
-        Side that images are scaled to, unless --size says otherwise.
-    validation
-        Images held out.
-    timed
-        Images whose latency is measured for each link, level and model.
-    links
-        Links between edge and cloud.
-    timed_levels
-        Levels of each distortion that are timed, by their number.
-    """
-
-    epochs: int
+    epochs: int  # for the pristine network, for each expert's branches, and for the distortion classifier
     expert_epochs: int
     classifier_epochs: int
     optimizer: str = "sgd"
-    lr: float = 0.1
-    stage_lr: float = 0.0
+    lr: float = 0.1  # of the pristine network
+    stage_lr: float = 0.0  # of what comes pre-trained
     schedule: str = "one-cycle"
     batch: int = 128
     patience: int = 0
     expert_lr: float = 0.03
     expert_batch: int = 128
-    size: int = 64
-    validation: int = 2500
-    timed: int = 60
+    size: int = 64  # side that images are scaled to, unless --size says otherwise
+    validation: int = 2500  # images held out
+    timed: int = 60  # images whose latency is measured for each link, level and model
     links: tuple[str, ...] = ("sao-paulo", "north-california", "paris")
-    timed_levels: tuple[int, ...] = (0, 1, 2, 3, 5)
+    timed_levels: tuple[int, ...] = (0, 1, 2, 3, 5)  # of each distortion, by their number
 
 
 RECIPES = {
@@ -130,12 +110,12 @@ def measure(work: Work, recipe: ExpertsRecipe) -> dict[str, pd.DataFrame]:
     work = dataclasses.replace(work, size=work.size or recipe.size)
     images = work.images(recipe.validation)
     net = _network(work, recipe, images)
-    tables = {
-        "images": work.table("images", images.counts),
-        "exits": work.table("exits", lambda: _exits(work, net, images)),
-        "classifier": work.table("classifier", lambda: _recalls(net, images)),
-        "latency": work.table("latency", lambda: _latency(work, recipe, net, images)),
-    }
+    tables = work.tables(
+        images=images.counts,
+        exits=lambda: _exits(work, net, images),
+        classifier=lambda: _recalls(net, images),
+        latency=lambda: _latency(work, recipe, net, images),
+    )
     return tables | ({} if work.published is None else {"published": read_published(work.published)})
 
 
@@ -244,12 +224,8 @@ def _classifier(work: Work, recipe: ExpertsRecipe, experts: Sequence[str], image
 
 def conditions() -> list[tuple[str, int, tuple[float, float]]]:
     """Distortions of the test images: kind, number of the level, (blur, noise)."""
-    found: list[tuple[str, int, tuple[float, float]]] = []
-    for k, level in enumerate(LEVELS[BLUR]):
-        found.append((BLUR, k, (level, 0.0)))
-    for k, level in enumerate(LEVELS[NOISE]):
-        found.append((NOISE, k, (0.0, level)))
-    return found + [(MIXTURE, k, levels) for k, levels in enumerate(MIXED)]
+    levels = {BLUR: [(level, 0.0) for level in LEVELS[BLUR]], NOISE: [(0.0, level) for level in LEVELS[NOISE]]}
+    return [(kind, k, pair) for kind, pairs in {**levels, MIXTURE: MIXED}.items() for k, pair in enumerate(pairs)]
 
 
 def distorted(images: "Tensor", levels: tuple[float, float], first: int = 0) -> "Tensor":
@@ -311,19 +287,11 @@ def _logits(net: "EarlyExitNet", images: "Tensor", levels: tuple[float, float]) 
 
 
 def at_threshold(confidence: Floats, prediction: Ints, label: Ints, p_tar: float) -> dict[str, float]:
-    """Accuracy and shares when images leave at the first exit that reaches p_tar, the last below it answered by the
-    most confident exit (section III).
+    """Accuracy and shares when images leave at the first exit that reaches p_tar, those that none reaches answered by
+    the most confident exit (section III); confidence and prediction of every exit are (N, exits).
 
-    Parameters
-    ----------
-    confidence, prediction
-        Outputs of every exit, (N, exits).
-
-    Returns
-    -------
-    dict
-        `accuracy`, `device` (share answered on the edge), and for each exit from 1 `share_k` and `accuracy_k` of what
-        leaves there (NaN where nothing does).
+    `accuracy`, `device` (share answered on the edge), and for each exit from 1 `share_k` and `accuracy_k` of what
+    leaves there (NaN where nothing does).
     """
     exits = confidence.shape[1]
     exit, answered, _ = routed(Fixed(p_tar, exits=exits - 1), confidence, prediction)
@@ -389,33 +357,27 @@ def _latency(work: Work, recipe: ExpertsRecipe, net: "EarlyExitNet", images: Ima
 # ---- figures
 
 
-def read_published(folder: Path | None) -> pd.DataFrame:
-    """The published results per expert, distortion, level and p_tar; empty without their folder.
+def read_published(folder: Path) -> pd.DataFrame:
+    """The published results per expert, distortion, level and p_tar.
 
     Raises
     ------
     EexError
         If a file cannot be used.
     """
-    columns = ["expert", "distortion", "level", "p_tar", "accuracy", "device", "accuracy_3"]
-    parts = [pd.DataFrame(columns=columns)]
-    for (expert, kind), name in PUBLISHED.items() if folder is not None else ():
-        assert folder is not None
+    names = {  # of which the rates on the device are of all images, up to branch 3
+        "distortion_lvl": "level", "p_tar": "p_tar", "avg_acc": "accuracy",
+        "edge_exit_rate_branch_3": "device", "acc_branch_3": "accuracy_3",
+    }  # fmt: skip
+    parts = []
+    for (expert, kind), file in PUBLISHED.items():
         try:
-            rows = pd.read_csv(folder / name)
-            part = {
-                "expert": expert,
-                "distortion": kind,
-                "level": rows["distortion_lvl"],
-                "p_tar": rows["p_tar"],
-                "accuracy": rows["avg_acc"] / 100,
-                "device": rows["edge_exit_rate_branch_3"] / 100,  # of all images, up to branch 3
-                "accuracy_3": rows["acc_branch_3"] / 100,
-            }
-        except (OSError, KeyError, ValueError) as error:
-            raise EexError(f"{folder / name}: not the published table (--published): {error}") from None
-        parts.append(pd.DataFrame(part))
-    return pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
+            rows = pd.read_csv(folder / file)[list(names)].rename(columns=names)
+            rows[["accuracy", "device", "accuracy_3"]] /= 100
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise EexError(f"{folder / file}: not the published table (--published): {error}") from None
+        parts.append(rows.assign(expert=expert, distortion=kind))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _single(tables: Tables) -> pd.DataFrame:

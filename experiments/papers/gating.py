@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from eex.experiments.papers.controller import descend
 from eex.models.network import EarlyExitNet
 
 
@@ -80,15 +81,8 @@ def fit_gates(pooled: Sequence[Tensor], losses: Tensor, costs: Tensor, price: fl
     # clones, because tensors from inference mode cannot be trained on
     scaled = [((x - m) / s).clone() for x, m, s in zip(pooled, middle, spread, strict=True)]
     gates = Gates([x.shape[1] for x in scaled])
-    optimizer = torch.optim.AdamW(gates.parameters(), lr=0.05, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     paid = losses.clone() + price * costs
-    for _ in range(steps):
-        loss = (stop_shares(gates(scaled)) * paid).sum(dim=1).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    descend(gates, lambda: (stop_shares(gates(scaled)) * paid).sum(dim=1).mean(), steps, lr=0.05)
     with torch.no_grad():  # from scaled features to plain ones
         for layer, m, s in zip(gates.layers, middle, spread, strict=True):
             assert isinstance(layer, nn.Linear)

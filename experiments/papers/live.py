@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +28,14 @@ PATIENCE_MS = 20_000.0
 
 
 @contextlib.contextmanager
-def cloud(model: Path, fingerprint: str, link: str = "", threads: int = 1) -> "Iterator[Offloader]":
+def cloud(model: Path, fingerprint: str, link: str) -> "Iterator[Offloader]":
     """A worker process with a saved model, over a link (`eex.policies.core.link`); yields an offloader to it."""
     from eex.stream.wire.client import ZmqOffloader
     from eex.stream.wire.emulated_link import emulated
     from eex.stream.worker.embedded import EmbeddedWorker
 
     with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(EmbeddedWorker([model], threads=threads))
+        worker = stack.enter_context(EmbeddedWorker([model], threads=1))
         endpoints = [worker.endpoint(120.0)]
         if link:
             endpoints = stack.enter_context(emulated(link, endpoints))
@@ -47,7 +47,7 @@ def cloud(model: Path, fingerprint: str, link: str = "", threads: int = 1) -> "I
 
 @contextlib.contextmanager
 def tiers(
-    model: Path, fingerprint: str, partition: int, p_tar: float, near: str = "", far: str = ""
+    model: Path, fingerprint: str, partition: int, p_tar: float, near: str, far: str
 ) -> "Iterator[tuple[Offloader, Callable[[], dict[str, int]]]]":
     """A worker between edge and cloud: eex-worker --upstream and the worker upstream, each over a link of its own.
 
@@ -72,8 +72,7 @@ def tiers(
                 model, "--keys", str(keys / "near"), *upstream, "--p-tar", str(p_tar), *patience, "--metrics-port", "0"
             )
         )
-        if near:
-            [middle] = stack.enter_context(emulated(near, [middle]))
+        [middle] = stack.enter_context(emulated(near, [middle]))
         offloader = ZmqOffloader([middle], fingerprint, PATIENCE_MS, keys=edge_keys(keys / "near"))
         stack.enter_context(contextlib.closing(offloader))
         offloader.connect(30.0)
@@ -125,7 +124,6 @@ def play(
     offloader: "Offloader | None" = None,
     batch: int = 32,
     one_by_one: bool = False,
-    names: Sequence[str] = (),
 ) -> tuple[Rows, float]:
     """Frames in order through the engine; their rows, and the seconds from the first to the last answer.
 
@@ -146,7 +144,7 @@ def play(
     started = time.perf_counter()
     for at in range(0, len(images), batch):
         x = images[at : at + batch].to(device)
-        engine.feed(Batch(x, names or [""] * len(x), labels[at : at + batch].numpy()))
+        engine.feed(Batch(x, [""] * len(x), labels[at : at + batch].numpy()))
         if one_by_one:
             engine.drain()
         parts += list(engine.take())

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,39 +111,20 @@ MISSING = """
 
 @dataclass(frozen=True)
 class LocalExitRecipe:
-    """How much is trained and measured.
+    """How much is trained and measured."""
 
-    Parameters
-    ----------
-    width, stride
-        Options of the network (`eex.experiments.papers.cnn`).
-    epochs, lr, batch
-        Each of the trainings (SGD, one cycle).
-    validation
-        Images held out.
-    weightings
-        Weights of the multi-exit model's losses, names in `WEIGHTINGS`; the first is the paper's.
-    thresholds
-        Thresholds of the entropy at which latencies are measured.
-    images, rounds
-        Test images that the test node sends each time, and how many times, in turn.
-    drop_above
-        Threshold of the entropy above which frames are dropped, for latencies with dropping.
-    edges
-        Resources of the edge node; the first are the paper's, for the others latencies are measured at T = 0.3 alone.
-    """
-
-    width: int
+    width: int  # of the network's first block, and the stride of its first convolution (`eex.experiments.papers.cnn`)
     stride: int
-    epochs: int
+    epochs: int  # of each training, with SGD and one cycle of this peak learning rate
     lr: float = 0.1
     batch: int = 128
-    validation: int = 5000
-    weightings: tuple[str, ...] = ("equal", "rising", "falling")
-    thresholds: tuple[float, ...] = THRESHOLDS
-    images: int = 960
-    rounds: int = 3
-    drop_above: float = 0.6
+    validation: int = 5000  # images held out
+    weightings: tuple[str, ...] = ("equal", "rising", "falling")  # names in `WEIGHTINGS`; the first is the paper's
+    thresholds: tuple[float, ...] = THRESHOLDS  # of the entropy, at which latencies are measured
+    images: int = 960  # test images that the test node sends each time
+    rounds: int = 3  # how many times it does, in turn
+    drop_above: float = 0.6  # entropy above which frames are dropped, for latencies with dropping
+    # of the edge node; the first are the paper's, for the others latencies are measured at T = 0.3 alone
     edges: tuple[Resources, ...] = (
         Resources(),
         Resources("one core, 384 MB", threads=1, memory_mb=384),
@@ -187,26 +169,14 @@ WEIGHTINGS: dict[str, Callable[[int], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model with the one local exit that is in use, and its outputs for every test image.
+    """A model with the one local exit that is in use, and its outputs for every test image, (N,) each."""
 
-    Attributes
-    ----------
-    model, weighting, exit
-        "SEM" or "MEM", a name in `WEIGHTINGS`, and the block that the exit follows, from 1.
-    trained
-        Name of the trained network.
-    entropy
-        Normalised entropy at the local exit, (N,).
-    local, cloud
-        Classes by local and cloud exit, (N,).
-    """
-
-    model: str
-    weighting: str
-    exit: int
-    trained: str
-    entropy: Floats
-    local: Ints
+    model: str  # "SEM" or "MEM"
+    weighting: str  # a name in `WEIGHTINGS`
+    exit: int  # the block that the exit follows, from 1
+    trained: str  # name of the trained network
+    entropy: Floats  # normalised, at the local exit
+    local: Ints  # classes by the local exit, and by the cloud's
     cloud: Ints
 
     @property
@@ -222,20 +192,24 @@ def measure(work: Work, recipe: LocalExitRecipe) -> dict[str, pd.DataFrame]:
     histories: dict[str, pd.DataFrame] = {}
     cases: list[Case] = []
     for name, model, weighting, exits in plan(recipe):
-        nets[name], histories[name] = _train(work, recipe, name, images, weighting, exits)
+        make = partial(network, images.classes, exits, recipe.width, recipe.stride)
+        weights = WEIGHTINGS[weighting](len(exits) + 1)
+        nets[name], histories[name] = work.trained(
+            name, make, images, epochs=recipe.epochs, lr=recipe.lr, batch=recipe.batch, loss_weights=weights, shift=4
+        )
         entropy, prediction = entropies(work.logits(f"{name}-logits", nets[name], images.test[0]))
         cases += [
             Case(model, weighting, e, name, entropy[k], prediction[k], prediction[-1]) for k, e in enumerate(exits)
         ]
     label = images.test[1].numpy()
-    return {
-        "images": work.table("images", images.counts),
-        "epochs": work.table("epochs", lambda: _epochs(recipe, histories)),
-        "accuracy": work.table("accuracy", lambda: _accuracy(cases, label)),
-        "final": work.table("final", lambda: _final(cases, label)),
-        "dropped": work.table("dropped", lambda: _dropped(cases, label)),
-        "latency": work.table("latency", lambda: _latency(work, recipe, nets, cases, images)),
-    }
+    return work.tables(
+        images=images.counts,
+        epochs=lambda: _epochs(recipe, histories),
+        accuracy=lambda: _accuracy(cases, label),
+        final=lambda: _final(cases, label),
+        dropped=lambda: _dropped(cases, label),
+        latency=lambda: _latency(work, recipe, nets, cases, images),
+    )
 
 
 # ---- networks
@@ -278,20 +252,6 @@ def one_exit(net: "EarlyExitNet", exit: int) -> "EarlyExitNet":
     return alone.to(net.mean.device).eval()
 
 
-def _train(
-    work: Work, recipe: LocalExitRecipe, name: str, images: Images, weighting: str, exits: Sequence[int]
-) -> "tuple[EarlyExitNet, pd.DataFrame]":
-    import torch
-
-    torch.manual_seed(work.seed)
-    net = network(images.classes, exits, recipe.width, recipe.stride)
-    weights = WEIGHTINGS[weighting](net.exits)
-    epochs = work.train(
-        name, net, images, epochs=recipe.epochs, lr=recipe.lr, batch=recipe.batch, loss_weights=weights, shift=4
-    )
-    return net, epochs
-
-
 def entropies(logits: "Tensor") -> tuple[Floats, Ints]:
     """Normalised entropy and prediction of every exit, (exits, N) each, from logits (exits, N, K)."""
     import torch
@@ -305,22 +265,10 @@ def entropies(logits: "Tensor") -> tuple[Floats, Ints]:
 
 
 def at_threshold(entropy: Floats, local: Bools, cloud: Bools, threshold: float) -> dict[str, float]:
-    """What a threshold of the entropy does.
+    """What a threshold of the entropy does, below which a frame leaves locally.
 
-    Parameters
-    ----------
-    entropy
-        At the local exit, (N,).
-    local, cloud
-        Where local and cloud exit are right, (N,).
-    threshold
-        A frame with a lower entropy leaves locally.
-
-    Returns
-    -------
-    dict
-        `local`, the share that leaves there; `edge_accuracy` of those; `cloud_accuracy` of the others (NaN where there
-        are none); `accuracy` of all.
+    From the entropy at the local exit and where local and cloud exit are right, (N,) each: `local`, the share that
+    leaves there; `edge_accuracy` of those; `cloud_accuracy` of the others; `accuracy` of all. NaN where there are none.
 
     Examples
     --------
@@ -342,12 +290,9 @@ def at_threshold(entropy: Floats, local: Bools, cloud: Bools, threshold: float) 
 def with_dropping(entropy: Floats, local: Bools, cloud: Bools, threshold: float, drop_above: float) -> dict[str, float]:
     """What dropping frames above a second threshold of the entropy saves, and costs.
 
-    Returns
-    -------
-    dict
-        `dropped`, their share of all frames; `cloud_saved`, their share of those that went to the cloud;
-        `accuracy_answered` of the others; `accuracy_all`, where a dropped frame counts as wrong; `lost`, the share of
-        the dropped that the cloud would have answered rightly.
+    `dropped`, their share of all frames; `cloud_saved`, their share of those that went to the cloud;
+    `accuracy_answered` of the others; `accuracy_all`, where a dropped frame counts as wrong; `lost`, the share of the
+    dropped for which the cloud would have been right.
     """
     sent = entropy >= threshold
     drops = sent & (entropy > drop_above)
@@ -472,25 +417,17 @@ def _latencies(tables: Tables) -> pd.DataFrame:
 
 def _by_threshold(tables: Tables) -> pd.DataFrame:
     rows = long(_equal(tables["accuracy"]), [*KEYS, "threshold"], NAMES)
-    return _named_thresholds(rows).assign(
-        number=rows["model"].map({"SEM": 7, "MEM": 8}), file=rows["model"].str.lower()
-    )
-
-
-def _named_thresholds(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(line=[f"T = {t:g}" for t in rows["threshold"]])
+    return rows.assign(number=rows["model"].map({"SEM": 7, "MEM": 8}), file=rows["model"].str.lower())
 
 
 def _trained(tables: Tables) -> pd.DataFrame:
     rows = _equal(tables["epochs"])
-    rows = rows[rows["exit"] <= EXITS].sort_values(["exit", "model"])
-    return rows.assign(panel=[f"exit {e}" for e in rows["exit"]])
+    return rows[rows["exit"] <= EXITS].sort_values(["exit", "model"])
 
 
 def _finals(tables: Tables) -> pd.DataFrame:
     ours = long(_equal(tables["final"]), KEYS, ["edge", "cloud"]).assign(source="ours")
-    both = pd.concat([ours, PUBLISHED_FINAL.assign(source="published")])
-    return both.assign(line=both["model"] + ", " + both["quantity"] + " exit")
+    return pd.concat([ours, PUBLISHED_FINAL.assign(source="published")])
 
 
 def _weightings(tables: Tables) -> pd.DataFrame:
@@ -507,11 +444,10 @@ def _drops(tables: Tables) -> pd.DataFrame:
         "accuracy_answered": "accuracy over answered frames",
     }
     rows = _equal(tables["dropped"], model="SEM")
-    shown = long(rows[rows["exit"].isin((1, 2, 4, 6, 8))], [*KEYS, "drop_above"], titles)
-    return shown.assign(line=[f"SEM-{e}" for e in shown["exit"]])
+    return long(rows[rows["exit"].isin((1, 2, 4, 6, 8))], [*KEYS, "drop_above"], titles)
 
 
-AFTER, SHARES = "exit after block", "share of frames, accuracy"
+AFTER, SHARES, AT_T = "exit after block", "share of frames, accuracy", "T = {threshold:g}"
 PLOTS = (
     Plot(
         "fig5-6-accuracy", _accuracies, "exit", "value", "quantity", "model", xlabel=AFTER, ylabel=SHARES,
@@ -528,23 +464,21 @@ PLOTS = (
         title=f"Overall latency per frame at T = {T:g}, by the resources of the edge node",
     ),
     Plot(
-        "fig{number}-thresholds-{file}", _by_threshold, "exit", "value", "line", "quantity", each="model",
+        "fig{number}-thresholds-{file}", _by_threshold, "exit", "value", AT_T, "quantity", each="model",
         title="Fig. {number}, A and B: the {model} at other thresholds", xlabel=AFTER, ylabel=SHARES,
     ),
     Plot(
         "fig7-8-latency",
-        lambda t: _named_thresholds(
-            intervals(_plain(t, edge=_free(t)), ["model", "threshold", "exit"], "overall_ms")
-        ),
-        "exit", "overall_ms", "line", "model", xlabel=AFTER, ylabel="ms per frame",
+        lambda t: intervals(_plain(t, edge=_free(t)), ["model", "threshold", "exit"], "overall_ms"),
+        "exit", "overall_ms", AT_T, "model", xlabel=AFTER, ylabel="ms per frame",
         title="Figs. 7 and 8, C: overall latency at other thresholds",
     ),
     Plot(
-        "fig9-epochs", _trained, "epoch", "accuracy", "model", "panel",
+        "fig9-epochs", _trained, "epoch", "accuracy", "model", "exit {exit}",
         title="Fig. 9: accuracy of each local exit on held-out images, over training",
     ),
     Plot(
-        "fig10-final", _finals, "exit", "value", "line", xlabel=AFTER, ylabel="accuracy",
+        "fig10-final", _finals, "exit", "value", "{model}, {quantity} exit", xlabel=AFTER, ylabel="accuracy",
         title="Fig. 10: accuracy of each exit over all test images (published: points)",
     ),
     Plot(
@@ -552,7 +486,7 @@ PLOTS = (
         title="The MEM with other weights of its losses",
     ),
     Plot(
-        "dropped", _drops, "drop_above", "value", "line", "quantity", xlabel="drop above", ylabel=SHARES,
+        "dropped", _drops, "drop_above", "value", "SEM-{exit}", "quantity", xlabel="drop above", ylabel=SHARES,
         title=f"Dropping frames whose entropy is above a threshold, at T = {T:g}",
     ),
 )  # fmt: skip
@@ -569,17 +503,11 @@ def trend(values: Sequence[float] | Floats) -> Any:
     >>> trend([0.1, 0.2, float("nan"), 0.4]), round(trend([1, 2, 4, 3]), 2)
     (1.0, 0.8)
     """
-    from scipy.stats import rankdata
-
-    rows = np.atleast_2d(np.asarray(values, dtype=float))
-    rows = rows[:, ~np.isnan(rows).any(axis=0)]
-    if not rows.size:
-        return np.zeros(len(rows)) if np.ndim(values) == 2 else 0.0
-    ranks = rankdata(rows, axis=1)
-    position = np.arange(ranks.shape[1]) - (ranks.shape[1] - 1) / 2
-    off = ranks - ranks.mean(axis=1, keepdims=True)
-    spread = np.sqrt((off**2).sum(axis=1) * (position**2).sum())
-    found = np.where(spread > 0, off @ position / np.where(spread > 0, spread, 1), 0.0).round(12)
+    rows = pd.DataFrame(np.atleast_2d(values)).dropna(axis=1).rank(axis=1)
+    rows.columns = pd.RangeIndex(rows.shape[1])
+    position = pd.Series(rows.columns, dtype=float)
+    with np.errstate(invalid="ignore"):
+        found = rows.T.corrwith(position).fillna(0).round(12).to_numpy()
     return found if np.ndim(values) == 2 else float(found[0])
 
 
@@ -612,61 +540,55 @@ def _first(values: Floats, name: str = "SEM-") -> str:
     return "none" if np.isnan(values).all() else f"{name}{int(np.nanargmin(values)) + 1}"
 
 
+def answered(tables: Tables, model: str, threshold: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The shares of `NAMES` at exits 1…8 (rows), and half their 95 % intervals over the images that each is of."""
+    found = pd.DataFrame({name: column(tables["accuracy"], name, model, threshold=threshold) for name in NAMES})
+    of = {"local": 1.0, "edge_accuracy": found["local"], "cloud_accuracy": 1 - found["local"], "accuracy": 1.0}
+    images = images_tested(tables)
+    return found, pd.DataFrame({name: share_half(found[name], images * of[name]) for name in NAMES})
+
+
 def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     """What every exit answers at the paper's threshold and at others, and over all images."""
-    accuracy, final = tables["accuracy"], tables["final"]
-    sem = {name: column(accuracy, name, threshold=T) for name in NAMES}
-    mem = {name: column(accuracy, name, "MEM", threshold=T) for name in NAMES}
+    final = tables["final"]
+    (sem, half), (mem, mem_half) = (answered(tables, model, T) for model in ("SEM", "MEM"))
+    at = {t: answered(tables, "SEM", t) for t in (0.1, 0.3, 0.5)}
+    means = pd.DataFrame({t: found.mean() for t, (found, _) in at.items()}).drop("local")
+    halves = {t: (spread**2).sum() ** 0.5 / EXITS for t, (_, spread) in at.items()}
+    (low, low_half), (high, high_half) = ((found["edge_accuracy"] for found in at[t]) for t in (0.1, 0.5))
     single, several = column(final, "edge"), column(final, "edge", "MEM")
-    less, half = sem["accuracy"] - mem["accuracy"], np.flatnonzero(sem["local"] > 0.5)
-    by_t = {t: pd.DataFrame({name: column(accuracy, name, threshold=t) for name in NAMES}) for t in (0.1, 0.3, 0.5)}
-    means = pd.DataFrame({t: found.mean() for t, found in by_t.items()}).drop("local")
-    images = images_tested(tables)
-    halves = {name: share_half(sem[name], images * _part(name, sem["local"])) for name in NAMES}
-    overall, mem_overall = (found["accuracy"] for found in (sem, mem))
-    gap = 100 * (by_t[0.1] - by_t[0.5])["edge_accuracy"]
+    less, most_local = sem["accuracy"] - mem["accuracy"], np.flatnonzero(sem["local"] > 0.5)
     yield Facts(
         **sem,
+        half=half,
         mem=mem,
-        images=images,
-        limits={
-            **{name: rising(sem[name], halves[name]) for name in ("local", "edge_accuracy", "accuracy")},
-            "cloud_accuracy": rising(-sem["cloud_accuracy"], halves["cloud_accuracy"]),
-            "half": at_least(sem["local"][2], 0.5, images),
-            "best": least_among(-overall, halves["accuracy"], [7]),
-            "worst": least_among(overall, halves["accuracy"], [2]),
-            "mem worst": least_among(mem_overall, share_half(mem_overall, images), [1]),
-            "mem best": least_among(-mem_overall, share_half(mem_overall, images), [7]),
-            "fewer": above(sem["local"], mem["local"], images),
-            "worse": above(overall, mem_overall, images),
-            "thresholds": [
-                larger(*((means.loc[n, t], _mean_half(by_t[t], n, images)) for t in pair))
-                for n in means.index
-                for pair in ((0.1, 0.3), (0.3, 0.5))
-            ],
-            "gap": least_among(-gap, _gap_halves(by_t, images), [0]),
-        },
+        mem_half=mem_half["accuracy"],
+        images=images_tested(tables),
         trained=trained_for(recipe),
         little=f"after {trained_for(recipe)}, later blocks add little: exits 3 to 8 alone are right about "
         f"{100 * single[2:].min():.1f} to {100 * single[2:].max():.1f} % of all images",
-        half=f"SEM-{half[0] + 1}" if len(half) else "none",
+        most_local=f"SEM-{most_local[0] + 1}" if len(most_local) else "none",
         worst=_first(sem["accuracy"]),
-        best=_first(-sem["accuracy"]),
         least=sem["accuracy"].min(),
         mem_worst=_first(mem["accuracy"], "exit "),
         mem_best=_first(-mem["accuracy"], "exit "),
-        mem_least=mem["accuracy"].min(),
-        mem_most=mem["accuracy"].max(),
-        mem_range=100 * np.ptp(mem["accuracy"]),
+        least_mem=mem["accuracy"].min(),
+        most_mem=mem["accuracy"].max(),
+        mem_range=np.ptp(100 * mem["accuracy"]),
         fewer=(mem["local"] < sem["local"]).sum(),
         worse=(mem["accuracy"] < sem["accuracy"]).sum(),
         behind=100 * less.mean(),
         closest=100 * less.min(),
         closest_at=_first(less, "exit "),
-        means=means,
+        rises=[
+            larger((means.loc[n, a], halves[a][n]), (means.loc[n, b], halves[b][n]))
+            for n in means.index
+            for a, b in pairwise(at)
+        ],
         by_threshold=listed("{n} {v:%}", [{"n": NAMES[n], "v": row.to_numpy()} for n, row in means.iterrows()], "; "),
-        gap=gap,
-        gaps=listed("{g:.1f}", [{"g": g} for g in gap]),
+        gap=100 * (low - high),
+        gap_half=100 * np.hypot(low_half, high_half),
+        gaps=listed("{g:.1f}", [{"g": g} for g in 100 * (low - high)]),
         single=single,
         several=several,
         beats=(single > several).sum(),
@@ -675,64 +597,35 @@ def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     )
 
 
-def _part(name: str, local: Floats) -> Floats:
-    """The share of the images that an accuracy of this name is of."""
-    parts: dict[str, Floats] = {"edge_accuracy": local, "cloud_accuracy": 1 - local}
-    return parts.get(name, np.ones(len(local)))
-
-
-def _mean_half(found: pd.DataFrame, name: str, images: int) -> float:
-    """Half the interval of a quantity's mean over the SEMs."""
-    halves = share_half(found[name], images * _part(name, found["local"].to_numpy()))
-    return float(np.hypot.reduce(np.nan_to_num(halves)) / len(halves))
-
-
-def _gap_halves(by_t: dict[float, pd.DataFrame], images: int) -> Floats:
-    """Half the intervals of the points of edge accuracy between two thresholds."""
-    ends = (share_half(by_t[t]["edge_accuracy"], images * by_t[t]["local"]) for t in (0.1, 0.5))
-    halves: Floats = 100 * np.hypot(*ends)
-    return halves
-
-
 def trained_for(recipe: LocalExitRecipe) -> str:
     """How much was trained, in words."""
     return f"{recipe.epochs} epochs at width {recipe.width}, one seed"
 
 
 def _of_latency(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
-    """How fast three processes are."""
+    """How fast three processes are; each latency is a pair of its values at exits 1…8 and half their intervals."""
     plain = _plain(tables, edge=_free(tables))
     at_t = plain[plain["threshold"] == T]
-    edge, cloud = column(at_t, "edge_ms"), pd.Series(column(at_t, "cloud_ms"))
-    overall, mem = column(at_t, "overall_ms"), column(at_t, "overall_ms", "MEM")
+    edge, cloud, overall, mem = (
+        (column(at_t, name, model), _halves(at_t, name, model))
+        for name, model in (("edge_ms", "SEM"), ("cloud_ms", "SEM"), ("overall_ms", "SEM"), ("overall_ms", "MEM"))
+    )
     by_t = [(t, column(plain, "overall_ms", threshold=t).mean()) for t in sorted(plain["threshold"].unique())]
-    half = {name: _halves(at_t, name) for name in ("edge_ms", "cloud_ms", "overall_ms")}
-    mem_half = _halves(at_t, "overall_ms", "MEM")
     rounds = _equal(plain, model="SEM").groupby(["threshold", "round"])["overall_ms"].mean()
-    over_rounds = [seeds_interval(part) for _, part in rounds.groupby("threshold")]
+    shortest, longest = (tuple(part[k] for part in cloud) for k in (np.nanargmin(cloud[0]), np.nanargmax(cloud[0])))
     noise = at_t.groupby(KEYS)["overall_ms"].std().median()
     yield Facts(
-        limits={
-            "shortest": [least_among(edge, half["edge_ms"], [0]), least_among(-overall, half["overall_ms"], [0])],
-            "similar": larger(
-                (1.5 * cloud.min(), 1.5 * half["cloud_ms"][cloud.argmin()]),
-                (cloud.max(), half["cloud_ms"][cloud.argmax()]),
-            ),
-            "middle": [
-                least_among(ms, halves, range(1, 7)) for ms, halves in ((overall, half["overall_ms"]), (mem, mem_half))
-            ],
-            "slower": larger((mem, mem_half), (overall, half["overall_ms"])),
-            "thresholds": [larger(a, b) for a, b in pairwise(over_rounds)],
-        },
-        shortest=_first(edge),
-        longest=_first(-overall),
+        edge=edge,
         cloud=cloud,
         overall=overall,
-        fastest=_first(overall),
         mem=mem,
-        mem_fastest=_first(mem, "exit "),
-        slower=(mem > overall).sum(),
-        by_t=[ms for _, ms in by_t],
+        alike=larger((1.5 * shortest[0], 1.5 * shortest[1]), longest),
+        rises=[larger(a, b) for a, b in pairwise(seeds_interval(part) for _, part in rounds.groupby("threshold"))],
+        shortest=_first(edge[0]),
+        longest=_first(-overall[0]),
+        fastest=_first(overall[0]),
+        mem_fastest=_first(mem[0], "exit "),
+        slower=(mem[0] > overall[0]).sum(),
         by_threshold=listed("T = {t:g}: {ms:.3f} ms", [{"t": t, "ms": ms} for t, ms in by_t]),
         shared="edge and cloud node share this machine's processors, and their link is its loopback; the same "
         f"measurement differs by {noise:.3f} ms (standard deviation over rounds)",
@@ -763,20 +656,21 @@ def _of_weights(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
 
 def _of_restriction(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     """The most restricted edge node beside the free one."""
-    free, last = _free(tables), tables["latency"]["edge"].iloc[-1]
-    slow = column(_plain(tables, edge=last, threshold=T), "overall_ms")
-    overall = column(_plain(tables, edge=free, threshold=T), "overall_ms")
-    yield Facts(
-        **vars(next(iter(_of_latency(tables, recipe)))),
-        free=free,
-        edge=last,
-        slow=slow,
-        slow_fastest=_first(slow),
-        earlier=least_among(
-            slow, _halves(_plain(tables, edge=last, threshold=T), "overall_ms"), range(overall.argmin())
-        ),
-        peak=tables["latency"].loc[tables["latency"]["edge"] == last, "peak_mb"].max(),
-    )
+    latency = tables["latency"]
+    last = latency["edge"].iloc[-1]
+    rows = _plain(tables, edge=last, threshold=T)
+    slow, half = column(rows, "overall_ms"), _halves(rows, "overall_ms")
+    for facts in _of_latency(tables, recipe):
+        yield Facts(
+            free=_free(tables),
+            restricted=last,
+            slow=slow,
+            slow_fastest=_first(slow),
+            fastest=facts.fastest,
+            earlier=least_among(slow, half, range(facts.overall[0].argmin())),
+            peak=latency.loc[latency["edge"] == last, "peak_mb"].max(),
+            shared=facts.shared,
+        )
 
 
 def _of_dropping(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
@@ -805,55 +699,62 @@ def _of_agreement(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
 CLAIMS = (
     Group(_of_exits, (
         Claim("Later exits let more frames leave locally (SEM-1 … SEM-8, T = 0.3)", "SEM-3 53.8 %, SEM-8 91.4 %",
-              "{local:%}", lambda f: f.limits["local"], otherwise="{little}"),
+              "{local:%}", lambda f: rising(f.local, f.half["local"]), otherwise="{little}"),
         Claim("In SEM-3 more frames leave locally than go to the cloud", "5,383 of 10,000",
-              "{local[2]:%}; first in {half}", lambda f: f.limits["half"],
+              "{local[2]:%}; first in {most_local}", lambda f: at_least(f.local[2], 0.5, f.images),
               otherwise="less trained, an exit is less sure: {trained}"),
         Claim("Later exits have the higher edge accuracy", "SEM-1 87.20 %, SEM-8 95.24 %",
-              "{edge_accuracy:%}", lambda f: f.limits["edge_accuracy"], otherwise="{little}"),
+              "{edge_accuracy:%}", lambda f: rising(f.edge_accuracy, f.half["edge_accuracy"]),
+              otherwise="{little}"),
         Claim("After later exits cloud accuracy is lower: what is left is hard",
               "SEM-1 88.51 %, SEM-2 86.13 %, SEM-8 58.07 %",
-              "{cloud_accuracy:%}", lambda f: f.limits["cloud_accuracy"], otherwise="{trained}"),
+              "{cloud_accuracy:%}", lambda f: rising(-f.cloud_accuracy, f.half["cloud_accuracy"]),
+              otherwise="{trained}"),
         Claim("Later exits tend to the higher overall accuracy, SEM-8 is best", "SEM-8 92.04 %",
-              "{accuracy:%}", lambda f: [f.limits["accuracy"], f.limits["best"]], otherwise="{little}"),
+              "{accuracy:%}",
+              lambda f: [rising(f.accuracy, f.half["accuracy"]), least_among(-f.accuracy, f.half["accuracy"], [7])],
+              otherwise="{little}"),
         Claim("SEM-3 has the worst overall accuracy", "86.04 %",
-              "{worst}, {least:%}", lambda f: f.limits["worst"], otherwise="{trained}"),
+              "{worst}, {least:%}", lambda f: least_among(f.accuracy, f.half["accuracy"], [2]),
+              otherwise="{trained}"),
         Claim("The MEM is worst at exit 2 and best at exit 8 (overall accuracy)", "84.31 %, 86.10 %",
-              "{mem_worst} {mem_least:%}, {mem_best} {mem_most:%}",
-              lambda f: [f.limits["mem worst"], f.limits["mem best"]],
+              "{mem_worst} {least_mem:%}, {mem_best} {most_mem:%}",
+              lambda f: [least_among(sign * f.mem["accuracy"], f.mem_half, [k]) for sign, k in ((1, 1), (-1, 7))],
               otherwise="all eight lie within {mem_range:.1f} points; {trained}"),
         Claim("At every exit fewer frames leave the MEM locally than the SEM", "8 of 8 exits (Fig. 6A)",
-              "{fewer} of 8; MEM {mem[local]:%}", lambda f: f.limits["fewer"], otherwise="{trained}"),
+              "{fewer} of 8; MEM {mem[local]:%}", lambda f: above(f.local, f.mem["local"], f.images),
+              otherwise="{trained}"),
         Claim("At every exit the MEM is less accurate overall than the SEM",
               "8 of 8 exits; at exit 8 86.10 % against 92.04 %",
-              "{worse} of 8; at exit 8 {mem[accuracy][7]:%} against {accuracy[7]:%}", lambda f: f.limits["worse"],
+              "{worse} of 8; at exit 8 {mem[accuracy][7]:%} against {accuracy[7]:%}",
+              lambda f: above(f.accuracy, f.mem["accuracy"], f.images),
               otherwise="by {behind:.1f} points in the mean, at worst {closest:+.1f} at {closest_at}; {trained}"),
     )),
     Group(_of_latency, (
         Claim("SEM-1 has the shortest edge latency and the longest overall latency", "SEM-1, SEM-1",
-              "{shortest}, {longest}", lambda f: f.limits["shortest"], otherwise="{shared}"),
-        Claim("Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest)", "similar",
-              "{cloud:.3g} ms from the batch's sending", lambda f: f.limits["similar"],
+              "{shortest}, {longest}",
+              lambda f: [least_among(f.edge[0], f.edge[1], [0]), least_among(-f.overall[0], f.overall[1], [0])],
               otherwise="{shared}"),
+        Claim("Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest)", "similar",
+              "{cloud[0]:.3g} ms from the batch's sending", lambda f: f.alike, otherwise="{shared}"),
         Claim("An exit in the middle is the fastest (overall latency): SEM-5, and exit 3 of the MEM",
               "SEM-5 3.795 ms; MEM 4.82 ms at exit 3, 4.886 ms at exit 5",
-              "{fastest} of {overall:.3g} ms; MEM {mem_fastest} of {mem:.3g} ms",
-              lambda f: f.limits["middle"], otherwise="{shared}"),
+              "{fastest} of {overall[0]:.3g} ms; MEM {mem_fastest} of {mem[0]:.3g} ms",
+              lambda f: [least_among(ms, half, range(1, 7)) for ms, half in (f.overall, f.mem)], otherwise="{shared}"),
         Claim("At every exit the MEM is slower than the SEM", "at exit 5 4.886 ms against 3.795 ms",
-              "{slower} of 8; at exit 5 {mem[4]:.3f} ms against {overall[4]:.3f} ms", lambda f: f.limits["slower"],
-              otherwise="{shared}"),
+              "{slower} of 8; at exit 5 {mem[0][4]:.3f} ms against {overall[0][4]:.3f} ms",
+              lambda f: larger(f.mem, f.overall), otherwise="{shared}"),
     )),
     Group(_of_exits, (
         Claim("Edge, cloud and overall accuracy rise as the threshold falls (mean of the SEMs at T = 0.1 / 0.3 / 0.5)",
-              "Fig. 7B",
-              "{by_threshold}", lambda f: f.limits["thresholds"],
-              otherwise="{trained}"),
+              "Fig. 7B", "{by_threshold}", lambda f: f.rises, otherwise="{trained}"),
         Claim("The threshold matters most to the edge accuracy of SEM-1 (from T = 0.5 to 0.1)", "SEM-1",
-              "{gap[0]:.1f} points in SEM-1; of all {gaps}", lambda f: f.limits["gap"], otherwise="{trained}"),
+              "{gap[0]:.1f} points in SEM-1; of all {gaps}", lambda f: least_among(-f.gap, f.gap_half, [0]),
+              otherwise="{trained}"),
     )),
     Group(_of_latency, (
         Claim("Overall latency rises as the threshold falls (mean of the SEMs)", "Fig. 7C",
-              "{by_threshold}", lambda f: f.limits["thresholds"], otherwise="{shared}"),
+              "{by_threshold}", lambda f: f.rises, otherwise="{shared}"),
     )),
     Group(_of_exits, (
         Claim("At the end of training each SEM's exit beats the MEM's over all images",
@@ -878,7 +779,7 @@ CLAIMS = (
               lambda f: f.better, otherwise="{trained}"),
     )),
     Group(_of_restriction, (
-        Claim("Future work: with restricted edge nodes ({edge}) an earlier exit is the fastest", "not measured",
+        Claim("Future work: with restricted edge nodes ({restricted}) an earlier exit is the fastest", "not measured",
               "{slow_fastest} of {slow:.3g} ms, where with {free} it is {fastest}; at most {peak:.0f} MB in use",
               lambda f: f.earlier, otherwise="{shared}"),
     )),

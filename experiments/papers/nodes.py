@@ -4,9 +4,8 @@
     `Nodes`, in this process ─►  a process: the engine with one local exit  ─►  `eex-worker`, a process
                              ◄─  classes, as soon as they are known         ◄─
 
-Test and edge node exchange messages over a ZeroMQ socket on the loopback, encrypted with fresh keys that are passed
-through a pipe. A message is a header (msgpack) and one raw array; nothing is pickled. A batch is sent when all frames
-of the previous one are answered.
+Both processes are `EmbeddedWorker`s, with keys drawn anew. Test and edge node exchange msgpack messages over a ZeroMQ
+socket on the loopback, encrypted; nothing is pickled. A batch is sent when all frames of the previous one are answered.
 """
 
 import contextlib
@@ -14,15 +13,13 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -32,9 +29,10 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Thresholds, check_threshold
 from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.guard import guarded, share_cores
-from eex.stream.wire.keys import EdgeKeys, Pair, new_pair
+from eex.stream.wire.keys import EdgeKeys, Pair
 from eex.stream.wire.protocol import one_line
-from eex.stream.worker.embedded import GRACE_S, EmbeddedWorker
+from eex.stream.wire.security import secure_edge
+from eex.stream.worker.embedded import READY, EmbeddedWorker, read_keys
 
 if TYPE_CHECKING:
     from eex.stream.driver import Driver
@@ -55,50 +53,23 @@ EDGE, CLOUD, FALLBACK, DROPPED = range(4)
 
 @dataclass(frozen=True)
 class Resources:
-    """Limits of an edge node.
+    """Limits of an edge node."""
 
-    Parameters
-    ----------
-    name
-        Name in tables and figures.
-    threads
-        Threads of its model, each on a processor of its own; 0 = half of the machine's processors. The cloud node has
-        the other half.
-    memory_mb
-        Limit of its private memory (RLIMIT_DATA); 0 = none.
-    share
-        Share of each 20 ms that it may run: it is stopped for the rest, as under a container's processor quota.
-    """
-
-    name: str = "all cores"
-    threads: int = 0
-    memory_mb: int = 0
-    share: float = 1.0
+    name: str = "all cores"  # in tables and figures
+    threads: int = 0  # each on a processor of its own; 0 = half of the machine's; the cloud node has the other half
+    memory_mb: int = 0  # of private memory (RLIMIT_DATA); 0 = no limit
+    share: float = 1.0  # of each 20 ms; it is stopped for the rest, as under a container's processor quota
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The answer to each image, in order, (N,) each.
+    """The answer to each image, in order, (N,) each; seconds and memory of all."""
 
-    Attributes
-    ----------
-    prediction
-        Classes; -1 where a frame was dropped.
-    where
-        `EDGE`, `CLOUD`, `FALLBACK` or `DROPPED`.
-    latency_ms
-        From the sending of a frame's batch to the arrival of its class.
-    seconds
-        From the sending of the first batch to the arrival of the last class.
-    peak_mb
-        Peak memory of the edge node so far.
-    """
-
-    prediction: Ints
-    where: Ints
-    latency_ms: Floats
-    seconds: float
-    peak_mb: float
+    prediction: Ints  # classes; -1 where a frame was dropped
+    where: Ints  # `EDGE`, `CLOUD`, `FALLBACK` or `DROPPED`
+    latency_ms: Floats  # from the sending of a frame's batch to the arrival of its class
+    seconds: float  # from the sending of the first batch to the arrival of the last class
+    peak_mb: float  # peak memory of the edge node so far
 
 
 class LocalExit(Policy):
@@ -150,46 +121,45 @@ class LocalExit(Policy):
 # ---- messages
 
 
-class Begin(msgspec.Struct, frozen=True, tag_field="kind", tag="begin", forbid_unknown_fields=True):
-    """The next batches are for this model (an index into the edge node's list) and these entropy thresholds."""
+class Begin(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The next batches are for this model (an index into the edge node's list) and these entropy thresholds.
+
+    The edge node sends it back once it and the cloud node have the model. `keys` let it in there: its own public and
+    secret half, and the cloud node's public half.
+    """
 
     model: int
     threshold: float
-    drop_above: float = 1.0
+    drop_above: float
+    cloud: str
+    keys: tuple[bytes, bytes, bytes]
 
 
-class Ready(msgspec.Struct, frozen=True, tag_field="kind", tag="ready", forbid_unknown_fields=True):
-    """The edge node has the model, and the cloud node as well."""
-
-
-class Batch(msgspec.Struct, frozen=True, tag_field="kind", tag="batch", forbid_unknown_fields=True):
-    """Images: uint8 (N, C, H, W) follow."""
+class Images(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A batch: uint8 (N, C, H, W)."""
 
     shape: tuple[int, int, int, int]
+    pixels: bytes
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or math.prod(self.shape) != len(self.pixels):
+            raise ValueError(f"{len(self.pixels)} bytes are no images of shape {self.shape}")
 
 
-class Classes(msgspec.Struct, frozen=True, tag_field="kind", tag="classes", forbid_unknown_fields=True):
-    """Some frames of the batch: int32 (frames, 3) follow, each a row in the batch, a class, and who answered."""
+class Classes(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Some frames of the batch: rows of a frame's place in it, its class, and who answered."""
 
-    frames: int
+    rows: list[tuple[int, int, int]]
     peak_mb: float
 
 
-Message = Begin | Ready | Batch | Classes
-_ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Message)
-MAX_ELEMENTS = 1 << 26
+Message = Begin | Images | Classes
+pack = msgspec.msgpack.Encoder().encode
+_DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
-def pack(header: Message, array: NDArray[Any] | None = None) -> list[bytes]:
-    """The frames of a message."""
-    layout = _layout(header)
-    if (None if array is None else (array.dtype, array.shape)) != layout:
-        raise OffloadError(f"{header} is followed by {layout}")
-    return [_ENCODER.encode(header), b"" if array is None else array.tobytes()]
-
-
-def unpack(frames: Sequence[bytes]) -> tuple[Message, NDArray[Any]]:
-    """The header of a message and its array, empty where it has none.
+def unpack(packed: bytes) -> Message:
+    """What `pack` has packed.
 
     Raises
     ------
@@ -197,20 +167,9 @@ def unpack(frames: Sequence[bytes]) -> tuple[Message, NDArray[Any]]:
         If it is none of these messages.
     """
     try:
-        header = _DECODER.decode(frames[0])
-    except (ValueError, IndexError, RecursionError) as error:
+        return _DECODER.decode(packed)
+    except (ValueError, RecursionError) as error:
         raise OffloadError(f"not a message between nodes: {one_line(str(error))}") from None
-    dtype, shape = _layout(header) or (np.dtype("u1"), (0,))
-    size = math.prod(shape)
-    if min(shape) < 0 or size > MAX_ELEMENTS or len(frames) != 2 or len(frames[1]) != size * dtype.itemsize:
-        raise OffloadError(f"not a message between nodes: {one_line(str(header))} in {len(frames)} frames")
-    return header, np.frombuffer(frames[1], dtype).reshape(shape)
-
-
-def _layout(header: Message) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
-    if isinstance(header, Batch):
-        return np.dtype("u1"), header.shape
-    return (np.dtype("<i4"), (header.frames, 3)) if isinstance(header, Classes) else None
 
 
 # ---- the test node
@@ -235,67 +194,36 @@ class Nodes:
     """
 
     def __init__(self, models: Sequence[Path], resources: Resources | None = None, cloud_threads: int = 0) -> None:
-        self.models, self.resources, self.cloud_threads = list(models), resources or Resources(), cloud_threads
+        self.resources = resources or Resources()
+        threads = cloud_threads or len(their_half("cloud"))
+        self.cloud = EmbeddedWorker(models, threads=threads, command=CLOUD_COMMAND)
+        given = json.dumps([asdict(self.resources), [str(m) for m in models]])
+        self.edge = EmbeddedWorker(command=(*COMMAND, given))
 
     def __enter__(self) -> "Nodes":
         with contextlib.ExitStack() as stack:
-            cloud = stack.enter_context(
-                EmbeddedWorker(
-                    self.models, threads=self.cloud_threads or len(their_half("cloud")), command=CLOUD_COMMAND
-                )
-            )
+            stack.enter_context(self.cloud)
+            stack.enter_context(self.edge)
+            try:
+                endpoint = self.edge.endpoint(START_S)
+            except OffloadError as error:
+                raise EexError(f"the edge node did not start{self._limited}: {error}") from None
             context = stack.enter_context(zmq.Context())
             self._socket: zmq.Socket[bytes] = stack.enter_context(context.socket(zmq.DEALER))
-            own = new_pair()
             self._socket.linger = 0
-            self._socket.setsockopt(zmq.CURVE_SERVER, 1)  # only the holder of our public key can connect
-            self._socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
-            self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
-            port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-            self._stderr = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
-            self._process = self._start(stack)
-            handed = {
-                "cloud": cloud.endpoint(START_S),
-                "cloud_keys": [k.decode() for k in (cloud.keys.own.public, cloud.keys.own.secret, cloud.keys.worker)],
-                "test": f"tcp://127.0.0.1:{port}",
-                "test_key": own.public.decode(),
-            }
-            assert self._process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already; `_receive` says why
-                self._process.stdin.write(json.dumps(handed).encode() + b"\n")
-                self._process.stdin.flush()
-            self._expect_ready()
+            secure_edge(self._socket, self.edge.keys)
+            self._socket.connect(endpoint)
             if self.resources.share < 1:
-                stack.enter_context(_stop_and_go(self._process, self.resources.share))
+                stack.enter_context(_stop_and_go(self.edge, self.resources.share))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _start(self, stack: contextlib.ExitStack) -> "subprocess.Popen[bytes]":
-        given = json.dumps([asdict(self.resources), [str(m) for m in self.models]])
-        process = subprocess.Popen(
-            [*COMMAND, given],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
-            start_new_session=True,  # a Ctrl-C in the terminal is for this process to handle
-        )
-
-        def end() -> None:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.terminate()
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-        stack.callback(end)
-        return process
+    @property
+    def _limited(self) -> str:
+        return f" (its memory is limited to {self.resources.memory_mb} MB)" if self.resources.memory_mb else ""
 
     def measure(
         self, model: int, threshold: float, images: NDArray[np.uint8], *, batch: int = 32, drop_above: float = 1.0
@@ -312,8 +240,12 @@ class Nodes:
         images
             (N, C, H, W).
         """
-        self._send(Begin(model, threshold, drop_above))
-        self._expect_ready()
+        keys = self.cloud.keys
+        handed = (keys.own.public, keys.own.secret, keys.worker)
+        begin = Begin(model, threshold, drop_above, self.cloud.endpoint(START_S), handed)
+        self._socket.send(pack(begin))
+        if (heard := self._receive(START_S)) != begin:
+            raise EexError(f"expected the edge node to be ready, got {type(heard).__name__}")
         for k in range(WARM_BATCHES):
             self._play(images[k * batch : (k + 1) * batch] if len(images) > k * batch else images[:batch], batch)
         return self._play(images, batch)
@@ -323,57 +255,43 @@ class Nodes:
         latency_ms, peak_mb = np.full(len(images), np.nan), 0.0
         started = time.perf_counter()
         for first in range(0, len(images), batch):
-            pixels = np.ascontiguousarray(images[first : first + batch])
+            pixels = images[first : first + batch]
             sent = time.perf_counter()
             count, channels, height, width = pixels.shape
-            self._send(Batch((count, channels, height, width)), pixels)
-            awaited = count
-            while awaited:
-                header, found = self._receive(ANSWER_S)
+            self._socket.send(pack(Images((count, channels, height, width), pixels.tobytes())))
+            while count:
+                heard = self._receive(ANSWER_S)
                 now = time.perf_counter()
-                if not isinstance(header, Classes) or header.frames > awaited:
-                    raise EexError(f"expected the edge node's answers to a batch, got {one_line(str(header))}")
-                rows = first + found[:, 0]
-                prediction[rows], where[rows] = found[:, 1], found[:, 2]
-                latency_ms[rows] = 1000 * (now - sent)
-                peak_mb = header.peak_mb
-                awaited -= header.frames
+                if not isinstance(heard, Classes) or len(heard.rows) > count:
+                    raise EexError(f"expected the edge node's answers to a batch, got {type(heard).__name__}")
+                for row, answer, who in heard.rows:
+                    prediction[first + row], where[first + row] = answer, who
+                    latency_ms[first + row] = 1000 * (now - sent)
+                peak_mb = heard.peak_mb
+                count -= len(heard.rows)
         return Measured(prediction, where, latency_ms, time.perf_counter() - started, peak_mb)
 
-    def _send(self, header: Message, array: NDArray[Any] | None = None) -> None:
-        self._socket.send_multipart(pack(header, array))
-
-    def _expect_ready(self) -> None:
-        header, _ = self._receive(START_S)
-        if not isinstance(header, Ready):
-            raise EexError(f"expected the edge node to be ready, got {one_line(str(header))}")
-
-    def _receive(self, within_s: float) -> tuple[Message, NDArray[Any]]:
+    def _receive(self, within_s: float) -> Message:
         end = time.monotonic() + within_s
         while not self._socket.poll(100):
-            if self._process.poll() is not None:
-                self._stderr.seek(0)
-                written = [line for line in self._stderr.read().splitlines() if line.strip()]
-                reason = one_line(written[-1].removeprefix("error: ")) if written else "no message"
-                if self.resources.memory_mb:
-                    reason += f" (its memory is limited to {self.resources.memory_mb} MB)"
-                raise EexError(f"the edge node ended (exit status {self._process.returncode}): {reason}")
+            if not self.edge.running:
+                raise EexError(f"the edge node ended{self._limited} {self.edge.ending()}")
             if time.monotonic() > end:
                 raise EexError(f"the edge node did not answer within {within_s:g} s")
-        return unpack(self._socket.recv_multipart())
+        return unpack(self._socket.recv())
 
 
 @contextlib.contextmanager
-def _stop_and_go(process: "subprocess.Popen[bytes]", share: float) -> Any:
+def _stop_and_go(worker: EmbeddedWorker, share: float) -> Iterator[None]:
     """Let a process run for a share of the time, by stopping and continuing it with signals."""
     stop = threading.Event()
 
     def drive() -> None:
-        while not stop.is_set() and process.poll() is None:
+        while not stop.is_set() and worker.running:
             time.sleep(share * PERIOD_S)
-            process.send_signal(signal.SIGSTOP)
+            worker.signal(signal.SIGSTOP)
             time.sleep((1 - share) * PERIOD_S)
-            process.send_signal(signal.SIGCONT)
+            worker.signal(signal.SIGCONT)
 
     thread = threading.Thread(target=drive, daemon=True)
     thread.start()
@@ -404,23 +322,15 @@ def _main() -> int:
         import torch
 
         torch.set_num_threads(len(cores()))  # whatever the environment says
-        line = b""
-        while not line.endswith(b"\n") and (byte := os.read(0, 1)):  # `stop_with_parent` reads the rest
-            line += byte
-        if not line:  # the parent has ended
-            return 0
-        handed = json.loads(line)
+        keys = read_keys()
         stop_with_parent(stop)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
-            own = new_pair()
-            socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public)
-            socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
-            socket.setsockopt(zmq.CURVE_SERVERKEY, handed["test_key"].encode())
-            socket.connect(handed["test"])
-            public, secret, worker = (k.encode() for k in handed["cloud_keys"])
-            keys = EdgeKeys(Pair(public, secret), worker)
-            EdgeNode(socket, [Path(m) for m in models], handed["cloud"], keys).serve(stop)
+            socket.setsockopt(zmq.CURVE_SERVER, 1)  # only who was handed our public key can connect
+            socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
+            port = socket.bind_to_random_port("tcp://127.0.0.1")
+            print(f"{READY}tcp://127.0.0.1:{port}", flush=True)
+            EdgeNode(socket, [Path(m) for m in models]).serve(stop)
     except (MemoryError, RuntimeError) as error:
         from eex.experiments.papers.paper import out_of_memory
 
@@ -480,26 +390,25 @@ def _peak_mb() -> float:
 class EdgeNode:
     """Answers batches with one model at a time, at its local exit or by the cloud node."""
 
-    def __init__(self, socket: zmq.Socket[bytes], models: Sequence[Path], cloud: str, keys: EdgeKeys) -> None:
-        self.socket, self.models, self.cloud, self.keys = socket, models, cloud, keys
+    def __init__(self, socket: zmq.Socket[bytes], models: Sequence[Path]) -> None:
+        self.socket, self.models = socket, models
         self._offloader: ZmqOffloader | None = None
         self._engine: Driver | None = None
         self._first = 0  # number of the batch's first frame
         self._peak_mb = math.nan
 
     def serve(self, stop: threading.Event) -> None:
-        """Report ready, then serve the test node until `stop` is set."""
-        self.socket.send_multipart(pack(Ready()))
+        """Serve the test node until `stop` is set."""
         try:
             while not stop.is_set():
                 if not self.socket.poll(100):
                     continue
-                header, pixels = unpack(self.socket.recv_multipart())
-                if isinstance(header, Begin):
-                    self._begin(header)
-                    self.socket.send_multipart(pack(Ready()))
-                elif isinstance(header, Batch):
-                    self._answer(pixels)
+                heard = unpack(self.socket.recv())
+                if isinstance(heard, Begin):
+                    self._begin(heard)
+                    self.socket.send(pack(heard))
+                elif isinstance(heard, Images):
+                    self._answer(heard)
         finally:
             if self._offloader is not None:
                 self._offloader.close()
@@ -515,23 +424,25 @@ class EdgeNode:
             self._offloader.close()
         register()
         net = load(self.models[begin.model])
-        self._offloader = ZmqOffloader(self.cloud, net.fingerprint, DEADLINE_MS, keys=self.keys)
+        public, secret, worker = begin.keys
+        keys = EdgeKeys(Pair(public, secret), worker)
+        self._offloader = ZmqOffloader(begin.cloud, net.fingerprint, DEADLINE_MS, keys=keys)
         self._offloader.connect(START_S / 2)
         policy = LocalExit(begin.threshold, self._send, exits=net.edge_exits)
         self._engine = Driver(optimised(net), policy, self._offloader, drop_below=1 - begin.drop_above)
 
-    def _answer(self, pixels: NDArray[Any]) -> None:
+    def _answer(self, batch: Images) -> None:
         """Run a batch; the policy passes on what finishes meanwhile."""
         import torch
 
-        from eex.stream.frames.batch import Batch as MicroBatch
+        from eex.stream.frames.batch import Batch
 
         engine = self._engine
         if engine is None:
             raise EexError("the edge node got a batch before a model")
         self._first = engine.engine.ring.next
-        images = torch.from_numpy(pixels.copy()).float() / 255
-        engine.feed(MicroBatch(images, [""] * len(images), np.full(len(images), -1)))
+        images = torch.frombuffer(bytearray(batch.pixels), dtype=torch.uint8).view(batch.shape).float() / 255
+        engine.feed(Batch(images, [""] * len(images), np.full(len(images), -1)))
         engine.drain()
         for _ in engine.take():
             pass
@@ -543,8 +454,8 @@ class EdgeNode:
         where = np.where(outcomes.fallback, FALLBACK, np.where(exit == outcomes.confidence.shape[1] - 1, CLOUD, EDGE))
         where = np.where(exit < 0, DROPPED, where)
         classes = np.where(exit < 0, -1, outcomes.prediction[np.arange(len(rows)), exit])
-        found = np.column_stack([rows, classes, where]).astype("<i4")
-        self.socket.send_multipart(pack(Classes(len(found), self._peak_mb), found))
+        found = zip(rows.tolist(), classes.tolist(), where.tolist(), strict=True)
+        self.socket.send(pack(Classes(list(found), self._peak_mb)))
 
 
 if __name__ == "__main__":

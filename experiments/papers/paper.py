@@ -156,36 +156,17 @@ class Work:
 
     Tables (CSV), figures (PNG) and `run.json` lie in the folder itself; weights, checkpoints and logits in `work/`.
 
-    Parameters
-    ----------
-    out
-        The folder.
-    data
-        Images, as `eex.stream.frames.sources.open_source` takes them, with a train and a test split; "sample" for the
-        shipped ones.
-    size
-        Scale and crop images to this side; 0 = as they are.
-    device, threads
-        Where to train and measure.
-    seed
-        Seed of everything that is drawn.
-    quiet
-        No progress bars.
-    weights
-        Published weights to start from, where a script can.
-    published
-        Folder of a paper's own results, where it published any.
     """
 
     out: Path
-    data: str = "sample"
-    size: int = 0
-    device: str = "cpu"
+    data: str = "sample"  # images with a train and a test split, for `open_source`; "sample" for the shipped ones
+    size: int = 0  # scale and crop images to this side; 0 = as they are
+    device: str = "cpu"  # to train and measure on
     threads: int = 0
-    seed: int = 0
-    quiet: bool = False
-    weights: Path | None = None
-    published: Path | None = None
+    seed: int = 0  # of everything that is drawn
+    quiet: bool = False  # no progress bars
+    weights: Path | None = None  # published weights to start from, where a script can
+    published: Path | None = None  # folder of a paper's own results, where it published any
     bars: Callable[[str], Any] = field(default=lambda name: lambda progress: None)
 
     def begin(self, name: str, recipe: Any) -> None:
@@ -258,6 +239,20 @@ class Work:
         if not path.exists():
             write_file(path, pd.DataFrame(make()).to_csv(index=False, float_format="%.6g"))
         return pd.read_csv(path)
+
+    def tables(self, **make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> dict[str, pd.DataFrame]:
+        """The tables of these names, made one after another if they are not there yet."""
+        return {name: self.table(name, each) for name, each in make.items()}
+
+    def trained(
+        self, name: str, make: "Callable[[], EarlyExitNet]", images: Images, **recipe: Any
+    ) -> "tuple[EarlyExitNet, pd.DataFrame]":
+        """The network that `make` initialises from the run's seed, trained, and its epochs (`train`)."""
+        import torch
+
+        torch.manual_seed(self.seed + recipe.get("seed", 0))
+        net = make()
+        return net, self.train(name, net, images, **recipe)
 
     def train(
         self,
@@ -368,6 +363,15 @@ def routed(policy: Policy, confidence: Floats, prediction: Ints) -> tuple[Ints, 
     went = step(confidence, chosen.exit_at[0], chosen.skip_below[0], overhead=0.0)
     known, predicted = seen(confidence, prediction, went.visited, went.replied)
     return went.exit, answer(known, predicted, went.exit, chosen.exit_at[0, :, -1]), went.visited
+
+
+def condition_name(kind: str, level: float) -> str:
+    """A distortion in words.
+
+    >>> condition_name("pristine", 0), condition_name("gaussian_blur", 1.5)
+    ('pristine', 'blur 1.5')
+    """
+    return kind if kind == "pristine" else f"{kind.removeprefix('gaussian_')} {level:g}"
 
 
 def mean_of(values: Any) -> float:

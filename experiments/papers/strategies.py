@@ -1,9 +1,9 @@
 """The survey of deployment strategies: training, branch structures, placement, overthinking, exit rules and energy."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from eex.experiments.papers.claims import (
     share_half,
     words,
 )
-from eex.experiments.papers.paper import Images, Work, confidences, mean_of, seeds_interval
+from eex.experiments.papers.paper import Images, Work, condition_name, confidences, mean_of, seeds_interval
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Bools, Floats, Ints
@@ -71,41 +71,20 @@ NOTES = """
 
 @dataclass(frozen=True)
 class StrategiesRecipe:
-    """How much is trained and measured.
+    """How much is trained and measured."""
 
-    Parameters
-    ----------
-    width
-        Width of the residual network.
-    epochs
-        Epochs of every phase of every training.
-    seeds
-        Trainings of each method.
-    lr, batch
-        Peak learning rate and images per step (SGD, one cycle).
-    validation
-        Images held out: for thresholds, temperatures, gates and controllers.
-    structure
-        Structure of the side branches, where structures are not compared.
-    price
-        Price of the whole network's work to a gate, in units of cross-entropy.
-    conditions
-        Distortions of the images on which exit rules are compared: kind and level.
-    timed, repeats
-        Test images of a timed pass, and passes.
-    """
-
-    width: int
-    epochs: int
-    seeds: int
-    lr: float = 0.12
+    width: int  # of the residual network
+    epochs: int  # of every phase of every training
+    seeds: int  # trainings of each method
+    lr: float = 0.12  # the peak; SGD, one cycle
     batch: int = 128
-    validation: int = 5000
-    structure: str = "conv_fc"
-    price: float = 0.5
+    validation: int = 5000  # images held out: for thresholds, temperatures, gates and controllers
+    structure: str = "conv_fc"  # of the side branches, where structures are not compared
+    price: float = 0.5  # of the whole network's work to a gate, in units of cross-entropy
+    # of the images on which exit rules are compared: kind and level
     conditions: tuple[tuple[str, float], ...] = ((PRISTINE, 0.0), ("gaussian_blur", 1.0), ("gaussian_noise", 20.0))
-    timed: int = 8000
-    repeats: int = 5
+    timed: int = 8000  # test images of a timed pass
+    repeats: int = 5  # passes
 
 
 RECIPES = {
@@ -119,41 +98,21 @@ def measure(work: Work, recipe: StrategiesRecipe) -> dict[str, pd.DataFrame]:
     """Train by every method, with every structure and at every placement; measure exits, rules and energy."""
     images = work.images(recipe.validation)
     trained = Trained(work, recipe, images)
-    tables = {"images": work.table("images", images.counts)}
-    return tables | {
-        name: work.table(name, functools.partial(make, trained))
-        for name, make in {
-            "gradients": _gradients,
-            "methods": _methods,
-            "differences": _differences,
-            "phases": _phases,
-            "structures": _structures,
-            "structure_pairs": _structure_pairs,
-            "gates": _gates,
-            "placements": _placements,
-            "overthinking": _overthinking,
-            "rules": _rules,
-            "thresholds": _thresholds,
-            "energy": _energy,
-        }.items()
-    }
+    makers = {
+        "gradients": _gradients, "methods": _methods, "differences": _differences, "phases": _phases,
+        "structures": _structures, "structure_pairs": _structure_pairs, "gates": _gates, "placements": _placements,
+        "overthinking": _overthinking, "rules": _rules, "thresholds": _thresholds, "energy": _energy,
+    }  # fmt: skip
+    return work.tables(images=images.counts, **{name: partial(make, trained) for name, make in makers.items()})
 
 
 # ---- what is counted
 
 
 def overthought(right: Bools) -> dict[str, float]:
-    """How often depth does harm, as shares of the images.
+    """How often depth does harm, as shares of the images, from whether each exit is right, (N, exits).
 
-    Parameters
-    ----------
-    right
-        Whether each exit is right, (N, exits), the final exit last.
-
-    Returns
-    -------
-    dict
-        final: right at the end; overthought: some earlier exit right and the end wrong; oracle: some exit right.
+    `final`: right at the end; `overthought`: some earlier exit right and the end wrong; `oracle`: some exit right.
 
     Examples
     --------
@@ -175,23 +134,11 @@ def leaves(score: Floats, threshold: float) -> Any:
 
 
 def trade(score: Floats, right: Bools, macs: Sequence[float], points: int = 60) -> pd.DataFrame:
-    """Accuracy and mean multiply-adds under thresholds that cover all scores.
+    """Accuracy and mean multiply-adds under thresholds: as many quantiles of the scores as `points`, and one above all.
 
-    Parameters
-    ----------
-    score
-        Score at each side branch, (N, exits - 1).
-    right
-        Whether each exit is right, (N, exits).
-    macs
-        Multiply-adds of an image that leaves at each exit, (exits,).
-    points
-        Thresholds: quantiles of the scores, and one above all.
-
-    Returns
-    -------
-    DataFrame
-        threshold, early (share that leaves before the end), macs, accuracy.
+    From the score at each side branch, (N, exits - 1), whether each exit is right, (N, exits), and the multiply-adds of
+    an image that leaves at each exit, (exits,). Columns threshold, early (share that leaves before the end), macs,
+    accuracy.
     """
     cost = np.asarray(macs, dtype=float)
     rows = []
@@ -533,7 +480,7 @@ def _overthinking(trained: Trained) -> Iterator[dict[str, Any]]:
                 mean, half = difference(early[None], right[None, :, -1])
                 yield {
                     "method": method,
-                    "condition": _named(condition),
+                    "condition": condition_name(*condition),
                     "seed": seed,
                     "rule": rule,
                     **overthought(right),
@@ -568,7 +515,7 @@ def _rules(trained: Trained) -> pd.DataFrame:
         scores |= {n: (c(logits).T.double().numpy(), c.macs) for n, c in controllers.items()}
         for rule, (score, extra) in scores.items():
             curve = trade(score, right, model.macs(extra))
-            tables.append(curve.assign(rule=rule, condition=_named(condition), auc=_auc(score, right[:, :-1])))
+            tables.append(curve.assign(rule=rule, condition=condition_name(*condition), auc=_auc(score, right[:, :-1])))
     return pd.concat(tables)
 
 
@@ -581,7 +528,7 @@ def _thresholds(trained: Trained) -> Iterator[dict[str, Any]]:
         exit, image = leaves(score, threshold), np.arange(len(right))
         answered, gone = right[image, exit], exit < score.shape[1]
         yield {
-            "condition": _named(condition),
+            "condition": condition_name(*condition),
             "threshold": threshold,
             "left_early": gone.mean(),
             "accuracy_early": mean_of(answered[gone]),
@@ -641,10 +588,6 @@ def _energy(trained: Trained) -> pd.DataFrame:
     return pd.DataFrame(rows[2:])  # the first pass of each warms up
 
 
-def _named(condition: Condition) -> str:
-    return condition[0] if condition[0] == PRISTINE else f"{condition[0].removeprefix('gaussian_')} {condition[1]:g}"
-
-
 def _auc(score: Floats, right: Bools) -> float:
     """Probability that a right answer, of any exit and image, has a higher score than a wrong one."""
     from scipy.stats import rankdata
@@ -658,17 +601,7 @@ def _auc(score: Floats, right: Bools) -> float:
 
 
 def _by_exit(tables: Tables) -> pd.DataFrame:
-    rows = tables["methods"].groupby(["method", "exit"], sort=False, as_index=False).mean(numeric_only=True)
-    return rows.assign(exit="exit " + rows["exit"].astype(str))
-
-
-def _million(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(million=rows["macs"] / 1e6)
-
-
-def _structure_costs(tables: Tables) -> pd.DataFrame:
-    rows = tables["structures"]
-    return rows.assign(exit="exit " + rows["exit"].astype(str), kilo=rows["macs"] / 1e3)
+    return tables["methods"].groupby(["method", "exit"], sort=False, as_index=False).mean(numeric_only=True)
 
 
 def _gains(tables: Tables) -> pd.DataFrame:
@@ -678,35 +611,35 @@ def _gains(tables: Tables) -> pd.DataFrame:
         plain = part[part["rule"] == "confidence"]
         for _, curve in part[part["rule"] != "confidence"].groupby("rule", sort=False):
             gain = [100 * (row.accuracy - accuracy_at(plain, row.macs)) for row in curve.itertuples()]
-            gains.append(_million(curve.assign(gain=gain)))
+            gains.append(curve.assign(gain=gain))
     return pd.concat(gains)
 
 
 PLOTS = (
     Plot(
-        "methods", _by_exit, "exit", "accuracy", "method",
+        "methods", _by_exit, "exit {exit}", "accuracy", "method",
         title="Accuracy of each exit by training method", xlabel=" ",
     ),
     Plot(
         "overthinking", lambda t: _by_exit(t)[lambda r: r["exit"] < r["exit"].max()],
-        "exit", "right_here_wrong_at_end", "method", xlabel=" ", ylabel="share of the test images",
+        "exit {exit}", "right_here_wrong_at_end", "method", xlabel=" ", ylabel="share of the test images",
         title="Overthinking: images that an exit answers right and the final exit wrong",
     ),
     Plot(
-        "structures", _structure_costs, "kilo", "accuracy", "structure", "exit",
+        "structures", "structures", "macs", "accuracy", "structure", "exit {exit}", per=1e3,
         title="Branch structures on one frozen backbone", xlabel="thousand multiply-adds of the branch",
     ),
     Plot(
-        "placements", lambda t: _million(t["placements"]), "million", "accuracy", "placement",
+        "placements", "placements", "macs", "accuracy", "placement", per=1e6,
         title="Three side branches, placed by three rules: accuracy against work",
         xlabel="million multiply-adds per frame",
     ),
     Plot(
-        "rules", lambda t: _million(t["rules"]), "million", "accuracy", "rule", "condition",
+        "rules", "rules", "macs", "accuracy", "rule", "condition", per=1e6,
         title="Exit rules: calibrated confidence and learned controllers", xlabel="million multiply-adds per frame",
     ),
     Plot(
-        "rules-gain", _gains, "million", "gain", "rule", "condition", level=0,
+        "rules-gain", _gains, "macs", "gain", "rule", "condition", per=1e6, level=0,
         title="Accuracy that a learned controller wins over calibrated confidence for the same work",
         xlabel="million multiply-adds per frame", ylabel="points",
     ),

@@ -138,9 +138,22 @@ class EmbeddedWorker:
         if not self._settled.wait(timeout_s):
             raise OffloadError(f"the embedded worker was not ready within {timeout_s:g} s")
         if not self._endpoint:
-            code = process.wait()
-            raise OffloadError(f"the embedded worker could not start (exit status {code}): {self._last_error()}")
+            raise OffloadError(f"the embedded worker could not start {self.ending()}")
         return self._endpoint
+
+    def ending(self) -> str:
+        """How the process has ended, in words: its exit status, and the last line of its errors; waits until it has."""
+        if self._process is None:
+            raise RuntimeError("the embedded worker is not started")
+        code = self._process.wait()
+        if not self._restart:
+            self._keeper.join(GRACE_S)  # reads the errors
+        return f"(exit status {code}): {self._last_error()}"
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal, if it is running."""
+        if (process := self._process) is not None:
+            process.send_signal(number)
 
     def close(self) -> None:
         """Terminate the process; kill it if it does not end in time."""

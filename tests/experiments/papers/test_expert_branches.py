@@ -58,7 +58,6 @@ def test_published_tables():
 
 
 def test_published_tables_that_are_none(tmp_path):
-    assert read_published(None).empty
     with pytest.raises(EexError, match="not the published table"):
         read_published(tmp_path)
 
