@@ -24,9 +24,13 @@ UNRECORDED = 4
 WORKER_LOST = 5
 """Exit status of a run whose embedded worker died, so that frames fell back which need not have."""
 
-EXTRAS = {"torch": "torch", "safetensors": "torch", "gymnasium": "train", "stable_baselines3": "train"} | dict.fromkeys(
-    ("scipy", "river", "pandas", "matplotlib"), "all"
-)
+EXTRAS = {
+    "torch": "torch",
+    "safetensors": "torch",
+    "pyarrow": "records",
+    "gymnasium": "train",
+    "stable_baselines3": "train",
+} | dict.fromkeys(("scipy", "river", "pandas", "matplotlib"), "all")
 """Libraries that an edge device does without, and the extra that installs each."""
 
 

@@ -1,7 +1,11 @@
-"""Records of a run: one row per frame, in column-wise parts that stay readable if the run is killed."""
+"""Records of a run: one row per frame, in column-wise parts that stay readable if the run is killed.
+
+arro3 writes them, which is small enough for an edge device; what reads and analyses them needs pyarrow.
+"""
 
 import contextlib
 import fcntl
+import io
 import math
 import os
 import time
@@ -9,24 +13,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from arro3.core import Array, DataType, RecordBatch, RecordBatchReader
+from arro3.io import read_ipc_stream, write_ipc_stream
 from numpy.typing import NDArray
 
 from eex.models.architecture import UNKNOWN
 from eex.policies.core.base import Bools, Floats, Ints, Outcomes
-from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Column, Rows
+from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Column, Rows, joined
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import sync_folder
 from eex.policies.core.replay import Feedback
 from eex.policies.core.schedule import KINDS
 
-_NAMES = pa.dictionary(pa.int32(), pa.string())
-_ARROW = {"exit": pa.int32()}
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Last bytes of a part that was ended: the end-of-stream marker of Arrow's streaming format."""
 
@@ -55,7 +60,8 @@ class RecordWriter:
     folder
         Made if need be. Only one writer can have it at a time.
     classes, experts
-        Names, for the columns `label`, `answer` and `expert`; after the experts, `UNKNOWN` stands for none of them.
+        Names, for the columns `label`, `answer` and `expert`; after the experts, `UNKNOWN` stands for none of them. Of
+        several classes with one name, as ImageNet's cranes, the later ones are recorded with their number.
 
     Attributes
     ----------
@@ -76,11 +82,11 @@ class RecordWriter:
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], experts: Sequence[str]) -> None:
-        self.folder, self.classes, self.experts = folder, list(classes), [*experts, UNKNOWN]
+        self.folder, self.classes, self.experts = folder, _distinct(classes), _distinct([*experts, UNKNOWN])
         self._rows_in_part = self._waiting = self._good = self.lost = 0
         self._flush_at = ROWS_IN_BATCH
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        self._held: list[pa.RecordBatch] = []
+        self._sink: IO[bytes] | None = None
+        self._held: list[Rows] = []
         self.part: Path | None = None
         self.part_begun, self.problem = 0.0, ""
         try:
@@ -119,7 +125,7 @@ class RecordWriter:
         """
         if not len(rows):
             return
-        self._held.append(self._batch(rows))
+        self._held.append(rows)
         self._waiting += len(rows)
         if self._waiting >= self._flush_at:
             self.flush()
@@ -134,17 +140,16 @@ class RecordWriter:
         """
         if not self._held:
             return
-        table = pa.Table.from_batches(self._held).combine_chunks()
+        batch = self._batch(joined(self._held))
         try:
-            if self._writer is None:
+            if self._sink is None:
                 path = self.folder / f"part-{self._parts:05d}.arrows"
                 self._sink = path.open("wb")
                 self.part, self.part_begun, self._good = path, time.time(), 0
-                self._writer = pa.ipc.new_stream(self._sink, table.schema)
-            self._writer.write_table(table)
+            self._sink.write(_following(batch) if self._good else _stream(batch).removesuffix(_END))
             self._sink.flush()
             self._good = self._sink.tell()
-        except (OSError, pa.ArrowException) as error:
+        except OSError as error:
             self._cut_back()
             if self._waiting > HELD:
                 self.lost += self._waiting
@@ -153,7 +158,7 @@ class RecordWriter:
             raise self._failed(error) from None
         self.problem = ""
         self._held, self._waiting, self._flush_at = [], 0, ROWS_IN_BATCH
-        self._rows_in_part += len(table)
+        self._rows_in_part += batch.num_rows
         if self._rows_in_part >= ROWS_IN_PART:
             self._end_part()
 
@@ -196,32 +201,31 @@ class RecordWriter:
 
     def _end_part(self) -> None:
         """End the part, so that it survives a loss of power."""
-        if self._writer is None:
+        if self._sink is None:
             return
         try:
-            self._writer.close()
+            self._sink.write(_END)
             self._sink.flush()
             os.fsync(self._sink.fileno())
             self._sink.close()
             sync_folder(self.folder)
-        except (OSError, pa.ArrowException) as error:
+        except OSError as error:
             self._cut_back()
             raise self._failed(error) from None
-        self._writer, self._rows_in_part, self.part = None, 0, None
+        self._sink, self._rows_in_part, self.part = None, 0, None
         self._parts += 1
 
-    def _failed(self, error: Exception) -> EexError:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        self.problem = f"{self.folder}: cannot write records: {reason}"
+    def _failed(self, error: OSError) -> EexError:
+        self.problem = f"{self.folder}: cannot write records: {error.strerror or error}"
         return EexError(self.problem)
 
     def _cut_back(self) -> None:
         """Leave a part, after an error, with the batches that it holds whole; the next one gets a new number."""
-        part, self.part, self._writer, self._rows_in_part = self.part, None, None, 0
-        if part is None:
+        part, sink, self.part, self._sink, self._rows_in_part = self.part, self._sink, None, None, 0
+        if part is None or sink is None:
             return
-        with contextlib.suppress(OSError, pa.ArrowException):
-            self._sink.close()
+        with contextlib.suppress(OSError):
+            sink.close()
         with contextlib.suppress(OSError):
             if self._good:
                 os.truncate(part, self._good)
@@ -234,31 +238,61 @@ class RecordWriter:
         """Bytes of the part that is being written."""
         return 0 if self.part is None else self._good
 
-    def _batch(self, rows: Rows) -> pa.RecordBatch:
+    def _batch(self, rows: Rows) -> RecordBatch:
         columns: dict[str, Any] = {}
         for column in COLUMNS:
             values = getattr(rows, column.name)
             for k, name in enumerate(recorded_names(column, rows.exit_at.shape[1])):
                 columns[name] = self._array(column, values[:, k] if column.width else values, rows.dropped)
             if column.name == "answer":
-                wrong = (rows.label < 0) | rows.dropped
-                columns["correct"] = pa.array(rows.answer == rows.label, mask=wrong)
-        return pa.RecordBatch.from_pydict(columns)
+                columns["correct"] = _nullable(rows.answer == rows.label, (rows.label < 0) | rows.dropped, "bool")
+        return RecordBatch.from_pydict(columns)
 
-    def _array(self, column: Column, values: NDArray[Any], dropped: Bools) -> pa.Array:
+    def _array(self, column: Column, values: NDArray[Any], dropped: Bools) -> Array:
         """One column as it is stored."""
         if column.stored in ("class", "expert"):
-            return self._names(values, self.classes if column.stored == "class" else self.experts)
+            names = self.classes if column.stored == "class" else self.experts
+            return named_array([None if k < 0 else names[k] for k in values.tolist()], names)
         if column.stored == "exit":
-            return pa.array((values + 1).astype(np.int32), mask=dropped)
-        return pa.array(values, pa.type_for_alias(column.stored.rstrip("?")), from_pandas=column.stored.endswith("?"))
+            return _nullable(values + 1, dropped, "int32")
+        if column.stored == "string":
+            return Array(values.tolist(), DataType.utf8())
+        kind = column.stored.rstrip("?")
+        return _nullable(values, np.isnan(values) if column.stored.endswith("?") else np.False_, kind)
 
-    @staticmethod
-    def _names(index: np.ndarray[Any, Any], names: Sequence[str]) -> pa.DictionaryArray:
-        # the dictionary is the same in every batch: streams need it once
-        return pa.DictionaryArray.from_arrays(
-            pa.array(index.astype(np.int32), mask=index < 0), pa.array(list(names), pa.string())
-        )
+
+def named_array(values: Sequence[str | None], names: Sequence[str]) -> Array:
+    """Names as a column of indices into `names`, which must be distinct; None is null."""
+    kind = DataType.dictionary(DataType.int32(), DataType.utf8())
+    return Array([*names, *values], DataType.utf8()).cast(kind).slice(len(names))  # numbered as they first come
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names, each only once: another of the same name has its number, from 0, added."""
+    return [f"{name} ({k})" if name in names[:k] else name for k, name in enumerate(names)]
+
+
+def _nullable(values: NDArray[Any], null: Any, kind: str) -> Array:
+    """Numbers or truth values as a column of a type of Arrow's, null where `null` is true."""
+    values = np.ascontiguousarray(values, dtype=kind)
+    if not null.any():
+        return Array.from_numpy(values)
+    filled = values.astype(object)
+    filled[null] = None
+    return Array(filled.tolist(), Array.from_numpy(values[:0]).type)
+
+
+def _stream(*batches: RecordBatch) -> bytes:
+    """Batches in Arrow's streaming format."""
+    stream = io.BytesIO()
+    write_ipc_stream(RecordBatchReader.from_batches(batches[0].schema, batches), stream, compression=None)
+    return stream.getvalue()
+
+
+def _following(batch: RecordBatch) -> bytes:
+    """The message of a batch that follows others in a stream, without schema and names: they are the same in all."""
+    empty = batch.slice(0, 0)
+    return _stream(empty, batch).removeprefix(_stream(empty).removesuffix(_END)).removesuffix(_END)
 
 
 def recorded_names(column: Column, exits: int) -> list[str]:
@@ -311,8 +345,10 @@ def _read_labels(path: Path) -> dict[tuple[str, int], str]:
     return found
 
 
-def _with_labels(batch: pa.RecordBatch, labels: dict[tuple[str, int], str]) -> pa.RecordBatch:
+def _with_labels(batch: "pa.RecordBatch", labels: dict[tuple[str, int], str]) -> "pa.RecordBatch":
     """A batch with the labels that came later."""
+    import pyarrow as pa
+
     if not labels or "label" not in batch.schema.names:
         return batch
     keys = zip(batch[STREAM].to_pylist(), batch["frame"].to_pylist(), strict=True)
@@ -358,7 +394,7 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
-def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+def read_batches(folder: Path) -> "Iterator[pa.RecordBatch]":
     """All record batches of a run in order, also of one that was killed; their content is checked.
 
     Parameters
@@ -371,6 +407,8 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
     EexError
         If the folder holds no records, or a part is damaged. A part that was cut off is read up to there.
     """
+    import pyarrow as pa
+
     folder = folder / "records" if (folder / "records").is_dir() else folder
     parts = parts_of(folder)
     if not parts:
@@ -388,7 +426,7 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
             yield _with_labels(batch, labels)
 
 
-def _batches_of(part: Path) -> Iterator[pa.RecordBatch]:
+def _batches_of(part: Path) -> "Iterator[pa.RecordBatch]":
     """The batches of a part up to where it was cut off, if it was.
 
     Raises
@@ -396,6 +434,8 @@ def _batches_of(part: Path) -> Iterator[pa.RecordBatch]:
     EexError
         If it is damaged.
     """
+    import pyarrow as pa
+
     try:
         with part.open("rb") as source, pa.ipc.open_stream(source) as batches:
             for batch in batches:
@@ -410,7 +450,11 @@ def _batches_of(part: Path) -> Iterator[pa.RecordBatch]:
             ) from None
 
 
-def _check_columns(batch: pa.RecordBatch) -> None:
+def _check_columns(batch: "pa.RecordBatch") -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names_of, arrow = pa.dictionary(pa.int32(), pa.string()), {"exit": pa.int32()}
     names = batch.schema.names
     if len(set(names)) < len(names):
         raise ValueError("it has a column twice")
@@ -423,7 +467,7 @@ def _check_columns(batch: pa.RecordBatch) -> None:
             if name not in names:
                 continue
             values = batch[name]
-            if values.type != (_NAMES if kind in ("class", "expert") else _ARROW.get(kind) or pa.type_for_alias(kind)):
+            if values.type != (names_of if kind in ("class", "expert") else arrow.get(kind) or pa.type_for_alias(kind)):
                 raise ValueError(f"its column '{name}' is of type {values.type}")
             if values.null_count and kind == column.stored and kind not in ("class", "expert", "exit"):
                 raise ValueError(f"its column '{name}' lacks values")
@@ -471,11 +515,6 @@ def gaps(folder: Path, parts: int, frames: int) -> list[Gap]:
     """What is missing in a run's parts numbered below `parts`, which held its frames below `frames` when committed.
 
     Parts that were deleted are not counted as missing.
-
-    Raises
-    ------
-    EexError
-        If a part that was cut off is damaged besides.
     """
     found = []
     committed = [part for part in parts_of(folder) if number_of(part) < parts]
@@ -494,14 +533,15 @@ def gaps(folder: Path, parts: int, frames: int) -> list[Gap]:
 def _frames_of(part: Path) -> tuple[int, int]:
     """First and last frame in a part; -1 if it holds none."""
     first = last = -1
-    for batch in _batches_of(part):
-        if len(batch):
-            first = batch["frame"][0].as_py() if first < 0 else first
-            last = batch["frame"][-1].as_py()
+    with contextlib.suppress(Exception):  # arro3's errors, where the part was cut off: what comes before counts
+        for batch in read_ipc_stream(part):
+            frame = batch["frame"].to_numpy()
+            if len(frame):
+                first, last = int(frame[0]) if first < 0 else first, int(frame[-1])
     return first, last
 
 
-def read_records(folder: Path) -> pa.Table:
+def read_records(folder: Path) -> "pa.Table":
     """All records of a run, by its folder or its folder of records, as one table with one row per frame.
 
     Raises
@@ -509,6 +549,8 @@ def read_records(folder: Path) -> pa.Table:
     EexError
         If the folder holds no records, or they are damaged or of several networks.
     """
+    import pyarrow as pa
+
     batches = list(read_batches(folder))
     if not batches:
         raise EexError(f"{folder}: the records were cut off before their first batch was whole")
@@ -520,7 +562,7 @@ def read_records(folder: Path) -> pa.Table:
     return pa.Table.from_batches([batch.select(names) for batch in batches]).unify_dictionaries()
 
 
-def feedback_of(records: pa.Table | Path) -> Feedback:
+def feedback_of(records: "pa.Table | Path") -> Feedback:
     """Order of feedback in a recorded run, and the state of the link known to its policy, for replay.
 
     Parameters
@@ -549,7 +591,7 @@ def feedback_of(records: pa.Table | Path) -> Feedback:
     )
 
 
-def outcomes_of(records: pa.Table | Path) -> Outcomes:
+def outcomes_of(records: "pa.Table | Path") -> Outcomes:
     """The outcomes that the policy of a recorded run learned from, in the order of the frames.
 
     Parameters
@@ -574,7 +616,7 @@ def outcomes_of(records: pa.Table | Path) -> Outcomes:
     return Outcomes(**read)
 
 
-def labels_of(records: pa.Table | Path) -> Ints:
+def labels_of(records: "pa.Table | Path") -> Ints:
     """The true class of each frame of a recorded run, numbered as in `outcomes_of`; -1 where it is not known.
 
     Raises
@@ -585,7 +627,7 @@ def labels_of(records: pa.Table | Path) -> Ints:
     return _index(_in_order(records), "label")
 
 
-def _in_order(records: pa.Table | Path) -> pa.Table:
+def _in_order(records: "pa.Table | Path") -> "pa.Table":
     table = read_records(records) if isinstance(records, Path) else records
     frame = _numbers(table, "frame")
     if not (frame == np.arange(len(frame))).all():
@@ -597,13 +639,13 @@ def _in_order(records: pa.Table | Path) -> pa.Table:
     return table
 
 
-def _column(table: pa.Table, name: str) -> Any:
+def _column(table: "pa.Table", name: str) -> Any:
     if name not in table.column_names:
         raise EexError(f"the records lack the column {name}: written by an older eex?")
     return table[name]
 
 
-def _values(table: pa.Table, column: Column, name: str) -> NDArray[Any]:
+def _values(table: "pa.Table", column: Column, name: str) -> NDArray[Any]:
     """A recorded column as it was in memory."""
     if column.stored in ("class", "expert"):
         return _index(table, name)
@@ -612,18 +654,18 @@ def _values(table: pa.Table, column: Column, name: str) -> NDArray[Any]:
     return np.asarray(_column(table, name), dtype=DTYPES[column.kind])  # null becomes NaN
 
 
-def _numbers(table: pa.Table, name: str) -> Ints:
+def _numbers(table: "pa.Table", name: str) -> Ints:
     return np.asarray(_column(table, name), dtype=np.int64)
 
 
-def _floats(table: pa.Table, name: str) -> Floats:
+def _floats(table: "pa.Table", name: str) -> Floats:
     return np.asarray(_column(table, name), dtype=np.float64)  # null becomes NaN
 
 
-def _flags(table: pa.Table, name: str) -> Bools:
+def _flags(table: "pa.Table", name: str) -> Bools:
     return np.asarray(_column(table, name), dtype=np.bool_)
 
 
-def _index(table: pa.Table, name: str) -> Ints:
+def _index(table: "pa.Table", name: str) -> Ints:
     chunks = [chunk.indices.fill_null(-1).to_numpy() for chunk in _column(table, name).chunks]
     return np.concatenate(chunks).astype(np.int64)

@@ -1,5 +1,6 @@
 """What a run leaves: the summary and the curves."""
 
+import io
 import json
 import os
 import platform
@@ -7,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from arro3.core import Array, RecordBatch
+from arro3.io import write_ipc
 
 from eex.models.architecture import UNKNOWN
 from eex.policies.core.exit_cost import parse_exit_cost
-from eex.policies.core.files import replacing, write_file
+from eex.policies.core.files import write_file
 from eex.policies.core.price import Price
 from eex.stream.config import StreamConfig
 from eex.stream.run.agreement import agreement
 from eex.stream.run.play import Played
+from eex.stream.run.records import named_array
 
 if TYPE_CHECKING:
     from eex.models.architecture import Network
@@ -118,8 +122,6 @@ def _exit_name(exit: int, exits: int) -> str:
 
 def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
     """Tidy rows of what is drawn over time: policy, quantity, first frame of the window, value."""
-    import pyarrow as pa
-
     policy, quantity, start, value = [], [], [], []
     for name, columns in curves.items():
         for column, values in columns.items():
@@ -129,16 +131,15 @@ def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
             quantity += [column] * len(values)
             start.append(columns["start"])
             value.append(values)
-    table = pa.table(
-        {
-            "policy": pa.array(policy).dictionary_encode(),
-            "quantity": pa.array(quantity).dictionary_encode(),
-            "start": np.concatenate(start).astype(np.int64),
-            "value": np.concatenate(value),
-        }
-    )
-    with replacing(path) as part, part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    columns = {
+        "policy": named_array(policy, list(dict.fromkeys(policy))),
+        "quantity": named_array(quantity, list(dict.fromkeys(quantity))),
+        "start": Array.from_numpy(np.concatenate(start).astype(np.int64)),
+        "value": Array.from_numpy(np.concatenate(value)),
+    }
+    file = io.BytesIO()
+    write_ipc(RecordBatch.from_pydict(columns), file, compression=None)
+    write_file(path, file.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,12 +7,13 @@
     input   the image as 8-bit pixels, for the cloud to run all stages. A frame that came in with 8 bits loses
             nothing; one that was distorted here is rounded to 256 levels. Of a text, its token ids as float32
 
-Each may be compressed by Zstandard ("int8+zstd"), which pyarrow brings. `encode` and `decode` are inverses up to what
+Each may be compressed by Zstandard ("int8+zstd"). `encode` and `decode` are inverses up to what
 the encoding loses. `layout` gives type and shape of the arrays that a header announces, to be checked before anything
 is made of them; what is received is numbers and stays numbers.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -149,7 +150,7 @@ def encode(features: NDArray[Any], encoding: Encoding = Encoding()) -> Encoded:
     else:
         values = features.astype(STORED[dtype], order="C", copy=False)
     if encoding.codec == "zstd":
-        values = np.frombuffer(_zstd().compress(np.ascontiguousarray(values)), dtype=np.uint8)
+        values = np.frombuffer(_zstd().compress(np.ascontiguousarray(values), ZSTD_LEVEL), dtype=np.uint8)
     return Encoded(dtype, features.shape, encoding.codec, (values, *scales))
 
 
@@ -202,10 +203,7 @@ def decode(dtype: DType, shape: tuple[int, ...], codec: Codec, arrays: tuple[NDA
     values = arrays[0]
     if codec == "zstd":
         kind = STORED[dtype]
-        try:
-            raw = _zstd().decompress(values, decompressed_size=math.prod(shape) * kind.itemsize)
-        except (OSError, ValueError) as error:
-            raise OffloadError(f"the compressed values cannot be read: {error}") from None
+        raw = _decompressed(values, math.prod(shape) * kind.itemsize)
         values = np.frombuffer(raw, dtype=kind).reshape(shape)
     if dtype == "uint8":
         return values.astype(np.float32) / np.float32(255)
@@ -233,10 +231,32 @@ def _quantised(features: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.flo
         return (np.rint(steps) - 128).astype(np.int8), ends
 
 
-def _zstd() -> Any:
-    import pyarrow as pa
+def _decompressed(values: NDArray[Any], size: int) -> bytes:
+    """What a Zstandard frame of `size` uncompressed bytes holds.
 
-    return pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+    Raises
+    ------
+    OffloadError
+        If it is damaged, or holds more or fewer.
+    """
+    zstd = _zstd()
+    window = {zstd.DecompressionParameter.window_log_max: max(10, (size - 1).bit_length())}  # memory beside the result
+    reader = zstd.ZstdDecompressor(options=window)
+    try:
+        raw: bytes = reader.decompress(np.ascontiguousarray(values), max_length=size + 1)
+    except zstd.ZstdError as error:
+        raise OffloadError(f"the compressed values cannot be read: {error}") from None
+    if len(raw) != size or not reader.eof or reader.unused_data:
+        raise OffloadError(f"the compressed values cannot be read: they are not the {size:,} bytes that were announced")
+    return raw
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
 
 
 def as_input(frames: NDArray[Any]) -> NDArray[Any]:

@@ -222,6 +222,25 @@ def test_a_second_writer_adds_parts(tmp_path, make_rows):
     assert read_records(tmp_path)["frame"].to_pylist() == list(range(10))
 
 
+def test_classes_of_one_name_stay_apart(tmp_path, make_rows):
+    rows = make_rows(0, 40)
+    with RecordWriter(tmp_path, ("crane", "dog", "crane", "truck"), EXPERTS) as writer:
+        writer.write(rows)
+    assert outcomes_of(tmp_path).prediction.tolist() == rows.prediction.tolist()
+    assert set(read_records(tmp_path)["answer"].to_pylist()) == {"crane", "dog", "crane (2)", "truck"}
+
+
+def test_schema_and_names_are_written_once_in_a_part(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_BATCH", 1)
+    classes = [f"class number {k}" for k in range(1000)]
+    for count in (1, 100):
+        with RecordWriter(tmp_path / str(count), classes, EXPERTS) as writer:
+            for k in range(count):
+                writer.write(make_rows(k, 1))
+    one, hundred = (next((tmp_path / str(count)).glob("part*")).read_bytes() for count in (1, 100))
+    assert one.count(b"class number 999") == hundred.count(b"class number 999") > 0
+
+
 def test_classes_of_every_batch_are_the_same(tmp_path, make_rows, monkeypatch):
     monkeypatch.setattr(records, "ROWS_IN_BATCH", 1)
     write(tmp_path, make_rows, [1] * 5)

@@ -5,6 +5,7 @@ import threading
 import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -115,6 +116,11 @@ def test_any_numbers_go_there_and_back(seed, encoding):
 # ---- messages that lie
 
 
+def resident() -> int:
+    """Bytes of memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
 def test_compressed_values_must_be_what_was_announced():
     sent = encode(FEATURES, Encoding("fp32", "zstd"))
     for shape in [(5, 8, 4, 5), (5, 8, 4, 3), (5, 1, 1, 1)]:
@@ -128,13 +134,31 @@ def test_compressed_values_must_be_what_was_announced():
 def test_a_bomb_takes_no_more_memory_than_was_announced():
     bomb = np.frombuffer(pa.Codec("zstd").compress(bytes(1 << 28)), dtype=np.uint8)
     assert bomb.nbytes < 1 << 16
-    before = pa.total_allocated_bytes()
+    before = resident()
     tracemalloc.start()
     with pytest.raises(OffloadError):
         decode("float32", (1, 1024), "zstd", (bomb,))
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
-    assert pa.total_allocated_bytes() - before < 1 << 20
+    assert resident() - before < 4 << 20
+
+
+def test_a_frame_that_asks_for_a_large_window_takes_no_memory():
+    huge = bytes.fromhex("28b52ffd0090") + bytes.fromhex(
+        "010000"
+    )  # no content size, a window of 256 MB, one empty block
+    before = resident()
+    with pytest.raises(OffloadError, match="compressed values cannot be read"):
+        decode("float32", (1, 1024), "zstd", (np.frombuffer(huge, dtype=np.uint8),))
+    assert resident() - before < 4 << 20
+
+
+def test_compressed_values_are_plain_zstandard():
+    sent = encode(FEATURES, Encoding("fp32", "zstd"))
+    there = pa.Codec("zstd").decompress(sent.arrays[0], decompressed_size=FEATURES.nbytes)
+    assert bytes(there) == FEATURES.tobytes()
+    back = np.frombuffer(pa.Codec("zstd").compress(FEATURES.tobytes()), dtype=np.uint8)
+    np.testing.assert_array_equal(decode("float32", FEATURES.shape, "zstd", (back,)), FEATURES)
 
 
 def test_codec_and_size_belong_together():
