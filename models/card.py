@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 MOST_EXPERTS, MOST_PIXELS = 100, 1 << 24  # pixels with their channels, or tokens
 SHIPPED = Path(__file__).parent / "shipped"
+CLOUD = SHIPPED / "cloud"
+"""The second model that eex ships: it answers images in the cloud for edges that run the first."""
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -55,7 +55,7 @@ WRAPPERS: dict[str, str] = {
 """Wrappers, written before another policy and an @: their first parameter is a `Policy`."""
 
 OWN = ChainMap(WRAPPERS, POLICIES)
-RECOMMENDED = "gain-curve"
+RECOMMENDED = "stop-curve"
 GROUP = "eex.policies"
 """Entry points of this group are policies of other packages."""
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from eex.stream.live.answers import Answer, Refusal
     from eex.stream.live.asynchronous import AsyncSession
     from eex.stream.live.config import LiveConfig, StreamOptions
-    from eex.stream.live.session import Refused, Session
+    from eex.stream.live.promises import Refused
+    from eex.stream.live.session import Session
     from eex.stream.run.records import outcomes_of, read_records
     from eex.stream.wire.client import ZmqOffloader
     from eex.stream.wire.offload import InMemoryOffloader, Offloader, Reply
@@ -45,7 +46,7 @@ _MODULES = {
     "LiveConfig": "live.config",
     "Offloader": "wire.offload",
     "Refusal": "live.answers",
-    "Refused": "live.session",
+    "Refused": "live.promises",
     "Reply": "wire.offload",
     "Request": "engine",
     "Session": "live.session",

@@ -63,16 +63,16 @@ class PolicyConfig:
     overhead: float | str = 0.1
     """Price of offloading a frame, in units of confidence. It can also be a price per second of round trip (0.2/s), per
     megabyte (0.01/MB) or per joule (0.05/J@1.3W), a sum of these with +, or a budget (budget=10/s, budget=20%)."""
-    exit_cost: float | str = 0.0
+    exit_cost: float | str = "auto"
     """Price of each edge exit that a frame visits after the first, in units of confidence: a number, one per further
     exit (0.01,0.03), or auto, in proportion to the multiply-adds of the stages, 0.02 on average (auto:0.05: 0.05).
     AdaEE uses 0."""
     aim: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Wish that the policy keeps to, by prices on top of those above: "accuracy within 1 point of the whole network",
     "mean latency <= 8 ms", "p99 <= 40 ms" or "offload <= 10 %". Can be repeated, or several separated by commas."""
-    reward: Reward = "adaee"
-    """What frames earn: AdaEE's reward, which is 0 wherever a frame leaves on the edge, or the utility, which is the
-    confidence of the answer less the prices paid for it."""
+    reward: Reward = "utility"
+    """What frames earn: the utility, which is the confidence of the answer less the prices paid for it, or AdaEE's
+    reward, which is 0 wherever a frame leaves on the edge. To compare with AdaEE, add --exit-cost 0."""
     drop_below: float = 0.0
     """Drop a frame instead of offloading it if its confidence at the last edge exit is below this value. Dropped frames
     are not sent and get no answer. 0 drops no frames."""
@@ -142,7 +142,7 @@ class StreamConfig(PolicyConfig, ConnectionConfig, FrameConfig):
             If an option is out of range or cannot be parsed.
         """
         FrameConfig.check(self)
-        return Resolved(self.schedule(), self.price(), self.connection(), self._choices())
+        return Resolved(self.schedule(), self.price(), self.connection(self.shipped), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
         rivals = split_policies(self.compare)

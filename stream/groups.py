@@ -1,5 +1,6 @@
 """Groups of frames that go through the same stage together, and the answers of the exits to them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -121,10 +122,19 @@ def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats
     return columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
 
 
-def every_exit(net: Network, images: Any) -> tuple[Floats, Ints, Floats | None]:
+Answers = Callable[[Any], tuple[Floats, Ints]]
+"""Confidence and prediction (B,) of images (B, C, H, W), as the cloud answers them."""
+
+
+def every_exit(net: Network, images: Any, cloud: Answers | None = None) -> tuple[Floats, Ints, Floats | None]:
     """Confidence and prediction of every edge exit and the final exit, and the distortion classifier's probabilities.
 
     For traces, regret and the accuracy of each exit; policies must not see it.
+
+    Parameters
+    ----------
+    cloud
+        Answers in place of the network's final exit, where another model does.
 
     Returns
     -------
@@ -139,7 +149,7 @@ def every_exit(net: Network, images: Any) -> tuple[Floats, Ints, Floats | None]:
         shape = (len(images), net.edge_exits + 1)
         confidence, prediction = np.empty(shape), np.empty(shape, dtype=np.int64)
         x = laid_out(images)
-        for i in range(net.exits):
+        for i in range(net.edge_exits if cloud is not None else net.exits):
             x = net.stage(i, x)
             if net.edge_exits <= i < net.exits - 1:
                 continue  # exits after the partition point are not used
@@ -147,4 +157,6 @@ def every_exit(net: Network, images: Any) -> tuple[Floats, Ints, Floats | None]:
             sure, index = exit_of(net, i, x, experts)
             confidence[order, column] = to_numpy(sure)
             prediction[order, column] = to_numpy(index)
+        if cloud is not None:
+            confidence[order, -1], prediction[order, -1] = cloud(images)
     return confidence, prediction, probabilities

@@ -30,7 +30,7 @@ from eex.policies.core.reward import last_seen
 
 
 class GainCurve(Composite):
-    r"""Learn what offloading gains at each confidence, and offload where that is worth its price (recommended).
+    r"""Learn what offloading gains at each confidence, and offload where that is worth its price.
 
     A frame that is answered on the edge earns 0, one that is offloaded :math:`\max(0, \Delta C) - o`. So all that is
     unknown is one curve: what offloading gains, on average, given the confidence :math:`c` of the surest edge exit.

@@ -46,9 +46,10 @@ class ExitPrices(NamedTuple):
         """
         if self.auto and exits > 1:
             further = np.zeros(0) if work is None else np.asarray(work, dtype=float)[1:exits]
-            if len(further) != exits - 1 or not further.sum() > 0:
+            if len(further) != exits - 1:
                 raise EexError("exit cost 'auto' needs the times or multiply-adds of the stages, which are not known")
-            prices: Floats = np.minimum(self.each[0] * further / further.mean(), 1.0)
+            mean = further.mean()
+            prices: Floats = np.minimum(self.each[0] * (further / mean if mean > 0 else np.ones(exits - 1)), 1.0)
             return prices
         if len(self.each) == 1:
             return self.each[0]

@@ -95,7 +95,7 @@ def reward(
     free = exit_cost == 0.0 if isinstance(exit_cost, float) else not np.any(exit_cost)
     if kind == "adaee" and free and not (offloaded[0] if len(offloaded) == 1 else np.count_nonzero(offloaded)):
         return np.zeros(len(offloaded))
-    if len(offloaded) == 1 and isinstance(exit_cost, float):
+    if len(offloaded) == 1:
         return np.array(
             [_of_one(confidence[0].tolist(), bool(offloaded[0]), bool(sent[0]), float(overhead[0]), exit_cost, kind)]
         )
@@ -109,7 +109,7 @@ def reward(
 
 
 def _of_one(
-    confidence: list[float], offloaded: bool, sent: bool, overhead: float, exit_cost: float, kind: Reward
+    confidence: list[float], offloaded: bool, sent: bool, overhead: float, exit_cost: ExitCost, kind: Reward
 ) -> float:
     """`reward` of a single frame, in plain numbers, which take a tenth of the time that arrays of one number take."""
     if offloaded and not sent:
@@ -118,4 +118,5 @@ def _of_one(
     further = max(sum(c == c for c in edge) - 1, 0)
     last = edge[further]
     gain = max(cloud - last, 0.0) if cloud == cloud and last == last else 0.0
-    return (gain - overhead if offloaded else 0.0) - exit_cost * further + (last if kind == "utility" else 0.0)
+    way = exit_cost * further if np.ndim(exit_cost) == 0 else sum(np.asarray(exit_cost)[:further].tolist())
+    return (gain - overhead if offloaded else 0.0) - float(way) + (last if kind == "utility" else 0.0)

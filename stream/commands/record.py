@@ -14,6 +14,7 @@ from eex.policies.core.trace import Trace, write_trace
 from eex.stream.config import FrameConfig, earlier
 from eex.stream.guard import SOURCE_LOST, guarded, hush
 from eex.stream.run.recording import record
+from eex.stream.wire.connection import answerer
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Command:
     record: tyro.conf.OmitArgPrefixes[FrameConfig]
     out: Path = Path("trace.arrow")
     """File to write."""
+    answer_with: str = "own"
+    """Model whose answers are recorded as the cloud's: 'own' for the network's final exit, a folder of another model of
+    the same classes, or 'auto', as for eex-stream."""
     quiet: bool = False
     """Print errors only."""
     config: Path | None = None
@@ -91,7 +95,8 @@ def _main() -> int:
         hush()
     _check_out(command.out)
     with _bar(command.quiet) as report:
-        trace, skipped, lost = record(command.record, report)
+        cloud = answerer(command.answer_with, command.record.shipped)
+        trace, skipped, lost = record(command.record, report, cloud)
     write_trace(command.out, trace)
     if not command.quiet:
         print(closing_line(command.out, trace, skipped))

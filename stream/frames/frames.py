@@ -55,6 +55,11 @@ class NetworkConfig:
     """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
     the fastest."""
 
+    @property
+    def shipped(self) -> bool:
+        """Whether this is the shipped model."""
+        return self.model is None and not self.network
+
     def check(self) -> None:
         """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
         self._at_least(seed=0, partition=0)

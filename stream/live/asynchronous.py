@@ -9,7 +9,8 @@ from typing import Any, Self
 from eex.stream.live.answers import Answer, Refusal, Sink
 from eex.stream.live.config import LiveConfig
 from eex.stream.live.images import Given
-from eex.stream.live.session import Refused, Session
+from eex.stream.live.promises import Refused
+from eex.stream.live.session import Session
 
 
 class AsyncSession:

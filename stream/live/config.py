@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.price import parse_price
 from eex.stream.config import PolicyConfig
 from eex.stream.frames.frames import MOST_IN_BATCH, NetworkConfig
 from eex.stream.wire.connection import ConnectionConfig
@@ -51,7 +52,7 @@ class LiveConfig(PolicyConfig, ConnectionConfig, NetworkConfig):
             if getattr(self, name) not in known:
                 raise EexError(f"--{name} must be {', '.join(known[:-1])} or {known[-1]}, got {getattr(self, name)!r}")
         self.price()
-        self.connection()
+        self.connection(self.shipped)
         self.retention()
 
     def retention(self) -> "Retention":
@@ -89,3 +90,36 @@ class StreamOptions:
     keep: Keep | None = None
     queue: int | None = None
     thresholds: Literal["learning", "frozen"] | tuple[float, ...] = "learning"
+
+    def check(self, stream: str, deadline_ms: float, exits: int) -> None:
+        """Raise `EexError` if a value is out of range.
+
+        Parameters
+        ----------
+        stream
+            Its name.
+        deadline_ms
+            The session's.
+        exits
+            Edge exits of the network.
+        """
+        where = f"stream '{stream}'"
+        try:
+            if self.overhead is not None:
+                parse_price(self.overhead)
+        except EexError as error:
+            raise EexError(f"{where}: {error}") from None
+        if self.deadline_ms is not None and not 0 < self.deadline_ms <= deadline_ms:
+            raise EexError(f"{where}: deadline_ms must lie in (0, {deadline_ms:g}], got {self.deadline_ms:g}")
+        if self.queue is not None and self.queue < 1:
+            raise EexError(f"{where}: queue must be at least 1, got {self.queue}")
+        if self.keep not in (None, "auto", "all", "newest"):
+            raise EexError(f"{where}: keep must be all or newest, got {self.keep!r}")
+        if isinstance(self.thresholds, tuple):
+            if len(self.thresholds) != exits or not all(0 <= threshold <= 1 for threshold in self.thresholds):
+                given = list(self.thresholds)
+                raise EexError(f"{where}: thresholds must be {exits} in [0, 1], one per edge exit, got {given}")
+        elif self.thresholds not in ("learning", "frozen"):
+            raise EexError(
+                f"{where}: thresholds must be learning, frozen or one per edge exit, got {self.thresholds!r}"
+            )

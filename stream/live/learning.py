@@ -4,6 +4,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from eex.policies.core.base import ExitCost, Floats, Policy
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import parse_json, replacing
 from eex.stream.live.config import StreamOptions
@@ -23,6 +25,31 @@ STREAMS_KEPT = 1024
 """Streams that were closed whose learning is kept, at most: the latest."""
 
 MOST_FRAMES = 2**53
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A copy of a stream's learner.
+
+    Attributes
+    ----------
+    policy
+        Of one run.
+    first
+        Number of its next frame.
+    overhead
+        The price of offloading that it chooses by now, in units of confidence.
+    frozen
+        The thresholds that the stream keeps, `exit_at` and `skip_below`; None if the policy's are played.
+    exit_cost
+        Price of each further edge exit, one for all or one each.
+    """
+
+    policy: Policy
+    first: int
+    overhead: float
+    frozen: tuple[Floats, Floats] | None
+    exit_cost: ExitCost = 0.0
 
 
 class _About(msgspec.Struct):

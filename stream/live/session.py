@@ -11,16 +11,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from eex.policies.core.base import ExitCost, Floats, Policy
+from eex.policies.core.base import Policy
 from eex.policies.core.errors import EexError, ImageError
-from eex.policies.core.price import parse_price
 from eex.stream.guard import keep_memory_flat
 from eex.stream.live import learning
 from eex.stream.live.answers import Answer, Reason, Refusal, Sink, iso
@@ -30,6 +28,7 @@ from eex.stream.live.images import Given, as_taken
 from eex.stream.live.labels import Labels
 from eex.stream.live.outbox import Outbox
 from eex.stream.live.playing import Playing, Stream, policy_for
+from eex.stream.live.promises import Promised, Refused
 from eex.stream.sharing import check_shares
 
 if TYPE_CHECKING:
@@ -51,84 +50,6 @@ SAVE_S = 60.0
 Said = TypeVar("Said")
 
 log = logging.getLogger("eex")
-
-
-class Refused(EexError):
-    """A frame got no answer; `refusal` says why."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(f"frame {refusal.frame} of stream '{refusal.stream}': {refusal.reason}: {refusal.detail}")
-        self.refusal = refusal
-
-
-_DECIDING = threading.Lock()
-"""Held while a future gets its condition, or its result without one."""
-
-
-class Promised(Future[Answer | Refusal]):
-    """A future that cannot be cancelled: every frame gets its answer or refusal.
-
-    Its condition variable, which takes most of the time that a future takes, is made once somebody waits or adds a
-    callback: of many frames only the sinks want the answer.
-    """
-
-    def __init__(self) -> None:
-        self._state, self._result, self._exception = "PENDING", None, None  # as `Future` does, but for the condition
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Callable[[Future[Answer | Refusal]], object]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name != "_condition":
-            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        with _DECIDING:
-            return vars(self).setdefault("_condition", threading.Condition())
-
-    def done(self) -> bool:
-        """Whether the answer is there."""
-        return self._state == "FINISHED"
-
-    def result(self, timeout: float | None = None) -> Answer | Refusal:
-        """The answer, waited for; a `TimeoutError` if it takes longer than so many seconds."""
-        if self._state == "FINISHED" and self._result is not None:
-            return self._result
-        return super().result(timeout)
-
-    def set_result(self, result: Answer | Refusal) -> None:
-        """Give the answer; whoever waits gets it."""
-        with _DECIDING:
-            if "_condition" not in vars(self) and self._state == "PENDING":
-                self._result, self._state = result, "FINISHED"
-                return
-        super().set_result(result)
-
-    def cancel(self) -> bool:
-        """Do nothing, and say so."""
-        return False
-
-
-@dataclass(frozen=True)
-class Learner:
-    """A copy of a stream's learner.
-
-    Attributes
-    ----------
-    policy
-        Of one run.
-    first
-        Number of its next frame.
-    overhead
-        The price of offloading that it chooses by now, in units of confidence.
-    frozen
-        The thresholds that the stream keeps, `exit_at` and `skip_below`; None if the policy's are played.
-    exit_cost
-        Price of each further edge exit, one for all or one each.
-    """
-
-    policy: Policy
-    first: int
-    overhead: float
-    frozen: tuple[Floats, Floats] | None
-    exit_cost: ExitCost = 0.0
 
 
 class Session:
@@ -210,7 +131,7 @@ class Session:
         from eex.stream.worker.embedded import EmbeddedWorker
 
         config = self.config
-        connection = config.connection()
+        connection = config.connection(config.shipped and net is None)
         self.notes: list[str] = []
         worker, embedded = None, None
         if offloader is None and connection.processes:
@@ -379,7 +300,7 @@ class Session:
             If an option is out of range, or the session is closed.
         """
         options = _with(options or StreamOptions(), given)
-        self._check(name, options)
+        options.check(name, self.config.deadline_ms, self.net.edge_exits)
         with self._lock:
             if self._closing:
                 raise EexError(f"stream '{name}': the session is closed")
@@ -501,7 +422,7 @@ class Session:
 
         self._ask(look)
 
-    def learner(self, name: str) -> "Learner":
+    def learner(self, name: str) -> learning.Learner:
         """A copy of what a stream's policy has learned, and what it would choose by.
 
         Raises
@@ -514,12 +435,12 @@ class Session:
         if its is None:
             raise EexError(f"there is no stream '{name}'")
 
-        def copied() -> Learner:
+        def copied() -> learning.Learner:
             self._playing.sum_up()  # learns what there is to learn
             policy, first = self._playing.learner_of(its)
             kept = self._playing.engine_streams.frozen.get(its.number)
             exit_cost = self._playing.driver.engine.exit_cost
-            return Learner(policy, first, self._playing.overhead_of(its), kept, exit_cost)
+            return learning.Learner(policy, first, self._playing.overhead_of(its), kept, exit_cost)
 
         return self._ask(copied)
 
@@ -685,27 +606,6 @@ class Session:
         if self._failure is not None:
             return "failed", f"the session failed: {self._failure}"
         return "closed", "the session is closed" if self._closing else "the stream is closed"
-
-    def _check(self, name: str, options: StreamOptions) -> None:
-        where = f"stream '{name}'"
-        try:
-            if options.overhead is not None:
-                parse_price(options.overhead)
-        except EexError as error:
-            raise EexError(f"{where}: {error}") from None
-        if options.deadline_ms is not None and not 0 < options.deadline_ms <= self.config.deadline_ms:
-            most = self.config.deadline_ms
-            raise EexError(f"{where}: deadline_ms must lie in (0, {most:g}], got {options.deadline_ms:g}")
-        if options.queue is not None and options.queue < 1:
-            raise EexError(f"{where}: queue must be at least 1, got {options.queue}")
-        if options.keep not in (None, "auto", "all", "newest"):
-            raise EexError(f"{where}: keep must be all or newest, got {options.keep!r}")
-        kept, exits = options.thresholds, self.net.edge_exits
-        if isinstance(kept, tuple):
-            if len(kept) != exits or not all(0 <= threshold <= 1 for threshold in kept):
-                raise EexError(f"{where}: thresholds must be {exits} in [0, 1], one per edge exit, got {list(kept)}")
-        elif kept not in ("learning", "frozen"):
-            raise EexError(f"{where}: thresholds must be learning, frozen or one per edge exit, got {kept!r}")
 
     def _let_go(self) -> None:
         """Let go of closing streams of which nothing is under way any more."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from eex.stream.driver import Driver
     from eex.stream.frames.batch import Batch
     from eex.stream.frames.frames import Playable
+    from eex.stream.groups import Answers
     from eex.stream.planning.measure import Sending
     from eex.stream.wire.offload import Offloader
 
@@ -108,6 +109,12 @@ class Played:
     aims: list[dict[str, Any]] = field(default_factory=list)
 
 
+def answerers(*links: dict[str, Any]) -> list[str]:
+    """Fingerprints of the models that workers answered images with in place of the edge's own, from their reports."""
+    workers = [worker for link in links for worker in link.get("workers", [])]
+    return sorted({name for worker in workers for name in worker.get("answerers", []) if name})
+
+
 class Player:
     """Plays policies over the same frames.
 
@@ -121,6 +128,8 @@ class Player:
         How frames are sent.
     viewer
         Watches closely.
+    cloud
+        What the cloud answers to images, where that is another model than the network: hindsight needs it.
     """
 
     def __init__(
@@ -133,8 +142,9 @@ class Player:
         show: Show = lambda glance: None,
         stop: Callable[[], bool] = lambda: False,
         viewer: Viewer | None = None,
+        cloud: "Answers | None" = None,
     ) -> None:
-        self.viewer = viewer
+        self.viewer, self.cloud = viewer, cloud
         self.frames, self.net, self.config, self.resolved = frames, net, config, resolved
         self.sending, self.show, self.stop = sending, show, stop
         self.exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)  # `auto` has become numbers
@@ -210,7 +220,7 @@ class Player:
                 now = time.perf_counter()
                 look = now - shown > SHOW_S
                 if look and viewer is not None:  # before any frame of the batch is taken
-                    self._show_closely(viewer, batch, ring.next - len(batch))
+                    self._show_closely(viewer, batch, ring.next - len(batch), offloader)
                 if config.commit and ring.next - committed >= config.commit:
                     commit()
                     committed = ring.next
@@ -236,12 +246,13 @@ class Player:
             self.show(Glance(label, ring.next, self.frames.total, played.seconds, played.tally, finished=True))
         return played
 
-    def _show_closely(self, viewer: Viewer, batch: "Batch", first: int) -> None:
+    def _show_closely(self, viewer: Viewer, batch: "Batch", first: int, offloader: "Offloader") -> None:
         """Let a viewer see what there is, and every exit of the batch that was just fed if it wants to."""
         from eex.stream.groups import every_exit
 
-        if viewer.wants_sample():
-            viewer.sample(first, every_exit(self.net, batch.images)[0])
+        known = self.cloud is not None or not answerers(offloader.report())
+        if known and viewer.wants_sample():
+            viewer.sample(first, every_exit(self.net, batch.images, self.cloud)[0])
         viewer.refresh()
 
     def hindsight(self, tally: Tally) -> Reference | None:
@@ -260,7 +271,7 @@ class Player:
         for batch in self.frames.batches(total, {}):
             if self.stop():
                 return None
-            confidence, prediction, _ = every_exit(self.net, batch.images)
+            confidence, prediction, _ = every_exit(self.net, batch.images, self.cloud)
             number = np.arange(first, first + len(batch))
             names = [str(n) for n in self.frames.schedule.names(number)]
             reference.add(number, names, batch.labels, confidence, prediction)

@@ -22,13 +22,14 @@ from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import keeping
 from eex.stream.config import StreamConfig
 from eex.stream.frames.frames import Frames, Playable, nothing_usable
-from eex.stream.network import load_network
+from eex.stream.network import load_network, pick_device
 from eex.stream.planning.sending import choose_sending
-from eex.stream.run.play import Player, Show, Viewer
+from eex.stream.run.play import Player, Show, Viewer, answerers
 from eex.stream.run.recorder import warn
 from eex.stream.run.summary import summarise, write_curves, write_json
 from eex.stream.sharing import check_shares
 from eex.stream.wire.connection import connected
+from eex.stream.worker.tail import image_answers, load_answerer
 
 if TYPE_CHECKING:
     from eex.models.architecture import Network
@@ -115,7 +116,10 @@ def run(
         stop = stack.enter_context(interrupts())
         prices = parse_exit_cost(config.exit_cost).of(net.edge_exits)
         viewer = None if view is None else stack.enter_context(view(config, net, frames, prices))
-        player = Player(frames, net, config, resolved, sending, show, stop, viewer)
+        cloud = None
+        if connection.answer_with is not None and (config.regret or view is not None):
+            cloud = image_answers(net, load_answerer(connection.answer_with, "", pick_device(config.device)))
+        player = Player(frames, net, config, resolved, sending, show, stop, viewer, cloud)
         own = resolved.policies[0].label
         played = [player.play(own, policies[0], offloader, folder, resume is not None, config.share)]
         for choice, policy in zip(resolved.policies[1:], policies[1:], strict=True):
@@ -125,7 +129,10 @@ def run(
             played.append(player.play(choice.label, policy, connections.enter_context(connect())))
         reference = None
         if config.regret and not frames.live and not stop() and played[0].tally.frames:
-            reference = player.hindsight(played[0].tally)
+            if cloud is None and (theirs := answerers(*(p.link for p in played))):
+                warn(f"regret is not known: the worker answered with a model that is not here, {', '.join(theirs)}")
+            else:
+                reference = player.hindsight(played[0].tally)
     if not played[0].tally.frames and not stop():
         raise nothing_usable(config, played[0].skipped)
     summary = summarise(config, resolved.price, played, reference, net, interrupted=stop())

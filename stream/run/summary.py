@@ -12,6 +12,7 @@ from arro3.core import Array, RecordBatch
 from arro3.io import write_ipc
 
 from eex.models.architecture import UNKNOWN
+from eex.policies.core.base import ExitCost
 from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.files import write_file
 from eex.policies.core.price import Price
@@ -37,7 +38,8 @@ def summarise(
     interrupted: bool = False,
 ) -> dict[str, Any]:
     """What happened, as plain JSON values; the first policy's figures on top, one row per policy under `policies`."""
-    rows = [_policy_row(p, reference, config.drop_below > 0) for p in played]
+    exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)
+    rows = [_policy_row(p, reference, exit_cost, config.drop_below > 0) for p in played]
     first = played[0]
     skipped = list(first.skipped.items())
     summary: dict[str, Any] = dict(rows[0])
@@ -59,7 +61,6 @@ def summarise(
         summary["best_fixed_threshold"] = reference.best
         summary["by_exit"] = reference.rows()
     summary["price"] = price.text
-    exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)
     summary["exit_cost"] = np.broadcast_to(exit_cost, net.edge_exits - 1).tolist()
     summary["overhead"] = price.of() if price.constant else first.tally.mean_overhead
     summary["model"] = {"fingerprint": net.fingerprint, "exits": net.exits, "partition": net.partition}
@@ -67,8 +68,9 @@ def summarise(
     return summary
 
 
-def _policy_row(played: Played, reference: "Reference | None", dropping: bool) -> dict[str, Any]:
+def _policy_row(played: Played, reference: "Reference | None", exit_cost: ExitCost, dropping: bool) -> dict[str, Any]:
     t = played.tally
+    cost = t.mean_cost(exit_cost)
     frames = max(1, t.frames)
     row: dict[str, Any] = {
         "policy": played.policy,
@@ -79,6 +81,8 @@ def _policy_row(played: Played, reference: "Reference | None", dropping: bool) -
         "mean_overhead": t.mean_overhead,
         "accuracy": t.accuracy,
         "mean_reward": t.mean_reward,
+        "mean_cost": cost,
+        "accuracy_less_costs": None if t.accuracy is None else t.accuracy - cost,
         "frames_per_second": t.frames / played.seconds if played.seconds else 0.0,
         "seconds": played.seconds,
         "exit_shares": {_exit_name(e, t.exits): float(n) / frames for e, n in enumerate(t.by_exit)},

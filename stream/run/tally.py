@@ -9,6 +9,7 @@ import numpy as np
 from eex.policies.core.base import ExitCost, Floats, Ints, Reward
 from eex.policies.core.columns import Rows
 from eex.policies.core.references import fixed_reward, oracle
+from eex.policies.core.reward import last_seen, way_cost
 from eex.stream.run.agreement import SUMS, compared
 
 WINDOWS = 600
@@ -79,7 +80,8 @@ class Tally:
         self.exits, self._curves = exits, curves
         self.frames = self.labelled = self.correct = self.offloaded = self.sent = self.fallbacks = self.rewarded = 0
         self.dropped = 0
-        self.reward = self.bytes = self.threshold = self.overhead = 0.0
+        self.reward = self.bytes = self.threshold = self.overhead = self.offloading = 0.0
+        self.deepest = np.zeros(max(1, exits - 1), dtype=np.int64)  # frames by the last edge exit that they visited
         self.by_exit = np.zeros(exits, dtype=np.int64)
         self.by_class = np.zeros((classes, 2), dtype=np.int64)  # labelled frames, and those answered right
         self.by_expert = np.zeros(experts, dtype=np.int64)
@@ -107,6 +109,8 @@ class Tally:
         self.reward += float(rows.reward[taught].sum())
         self.bytes += float(rows.bytes.sum())
         self.overhead += float(rows.overhead.sum())
+        self.offloading += float(rows.overhead[offloaded].sum())
+        self.deepest += np.bincount(last_seen(rows.confidence[:, :-1])[1], minlength=len(self.deepest))
         if len(self.by_class):
             for column, counted in enumerate((known, correct)):
                 self.by_class[:, column] += np.bincount(rows.label[counted], minlength=len(self.by_class))
@@ -151,8 +155,10 @@ class Tally:
             If an array is missing, unknown or of another shape.
         """
         mine = self.state_dict()
-        later: dict[str, Any] = {name: getattr(self, name) * 0 for name in ("by_class", "by_expert", "agreement")}
-        later["dropped"] = np.array(0)
+        later: dict[str, Any] = {
+            name: getattr(self, name) * 0 for name in ("by_class", "by_expert", "agreement", "deepest")
+        }
+        later |= {"dropped": np.array(0), "offloading": np.array(0.0)}
         state = later | dict(state)
         if {k: v.shape for k, v in mine.items()} != {k: np.shape(v) for k, v in state.items()}:
             raise ValueError("the totals are of another network")
@@ -186,6 +192,11 @@ class Tally:
     def mean_overhead(self) -> float:
         """Mean price of offloading, over all frames: paid by those that were sent, expected for the others."""
         return self.overhead / self.frames if self.frames else 0.0
+
+    def mean_cost(self, exit_cost: ExitCost) -> float:
+        """Mean price of a frame's way: of the further edge exits that it visited, and of offloading if it was."""
+        way = float(way_cost(exit_cost, np.arange(len(self.deepest))) @ self.deepest)
+        return (way + self.offloading) / self.frames if self.frames else 0.0
 
     @property
     def bytes_per_frame(self) -> float | None:

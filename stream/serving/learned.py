@@ -9,7 +9,7 @@ from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import CENTRES
 from eex.policies.core.base import Context, Policy
 from eex.policies.core.parts import Composite
-from eex.stream.live.session import Learner
+from eex.stream.live.learning import Learner
 
 
 def described(learner: Learner) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from eex.policies.core.errors import EexError
 from eex.policies.core.references import fixed_reward
 from eex.stream.frames.frames import Timetable
 from eex.stream.live.config import StreamOptions
-from eex.stream.live.session import Learner
+from eex.stream.live.learning import Learner
 from eex.stream.run.play import GRID, Stage
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from eex.stream.worker.stats import LATENCY_BUCKETS_MS
 if TYPE_CHECKING:
     from eex.models.architecture import Network
     from eex.stream.live.config import StreamOptions
-    from eex.stream.live.session import Learner
+    from eex.stream.live.learning import Learner
 
 TICK_S = 1.0
 POINTS = 300

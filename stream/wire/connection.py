@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eex.models.card import CLOUD
 from eex.policies.core.errors import EexError, OffloadError
 from eex.policies.core.link import SimulatedLink, parse_link
 from eex.stream.wire.encoding import Encoding, parse_encoding
@@ -86,9 +87,10 @@ class ConnectionConfig:
     """Send plain text to workers on this machine that were started with --plain, instead of using keys."""
     plain_beyond_loopback: bool = False
     """With --plain: to workers on other machines, too. Everyone on the way can read and change frames."""
-    answer_with: Path | None = None
-    """Folder of another model of the same classes, of any size, with which the embedded worker answers. Frames are then
-    sent as images."""
+    answer_with: str = "auto"
+    """Model with which the embedded worker answers: a folder of another model of the same classes, of any size, to
+    which frames are sent as images, or 'own' for the rest of the edge's network. auto takes eex's cloud model for the
+    shipped model, unless --send asks for features, and own for any other."""
     link: str = ""
     """Emulated link between edge and worker: sao-paulo, north-california, paris, wifi or MS@MBIT. Several can follow
     each other, comma-separated, each for a time: 40@10:30s, down:5s, jitter=5."""
@@ -104,8 +106,13 @@ class ConnectionConfig:
     """Share what the policy learns with the other edges of the worker, and start from what they have learned. Sums of
     counts are sent, nothing of a single frame. Needs a worker at tcp://… and the policy stop-curve."""
 
-    def connection(self) -> Connection:
+    def connection(self, shipped: bool = False) -> Connection:
         """What the options stand for.
+
+        Parameters
+        ----------
+        shipped
+            Whether the edge runs the shipped model.
 
         Raises
         ------
@@ -125,12 +132,15 @@ class ConnectionConfig:
                 f"--share goes with a worker that other edges use, tcp://host:port; got --worker {self.worker}"
             )
         encoding = None if self.send == "auto" else parse_encoding(self.send)
-        if self.answer_with is not None:
+        images = encoding is None or encoding.kind == "input"
+        if self.answer_with not in ("auto", "own"):
             if not processes:
                 raise EexError("--answer-with goes with an embedded worker; others take it themselves (eex-worker)")
-            encoding = encoding or Encoding("input")
-            if encoding.kind != "input":
+            if not images:
                 raise EexError(f"--answer-with answers images: expected --send input or input+zstd, got {self.send}")
+        answer_with = answerer(self.answer_with, shipped) if processes and images else None
+        if answer_with is not None:
+            encoding = encoding or Encoding("input")
         return Connection(
             processes,
             endpoints,
@@ -143,9 +153,22 @@ class ConnectionConfig:
             self.keys,
             self.key,
             self.require_worker,
-            self.answer_with,
+            answer_with,
             self.share,
         )
+
+
+def answerer(answer_with: str, shipped: bool) -> Path | None:
+    """Folder of the model that answers in the cloud, as --answer-with names it; None for the rest of the edge's own.
+
+    Parameters
+    ----------
+    shipped
+        Whether the edge runs the shipped model.
+    """
+    if answer_with == "auto":
+        return CLOUD if shipped else None
+    return None if answer_with == "own" else Path(answer_with)
 
 
 def _workers(text: str) -> tuple[int, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from eex.stream.worker.pool import Replica
 if TYPE_CHECKING:
     from eex.models.architecture import Network
     from eex.models.network import EarlyExitNet
+    from eex.stream.groups import Answers
 
 Shapes = dict[str, list[tuple[int, ...]]]
 """What each stage of each model takes, by fingerprint, without the axis of frames: (C, H, W) or (C,)."""
@@ -122,8 +123,24 @@ def load_answerer(folder: Path, network: str, device: str) -> "Network":
 
 
 def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
-    """A tail of `net` that has another model answer images, by its final exit and, where it has experts, by that expert
-    which its own distortion classifier selects. Images are scaled to the size that it takes.
+    """A tail of `net` that has another model answer images; frames that come as features are answered by `tail`.
+
+    Raises
+    ------
+    OffloadError
+        If the two models do not go together.
+    """
+    answer = image_answers(net, answerer)
+
+    def both(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        return tail(stage, expert, features) if stage else answer(features)
+
+    return both
+
+
+def image_answers(net: "Network", answerer: "Network") -> "Answers":
+    """How another model answers the images of `net`: by its final exit and, where it has experts, by that expert which
+    its own distortion classifier selects. Images are scaled to the size that it takes.
 
     Raises
     ------
@@ -149,14 +166,13 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
     how = answerer.architecture.preprocessing.interpolation
     index = np.array([theirs[name] for name in answerer.classes])
 
-    def both(stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        if stage:
-            return tail(stage, expert, features)
+    def answer(images: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         with answerer.inferring():
-            x = features_array(answerer, shape, 0, features)
+            x = features_array(answerer, shape, 0, to_numpy(images))
             if wanted != shape:
-                images = torch.from_numpy(to_numpy(x))
-                scaled = torch.nn.functional.interpolate(images, wanted[1:], mode=how, antialias=True)
+                scaled = torch.nn.functional.interpolate(
+                    torch.from_numpy(to_numpy(x)), wanted[1:], mode=how, antialias=True
+                )
                 x = answerer.array(scaled.clamp(0, 1).numpy())
             chosen = np.zeros(len(x), dtype=np.int64)
             if answerer.classifier is not None:
@@ -171,7 +187,7 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
                 confidence[at], prediction[at] = to_numpy(found[0]), index[to_numpy(found[1])]
         return confidence, prediction
 
-    return both
+    return answer
 
 
 def stage_shapes(net: "EarlyExitNet") -> list[tuple[int, ...]]:

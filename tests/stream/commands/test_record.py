@@ -117,16 +117,18 @@ def test_names_that_are_not_utf8(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    ("policy", "batch", "more"),
+    ("policy", "batch", "kind", "more"),
     [
-        ("ucb", 32, ()),
-        ("ucb", 5, ("--gather", 24)),
-        ("fixed:p_tar=0.7", 48, ()),
+        ("ucb", 32, "adaee", ()),
+        ("ucb", 5, "adaee", ("--gather", 24)),
+        ("fixed:p_tar=0.7", 48, "adaee", ()),
+        ("stop-curve", 32, "utility", ()),
     ],
-    ids=["ucb-32", "ucb-5", "fixed-48"],
+    ids=["ucb-32", "ucb-5", "fixed-48", "stop-curve-32"],
 )
-def test_a_replayed_trace_makes_the_live_choices(tmp_path, cloud, policy, batch, more):
-    frames = ("--distortion", SCHEDULE, "--frames", 450, "--seed", 7)
+def test_a_replayed_trace_makes_the_live_choices(tmp_path, cloud, policy, batch, kind, more):
+    cost = 0.0 if kind == "adaee" else 0.02
+    frames = ("--distortion", SCHEDULE, "--frames", 450, "--seed", 7, "--reward", kind, "--exit-cost", cost)
     run = stream(tmp_path / "runs", *cloud, "--policy", policy, "--batch", batch, *more, *frames)
     done = call("record", "--config", run / "config.json", "--batch", 64, "--out", tmp_path / "trace.arrow", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -139,12 +141,29 @@ def test_a_replayed_trace_makes_the_live_choices(tmp_path, cloud, policy, batch,
     # how frames are batched changes the last digits: what the live run saw is taken for what it saw
     trace = replace(trace, confidence=np.where(seen, live.confidence, trace.confidence))
     again = replay(
-        make_policy(policy, exits=3, seed=7), trace, 0.1, order="in-order", feedback=feedback_of(run / "records")
-    )
+        make_policy(policy, exits=3, seed=7), trace, 0.1, order="in-order", feedback=feedback_of(run / "records"),
+        exit_cost=cost, kind=kind,
+    )  # fmt: skip
     np.testing.assert_array_equal(again.arm[0], live.arm)
     np.testing.assert_array_equal(again.exit[0], live.exit)
     np.testing.assert_array_equal(again.offloaded[0], live.offloaded)
     np.testing.assert_allclose(again.reward[0], live.reward, atol=1e-12)
+
+
+def test_another_model_s_answers_are_recorded_as_the_cloud_s(tmp_path):
+    from eex.models.card import SHIPPED, load, save
+
+    net = load(SHIPPED)
+    for weights in net.branches[-1].parameters():
+        weights.data.zero_()  # equally sure of all classes
+    save(net, tmp_path / "other")
+    own, other = tmp_path / "own.arrow", tmp_path / "other.arrow"
+    for out, more in ((own, ()), (other, ("--answer-with", tmp_path / "other"))):
+        done = call("record", "--frames", 60, "--distortion", "pristine", "--out", out, "--quiet", *more)
+        assert (done.returncode, done.stderr) == (0, "")
+    expected, found = read_trace(own), read_trace(other)
+    np.testing.assert_array_equal(found.confidence[:, :-1], expected.confidence[:, :-1])
+    np.testing.assert_allclose(found.confidence[:, -1], 0.1, atol=1e-6)
 
 
 # ---- interrupted

@@ -99,7 +99,7 @@ def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
     done = play(
         "stream", "--policy", "fixed", "--compare", "fixed,fixed:p_tar=0.95", "--frames", 200, "--threads", 1,
-        "--deadline-ms", 60_000, "--distortion", SCHEDULE, "--out", out,
+        "--deadline-ms", 60_000, "--distortion", SCHEDULE, "--out", out, "--answer-with", "own",
     )  # fmt: skip
     return done, json.loads(next(out.glob("*/summary.json")).read_text())
 
@@ -575,15 +575,30 @@ def test_a_key_that_does_not_decode_is_refused_in_one_line(tmp_path):
 
 @pytest.mark.process
 def test_another_model_answers_images(tmp_path):
+    fingerprint = answerer_without_a_clue(tmp_path / "other")
+    options = ("--frames", 40, "--policy", "fixed:p_tar=1,1,1,0", "--distortion", "pristine:40")
+    summary = stream(tmp_path, "--answer-with", tmp_path / "other", *options)
+    assert summary["send"]["encoding"] == "input"
+    assert summary["fallbacks"] == 0
+    assert summary["link"]["workers"][0]["answerers"] == [fingerprint]
+    last = summary["by_exit"][-1]  # hindsight asks the same model
+    assert (last["exit"], last["confidence"]) == (4, pytest.approx(0.1))
+    assert summary["accuracy"] == last["accuracy"]
+    with worker("--answer-with", tmp_path / "other") as (_, endpoint):
+        done = play(
+            "stream", "--worker", endpoint, "--plain", "--send", "input", *options, "--out", tmp_path, "--no-pictures"
+        )
+    assert done.returncode == 0
+    assert f"regret is not known: the worker answered with a model that is not here, {fingerprint}" in done.stderr
+    assert "regret" not in done.stdout
+
+
+def answerer_without_a_clue(folder):
+    """Save a model of the shipped one's classes whose final exit is equally sure of all; returns its fingerprint."""
     from eex.models.card import SHIPPED, load, save
 
     net = load(SHIPPED)
-    net.temperature[-1]["pristine"] *= 1.5  # another model of the same classes
-    save(net, tmp_path / "other")
-    summary = stream(
-        tmp_path, "--answer-with", tmp_path / "other", "--frames", 40, "--policy", "fixed:p_tar=1",
-        "--deadline-ms", 60_000, "--no-regret",
-    )  # fmt: skip
-    assert summary["send"]["encoding"] == "input"
-    assert summary["fallbacks"] == 0
-    assert summary["link"]["workers"][0]["answerers"] == [net.fingerprint]
+    for weights in net.branches[-1].parameters():
+        weights.data.zero_()
+    save(net, folder)
+    return net.fingerprint

@@ -4,7 +4,7 @@ import io
 import threading
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import InvalidStateError, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
 from eex.stream.live.answers import Answer, Refusal
+from eex.stream.live.promises import Refused
 from eex.stream.live.run import status
-from eex.stream.live.session import Promised, Refused, Session
+from eex.stream.live.session import Session
 from eex.stream.run.records import feedback_of, read_records
 from eex.stream.wire.offload import NoOffloader
 
@@ -615,32 +616,3 @@ def test_a_network_of_one_channel_gets_grey_images():
     with Session(net=net, offloader=Cloud(), policy="fixed", policy_option=("p_tar=0",), worker="none") as session:
         for image in (pixels, np.repeat(pixels[:, :, None], 3, axis=2), pixels[:, :, None], pixels / 255):
             assert session.answer(image, timeout_s=30).confidence == pytest.approx(float(expected[0]), abs=1e-3)
-
-
-def test_a_future_is_one_of_the_standard_library_s():
-    """Whether its answer comes before anybody asks, while somebody waits, or with a callback."""
-    promises = [Promised() for _ in range(2000)]
-    called, got = [], []
-
-    def ask():
-        for k, promise in enumerate(promises):
-            if k % 3 == 0:
-                promise.add_done_callback(lambda p: called.append(p.result()))
-            elif k % 3 == 1:
-                got.append(promise.result(20))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    for k, promise in enumerate(promises):
-        promise.set_result(k)
-    asking.join(30)
-    assert wait(promises, 20).not_done == set()
-    assert sorted(called) == list(range(0, 2000, 3))
-    assert got == list(range(1, 2000, 3))
-    early = Promised()
-    assert not early.done()
-    assert not early.cancel()
-    with pytest.raises(TimeoutError):
-        early.result(0)
-    with pytest.raises(InvalidStateError):
-        promises[0].set_result(1)

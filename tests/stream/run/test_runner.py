@@ -89,7 +89,7 @@ def test_what_a_run_leaves(tmp_path):
     assert taken_for["gaussian_noise"] > 120
     kept = json.loads((folder / "config.json").read_text())["exit_cost"]
     assert [float(cost) for cost in kept.split(",")] == costs
-    assert summary["policies"][0]["policy"] == "gain-curve"
+    assert summary["policies"][0]["policy"] == "stop-curve"
     assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 300
     assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}
     assert not list(folder.glob("*.png"))
@@ -109,8 +109,8 @@ def test_wishes_are_kept_and_it_is_said_when_they_cannot_be(tmp_path, capsys):
     assert impossible["problem"].startswith(f"'{wishes[1]}' cannot be kept: the mean latency is ")
     assert "aims" not in summary["policies"][1]  # it heeds no price
     lines = bought(summary)
-    assert any(line.startswith(f"gain-curve: wish '{wishes[0]}': kept; ") for line in lines)
-    assert any(line.startswith(f"gain-curve: wish '{wishes[1]}': not kept; ") for line in lines)
+    assert any(line.startswith(f"stop-curve: wish '{wishes[0]}': kept; ") for line in lines)
+    assert any(line.startswith(f"stop-curve: wish '{wishes[1]}': not kept; ") for line in lines)
 
 
 def test_a_policy_that_heeds_no_price_keeps_no_wish(tmp_path):

@@ -61,6 +61,9 @@ def test_totals_against_the_records(tmp_path, make_rows):
     assert tally.rewarded == frame["reward"].count() < 3000
     assert tally.reward == pytest.approx(frame["reward"].sum())
     assert tally.mean_reward == pytest.approx(frame["reward"].mean())
+    second = frame["confidence_2"].notna()
+    paid = frame["overhead"].where(frame["offloaded"], 0) + 0.03 * second
+    assert tally.mean_cost(0.03) == tally.mean_cost(np.array([0.03])) == pytest.approx(paid.mean(), rel=1e-6)
     assert tally.bytes == pytest.approx(frame["bytes"].sum(), rel=1e-5)
     assert tally.by_exit.tolist() == frame["exit"].value_counts().sort_index().tolist()
     np.testing.assert_allclose(tally.split_ms, frame[["edge_ms", "link_ms", "cloud_ms"]].sum(), rtol=1e-5)
@@ -84,8 +87,9 @@ def test_totals_of_an_older_eex(make_rows):
     tally.add(make_rows(0, 50))
     state = tally.state_dict()
     assert state.pop("dropped") == 0
+    del state["offloading"], state["deepest"]
     other.load_state_dict(state)
-    assert (other.frames, other.dropped) == (50, 0)
+    assert (other.frames, other.dropped, other.mean_cost(0.1)) == (50, 0, 0)
     with pytest.raises(ValueError, match="another network"):
         Tally(4).load_state_dict(state)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from eex.models.card import CLOUD
 from eex.policies.core.errors import EexError
 from eex.stream.wire.connection import ConnectionConfig
 from eex.stream.wire.encoding import Encoding
@@ -11,10 +12,19 @@ from eex.stream.wire.encoding import Encoding
 
 def test_a_model_that_answers_gets_images():
     assert ConnectionConfig().connection().encoding is None
-    answered = ConnectionConfig(answer_with=Path("other")).connection()
+    answered = ConnectionConfig(answer_with="other").connection()
     assert (answered.answer_with, answered.encoding) == (Path("other"), Encoding("input"))
-    packed = ConnectionConfig(answer_with=Path("other"), send="input+zstd").connection()
+    packed = ConnectionConfig(answer_with="other", send="input+zstd").connection()
     assert packed.encoding == Encoding("input", "zstd")
+
+
+def test_eex_s_cloud_model_answers_for_the_shipped_model_unless_features_are_asked_for():
+    answered = ConnectionConfig().connection(shipped=True)
+    assert (answered.answer_with, answered.encoding) == (CLOUD, Encoding("input"))
+    for other in ({"answer_with": "own"}, {"send": "fp16"}, {"worker": "none"}, {"worker": "tcp://127.0.0.1:5555"}):
+        assert ConnectionConfig(**other).connection(shipped=True).answer_with is None
+    assert ConnectionConfig(send="input+zstd").connection(shipped=True).answer_with == CLOUD
+    assert ConnectionConfig().connection().answer_with is None
 
 
 @pytest.mark.parametrize(
@@ -27,4 +37,4 @@ def test_a_model_that_answers_gets_images():
 )
 def test_a_model_that_answers_goes_with_images_and_an_embedded_worker(options, says):
     with pytest.raises(EexError, match=says):
-        ConnectionConfig(answer_with=Path("other"), **options).connection()
+        ConnectionConfig(answer_with="other", **options).connection()
