@@ -251,8 +251,7 @@ class RecordWriter:
     def _array(self, column: Column, values: NDArray[Any], dropped: Bools) -> Array:
         """One column as it is stored."""
         if column.stored in ("class", "expert"):
-            names = self.classes if column.stored == "class" else self.experts
-            return named_array([None if k < 0 else names[k] for k in values.tolist()], names)
+            return named_array(values, self.classes if column.stored == "class" else self.experts)
         if column.stored == "exit":
             return _nullable(values + 1, dropped, "int32")
         if column.stored == "string":
@@ -261,10 +260,11 @@ class RecordWriter:
         return _nullable(values, np.isnan(values) if column.stored.endswith("?") else np.False_, kind)
 
 
-def named_array(values: Sequence[str | None], names: Sequence[str]) -> Array:
-    """Names as a column of indices into `names`, which must be distinct; None is null."""
+def named_array(index: Ints, names: Sequence[str]) -> Array:
+    """A column of names, which must be distinct, by their index (rows,); null where it is negative."""
     kind = DataType.dictionary(DataType.int32(), DataType.utf8())
-    return Array([*names, *values], DataType.utf8()).cast(kind).slice(len(names))  # numbered as they first come
+    every = Array([*names, None], DataType.utf8()).cast(kind)  # numbered as they first come
+    return every.take(Array.from_numpy(np.where(index < 0, len(names), index).astype(np.uint32)))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

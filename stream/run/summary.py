@@ -135,9 +135,14 @@ def write_curves(path: Path, curves: dict[str, dict[str, Any]]) -> None:
             quantity += [column] * len(values)
             start.append(columns["start"])
             value.append(values)
+
+    def named(values: list[str]) -> Array:
+        names = list(dict.fromkeys(values))
+        return named_array(np.array([names.index(value) for value in values], dtype=np.int64), names)
+
     columns = {
-        "policy": named_array(policy, list(dict.fromkeys(policy))),
-        "quantity": named_array(quantity, list(dict.fromkeys(quantity))),
+        "policy": named(policy),
+        "quantity": named(quantity),
         "start": Array.from_numpy(np.concatenate(start).astype(np.int64)),
         "value": Array.from_numpy(np.concatenate(value)),
     }

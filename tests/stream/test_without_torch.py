@@ -22,7 +22,10 @@ from eex.stream.worker.embedded import READY
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
-HEAVY = ("torch", "scipy", "river", "pandas", "matplotlib", "stable_baselines3", "gymnasium", "safetensors", "onnx")
+HEAVY = (
+    *("torch", "scipy", "river", "pandas", "matplotlib", "stable_baselines3", "gymnasium", "safetensors", "onnx"),
+    "pyarrow",
+)
 WITHOUT = f"""
 import importlib, sys
 class Finder:
@@ -88,8 +91,9 @@ def test_a_stream_offloads_learns_and_records(folders, worker, tmp_path):
     distortion = "pristine:20, gaussian_blur@1:20, gaussian_noise@20:20"
     arguments = ("--model", exported, "--source", images, "--distortion", distortion, "--batch", 4, "--require-worker")
     done = without(
-        "stream", *arguments, "--worker", worker, "--plain", "--policy", "gain-curve", "--out", tmp_path, "--json"
-    )
+        "stream", *arguments, "--worker", worker, "--plain", "--policy", "gain-curve", "--out", tmp_path, "--json",
+        "--send", "int8+zstd",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["frames"] == 60
@@ -128,3 +132,37 @@ def test_what_needs_torch_says_so_in_one_line(folders, command):
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ")
         assert message in line
+
+
+def test_a_resumption_names_what_a_loss_of_power_cut(folders, tmp_path):
+    _, exported, images = folders
+    arguments = (
+        "--model",
+        exported,
+        "--source",
+        images,
+        "--worker",
+        "none",
+        "--frames",
+        60,
+        "--no-regret",
+        "--batch",
+        20,
+    )
+    done = without("stream", *arguments, "--commit", 20, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    part = folder / "records" / "part-00001.arrows"
+    part.write_bytes(part.read_bytes()[:-300])
+    done = without("stream", "--resume", folder)
+    said = [line for line in done.stderr.splitlines() if "the part was cut off" in line]
+    assert said == [f"warning: {part}: the part was cut off: frames 20…39 are missing"]
+    assert "Traceback" not in done.stderr
+
+
+def test_reading_records_says_what_it_needs(folders, tmp_path):
+    _, exported, images = folders
+    without("stream", "--model", exported, "--source", images, "--worker", "none", "--out", tmp_path, "--no-regret")
+    (folder,) = tmp_path.iterdir()
+    done = without("metrics", folder)
+    assert (done.returncode, done.stderr) == (2, "error: this needs pyarrow: pip install 'eex[records]'\n")
