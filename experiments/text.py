@@ -390,6 +390,7 @@ class Sentences:
         """What is played, as plain JSON values."""
         return {
             "name": self.config.source,
+            "items": "texts",
             "images": len(self.texts.words),
             "labelled": True,
             "unknown_classes": [],

@@ -35,6 +35,7 @@ MAX_LEVEL = {
     "low_contrast": 99.0,  # per cent that are lost
     "colour_cast": 4.0,  # stops between red and blue
     "gaussian_noise": 255.0,  # sigma on the 0–255 scale
+    "video": 51.0,  # quantisation parameter of H.264
     "jpeg": 99.0,  # 100 less the quality
 }
 """The highest level of each kind, in its unit; a higher level spoils more."""
@@ -325,7 +326,7 @@ class _Parser:
     def kind(self) -> str:
         kind = self.token
         if kind not in KINDS:
-            expected = f"expected '{PRISTINE}' or KIND@LEVEL; the kinds are {', '.join(KINDS)}"
+            expected = f"expected '{PRISTINE}' or KIND@LEVEL; kinds: {', '.join(KINDS)}"
             if not kind.isidentifier():
                 self.fail(expected)
             close = difflib.get_close_matches(kind.lower(), [PRISTINE, *KINDS, "random"], n=1, cutoff=0.4)

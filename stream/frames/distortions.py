@@ -10,8 +10,9 @@ import numpy as np
 from eex.models.arrays import like, to_numpy
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.blurs import defocus_blur, gaussian_blur, motion_blur
+from eex.stream.frames.compression import jpeg, video
 from eex.stream.frames.scene import dirt, fog, occlusion, rain, rotation
-from eex.stream.frames.sensor import colour_cast, gaussian_noise, jpeg, low_contrast, low_light
+from eex.stream.frames.sensor import colour_cast, gaussian_noise, low_contrast, low_light
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,7 @@ DISTORTIONS: dict[str, Callable[[Any, Any, Any, int], Any]] = {
     "low_contrast": lambda images, percent, frame, seed: low_contrast(images, percent),
     "colour_cast": colour_cast,
     "gaussian_noise": gaussian_noise,
+    "video": video,
     "jpeg": lambda images, loss, frame, seed: jpeg(images, loss),
 }
 """Distortions by name: functions of images (B, C, H, W), levels (B,), frame numbers (B,) and a seed."""

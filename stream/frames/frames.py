@@ -197,6 +197,7 @@ class Frames:
         """What is played, as plain JSON values."""
         return {
             "name": self.source.name,
+            "items": "images",
             "images": None if self.live else len(self.source),
             "labelled": bool(self.source.classes),
             "unknown_classes": list(self.unknown[:NAMED]),

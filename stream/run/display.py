@@ -105,6 +105,8 @@ def print_summary(summary: dict[str, Any], console: Console | None = None) -> No
 
 
 POLICY = "policy"
+SLOW_SOURCE = 0.25
+"""Share of a run's time, spent waiting for frames, from which on it is mentioned."""
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
@@ -183,7 +185,7 @@ def bought(summary: dict[str, Any]) -> list[str]:
     if summary["skipped"]:
         named = "; ".join(summary["skipped_images"][:3])
         more = f" and {summary['skipped'] - 3} more, named in summary.json" if summary["skipped"] > 3 else ""
-        lines.append(f"{summary['skipped']} images skipped: {named}{more}")
+        lines.append(f"{summary['skipped']:,} {summary['source'].get('items', 'images')} skipped: {named}{more}")
     if summary["interrupted"]:
         lines.append("interrupted: all finished frames were saved")
     return lines
@@ -198,23 +200,26 @@ def played(summary: dict[str, Any]) -> list[str]:
     """Sentences on the frames: where they came from, what was done to them, and how each class fared."""
     source, frames = summary["source"], summary["frames"]
     name, distortion = source["name"], source["distortion"]
-    number = f"{frames:,} frame{'s' if frames != 1 else ''}"
+    number, items = f"{frames:,} frame{'s' if frames != 1 else ''}", source.get("items", "images")
     if source["images"] is None:
         what = f"{number} of {name}"
     else:
         usable = source["images"] - summary["skipped"]
         if frames == usable:
-            what = f"{number}: each image of {name} once"
+            what = f"{number}: each of the {items} of {name} once"
         elif frames > usable:
-            what = f"{number}: {usable:,} images of {name}, each {frames / usable:.3g} times on average"
+            what = f"{number}: {usable:,} {items} of {name}, each {frames / usable:.3g} times on average"
         else:
-            what = f"{number} of {name}, which has {source['images']:,} images"
+            what = f"{number} of {name}, which has {source['images']:,} {items}"
     lines = [f"{what}; {'not distorted' if distortion == PRISTINE else f'distorted: {distortion}'}"]
     lines += [f"{name}: {note}" for note in source["notes"]]
+    share = summary.get("source_seconds", 0) / max(summary["seconds"], 1e-9)
+    if share > SLOW_SOURCE:
+        lines.append(f"the run waited {100 * share:.0f} % of its time for {items} to be read, decoded and distorted")
     ours = ", ".join(source["model_classes"][:3])
     unknown = ", ".join(source["unknown_classes"][:3]) + (", …" if len(source["unknown_classes"]) > 3 else "")
     if not source["labelled"]:
-        lines.append("no accuracy: the images have no labels")
+        lines.append(f"no accuracy: the {items} have no labels")
     elif not source["known_classes"]:
         lines.append(f"no accuracy: the source's classes ({unknown}) are none of the model's ({ours}, …)")
     elif source["unknown_classes"]:

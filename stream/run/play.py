@@ -1,7 +1,7 @@
 """One policy played over a stream, and its references in hindsight."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,6 +89,8 @@ class Played:
         Its label.
     skipped
         Images that could not be used, and why.
+    source_seconds
+        Of `seconds`, those in which the run waited for frames: to be read, decoded, scaled and distorted.
     withheld
         Frames that the budget kept on the edge.
     unrecorded
@@ -102,6 +104,7 @@ class Played:
     policy: str
     tally: Tally
     seconds: float = 0.0
+    source_seconds: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
     withheld: int = 0
     unrecorded: dict[str, Any] = field(default_factory=lambda: {"unrecorded": "", "unrecorded_frames": 0})
@@ -113,6 +116,17 @@ def answerers(*links: dict[str, Any]) -> list[str]:
     """Fingerprints of the models that workers answered images with in place of the edge's own, from their reports."""
     workers = [worker for link in links for worker in link.get("workers", [])]
     return sorted({name for worker in workers for name in worker.get("answerers", []) if name})
+
+
+def _timed(batches: Iterator["Batch"], played: Played) -> Iterator["Batch"]:
+    """Batches, with the time that each took to come added up in `played.source_seconds`."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        played.source_seconds += time.perf_counter() - started
+        if batch is None:
+            return
+        yield batch
 
 
 class Player:
@@ -211,7 +225,7 @@ class Player:
                 take()
                 recorder.commit(policy, meter, played.tally, ring.next, time.perf_counter() - started)
 
-            for batch in self.frames.batches(self.frames.total, played.skipped, recorder.first):
+            for batch in _timed(self.frames.batches(self.frames.total, played.skipped, recorder.first), played):
                 if self.stop():
                     break
                 driver.feed(batch)

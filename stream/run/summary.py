@@ -85,6 +85,7 @@ def _policy_row(played: Played, reference: "Reference | None", exit_cost: ExitCo
         "accuracy_less_costs": None if t.accuracy is None else t.accuracy - cost,
         "frames_per_second": t.frames / played.seconds if played.seconds else 0.0,
         "seconds": played.seconds,
+        "source_seconds": played.source_seconds,
         "exit_shares": {_exit_name(e, t.exits): float(n) / frames for e, n in enumerate(t.by_exit)},
         "offloaded_share": t.offloaded / frames,
         "device_probability": float(t.by_exit[:-1].sum()) / frames,

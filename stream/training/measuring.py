@@ -37,6 +37,7 @@ LEVELS = {
     "low_contrast": (40.0, 60.0, 70.0, 80.0),
     "colour_cast": (0.5, 1.0, 1.5, 2.0),
     "gaussian_noise": (5.0, 10.0, 20.0, 30.0, 40.0),
+    "video": (30.0, 36.0, 42.0, 48.0),
     "jpeg": (60.0, 75.0, 85.0, 95.0),
 }
 """Levels of distortion to measure at, in the units of `eex.policies.core.schedule.MAX_LEVEL`."""

@@ -24,6 +24,7 @@ from eex.experiments.text import (
 from eex.models.card import load
 from eex.policies.core.errors import EexError
 from eex.stream.config import StreamConfig
+from eex.stream.run.display import bought
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -62,6 +63,8 @@ def test_sentences_are_learned_streamed_and_offloaded_to_a_worker(trained):
     assert summary["accuracy"] > 0.75  # a third of them misspelt, from a third some words are missing
     kept = json.loads((Path(summary["folder"]) / "summary.json").read_text())
     assert kept["source"]["distortion"] == "as it came, misspelt, words missing"
+    assert any(line.startswith("240 frames: ") and " texts of " in line for line in bought(kept))
+    assert not any("image" in line for line in bought(kept))
 
 
 def test_frames_sent_as_token_ids_get_the_answers_that_features_get(trained, capsys):

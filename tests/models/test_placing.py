@@ -15,6 +15,8 @@ from eex.models.placing import auto_cut, choose, cut_again, survey
 from eex.models.tracing import logits_of
 from eex.models.training import Recipe, fit
 from eex.policies.core.errors import EexError, ModelError
+from eex.stream.wire.encoding import decode, encode
+from eex.stream.worker.tail import make_tail
 
 SHAPE = (3, SIDE, SIDE)
 NAMES = tuple("abcde")
@@ -52,19 +54,34 @@ def test_the_cut_is_made_again_from_its_card(name, tmp_path):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["convnext", "vit"])
-def test_the_cut_is_exported(name, tmp_path):
+QUICKLY_EXPORTED = ("convnext", "vit")
+"""Architectures whose export every run of the tests tries; the exporter takes seconds for each."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICKLY_EXPORTED else pytest.mark.soak) for name in ARCHITECTURES],
+)
+def test_the_cut_is_exported_and_offloaded(name, tmp_path):
     pytest.importorskip("onnxscript")
     module, net, _ = cut_up(name, exits=3)
     save(net, tmp_path, half=False)
     export(tmp_path, tmp_path, cut_again(ARCHITECTURES[name]().eval(), net.architecture))
-    x = torch.rand(4, *SHAPE)
+    onnx = load_onnx(tmp_path)
     with torch.inference_mode():
-        whole, features = module(x).numpy(), x.numpy()
-        onnx = load_onnx(tmp_path)
-        for i in range(onnx.exits):
-            features = onnx.stage(i, features)
-        np.testing.assert_allclose(onnx.branch(onnx.exits - 1, "pristine", features), whole, rtol=1e-4, atol=1e-4)
+        for count in (1, 5):  # not the number of images that it was exported with
+            x = torch.rand(count, *SHAPE)
+            features, exits = x.numpy(), net(x)
+            for i, exit in enumerate(exits):
+                features = onnx.stage(i, features)
+                np.testing.assert_allclose(onnx.branch(i, "pristine", features), exit, rtol=1e-4, atol=1e-4)
+                if i + 1 == onnx.partition:  # the edge runs the files, the worker the network
+                    sent = encode(features)
+            whole = logits_of(module(x)).softmax(1)
+            arrived = decode(sent.dtype, sent.shape, sent.codec, sent.arrays)
+            confidence, prediction = make_tail(net)(onnx.partition, "pristine", arrived)
+            np.testing.assert_allclose(confidence, whole.max(1).values, rtol=1e-4, atol=1e-5)
+            assert prediction.tolist() == whole.argmax(1).tolist()
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit", "swin", "deciding"])

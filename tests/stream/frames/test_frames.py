@@ -47,7 +47,7 @@ def test_a_folder_is_played_once_and_whole(tmp_path):
     draw(tmp_path / "photos", [f"{k}.png" for k in range(21)])
     draw(tmp_path / "photos", [f"wide{k}.png" for k in range(4)], size=40)
     done = stream(tmp_path / "out", "--source", tmp_path / "photos")
-    assert "21 frames: each image of" in done.stdout
+    assert "21 frames: each of the images of" in done.stdout
     assert "not distorted" in done.stdout
     assert "4 images skipped" in done.stdout
     assert "no accuracy: the images have no labels" in done.stdout
@@ -115,7 +115,7 @@ def test_names_that_are_not_utf8_reach_the_records(tmp_path):
 def test_a_single_image_is_a_source(tmp_path):
     draw(tmp_path, ["photo.jpg"])
     done = stream(tmp_path / "out", "--source", tmp_path / "photo.jpg")
-    assert "1 frame: each image of" in done.stdout
+    assert "1 frame: each of the images of" in done.stdout
 
 
 # --- videos and cameras ---

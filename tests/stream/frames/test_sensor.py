@@ -1,37 +1,15 @@
-"""What a camera does to an image, against Pillow's JPEG and plain arithmetic."""
-
-import io
+"""What a camera does to an image, against plain arithmetic."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from eex.stream.frames.sensor import FULL_WELL, colour_cast, gaussian_noise, jpeg, low_contrast, low_light
+from eex.stream.frames.sensor import FULL_WELL, colour_cast, low_contrast, low_light
 from eex.stream.frames.sources import load_all, open_source
 
 
 def photographs(count=6):
     return torch.from_numpy(load_all(open_source("sample"))[0][:count]).float() / 255
-
-
-@pytest.mark.parametrize("quality", [5, 20, 50, 75, 95])
-@pytest.mark.parametrize("crop", [(3, 32, 32), (3, 29, 21), (1, 32, 32)])  # the last blocks are not whole; grey
-def test_jpeg_is_pillows(quality, crop):
-    images = photographs(24)[:, : crop[0], : crop[1], : crop[2]]
-    # they were JPEG files: as they are, many coefficients lie half-way between two steps
-    images = gaussian_noise(images, torch.full((24,), 3.0), torch.arange(24))
-    mine = jpeg(images, torch.full((len(images),), 100.0 - quality, dtype=torch.float64))
-    theirs = []
-    for image in images:
-        file = io.BytesIO()
-        pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        Image.fromarray(pixels.squeeze()).save(file, "JPEG", quality=quality, subsampling=0)
-        theirs.append(np.asarray(Image.open(file), dtype=float).reshape(pixels.shape).transpose(2, 0, 1))
-    off = np.abs(mine.numpy() * 255 - np.array(theirs))
-    # libjpeg transforms in integers: a coefficient half-way between two steps may come out at the other one
-    assert (off <= 2).mean() > 0.9
-    assert off.mean() < 1
 
 
 @pytest.mark.parametrize("stops", [0.0, 2.0, 4.0])

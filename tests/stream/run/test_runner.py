@@ -93,6 +93,10 @@ def test_what_a_run_leaves(tmp_path):
     assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 300
     assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}
     assert not list(folder.glob("*.png"))
+    assert 0 < summary["source_seconds"] < summary["seconds"]
+    for share, mentioned in ((0.1, False), (0.4, True)):
+        lines = bought(summary | {"source_seconds": share * summary["seconds"]})
+        assert ("the run waited 40 % of its time for images to be read, decoded and distorted" in lines) == mentioned
 
 
 def test_wishes_are_kept_and_it_is_said_when_they_cannot_be(tmp_path, capsys):
