@@ -6,13 +6,13 @@ torch is imported only by what handles weights; a card is read without it.
 import hashlib
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from eex.models.architecture import Architecture, check_expert
+from eex.models.architecture import Architecture, Costs, check_expert
 from eex.policies.core.errors import ModelError
 from eex.policies.core.files import parse_json, replacing
 from eex.policies.core.trace import MOST_CLASSES, MOST_EXITS
@@ -144,6 +144,14 @@ def read_card(folder: Path | None = None) -> Card:
         raise ModelError(f"{path}: not a model card of this version of eex: {error}") from None
 
 
+def _costs(card: Card) -> Costs | None:
+    """The costs in a card; None if it has none of a network of so many exits."""
+    names = [f.name for f in fields(Costs)]
+    found = [tuple(card.costs.get(name, ())) for name in names]
+    whole = all(len(counts) == len(card.temperatures) for counts in found)
+    return Costs(*found) if whole else None
+
+
 def load(folder: Path | None = None, device: str = "cpu", net: "EarlyExitNet | None" = None) -> "EarlyExitNet":
     """A network with its weights, temperatures and distortion classifier, ready to infer.
 
@@ -198,6 +206,8 @@ def load(folder: Path | None = None, device: str = "cpu", net: "EarlyExitNet | N
             raise
         except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
             raise ModelError(f"{folder / CARD}: describes no network: {' '.join(str(error).split())[:300]}") from None
+    if costs := _costs(card):
+        net.counted = lambda: costs  # as the card has them: counting loads much of torch
     for expert in card.architecture.experts:
         if expert not in net.experts:
             net.add_expert(expert)

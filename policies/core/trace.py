@@ -3,6 +3,7 @@
 import csv
 import gzip
 import itertools
+import mmap
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -298,12 +299,14 @@ def _tables(path: Path) -> Iterator[Any]:
         if _is_parquet(path):
             import pyarrow.parquet as pq
 
-            with pq.ParquetFile(path) as parquet:
+            with path.open("rb") as file, pq.ParquetFile(file) as parquet:  # a path need not be UTF-8
                 yield parquet.schema_arrow.empty_table()
                 for batch in parquet.iter_batches(batch_size=PIECE):
                     yield pa.Table.from_batches([batch])
             return
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        with path.open("rb") as file:
+            mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        with pa.BufferReader(mapped) as source, pa.ipc.open_file(source) as reader:
             reader.schema.names  # noqa: B018, may be no text in a damaged file
             yield reader.schema.empty_table()
             for k in range(reader.num_record_batches):

@@ -41,10 +41,12 @@ def test_estimates_from_a_live_log(random_run, tmp_path):
     done = call("record", "--config", random_run / "config.json", "--out", tmp_path / "t.arrow", "--quiet")
     assert done.returncode == 0
     confidence = read_trace(tmp_path / "t.arrow").confidence
+    config = json.loads((random_run / "config.json").read_text())
+    exit_cost = np.array([float(cost) for cost in config["exit_cost"].split(",")])
     supported = [row for row in found["rows"] if not row["problem"]]
     assert supported
     for row in supported:
-        truth = fixed_reward(confidence, 0.1, row["thresholds"][0]).mean()
+        truth = fixed_reward(confidence, 0.1, row["thresholds"][0], exit_cost, 0.0, "utility").mean()
         for name in ("dr", "snips", "ips"):
             assert abs(row[name]["mean"] - truth) < 5 * row[name]["se"]
 
@@ -59,7 +61,19 @@ def test_the_table_of_estimates(random_run):
 
 
 def test_a_log_without_propensities_says_so(tmp_path):
-    run = stream(tmp_path, "--worker", "none", "--policy", "fixed:p_tar=0.6", "--frames", 60)
+    run = stream(
+        tmp_path,
+        "--worker",
+        "none",
+        "--policy",
+        "fixed:p_tar=0.6",
+        "--frames",
+        60,
+        "--reward",
+        "adaee",
+        "--exit-cost",
+        0,
+    )
     done = call("evaluate", run, "--thresholds", "0.05,0.9")
     assert (done.returncode, done.stderr) == (0, "")
     assert "0.9: no " in done.stdout
