@@ -70,7 +70,16 @@ def test_a_frame_takes_few_calls_beside_the_network(name, most):
     assert calls < most
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "utility", "exit_cost": 0.02}, {"overhead": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kind": "utility", "exit_cost": 0.02},
+        {"kind": "utility", "exit_cost": np.array([0.015, 0.025])},
+        {"overhead": 0.01},
+    ],
+    ids=str,
+)
 def test_frame_by_frame_the_routing_is_that_of_batches(options):
     alone, together = play("fixed", **options)[0], play("fixed", batch=32, **options)[0]
     for name in set(alone) - {"captured", "heard", "heard_at"}:
