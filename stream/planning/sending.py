@@ -44,7 +44,8 @@ def choose_sending(
     if not connection.offloads or net.partition == net.exits:
         return measure.Sending(None, "nothing is sent")
     if connection.encoding is not None:
-        return measure.Sending(connection.encoding, "as asked for")
+        why = "as asked for" if connection.answer_with is None else "another model answers images"
+        return measure.Sending(connection.encoding, why)
     if connection.link is None and all(map(is_loopback, connection.endpoints)):
         return measure.Sending(None, "features as they are: the worker is on this machine")
     if frames is not None and frames.live:

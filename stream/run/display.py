@@ -117,8 +117,8 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "accuracy": _percent(row["accuracy"]),
         "reward per frame": "–" if row["mean_reward"] is None else f"{row['mean_reward']:+.4f}",
     }
-    if row["accuracy_less_costs"] is not None:
-        cells["accuracy less costs"] = f"{row['accuracy_less_costs']:+.4f}"
+    if (came := row.get("accuracy_less_costs")) is not None:  # runs of an older eex have none
+        cells["accuracy less costs"] = f"{came:+.4f}"
     if "regret_best_arm" in row:
         cells["regret, best threshold"] = _plain(row["regret_best_arm"])
         cells["regret, oracle"] = _plain(row["regret_oracle"])

@@ -578,12 +578,12 @@ def test_another_model_answers_images(tmp_path):
     fingerprint = answerer_without_a_clue(tmp_path / "other")
     options = ("--frames", 40, "--policy", "fixed:p_tar=1,1,1,0", "--distortion", "pristine:40")
     summary = stream(tmp_path, "--answer-with", tmp_path / "other", *options)
-    assert summary["send"]["encoding"] == "input"
+    assert summary["send"] == {"encoding": "input", "why": "another model answers images", "candidates": []}
     assert summary["fallbacks"] == 0
     assert summary["link"]["workers"][0]["answerers"] == [fingerprint]
     last = summary["by_exit"][-1]  # hindsight asks the same model
     assert (last["exit"], last["confidence"]) == (4, pytest.approx(0.1))
-    assert summary["accuracy"] == last["accuracy"]
+    assert summary["accuracy"] < 0.3
     with worker("--answer-with", tmp_path / "other") as (_, endpoint):
         done = play(
             "stream", "--worker", endpoint, "--plain", "--send", "input", *options, "--out", tmp_path, "--no-pictures"

@@ -14,7 +14,14 @@ from eex.stream.run.runner import run
 pytestmark = pytest.mark.timeout(200)
 
 SCHEDULE = "pristine:64, gaussian_blur@2:64"
-ALL = {"policy": "fixed", "policy_option": ("p_tar=1",), "distortion": SCHEDULE, "frames": 128, "regret": False}
+ALL = {
+    "policy": "fixed",
+    "policy_option": ("p_tar=1",),
+    "distortion": SCHEDULE,
+    "frames": 128,
+    "regret": False,
+    "answer_with": "own",
+}
 
 
 def play(out, **options):

@@ -17,6 +17,7 @@ from eex.models.network import make
 from eex.policies.core.errors import EexError
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
+from eex.stream.engine import exit_cost_of
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
 from eex.stream.live.answers import Answer, Refusal
@@ -79,7 +80,7 @@ def test_a_frame_cannot_be_cancelled(net):
 def test_a_played_stream_makes_the_same_choices(net):
     given = images(300)
     policy = make_policy("ucb", exits=2)
-    driver, rows = Driver(net, policy, Cloud(), overhead=0.1), []
+    driver, rows = Driver(net, policy, Cloud(), overhead=0.1, kind="utility", exit_cost=exit_cost_of("auto", net)), []
     for image in given:
         pixels = torch.from_numpy(image[None]).permute(0, 3, 1, 2).float() / 255
         driver.feed(Batch(pixels, [""], np.array([-1])))
