@@ -32,7 +32,7 @@ def playback(schedule=SCHEDULE, total=320, **options):
 
 
 def test_regret_is_exact_where_every_exit_of_all_frames_is_known():
-    viewer = playback()
+    viewer = playback(reward="adaee")
     confidence, tally = played(viewer, "fixed", Fixed(0.5, exits=2))
     shown = viewer.summary()["played"]
     best = best_fixed(confidence, 0.1, GRID)[1].sum()
