@@ -142,7 +142,7 @@ class StreamConfig(PolicyConfig, ConnectionConfig, FrameConfig):
             If an option is out of range or cannot be parsed.
         """
         FrameConfig.check(self)
-        return Resolved(self.schedule(), self.price(), self.connection(self.shipped), self._choices())
+        return Resolved(self.schedule(), self.price(), self.connection(self.usual_answerer), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
         rivals = split_policies(self.compare)

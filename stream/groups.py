@@ -1,6 +1,5 @@
 """Groups of frames that go through the same stage together, and the answers of the exits to them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,7 @@ from eex.models.architecture import Network
 from eex.models.arrays import choose_experts, joined, laid_out, on_cpu, rows_of, to_numpy
 from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.routing import leave
+from eex.stream.wire.offload import Answers
 
 Pixels = NDArray[np.uint8] | None
 """Images (n, C, H, W), if they are offloaded instead of features."""
@@ -120,10 +120,6 @@ def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats
     parts = (confidence, prediction, *leave(confidence, at, below))
     columns = torch.stack([part.double() for part in parts]).cpu().numpy()
     return columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
-
-
-Answers = Callable[[Any], tuple[Floats, Ints]]
-"""Confidence and prediction (B,) of images (B, C, H, W), as the cloud answers them."""
 
 
 def every_exit(net: Network, images: Any, cloud: Answers | None = None) -> tuple[Floats, Ints, Floats | None]:

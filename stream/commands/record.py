@@ -95,7 +95,7 @@ def _main() -> int:
         hush()
     _check_out(command.out)
     with _bar(command.quiet) as report:
-        cloud = answerer(command.answer_with, command.record.shipped)
+        cloud = answerer(command.answer_with, command.record.usual_answerer)
         trace, skipped, lost = record(command.record, report, cloud)
     write_trace(command.out, trace)
     if not command.quiet:

@@ -56,9 +56,12 @@ class NetworkConfig:
     the fastest."""
 
     @property
-    def shipped(self) -> bool:
-        """Whether this is the shipped model."""
-        return self.model is None and not self.network
+    def usual_answerer(self) -> Path | None:
+        """Folder of the model that answers in the cloud unless another is named: for the shipped model, eex's second
+        one; None for the rest of the network itself."""
+        from eex.models.card import CLOUD
+
+        return CLOUD if self.model is None and not self.network else None
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""

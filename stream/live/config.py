@@ -52,7 +52,7 @@ class LiveConfig(PolicyConfig, ConnectionConfig, NetworkConfig):
             if getattr(self, name) not in known:
                 raise EexError(f"--{name} must be {', '.join(known[:-1])} or {known[-1]}, got {getattr(self, name)!r}")
         self.price()
-        self.connection(self.shipped)
+        self.connection(self.usual_answerer)
         self.retention()
 
     def retention(self) -> "Retention":

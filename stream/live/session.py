@@ -131,7 +131,7 @@ class Session:
         from eex.stream.worker.embedded import EmbeddedWorker
 
         config = self.config
-        connection = config.connection(config.shipped and net is None)
+        connection = config.connection(config.usual_answerer if net is None else None)
         self.notes: list[str] = []
         worker, embedded = None, None
         if offloader is None and connection.processes:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from eex.stream.driver import Driver
     from eex.stream.frames.batch import Batch
     from eex.stream.frames.frames import Playable
-    from eex.stream.groups import Answers
     from eex.stream.planning.measure import Sending
-    from eex.stream.wire.offload import Offloader
+    from eex.stream.wire.offload import Answers, Offloader
 
 GRID = np.round(np.arange(0, 1.01, 0.1), 2)
 """Fixed thresholds that regret is measured against."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eex.models.card import CLOUD
 from eex.policies.core.errors import EexError, OffloadError
 from eex.policies.core.link import SimulatedLink, parse_link
 from eex.stream.wire.encoding import Encoding, parse_encoding
@@ -106,13 +105,13 @@ class ConnectionConfig:
     """Share what the policy learns with the other edges of the worker, and start from what they have learned. Sums of
     counts are sent, nothing of a single frame. Needs a worker at tcp://… and the policy stop-curve."""
 
-    def connection(self, shipped: bool = False) -> Connection:
+    def connection(self, usual: Path | None = None) -> Connection:
         """What the options stand for.
 
         Parameters
         ----------
-        shipped
-            Whether the edge runs the shipped model.
+        usual
+            Folder of the model that answers where `answer_with` is "auto"; None for the rest of the edge's own.
 
         Raises
         ------
@@ -138,7 +137,7 @@ class ConnectionConfig:
                 raise EexError("--answer-with goes with an embedded worker; others take it themselves (eex-worker)")
             if not images:
                 raise EexError(f"--answer-with answers images: expected --send input or input+zstd, got {self.send}")
-        answer_with = answerer(self.answer_with, shipped) if processes and images else None
+        answer_with = answerer(self.answer_with, usual) if processes and images else None
         if answer_with is not None:
             encoding = encoding or Encoding("input")
         return Connection(
@@ -158,16 +157,16 @@ class ConnectionConfig:
         )
 
 
-def answerer(answer_with: str, shipped: bool) -> Path | None:
+def answerer(answer_with: str, usual: Path | None) -> Path | None:
     """Folder of the model that answers in the cloud, as --answer-with names it; None for the rest of the edge's own.
 
     Parameters
     ----------
-    shipped
-        Whether the edge runs the shipped model.
+    usual
+        Folder that "auto" stands for.
     """
     if answer_with == "auto":
-        return CLOUD if shipped else None
+        return usual
     return None if answer_with == "own" else Path(answer_with)
 
 

@@ -20,6 +20,8 @@ from eex.stream.wire.protocol import MAX_BYTES
 
 Tail = Callable[[int, str, NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
 """What a worker runs: (stage, expert, features (n, ...)) to confidence (n,) and prediction (n,) of the final exit."""
+Answers = Callable[[Any], tuple[NDArray[Any], NDArray[Any]]]
+"""Confidence and prediction (n,) of images (n, C, H, W), as a model in the cloud answers them."""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from eex.models.arrays import choose_experts, rows_of, to_numpy
 from eex.policies.core.errors import OffloadError
-from eex.stream.wire.offload import Tail
+from eex.stream.wire.offload import Answers, Tail
 from eex.stream.wire.protocol import MAX_BYTES, MESSAGE_FRAMES, Welcome
 from eex.stream.worker.pool import Replica
 
 if TYPE_CHECKING:
     from eex.models.architecture import Network
     from eex.models.network import EarlyExitNet
-    from eex.stream.groups import Answers
 
 Shapes = dict[str, list[tuple[int, ...]]]
 """What each stage of each model takes, by fingerprint, without the axis of frames: (C, H, W) or (C,)."""
@@ -138,7 +137,7 @@ def answering(tail: Tail, net: "Network", answerer: "Network") -> Tail:
     return both
 
 
-def image_answers(net: "Network", answerer: "Network") -> "Answers":
+def image_answers(net: "Network", answerer: "Network") -> Answers:
     """How another model answers the images of `net`: by its final exit and, where it has experts, by that expert which
     its own distortion classifier selects. Images are scaled to the size that it takes.
 
