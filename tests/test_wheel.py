@@ -53,7 +53,7 @@ def shipped(path):
     """Whether a file of a room, by its path in the checkout, belongs into the wheel."""
     if path.parts[0] == "experiments" and path.parts[1] in ONLY_IN_A_CHECKOUT:
         return False
-    return path.suffix == ".py" or path.suffix in DATA
+    return path.suffix == ".py" or path.suffix in DATA or path.name == "NOTICE"
 
 
 def test_it_holds_the_rooms_and_nothing_else(wheel):
