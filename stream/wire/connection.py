@@ -86,7 +86,7 @@ class ConnectionConfig:
     """Send plain text to workers on this machine that were started with --plain, instead of using keys."""
     plain_beyond_loopback: bool = False
     """With --plain: to workers on other machines, too. Everyone on the way can read and change frames."""
-    answer_with: str = "auto"
+    answer_with: str | None = "auto"
     """Model with which the embedded worker answers: a folder of another model of the same classes, of any size, to
     which frames are sent as images, or 'own' for the rest of the edge's network. auto takes eex's cloud model for the
     shipped model, unless --send asks for features, and own for any other."""
@@ -132,7 +132,7 @@ class ConnectionConfig:
             )
         encoding = None if self.send == "auto" else parse_encoding(self.send)
         images = encoding is None or encoding.kind == "input"
-        if self.answer_with not in ("auto", "own"):
+        if self.answer_with not in ("auto", "own", None):
             if not processes:
                 raise EexError("--answer-with goes with an embedded worker; others take it themselves (eex-worker)")
             if not images:
@@ -157,8 +157,9 @@ class ConnectionConfig:
         )
 
 
-def answerer(answer_with: str, usual: Path | None) -> Path | None:
-    """Folder of the model that answers in the cloud, as --answer-with names it; None for the rest of the edge's own.
+def answerer(answer_with: str | None, usual: Path | None) -> Path | None:
+    """Folder of the model that answers in the cloud, as --answer-with names it; None for the rest of the edge's own,
+    which None stands for in the configurations of older runs.
 
     Parameters
     ----------
@@ -167,7 +168,7 @@ def answerer(answer_with: str, usual: Path | None) -> Path | None:
     """
     if answer_with == "auto":
         return usual
-    return None if answer_with == "own" else Path(answer_with)
+    return None if answer_with in (None, "own") else Path(answer_with)
 
 
 def _workers(text: str) -> tuple[int, tuple[str, ...]]:
