@@ -90,7 +90,7 @@ class CalibrationRecipe:
 RECIPES = {
     "quick": CalibrationRecipe(2, batch=16, validation=200, draws=5, networks=("one branch", "two branches")),
     "reduced": CalibrationRecipe(10, networks=("one branch", "two branches")),
-    "standard": CalibrationRecipe(100, batch=256, networks=("one branch", "two branches")),
+    "standard": CalibrationRecipe(40, batch=256, networks=("one branch", "two branches")),
     "paper": CalibrationRecipe(100, batch=512),
 }
 
