@@ -31,6 +31,7 @@ from eex.models.onnx import (
     stage_file,
 )
 from eex.models.quantising import Samples, compared_exit, divided, parts_of, to_fp16, to_int8
+from eex.models.spectrum import FLOOR, DistortionClassifier, fourier
 from eex.policies.core.errors import EexError, ModelError
 from eex.policies.core.files import replacing
 
@@ -82,7 +83,8 @@ def export(
     parts: dict[str, bytes] = {}
     x = torch.rand(2, *net.architecture.input_shape)
     if net.classifier is not None:
-        parts[CLASSIFIER] = to_onnx(net.classifier, x, "the distortion classifier")
+        classifier = _Classifier(net.classifier, x) if type(net.classifier) is DistortionClassifier else net.classifier
+        parts[CLASSIFIER] = to_onnx(classifier, x, "the distortion classifier")
     with torch.no_grad():
         for i in range(net.exits):
             parts[stage_file(i)] = to_onnx(_Stage(net, i), x, f"stage {i + 1}")
@@ -198,6 +200,38 @@ class _Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x) / self.temperature
+        return out
+
+
+class _Classifier(nn.Module):
+    """The distortion classifier for images of one size: ONNX Runtime multiplies matrices faster than it transforms.
+
+    For one 32x32 image the whole classifier took 190 µs with the transform, and takes 80 so; for 32, 3.8 and 1.0 ms.
+    """
+
+    columns: Tensor
+    rows: Tensor
+
+    def __init__(self, classifier: DistortionClassifier, images: Tensor) -> None:
+        super().__init__()
+        _, channels, self.height, width = images.shape
+        self.bins = width // 2 + 1
+        columns, rows = fourier(channels, self.height, width)
+        self.register_buffer("columns", torch.from_numpy(columns))
+        self.register_buffer("rows", torch.from_numpy(rows))
+        *layers, pool = classifier.features
+        self.layers = nn.Sequential(*layers)
+        cells = self.layers(torch.zeros(1, 1, self.height, self.bins))
+        if pool(cells).shape != cells.shape:  # else it would only copy them
+            self.layers.append(pool)
+        self.last = classifier.classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = self.columns @ images.flatten(1, 2)
+        parts = torch.cat([parts[:, : self.height], parts[:, self.height :]], dim=2) @ self.rows
+        parts = parts * parts
+        magnitude = (parts[..., : self.bins] + parts[..., self.bins :]).sqrt()
+        out: Tensor = self.last(self.layers((magnitude + FLOOR).log().unsqueeze(1)).flatten(1))
         return out
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from eex.models.branches import GlobalPool
 from eex.models.comparing import check_same, probe_frames
 from eex.models.network import EarlyExitNet
-from eex.models.spectrum import FLOOR, LUMA, SMALLEST_SIDE, DistortionClassifier
+from eex.models.spectrum import FLOOR, SMALLEST_SIDE, DistortionClassifier, fourier
 from eex.policies.core.errors import ModelError
 
 _Singles = NDArray[np.float32]
@@ -405,23 +405,15 @@ class _Plan:
     """What `FewSmallImages` computes for images of one size."""
 
     def __init__(self, classifier: DistortionClassifier, height: int, width: int) -> None:
-        self.height, self.width, self.bins = height, width, width // 2 + 1
-        angle = -2 * np.pi / width * np.outer(np.arange(width), np.arange(self.bins))
-        self.rows = np.hstack([np.cos(angle), np.sin(angle)]).astype(np.float32)  # (W, 2 bins): real, imaginary parts
-        shifted = np.fft.fftshift(np.arange(height))
-        angle = -2 * np.pi / height * np.outer(shifted, np.arange(height))
-        cos, sin = np.cos(angle), np.sin(angle)
-        # of the rows' transforms (H, 2, bins) as (2 H, bins), to all real parts, then all imaginary ones
-        columns = np.stack([np.stack([cos, -sin], axis=2), np.stack([sin, cos], axis=2)])
-        self.columns = (columns.reshape(2 * height, 2 * height) / np.sqrt(height * width)).astype(np.float32)
-        self.luma = np.array([LUMA], dtype=np.float32)
+        self.height, self.bins = height, width // 2 + 1
+        self.columns, self.rows = fourier(3, height, width)
         norm, *layers = classifier.features
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         self.scale = float(norm.weight / torch.sqrt(norm.running_var + norm.eps))
         self.shift = float(norm.bias - norm.running_mean * self.scale)
-        self.largest = (2 * height) ** 2 * self.bins  # multiply-adds of the largest product for one image
+        self.largest = 2 * height * 3 * height * width  # multiply-adds of the largest product for one image
         self.layers: list[_Convolution] = []
         shape = (height, self.bins)
         for layer in layers:
@@ -438,10 +430,10 @@ class _Plan:
 
     def __call__(self, images: _Singles) -> _Singles:
         n = len(images)
-        grey = (self.luma @ images.reshape(n, 3, -1)).reshape(n, self.height, self.width)
-        x = self.columns @ (grey @ self.rows).reshape(n, 2 * self.height, self.bins)
+        x = self.columns @ images.reshape(n, -1, images.shape[3])
+        x = np.concatenate([x[:, : self.height], x[:, self.height :]], axis=2) @ self.rows
         x *= x
-        x = x[:, : self.height] + x[:, self.height :]
+        x = x[..., : self.bins] + x[..., self.bins :]
         np.sqrt(x, out=x)
         x += FLOOR
         np.log(x, out=x)

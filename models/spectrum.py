@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,6 +25,26 @@ ABSTAINED = 0.03
 """Share of held-out images of a kind that the classifier may abstain from: chance leaves it below 5 % on others."""
 AT_ONCE = 250
 """Images classified at once."""
+
+
+def fourier(channels: int, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The transform of `DistortionClassifier.spectrum` as two matrices, for where products are faster than an FFT.
+
+    Returns
+    -------
+    columns
+        (2 H, C H). With an image as (C H, W) it gives the grey image's transformed columns: real parts (H, W), above
+        imaginary ones.
+    rows
+        (2 W, 2 bins), bins = W/2 + 1. What `columns` gives, with its imaginary parts moved to the right of the real
+        ones, (H, 2 W), times this is the spectrum, (H, 2 bins): real parts, then imaginary ones.
+    """
+    angle = -2 * np.pi / height * np.outer(np.fft.fftshift(np.arange(height)), np.arange(height))
+    parts = np.concatenate([np.cos(angle), np.sin(angle)]) / np.sqrt(height * width)
+    columns = np.hstack([weight * parts for weight in (LUMA if channels == 3 else (1.0,))])
+    angle = -2 * np.pi / width * np.outer(np.arange(width), np.arange(width // 2 + 1))
+    cos, sin = np.cos(angle), np.sin(angle)
+    return columns.astype(np.float32), np.block([[cos, sin], [-sin, cos]]).astype(np.float32)
 
 
 class DistortionClassifier(nn.Module):
