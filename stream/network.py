@@ -56,7 +56,7 @@ def load_network(config: NetworkConfig) -> "Network":
             raise EexError("--backend onnx needs an exported model: run eex-export --out DIR, then add --model DIR")
         if config.device == "cuda":
             raise EexError("--device cuda: ONNX files run on the processor here; expected --device cpu or auto")
-        exported_net = load_onnx(folder, _threads, config.provider)
+        exported_net = load_onnx(folder, _threads, config.provider, config.spin)
         net: Network = exported_net
         if exported_net.precision == "int8" and config.provider == "cpu" and not int8_instructions():
             lacks = f"{folder}: an int8 model, and this processor lacks VNNI, AMX and dot-product instructions"
@@ -98,6 +98,8 @@ def _torch_network(config: NetworkConfig) -> "EarlyExitNet":
 
     if config.provider != "cpu":
         raise EexError(f"--provider {config.provider}: is one of ONNX Runtime's; add --backend onnx")
+    if config.spin and config.backend != "auto":
+        raise EexError("--spin is for ONNX Runtime's threads; add --backend onnx")
     if _threads:
         torch.set_num_threads(_threads)
     return optimised(load(config.model, pick_device(config.device), make_network(config.network, config.model)))

@@ -287,7 +287,8 @@ def contenders(
 def exported_engines(
     config: Bench, precision: Precision, samples: Samples | None, images: Tensor, labels: Ints
 ) -> Iterator[Contender]:
-    """The engine on ONNX Runtime, with each execution provider for the processor that is installed."""
+    """The engine on ONNX Runtime, threads asleep or spinning, and with each other execution provider
+    for the processor that is installed."""
     import onnxruntime
 
     there = onnxruntime.get_available_providers()
@@ -297,10 +298,10 @@ def exported_engines(
         except EexError as error:
             print(f"left out: the engine on ONNX Runtime, {precision}: {error}", file=sys.stderr)
             return
-        for provider in ("cpu", "openvino", "xnnpack"):
+        for provider, spin in (("cpu", False), ("cpu", True), ("openvino", False), ("xnnpack", False)):
             if PROVIDERS[provider] in there:
-                net = load_onnx(Path(folder), torch.get_num_threads(), provider)
-                backend = "onnxruntime" + f" ({provider})" * (provider != "cpu")
+                net = load_onnx(Path(folder), torch.get_num_threads(), provider, spin)
+                backend = " ".join(["onnxruntime", *[provider] * (provider != "cpu"), *["--spin"] * spin])
                 yield engine(net, backend, threshold_of(net, images, labels), precision)
 
 

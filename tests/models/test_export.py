@@ -158,6 +158,11 @@ def test_a_provider_that_is_not_installed(exported, monkeypatch, name):
     assert "\n" not in str(raised.value)
 
 
+def test_spinning_is_for_onnx_runtime(exported):
+    with pytest.raises(EexError, match="--spin is for ONNX Runtime's threads; add --backend onnx"):
+        load_network(FrameConfig(backend="torch", spin=True, device="cpu"))
+
+
 def test_a_provider_that_does_not_exist(exported):
     with pytest.raises(EexError, match="--provider abacus: expected one of cpu, cuda"):
         load_onnx(exported, provider="abacus")

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eex.models.arrays import choose_experts
-from eex.models.spectrum import DistortionClassifier, fit_abstention, fit_classifier, recall
+from eex.models.spectrum import FLOOR, DistortionClassifier, fit_abstention, fit_classifier, fourier, recall
 from eex.policies.core.errors import EexError
 
 KINDS = ("pristine", "noise")
@@ -95,6 +95,16 @@ def test_spectrum_of_a_wave():
     peaks = spectrum.flatten().topk(2).indices
     assert sorted(divmod(int(p), 17) for p in peaks) == [(16, 0), (16, 5)]
     assert float(spectrum[16, 5]) == pytest.approx(torch.tensor(0.2 * 32).log().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 17, 20), (3, 33, 16)])
+def test_the_transform_as_matrices(shape):
+    images, (channels, height, width) = torch.rand(2, *shape), shape
+    columns, rows = map(torch.from_numpy, fourier(channels, height, width))
+    parts = columns @ images.flatten(1, 2)
+    real, imaginary = (torch.cat([parts[:, :height], parts[:, height:]], dim=2) @ rows).chunk(2, dim=2)
+    found = (real.square() + imaginary.square()).sqrt().add(FLOOR).log()
+    torch.testing.assert_close(found, make().spectrum(images)[:, 0], atol=1e-3, rtol=0)
 
 
 def test_recall_leaves_the_mode_alone():

@@ -12,7 +12,7 @@ from eex.stream.frames.frames import FrameConfig
 from eex.stream.frames.sources import load_all, open_source
 from eex.stream.network import load_network
 
-BACKENDS = ("torch", "onnx")
+BACKENDS = ("torch", "onnx", "onnx, spinning")
 FRAMES = 192
 
 
@@ -21,8 +21,12 @@ def nets(tmp_path_factory):
     """The network of each backend."""
     folder = tmp_path_factory.mktemp("exported")
     export(None, folder)
-    models = {"torch": None, "onnx": folder}
-    return {b: load_network(FrameConfig(model=models[b], backend=b, device="cpu")) for b in BACKENDS}
+    configs = (
+        FrameConfig(device="cpu"),
+        FrameConfig(model=folder, backend="onnx", device="cpu"),
+        FrameConfig(model=folder, backend="onnx", device="cpu", spin=True),
+    )
+    return dict(zip(BACKENDS, map(load_network, configs), strict=True))
 
 
 @pytest.fixture(scope="module")
