@@ -15,7 +15,7 @@ import numpy as np
 from eex.envs.evaluate import held_out, score
 from eex.policies.algorithms.agent import save_agent
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import parse_json, replacing, write_file
+from eex.policies.core.files import parse_json, replacing, take_paths, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
@@ -119,6 +119,9 @@ class TrainRLConfig:
     """Seed of all random draws."""
     quiet: bool = False
     """Show no progress, and nothing that libraries warn of."""
+
+    def __post_init__(self) -> None:
+        take_paths(self)
 
 
 Say = Callable[[int, str], None]

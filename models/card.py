@@ -71,7 +71,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def save(
     net: "EarlyExitNet",
-    folder: Path,
+    folder: Path | str,
     *,
     name: str = "model",
     half: bool = True,
@@ -94,6 +94,8 @@ def save(
     from safetensors.torch import save_file
 
     from eex.models.spectrum import DistortionClassifier
+
+    folder = Path(folder)
 
     def stored(tensor: "Tensor") -> "Tensor":
         tensor = tensor.detach().cpu().contiguous().clone()  # a module that stages share is stored with each of them
@@ -118,7 +120,7 @@ def save(
     return card
 
 
-def read_card(folder: Path | None = None) -> Card:
+def read_card(folder: Path | str | None = None) -> Card:
     """The card in a folder; by default that of the shipped model.
 
     Raises
@@ -126,7 +128,7 @@ def read_card(folder: Path | None = None) -> Card:
     ModelError
         If there is none, or its layout is another.
     """
-    path = (folder or SHIPPED) / CARD
+    path = Path(folder or SHIPPED) / CARD
     try:
         card = msgspec.convert(parse_json(path.read_bytes()), type=Card)
         _check_counts(card.architecture)
@@ -152,7 +154,7 @@ def _costs(card: Card) -> Costs | None:
     return Costs(*found) if whole else None
 
 
-def load(folder: Path | None = None, device: str = "cpu", net: "EarlyExitNet | None" = None) -> "EarlyExitNet":
+def load(folder: Path | str | None = None, device: str = "cpu", net: "EarlyExitNet | None" = None) -> "EarlyExitNet":
     """A network with its weights, temperatures and distortion classifier, ready to infer.
 
     Parameters
@@ -175,7 +177,7 @@ def load(folder: Path | None = None, device: str = "cpu", net: "EarlyExitNet | N
     from eex.models.network import remake
     from eex.models.spectrum import DistortionClassifier
 
-    folder = folder or SHIPPED
+    folder = Path(folder or SHIPPED)
     card = read_card(folder)
     path = folder / WEIGHTS
     if not path.exists():

@@ -39,8 +39,8 @@ OPSET = 20
 
 
 def export(
-    model: Path | None,
-    out: Path,
+    model: Path | str | None,
+    out: Path | str,
     net: EarlyExitNet | None = None,
     precision: Precision = "fp32",
     samples: Samples | None = None,
@@ -76,7 +76,7 @@ def export(
         If the model cannot be loaded, one of its operations has no ONNX form, the files do not answer as the model
         does, or the folder cannot be written or holds weights that the card of a reduced precision would not be for.
     """
-    card = read_card(model)
+    card, out = read_card(model), Path(out)
     if precision != "fp32" and (out / WEIGHTS).exists():
         raise EexError(f"{out}: holds {WEIGHTS}, and a model in {precision} has a card of its own; name another folder")
     net = load(model, "cpu", net)

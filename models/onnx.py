@@ -289,7 +289,7 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def load_onnx(folder: Path, threads: int = 0, provider: str = "cpu", spin: bool = False) -> OnnxNet:
+def load_onnx(folder: Path | str, threads: int = 0, provider: str = "cpu", spin: bool = False) -> OnnxNet:
     """Load a model that `eex.models.export.export` wrote.
 
     Parameters
@@ -315,7 +315,7 @@ def load_onnx(folder: Path, threads: int = 0, provider: str = "cpu", spin: bool 
     except ImportError:
         raise EexError("--backend onnx needs ONNX Runtime: pip install onnxruntime") from None
     check_provider(provider)
-    threads = threads or default_threads()
+    threads, folder = threads or default_threads(), Path(folder)
     card, path = read_card(folder), folder / MANIFEST
     try:
         manifest = msgspec.convert(parse_json(path.read_bytes()), type=Manifest)

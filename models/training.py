@@ -210,7 +210,7 @@ def fit(
     expert: str = PRISTINE,
     distort: Distort | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     source: str = "",
     modules: Sequence[str] = (),
     teacher: Teacher | None = None,
@@ -261,7 +261,7 @@ def fit(
         raise EexError(f"loss_weights must name {net.exits} exits, got {len(weights)}")
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = {} if checkpoint is None else _identity(net, images, labels, recipe, expert, validation, source, modules)
-    state = Checkpoint(net, run, recipe.patience, checkpoint)
+    state = Checkpoint(net, run, recipe.patience, None if checkpoint is None else Path(checkpoint))
     task = _Task(net, images, labels, recipe, expert, distort, validation, weights, teacher, report)
     plan = phases(recipe.method, net.exits)
     if state.resumed:

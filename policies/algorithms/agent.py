@@ -204,7 +204,7 @@ def observation_names(exits: int, action: ActionKind, experts: int = EXPERTS, ra
     return Features(exits=exits, experts=experts, rate=rate).names + previous
 
 
-def save_agent(agent: Agent, folder: Path) -> None:
+def save_agent(agent: Agent, folder: Path | str) -> None:
     """Write an agent's weights and card into a folder; each file is replaced whole.
 
     Raises
@@ -214,6 +214,7 @@ def save_agent(agent: Agent, folder: Path) -> None:
     """
     from safetensors.numpy import save
 
+    folder = Path(folder)
     pairs = {str(k): pair for k, pair in enumerate(agent.layers)} | ({"lstm": agent.lstm} if agent.lstm else {})
     weights = save({f"{k}.{n}": a.astype(np.float32) for k, pair in pairs.items() for n, a in _named(pair)})
     card = replace(agent.card, sha256=hashlib.sha256(weights).hexdigest())
@@ -222,7 +223,7 @@ def save_agent(agent: Agent, folder: Path) -> None:
         b.write_text(json.dumps(asdict(card), indent=1) + "\n")
 
 
-def load_agent(folder: Path) -> Agent:
+def load_agent(folder: Path | str) -> Agent:
     """Read an agent, and check that it is whole and its own card's.
 
     Raises
@@ -233,6 +234,7 @@ def load_agent(folder: Path) -> Agent:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    folder = Path(folder)
     try:
         text, weights = (folder / CARD).read_bytes(), (folder / WEIGHTS).read_bytes()
     except OSError as error:

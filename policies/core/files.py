@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,31 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise EexError(f"{path}: cannot be written: {error.strerror or error}") from None
         raise
+
+
+def take_paths(config: Any) -> None:
+    """Let a dataclass of options take a path in either form, as text or as a `Path`; called by its `__post_init__`.
+
+    Afterwards a field holds what it declares: a `Path`, a tuple of them, or text.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Options:
+    ...     model: Path | None = None
+    ...     __post_init__ = take_paths
+    >>> Options(model="folder").model == Path("folder")
+    True
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type in (Path, Path | None) and isinstance(value, str | os.PathLike):
+            object.__setattr__(config, field.name, Path(value))
+        elif field.type == tuple[Path, ...]:
+            object.__setattr__(config, field.name, tuple(map(Path, value)))
+        elif field.type in (str, str | None) and isinstance(value, os.PathLike):
+            object.__setattr__(config, field.name, os.fspath(value))
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -147,7 +147,7 @@ def _check_range(name: str, column: NDArray[Any], low: float, high: float) -> No
 # ---- files
 
 
-def write_trace(path: Path, trace: Trace) -> None:
+def write_trace(path: Path | str, trace: Trace) -> None:
     """Write a trace as an Arrow file, whole or not at all.
 
     Raises
@@ -170,11 +170,11 @@ def write_trace(path: Path, trace: Trace) -> None:
     if trace.probabilities is not None:
         columns |= {f"probability_{name}": trace.probabilities[:, k] for k, name in enumerate(trace.experts)}
     table = pa.table(columns).replace_schema_metadata({b"format": FORMAT, b"model": trace.model.encode()})
-    with replacing(path) as part, part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with replacing(Path(path)) as part, part.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=PIECE)
 
 
-def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
+def read_trace(path: Path | str, classes: Sequence[str] = ()) -> Trace:
     """Read a trace: an Arrow file that `eex-record` wrote, the same columns as Parquet, or a CSV file.
 
     Files are read in pieces, and what is larger than memory should hold is mapped from disk, as
@@ -195,6 +195,7 @@ def read_trace(path: Path, classes: Sequence[str] = ()) -> Trace:
     EexError
         If the file cannot be read, is something else, or holds what a trace must not.
     """
+    path = Path(path)
     try:
         name = path.name.lower()
         trace = _read_csv(path) if name.endswith((".csv", ".csv.gz")) else _read_arrow(path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from eex.policies.core.errors import EexError, ImageError, SourceLost
+from eex.policies.core.files import take_paths
 from eex.policies.core.schedule import PRISTINE, Piece, Schedule, parse_schedule
 from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import Split
@@ -57,6 +58,9 @@ class NetworkConfig:
     partition: int = 0
     """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
     the fastest."""
+
+    def __post_init__(self) -> None:
+        take_paths(self)
 
     @property
     def usual_answerer(self) -> Path | None:

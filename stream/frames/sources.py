@@ -166,7 +166,7 @@ def _read(
 
 
 def open_source(
-    spec: str,
+    spec: Path | str,
     *,
     split: Split = "test",
     shape: tuple[int, ...] | None = None,
@@ -198,6 +198,7 @@ def open_source(
     EexError
         If the source does not exist or has no images, or the model takes neither RGB nor grey images.
     """
+    spec = str(spec)
     if shape is not None:
         check_channels(shape)
     least = preprocessing.least(*shape[1:]) if shape is not None and resize else 0

@@ -104,7 +104,7 @@ class Run:
         return () if self.config is None else self.config.schedule().pieces(self.found.frames)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path | str) -> Run:
     """Read a run.
 
     Raises
@@ -112,6 +112,7 @@ def read_run(folder: Path) -> Run:
     EexError
         If the folder holds no records, or something in it is damaged.
     """
+    folder = Path(folder)
     found = scan(folder)
     summary = None
     if (path := folder / "summary.json").exists():

@@ -394,7 +394,7 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
-def read_batches(folder: Path) -> "Iterator[pa.RecordBatch]":
+def read_batches(folder: Path | str) -> "Iterator[pa.RecordBatch]":
     """All record batches of a run in order, also of one that was killed; their content is checked.
 
     Parameters
@@ -409,6 +409,7 @@ def read_batches(folder: Path) -> "Iterator[pa.RecordBatch]":
     """
     import pyarrow as pa
 
+    folder = Path(folder)
     folder = folder / "records" if (folder / "records").is_dir() else folder
     parts = parts_of(folder)
     if not parts:
@@ -541,7 +542,7 @@ def _frames_of(part: Path) -> tuple[int, int]:
     return first, last
 
 
-def read_records(folder: Path) -> "pa.Table":
+def read_records(folder: Path | str) -> "pa.Table":
     """All records of a run, by its folder or its folder of records, as one table with one row per frame.
 
     Raises
@@ -562,7 +563,7 @@ def read_records(folder: Path) -> "pa.Table":
     return pa.Table.from_batches([batch.select(names) for batch in batches]).unify_dictionaries()
 
 
-def feedback_of(records: "pa.Table | Path") -> Feedback:
+def feedback_of(records: "pa.Table | Path | str") -> Feedback:
     """Order of feedback in a recorded run, and the state of the link known to its policy, for replay.
 
     Parameters
@@ -591,7 +592,7 @@ def feedback_of(records: "pa.Table | Path") -> Feedback:
     )
 
 
-def outcomes_of(records: "pa.Table | Path") -> Outcomes:
+def outcomes_of(records: "pa.Table | Path | str") -> Outcomes:
     """The outcomes that the policy of a recorded run learned from, in the order of the frames.
 
     Parameters
@@ -616,7 +617,7 @@ def outcomes_of(records: "pa.Table | Path") -> Outcomes:
     return Outcomes(**read)
 
 
-def labels_of(records: "pa.Table | Path") -> Ints:
+def labels_of(records: "pa.Table | Path | str") -> Ints:
     """The true class of each frame of a recorded run, numbered as in `outcomes_of`; -1 where it is not known.
 
     Raises
@@ -627,8 +628,8 @@ def labels_of(records: "pa.Table | Path") -> Ints:
     return _index(_in_order(records), "label")
 
 
-def _in_order(records: "pa.Table | Path") -> "pa.Table":
-    table = read_records(records) if isinstance(records, Path) else records
+def _in_order(records: "pa.Table | Path | str") -> "pa.Table":
+    table = read_records(records) if isinstance(records, Path | str) else records
     frame = _numbers(table, "frame")
     if not (frame == np.arange(len(frame))).all():
         row = int((frame != np.arange(len(frame))).argmax())

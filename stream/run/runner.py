@@ -45,7 +45,7 @@ View = Callable[[StreamConfig, Network, Playable, ExitCost], contextlib.Abstract
 def run(
     config: StreamConfig,
     show: Show = lambda glance: None,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     view: View | None = None,
     open_frames: Callable[[StreamConfig, Schedule, Network], Playable] = Frames,
 ) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def run(
         offloader = connections.enter_context(
             connect(warn=warn)
         )  # before the folder is made, in case there is no worker
-        folder = resume or make_folder(config.out, config.policy.partition(":")[0])
+        folder = make_folder(config.out, config.policy.partition(":")[0]) if resume is None else Path(resume)
         stop = stack.enter_context(interrupts())
         prices = parse_exit_cost(config.exit_cost).of(net.edge_exits)
         viewer = None if view is None else stack.enter_context(view(config, net, frames, prices))

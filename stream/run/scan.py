@@ -110,7 +110,7 @@ class Scan:
 _SUMMED = ("threshold", "correct", "labelled", "offloaded", "fallback")
 
 
-def scan(folder: Path) -> Scan:
+def scan(folder: Path | str) -> Scan:
     """Read the records of a run, by its folder or its folder of records.
 
     Raises

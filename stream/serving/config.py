@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import take_paths
 
 LEAST_TOKEN = 16
 
@@ -44,6 +45,9 @@ class ServeConfig:
     """Seconds that a request's body may take to arrive."""
     thumbnails: bool = False
     """Show the latest frames as small pictures on the live page."""
+
+    def __post_init__(self) -> None:
+        take_paths(self)
 
     def check(self) -> None:
         """Raise `EexError` if an option is out of range, or would serve other machines unprotected."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from eex.models.architecture import Preprocessing
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import take_paths
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import printable
@@ -144,6 +145,9 @@ class TrainConfig:
     """Measure the finished model on the test split, by exit, expert, distortion and level."""
     quiet: bool = False
     """Print errors only."""
+
+    def __post_init__(self) -> None:
+        take_paths(self)
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range, as far as can be checked without the data."""

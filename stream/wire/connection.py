@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eex.policies.core.errors import EexError, OffloadError
+from eex.policies.core.files import take_paths
 from eex.policies.core.link import SimulatedLink, parse_link
 from eex.stream.wire.encoding import Encoding, parse_encoding
 
@@ -104,6 +105,9 @@ class ConnectionConfig:
     share: bool = False
     """Share what the policy learns with the other edges of the worker, and start from what they have learned. Sums of
     counts are sent, nothing of a single frame. Needs a worker at tcp://… and the policy stop-curve."""
+
+    def __post_init__(self) -> None:
+        take_paths(self)
 
     def connection(self, usual: Path | None = None) -> Connection:
         """What the options stand for.

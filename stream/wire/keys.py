@@ -292,7 +292,7 @@ def _head(path: bytes | Path) -> bytes:
         os.close(descriptor)
 
 
-def worker_keys(folder: Path, log: Callable[[str], None] = lambda line: None) -> WorkerKeys:
+def worker_keys(folder: Path | str, log: Callable[[str], None] = lambda line: None) -> WorkerKeys:
     """A worker's keys from a folder. Clients' keys may come and go while the worker runs.
 
     Parameters
@@ -305,12 +305,13 @@ def worker_keys(folder: Path, log: Callable[[str], None] = lambda line: None) ->
     EexError
         If the worker's own pair cannot be read.
     """
+    folder = Path(folder)
     own = read_pair(folder / f"{WORKER}.key")
     clients = KeyFolder(folder, log)
     return WorkerKeys(own, clients.known, clients.refresh)
 
 
-def edge_keys(folder: Path, name: str = EDGE) -> EdgeKeys:
+def edge_keys(folder: Path | str, name: str = EDGE) -> EdgeKeys:
     """An edge's keys from a folder.
 
     Raises
@@ -318,6 +319,7 @@ def edge_keys(folder: Path, name: str = EDGE) -> EdgeKeys:
     EexError
         If its pair or the worker's public half cannot be read.
     """
+    folder = Path(folder)
     return EdgeKeys(read_pair(folder / f"{name}.key"), read_public(folder / f"{WORKER}.pub"))
 
 
@@ -332,7 +334,7 @@ def only(worker: Pair, client: bytes) -> WorkerKeys:
     return WorkerKeys(worker, lambda public: EDGE if public == client else "")
 
 
-def make_keys(folder: Path, names: tuple[str, ...] = ()) -> list[str]:
+def make_keys(folder: Path | str, names: tuple[str, ...] = ()) -> list[str]:
     """Make pairs by name, or else one for a worker and one for an edge; the lines to print.
 
     Raises
@@ -340,5 +342,6 @@ def make_keys(folder: Path, names: tuple[str, ...] = ()) -> list[str]:
     EexError
         If one exists already or cannot be written.
     """
+    folder = Path(folder)
     made = [f"{folder / name}.pub  {write_pair(folder, name).public.decode()}" for name in names or (WORKER, EDGE)]
     return [*made, f"secret halves beside them, {folder}/*.key, readable only by you"]

@@ -16,6 +16,7 @@ from eex.stream.run.records import (
     REACHABLE,
     RecordWriter,
     feedback_of,
+    labels_of,
     outcomes_of,
     read_batches,
     read_records,
@@ -35,6 +36,13 @@ def write(folder, make_rows, counts):
 
 def named(index, names):
     return [names[i] if i >= 0 else None for i in index]
+
+
+def test_folders_may_be_named_by_text(tmp_path, make_rows):
+    write(tmp_path / "records", make_rows, [20])
+    for folder in (str(tmp_path), str(tmp_path / "records")):
+        assert len(read_records(folder)) == len(outcomes_of(folder)) == 20
+        assert len(labels_of(folder)) == len(feedback_of(folder).frame) == 20
 
 
 def test_round_trip(tmp_path, make_rows):
