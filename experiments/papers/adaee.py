@@ -11,8 +11,19 @@ from typing import Literal, cast
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.claims import NONE, Claim, Facts, Group, Margin, Tables, above, larger, listed
-from eex.experiments.papers.paper import Work, condition_name, routed, seeds_interval
+from eex.experiments.papers.claims import (
+    NONE,
+    Claim,
+    Facts,
+    Group,
+    Margin,
+    Tables,
+    above,
+    larger,
+    listed,
+    seeds_interval,
+)
+from eex.experiments.papers.paper import PaperRecipe, Work, condition_name, routed
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.arms import GRID
 from eex.policies.algorithms.fixed import Fixed
@@ -61,7 +72,7 @@ SOURCES = {"ours": "our recordings", "authors": "its authors' traces"}
 
 
 @dataclass(frozen=True)
-class AdaEERecipe:
+class AdaEERecipe(PaperRecipe):
     """How much is recorded and played."""
 
     levels: tuple[tuple[str, float], ...]  # distortions recorded: kind and level
@@ -83,24 +94,27 @@ RECIPES = {
         (LEVELS[0], LEVELS[2], LEVELS[6]), frames=500, rounds=1000, runs=3, long=4000, overheads=(0.05, 0.3)
     ),
     "reduced": AdaEERecipe(LEVELS, frames=8000, rounds=10_000, runs=10, long=200_000),
+    "standard": AdaEERecipe(LEVELS, frames=8000, rounds=50_000, runs=20, long=1_000_000),
     "paper": AdaEERecipe(LEVELS, frames=8000, rounds=100_000, runs=50, long=1_000_000),
 }
 
 
-def measure(work: Work, recipe: AdaEERecipe) -> dict[str, pd.DataFrame]:
+def networks(work: Work, recipe: AdaEERecipe) -> None:
+    """Nothing is trained: the streams come from the shipped model and from its authors' networks."""
+
+
+def measure(work: Work, recipe: AdaEERecipe) -> None:
     """Record the streams, play every policy on each, and measure what it loses."""
     sources: dict[str, Callable[[], list[Stream]]] = {"ours": partial(_ours, work, recipe)}
     if work.published is not None:
         sources["authors"] = partial(_authors, work.published)
     elif not work.quiet:
         print("adaee: without --published FOLDER of its authors' CSV files, on our recordings alone", file=sys.stderr)
-    tables = {}
     for name, streams in sources.items():
-        tables[name] = work.table(name, partial(_play_all, streams, recipe, work.seed))
+        work.table(name, partial(_play_all, streams, recipe, work.seed))
         if name == "authors":
-            tables["bins"] = work.table("bins", partial(_play_bins, streams, recipe, work.seed))
-        tables[f"{name}_long"] = work.table(f"{name}_long", partial(_play_long, streams, recipe, work.seed))
-    return tables
+            work.table("bins", partial(_play_bins, streams, recipe, work.seed))
+        work.table(f"{name}_long", partial(_play_long, streams, recipe, work.seed))
 
 
 # ---- streams
@@ -273,10 +287,17 @@ def at_marks(marks: Ints, lost: Floats, thresholds: Floats) -> pd.DataFrame:
 
 
 def slowing(curves: pd.DataFrame, by: Sequence[str] = ("stream", "exits", "overhead"), of: str = "regret") -> pd.Series:
-    """A policy's regret in the second half of the rounds as a share of that in the first half, by what tells curves
-    apart."""
-    whole = curves[curves["round"] == curves["round"].max()].set_index(list(by))[of]
-    half = curves[curves["round"] == curves["round"].max() // 2].set_index(list(by))[of]
+    """One policy's regret in the second half of the rounds as a share of that in the first half, one row per curve.
+
+    Raises
+    ------
+    ValueError
+        If `by` does not tell the curves apart: those of several policies, for instance, would be mixed.
+    """
+    rounds, last = curves["round"], curves["round"].max()
+    whole, half = (curves[rounds == at].set_index(list(by))[of] for at in (last, last // 2))
+    if not whole.index.is_unique:
+        raise ValueError(f"several curves have the same {', '.join(by)}")
     return (whole - half) / half
 
 
@@ -382,7 +403,7 @@ def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
     distance = pd.DataFrame({p: (by[p]["threshold"] - by[p]["best_threshold"]).abs() for p in POLICIES})
     far = pairs[(pairs["threshold"] - pairs["best_threshold"]).abs() >= FAR - 1e-9]
     costly = far[far["regret"] > 0.5 * random["regret"].reindex(far.index)]
-    settled = _played(long)["ucb"].join(slowing(long).rename("ratio")).reset_index()
+    settled = _played(long)["ucb"].join(slowing(long[long["policy"] == "ucb"]).rename("ratio")).reset_index()
     low, high = float(rows["overhead"].min()), float(rows["overhead"].max())
     cheap, dear = (ucb.xs(o, level="overhead")[["threshold", "best_threshold"]] for o in (low, high))
     yield Facts(
@@ -393,7 +414,9 @@ def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
         below=(steady < SUBLINEAR).sum(),
         below_1=(steady < 1).sum(),
         long=f"{long['stream'].iloc[0]}, {long['round'].max():,} rounds",
-        ends=listed("overhead {overhead:g} {ratio:.2f}, {threshold:.2f} ({best_threshold:g})", settled),
+        ends=listed(
+            "{ratio:.2f} at overhead {overhead:g}, threshold {threshold:.2f} (best {best_threshold:g})", settled, "; "
+        ),
         cells=len(ucb),
         limits={
             "slows": Margin(SUBLINEAR - steady.median(), seeds_interval(steady)[1]),
@@ -432,7 +455,8 @@ CLAIMS_OF_SOURCE = (
           "limit: median below {limit:g}; thresholds differ by hundredths of confidence per frame, and c = 1 is made "
           "for rewards that fill [0, 1]: UCB is still exploring"),
     Claim("{source}: UCB converges when it plays for long", NONE,
-          "{long}: second half over first, and mean threshold at the end (best): {ends}",
+          "{long}: regret of the second half of the rounds over that of the first, and mean threshold at the end: "
+          "{ends}",
           lambda f: f.limits["settles"], "limit: median below {limit:g}"),
     Claim("{source}: UCB ends below random thresholds", NONE,
           "in {under} of {cells} streams and overheads; its regret is {of_random:%} of random's",

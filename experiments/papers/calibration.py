@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from eex.experiments.papers.claims import Claim, Facts, Group, Margin, Tables, above, at_least, images_tested
-from eex.experiments.papers.paper import Images, Work, confidences, mean_of, routed
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, confidences, mean_of, routed
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Bools, Floats, Ints
@@ -74,7 +74,7 @@ NETWORKS = {"one branch": (1, False), "two branches": (2, False), "one branch, a
 
 
 @dataclass(frozen=True)
-class CalibrationRecipe:
+class CalibrationRecipe(PaperRecipe):
     """How much is trained and measured."""
 
     epochs: int
@@ -95,14 +95,19 @@ RECIPES = {
 }
 
 
-def measure(work: Work, recipe: CalibrationRecipe) -> dict[str, pd.DataFrame]:
-    """Train B-AlexNets, calibrate their side branches, and measure what that changes."""
+def networks(work: Work, recipe: CalibrationRecipe) -> "tuple[Images, dict[str, EarlyExitNet]]":
+    """The images, and trained B-AlexNets by name."""
     images = work.images(recipe.validation)
     if tuple(images.test[0].shape[1:]) != (3, 32, 32):
         raise EexError(f"{work.data}: B-AlexNet takes colour images of 32x32 pixels; scale yours with --size 32")
     if len(images.test[0]) < BATCH:
         raise EexError(f"{work.data}: one batch takes {BATCH} test images, there are {len(images.test[0])}")
-    nets = {name: _network(work, recipe, name, images) for name in recipe.networks}
+    return images, {name: _network(work, recipe, name, images) for name in recipe.networks}
+
+
+def measure(work: Work, recipe: CalibrationRecipe) -> None:
+    """Train B-AlexNets, calibrate their side branches, and measure what that changes."""
+    images, nets = networks(work, recipe)
     outputs = {name: _outputs(work, name, net, images) for name, net in nets.items()}
     order = batch_order(len(images.test[0]), recipe.draws, work.seed)
 
@@ -117,9 +122,7 @@ def measure(work: Work, recipe: CalibrationRecipe) -> dict[str, pd.DataFrame]:
         targets=lambda: of_each(_targets, order),
     )
     times, target = tables["times"], reachable(tables["exits"])
-    return tables | work.tables(
-        deadlines=lambda: pd.concat([_deadlines(n, out, order, times, target) for n, out in outputs.items()])
-    )
+    work.table("deadlines", lambda: pd.concat([_deadlines(n, o, order, times, target) for n, o in outputs.items()]))
 
 
 # ---- networks
@@ -264,11 +267,11 @@ def _exits(name: str, out: Outputs) -> Iterator[dict[str, Any]]:
 
 
 def _reliability(name: str, out: Outputs) -> Iterator[dict[str, Any]]:
-    """Reliability diagrams of the side branches: rows of network, exit, calibration, and each filled bin."""
+    """Reliability diagrams of the side branches: rows of network, exit, calibration, and each bin."""
     for e in range(out.prediction.shape[1] - 1):
         for calibration, confidence in out.confidence.items():
             found = reliability(confidence[:, e], out.right[:, e])
-            for k in np.flatnonzero(found.counts):
+            for k in range(len(found.counts)):  # empty bins too, whose means are NaN: the same rows with every seed
                 row = {"network": name, "exit": e + 1, "calibration": calibration, "upto": found.edges[k + 1]}
                 bins = {"images": found.counts[k], "confidence": found.confidence[k], "accuracy": found.accuracy[k]}
                 yield row | bins

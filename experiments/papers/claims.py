@@ -56,13 +56,18 @@ def _several(findings: "Finding | Sequence[Finding]") -> "Sequence[Finding]":
     return [findings] if isinstance(findings, bool | np.bool_ | Margin) else findings
 
 
-def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
-    """Known values and their half-widths as flat arrays; an unknown half-width counts as none."""
+def _margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
+    """Values and their half-widths as flat arrays; an unknown half-width counts as none."""
     if not isinstance(finding, Margin):
         finding = Margin(1.0 if finding else -1.0)
-    value, half = np.broadcast_arrays(*(np.asarray(part, dtype=float) for part in finding))
-    known = ~np.isnan(value)
-    return value[known], np.nan_to_num(half[known])
+    value, half = np.broadcast_arrays(*(np.atleast_1d(np.asarray(part, dtype=float)) for part in finding))
+    return value, np.nan_to_num(half)
+
+
+def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
+    """The known values of a finding and their half-widths, as flat arrays."""
+    value, half = _margin(finding)
+    return value[~np.isnan(value)], half[~np.isnan(value)]
 
 
 def closest(findings: "Finding | Sequence[Finding]") -> str:
@@ -72,6 +77,88 @@ def closest(findings: "Finding | Sequence[Finding]") -> str:
         return "nothing was measured that could decide it"
     value, half = min(margins, key=lambda margin: margin[0] - margin[1])
     return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}"
+
+
+def by_seed(tables: Tables) -> list[Tables]:
+    """The tables of each seed, without the column `seed`; where not every table has it, all are of one seed."""
+    if not all("seed" in rows for rows in tables.values()):
+        return [tables]
+    seeds = sorted({seed for rows in tables.values() for seed in rows["seed"]})
+    return [
+        {n: r[r["seed"] == s].drop(columns="seed").reset_index(drop=True) for n, r in tables.items()} for s in seeds
+    ]
+
+
+def pooled(parts: Sequence[pd.DataFrame], spread: str | None = None) -> pd.DataFrame:
+    """The rows of several seeds as one: numbers that differ are averaged; texts, and their order, tell rows apart.
+
+    The column `half` is added for the column `spread`: half its 95 % interval over the seeds, beside the spread that
+    each of them has.
+
+    Examples
+    --------
+    >>> pooled([pd.DataFrame({"exit": [1, 2], "right": [0.5, right]}) for right in (0.7, 0.9)])
+       exit  right
+    0     1    0.5
+    1     2    0.8
+    """
+    texts = [c for c in parts[0] if parts[0][c].dtype.kind not in "iuf"]
+    placed = [p.assign(place=p.groupby(texts, dropna=False).cumcount() if texts else range(len(p))) for p in parts]
+    rows = pd.concat(placed).groupby([*texts, "place"], sort=False, dropna=False)
+    low, high, mean = rows.min(), rows.max(), rows.mean()
+    found = low.copy()  # values that are equal stay as they are, to the last bit
+    for name in mean:
+        if not low[name].equals(high[name]):
+            found[name] = mean[name].where(low[name] != high[name], low[name])
+    if spread is not None:
+        halves = rows[spread].agg(lambda v: np.nan_to_num(seeds_interval(v.dropna())[1]) if len(v.dropna()) else 0.0)
+        found["half"] = np.hypot(halves, found["half"].fillna(0.0) if "half" in found else 0.0)
+    return found.reset_index()[list(dict.fromkeys([*parts[0], *found]))]
+
+
+def over_seeds(findings: "Sequence[Finding | Sequence[Finding]]") -> "Finding | Sequence[Finding]":
+    """What the findings of several seeds come to: their means, which spread as the seeds do and as each of them does.
+
+    The two spreads add up (their squares), since all seeds are measured on the same images. Of findings that are not
+    alike from seed to seed, the one that misses most stands for each.
+
+    Examples
+    --------
+    >>> margin = over_seeds([Margin(0.3, 0.1), Margin(0.2, 0.1), Margin(0.1, 0.1)])[0]
+    >>> round(float(margin.value[0]), 3), round(float(margin.half[0]), 3)
+    (0.2, 0.268)
+    """
+    if len(findings) == 1:
+        return findings[0]
+    margins = [[_margin(f) for f in _several(of_seed)] for of_seed in findings]
+    if len({tuple(value.shape for value, _ in of_seed) for of_seed in margins}) > 1:
+        margins = [[_worst(of_seed)] for of_seed in margins]
+    found = []
+    for alike in zip(*margins, strict=True):
+        values, halves = (np.stack(part) for part in zip(*alike, strict=True))
+        spreads = [seeds_interval(value[~np.isnan(value)]) for value in values.T]
+        each = pd.DataFrame(halves).mean().to_numpy()
+        found.append(Margin(np.array([s[0] for s in spreads]), np.hypot(np.nan_to_num([s[1] for s in spreads]), each)))
+    return found
+
+
+def _worst(margins: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The margin that misses most of all; unknown where none is known."""
+    value, half = (np.concatenate(part) for part in zip(*margins, strict=True))
+    if np.isnan(value).all():
+        return value[:1], half[:1]
+    k = int(np.nanargmin(value - half))
+    return value[k : k + 1], half[k : k + 1]
+
+
+def seeds_interval(values: Any) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval (Student's t); the latter is NaN for one value, both without any."""
+    from scipy.special import stdtrit
+
+    found = np.asarray(values, dtype=float)
+    if len(found) < 2:
+        return float(found.mean()) if len(found) else float("nan"), float("nan")
+    return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.std(ddof=1) / len(found) ** 0.5)
 
 
 def share_half(share: Any, images: Any) -> Any:
@@ -171,15 +258,22 @@ class Group:
 
 
 def evaluate(groups: Iterable[Group], tables: Tables, recipe: Any) -> pd.DataFrame:
-    """Claims beside our figures: one row per claim, with claim, published, ours, verdict and why."""
-    rows = [
-        _judged(claim, facts) for group in groups for facts in group.facts(tables, recipe) for claim in group.claims
-    ]
+    """Claims beside our figures: one row per claim, with claim, published, ours, verdict and why.
+
+    With several seeds the figures are their means, and a claim is judged by what its limit comes to with each.
+    """
+    parts = by_seed(tables)
+    mean = {name: pooled([part[name] for part in parts]) for name in tables} if len(parts) > 1 else None
+    rows = []
+    for group in groups:
+        of_seeds = [list(group.facts(part, recipe)) for part in parts]
+        shown = of_seeds[0] if mean is None else group.facts(mean, recipe)
+        for facts, *each in zip(shown, *of_seeds, strict=True):
+            rows += [_judged(claim, facts, over_seeds([claim.limit(f) for f in each])) for claim in group.claims]
     return pd.DataFrame(rows)
 
 
-def _judged(claim: Claim, facts: Facts) -> dict[str, str]:
-    findings = claim.limit(facts)
+def _judged(claim: Claim, facts: Facts, findings: "Finding | Sequence[Finding]") -> dict[str, str]:
     found = verdict(findings)
     reasons = [claim.why if isinstance(claim.why, str) else claim.why(facts)]
     if found != "holds":

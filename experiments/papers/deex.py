@@ -19,9 +19,10 @@ from eex.experiments.papers.claims import (
     images_tested,
     larger,
     listed,
+    seeds_interval,
     share_half,
 )
-from eex.experiments.papers.paper import Images, Work, confidences, intervals, long, mean_of, routed, seeds_interval
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, confidences, intervals, long, mean_of, routed
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.deex import DEEx
 from eex.policies.algorithms.deex_ucb import DEExUCB
@@ -65,7 +66,7 @@ NOTES = """
 
 
 @dataclass(frozen=True)
-class DEExRecipe:
+class DEExRecipe(PaperRecipe):
     """How much is trained and measured."""
 
     epochs: int  # of the network with two side branches on all classes, on cats and dogs, and of the one with four
@@ -85,29 +86,35 @@ class DEExRecipe:
 RECIPES = {
     "quick": DEExRecipe(2, 2, 1, validation=200, step=0.25, repeats=2, timed=100, sent=64, links=("",), rounds=1000),
     "reduced": DEExRecipe(16, 20, 8, timed=2000),
-    "standard": DEExRecipe(100, 100, 60, timed=2000),
+    "standard": DEExRecipe(100, 100, 60, timed=2000, seeds=3),
     "paper": DEExRecipe(60, 60, 60),
 }
 
 
-def measure(work: Work, recipe: DEExRecipe) -> dict[str, pd.DataFrame]:
-    """Train three networks, and measure what p_d does to answers, time and accuracy."""
+def networks(work: Work, recipe: DEExRecipe) -> "tuple[dict[str, Images], dict[str, EarlyExitNet]]":
+    """The images, and a trained network for each set of them."""
     images = work.images(recipe.validation)
-    sets = {"binary": images.of(*PAIR), "full": images}
-    nets = {name: _network(work, recipe, name, data) for name, data in sets.items()}
+    sets = {"binary": images.of(*PAIR), "full": images, "more": images}
+    return sets, {name: _network(work, recipe, name, data) for name, data in sets.items()}
+
+
+def measure(work: Work, recipe: DEExRecipe) -> None:
+    """Train three networks, and measure what p_d does to answers, time and accuracy."""
+    sets, nets = networks(work, recipe)
+    images, more = sets.pop("more"), nets.pop("more")
     outputs = {name: _outputs(work, name, nets[name], data) for name, data in sets.items()}
     tables = work.tables(
         images=images.counts, answers=lambda: (row for n in sets for row in _answers(n, *outputs[n], recipe))
     )
     answers = tables["answers"]
     crossing = {name: cross(answers[answers["dataset"] == name]) for name in sets}
-    return tables | work.tables(
+    work.tables(
         confusion=lambda: pd.concat([_confusion(n, *outputs[n], sets[n].classes, crossing[n]) for n in sets]),
         times=lambda: _times(nets, sets, recipe),
         extended=lambda: _extended(*outputs["full"], crossing["full"]),
-        more_branches=lambda: _more_branches(work, recipe, images),
+        more_branches=lambda: _more_branches(work, recipe, more, images),
         partitioned=lambda: _partitioned(work, recipe, nets["full"], images),
-        three_tiers=lambda: _three_tiers(work, recipe, images),
+        three_tiers=lambda: _three_tiers(work, recipe, more, images),
         learned=lambda: _learned(*outputs["full"], recipe),
     )
 
@@ -205,12 +212,11 @@ def _times(nets: "dict[str, EarlyExitNet]", sets: dict[str, Images], recipe: DEE
                 yield {"dataset": name, "p_d": p_d, "repeat": repeat, "seconds": seconds}
 
 
-def _more_branches(work: Work, recipe: DEExRecipe, images: Images) -> Iterator[dict[str, Any]]:
+def _more_branches(work: Work, recipe: DEExRecipe, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
     """Four side branches: DEEx beside a fixed threshold at each of them; accuracy, multiply-adds, time per frame."""
     from eex.experiments.papers.live import play
     from eex.models.fast import optimised
 
-    net = _network(work, recipe, "more", images)
     confidence, prediction, label = _outputs(work, "more", net, images)
     costs = net.costs()
     stages, branches = np.cumsum(costs.stage_macs), np.concatenate([[0], np.cumsum(costs.branch_macs)])
@@ -261,12 +267,11 @@ def _partitioned(work: Work, recipe: DEExRecipe, net: "EarlyExitNet", images: Im
                     }
 
 
-def _three_tiers(work: Work, recipe: DEExRecipe, images: Images) -> Iterator[dict[str, Any]]:
+def _three_tiers(work: Work, recipe: DEExRecipe, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
     """Four side branches: two on the device, two at an edge nearby, the final exit in a cloud far away; and the same
     without the edge. The device decides at exit 1 and answers at exit 2 (DEEx extended, p_d = p_tar / 2)."""
     from eex.experiments.papers.live import cloud, play, tiers
 
-    net = _network(work, recipe, "more", images)
     net.partition = 2
     model, fast = work.exported("model-more", net, partition=2)
     pixels, labels = images.frames(recipe.sent)

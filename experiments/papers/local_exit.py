@@ -23,10 +23,11 @@ from eex.experiments.papers.claims import (
     larger,
     least_among,
     listed,
+    seeds_interval,
     share_half,
 )
 from eex.experiments.papers.nodes import DROPPED, EDGE, FALLBACK, Nodes, Resources
-from eex.experiments.papers.paper import Images, Work, intervals, long, mean_of, seeds_interval
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, intervals, long, mean_of
 from eex.experiments.plotting import Plot
 from eex.policies.core.base import Bools, Floats, Ints
 
@@ -110,7 +111,7 @@ MISSING = """
 
 
 @dataclass(frozen=True)
-class LocalExitRecipe:
+class LocalExitRecipe(PaperRecipe):
     """How much is trained and measured."""
 
     width: int  # of the network's first block, and the stride of its first convolution (`eex.experiments.papers.cnn`)
@@ -185,24 +186,28 @@ class Case:
         return {"model": self.model, "weighting": self.weighting, "exit": self.exit}
 
 
-def measure(work: Work, recipe: LocalExitRecipe) -> dict[str, pd.DataFrame]:
-    """Train eight models with one exit and one with eight, and see what they do at each exit and threshold."""
+def networks(work: Work, recipe: LocalExitRecipe) -> "tuple[Images, dict[str, EarlyExitNet], dict[str, pd.DataFrame]]":
+    """The images, and by name the trained networks and their epochs."""
     images = work.images(recipe.validation)
-    nets: dict[str, EarlyExitNet] = {}
-    histories: dict[str, pd.DataFrame] = {}
+    same: dict[str, Any] = {"epochs": recipe.epochs, "lr": recipe.lr, "batch": recipe.batch, "shift": 4}
+    trained = {}
+    for name, _, weighting, exits in plan(recipe):
+        make = partial(network, images.classes, exits, recipe.width, recipe.stride)
+        trained[name] = work.trained(name, make, images, loss_weights=WEIGHTINGS[weighting](len(exits) + 1), **same)
+    return images, {n: net for n, (net, _) in trained.items()}, {n: epochs for n, (_, epochs) in trained.items()}
+
+
+def measure(work: Work, recipe: LocalExitRecipe) -> None:
+    """Train eight models with one exit and one with eight, and see what they do at each exit and threshold."""
+    images, nets, histories = networks(work, recipe)
     cases: list[Case] = []
     for name, model, weighting, exits in plan(recipe):
-        make = partial(network, images.classes, exits, recipe.width, recipe.stride)
-        weights = WEIGHTINGS[weighting](len(exits) + 1)
-        nets[name], histories[name] = work.trained(
-            name, make, images, epochs=recipe.epochs, lr=recipe.lr, batch=recipe.batch, loss_weights=weights, shift=4
-        )
         entropy, prediction = entropies(work.logits(f"{name}-logits", nets[name], images.test[0]))
         cases += [
             Case(model, weighting, e, name, entropy[k], prediction[k], prediction[-1]) for k, e in enumerate(exits)
         ]
     label = images.test[1].numpy()
-    return work.tables(
+    work.tables(
         images=images.counts,
         epochs=lambda: _epochs(recipe, histories),
         accuracy=lambda: _accuracy(cases, label),

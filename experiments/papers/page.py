@@ -1,11 +1,12 @@
 """`python -m eex.experiments.papers.page`: claims and docs/papers.md, made anew from the kept tables."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from eex.experiments.papers.claims import VERDICTS
-from eex.experiments.papers.paper import PAPERS, judge, plain, read_kept, script
+from eex.experiments.papers.paper import PAPERS, follows, judge, read_kept, script
 from eex.policies.core.files import write_file
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -46,9 +47,9 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def recipe_name(name: str, run: dict[str, object]) -> str:
+def recipe_name(name: str, run: dict[str, Any]) -> str:
     """The name of the recipe that a finished run followed."""
-    return next(r for r, given in script(name).RECIPES.items() if plain(given) == run["recipe"])
+    return next(r for r, given in script(name).RECIPES.items() if follows(run["recipe"], given))
 
 
 def _counts(claims: pd.DataFrame) -> dict[str, int]:

@@ -4,19 +4,22 @@ A script trains and makes tables; its figures and claims are data (`eex.experime
 `eex.experiments.papers.claims`), drawn and judged from the tables alone.
 """
 
+import copy
 import dataclasses
 import importlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
 
-from eex.experiments.papers.claims import Group, Tables, evaluate
+from eex.experiments.papers.claims import Group, Tables, by_seed, evaluate, pooled, seeds_interval
 from eex.policies.core.base import Context, Floats, Ints, Policy
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
@@ -24,16 +27,19 @@ from eex.policies.core.routing import answer, seen
 from eex.policies.core.world import step
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from eex.experiments.plotting import Plot
     from eex.models.network import EarlyExitNet
-    from eex.models.training import Distort
+    from eex.models.training import Distort, Recipe
 
 SAMPLE = Path(__file__).parent.parent / "shipped" / "cifar10-train-sample.zip"
 """2,000 training images of CIFAR-10, 200 per class."""
 SAMPLED = {"train": 400, "test": 600}
 """How many of the shipped images are used: enough to see that everything works, in little time."""
+STEPS = 5
+"""Steps of a training that are measured to tell how long it takes."""
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 PAPERS = ("expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies")
 
@@ -46,7 +52,7 @@ class Paper(Protocol):
     TITLE
         Authors, title, place and year.
     RECIPES
-        How much is trained and measured, by name, each a frozen dataclass: "quick" shows that the machinery works,
+        How much is trained and measured, by name, each a `PaperRecipe`: "quick" shows that the machinery works,
         "reduced" takes two cores under two hours, "standard" trains until what the paper is about can show, "paper" is
         what the paper did.
     PLOTS, CLAIMS
@@ -64,8 +70,21 @@ class Paper(Protocol):
     NOTES: str
     MISSING: str
 
-    def measure(self, work: "Work", recipe: Any) -> dict[str, pd.DataFrame]:
-        """Train and measure what is not done yet; the tables by name, made through `Work.table`."""
+    def networks(self, work: "Work", recipe: Any) -> Any:
+        """Train the networks that are not trained yet, through `Work.train`; what `measure` works with."""
+
+    def measure(self, work: "Work", recipe: Any) -> dict[str, pd.DataFrame] | None:
+        """Train and measure what is not done yet, with one seed: tables, made through `Work.table`.
+
+        Returned are tables that are not kept, by name: what the paper's authors published.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRecipe:
+    """How much is trained and measured. Every network is trained with each of so many `seeds`."""
+
+    seeds: int = 1
 
 
 def script(name: str) -> Paper:
@@ -73,20 +92,49 @@ def script(name: str) -> Paper:
     return cast(Paper, importlib.import_module(f"eex.experiments.papers.{name.replace('-', '_')}"))
 
 
-def reproduce(paper: Paper, work: "Work", recipe: Any) -> pd.DataFrame:
-    """Make a paper's tables, draw its figures and judge its claims, which are kept as `claims.csv` and returned."""
-    tables = read_kept(work.out)[1] | paper.measure(work, recipe)
+def reproduce(paper: Paper, work: "Work", recipe: PaperRecipe) -> pd.DataFrame:
+    """Make a paper's tables with each seed, draw its figures and judge its claims, which are kept and returned."""
+    others = []
+    for part in work.by_seed(recipe.seeds):
+        (part.out / "work").mkdir(parents=True, exist_ok=True)
+        others.append(paper.measure(part, recipe) or {})
+    tables = read_kept(work.out)[1] | of_seeds(others)
     draw(paper, work.out, tables)
     return judge(paper, work.out, tables, recipe)
+
+
+def estimate(paper: Paper, work: "Work", recipe: Any) -> dict[str, float]:
+    """Processor seconds that each training of a recipe takes that is not done yet, by name, from a few measured steps.
+
+    Validation after each epoch, and what is measured on the trained networks, come on top.
+    """
+    found: dict[str, float] = {}
+    for part in work.by_seed(recipe.seeds):
+        steps: dict[str, float] = {}
+        paper.networks(dataclasses.replace(part, steps=steps), recipe)
+        found |= {name if part is work else f"{name}, {part.out.name}": seconds for name, seconds in steps.items()}
+    return found
+
+
+def figures(paper: Paper, tables: Tables) -> "Iterator[tuple[str, Figure]]":
+    """Names and figures, drawn from finished tables; with several seeds, means and their 95 % intervals."""
+    from eex.experiments.plotting import draw_all
+
+    parts = by_seed(tables)
+
+    def rows(plot: "Plot", _: Tables) -> pd.DataFrame:
+        found = [part[plot.rows] if isinstance(plot.rows, str) else plot.rows(part) for part in parts]
+        return pooled(found, spread=None if plot.matrix else plot.y)
+
+    plots = [dataclasses.replace(plot, rows=partial(rows, plot)) for plot in paper.PLOTS]
+    return draw_all(plots if len(parts) > 1 else paper.PLOTS, tables)
 
 
 def draw(paper: Paper, out: Path, tables: Tables) -> None:
     """Write the figures of finished tables to a folder."""
     from PIL import Image
 
-    from eex.experiments.plotting import draw_all
-
-    for name, figure in draw_all(paper.PLOTS, tables):
+    for name, figure in figures(paper, tables):
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=110, format="png")
         small = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)  # a third of the bytes
@@ -102,14 +150,34 @@ def judge(paper: Paper, out: Path, tables: Tables, recipe: Any) -> pd.DataFrame:
 
 
 def read_kept(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """A finished run: its `run.json`, and its tables by name."""
-    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
-    return json.loads((folder / "run.json").read_text()), tables
+    """A finished run: its `run.json`, and its tables by name, with a column `seed` where there are several."""
+    first, *more = (
+        {path.stem: pd.read_csv(path) for path in sorted(part.glob("*.csv")) if path.stem != "claims"}
+        for part in (folder, *sorted(folder.glob("seed-*")))
+    )
+    finished = [first, *(part for part in more if part.keys() >= first.keys())]
+    return json.loads((folder / "run.json").read_text()), of_seeds(finished)
 
 
-def plain(recipe: Any) -> Any:
-    """A recipe as JSON has it."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+def of_seeds(parts: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """The tables of each seed together, with a column `seed` where there are several."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: pd.concat([part[name].assign(seed=k) for k, part in enumerate(parts)]) for name in parts[0]}
+
+
+def plain(recipe: Any) -> dict[str, Any]:
+    """A recipe as `run.json` has it: without the number of seeds, since a run may go on with more of them."""
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    del settings["seeds"]
+    return settings
+
+
+def follows(kept: dict[str, Any], recipe: Any) -> bool:
+    """Whether a kept run's settings are a recipe's; those that are younger than the run had their defaults."""
+    younger = {f.name: f.default for f in dataclasses.fields(recipe) if f.name not in kept}
+    usual = plain(dataclasses.replace(recipe, **younger))
+    return plain(recipe) == usual | {name: kept[name] for name in usual if name in kept}
 
 
 @dataclass(frozen=True)
@@ -167,6 +235,7 @@ class Work:
     quiet: bool = False  # no progress bars
     weights: Path | None = None  # published weights to start from, where a script can
     published: Path | None = None  # folder of a paper's own results, where it published any
+    steps: dict[str, float] | None = None  # trainings are not done but estimated: their processor seconds, by name
     bars: Callable[[str], Any] = field(default=lambda name: lambda progress: None)
 
     def begin(self, name: str, recipe: Any) -> None:
@@ -188,13 +257,20 @@ class Work:
         path = self.out / "run.json"
         try:
             if path.exists():
-                if json.loads(path.read_text()) != run:
+                kept = json.loads(path.read_text())
+                if not follows(kept["recipe"], recipe) or kept | {"recipe": run["recipe"]} != run:
                     raise EexError(f"{self.out}: holds a run with other settings; choose another folder with --out")
                 return
             (self.out / "work").mkdir(parents=True, exist_ok=True)
             write_file(path, json.dumps(run, indent=1) + "\n")
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EexError(f"{path}: cannot be used: {error}; choose another folder with --out") from None
+
+    def by_seed(self, seeds: int) -> "Iterator[Work]":
+        """Where each seed's tables and networks are kept: the first in the folder itself, the others in their own."""
+        yield self
+        for k in range(1, seeds):
+            yield dataclasses.replace(self, out=self.out / f"seed-{k}", seed=self.seed + k)
 
     def images(self, validation: int) -> Images:
         """The images, with this many of the training split held out, or a tenth of it if that is fewer.
@@ -275,19 +351,23 @@ class Work:
         from eex.models.network import PRISTINE
         from eex.models.training import Recipe, fit
 
+        settings = Recipe(**recipe, seed=self.seed + seed)
         net.to(self.device)
         weights, epochs = self.out / "work" / f"{name}.safetensors", self.out / "work" / f"{name}.csv"
         if weights.exists() and epochs.exists():
             net.load_state_dict(load_file(weights))
             net.eval()
             return pd.read_csv(epochs)
+        same: dict[str, Any] = {"expert": expert or PRISTINE, "distort": distort}
+        if self.steps is not None:
+            self.steps[name] = step_seconds(net, *images.train, settings, **same)
+            return pd.DataFrame()
         checkpoint = self.out / "work" / f"{name}.checkpoint"
         history = fit(
             net,
             *images.train,
-            Recipe(**recipe, seed=self.seed + seed),
-            expert=expert or PRISTINE,
-            distort=distort,
+            settings,
+            **same,
             validation=images.validation,
             checkpoint=checkpoint,
             source=name,
@@ -327,6 +407,25 @@ class Work:
         saved = load(folder)
         saved.partition = partition or saved.partition
         return folder, optimised(saved)
+
+
+def step_seconds(net: "EarlyExitNet", images: "Tensor", labels: "Tensor", recipe: "Recipe", **given: Any) -> float:
+    """Processor seconds of a training, by the median of `STEPS` steps of each phase, done on a copy of the network.
+
+    Of all threads together, so that other programs on the machine do not count.
+    """
+    from eex.models.training import Progress, fit
+
+    ends: dict[str, list[float]] = {}
+
+    def report(progress: Progress) -> None:
+        ends.setdefault(progress.phase, []).append(time.process_time())
+
+    few = STEPS * recipe.batch
+    once = dataclasses.replace(recipe, epochs=1, patience=0)
+    fit(copy.deepcopy(net), images[:few], labels[:few], once, report=report, **given)
+    steps = recipe.epochs * max(1, len(images) // recipe.batch)
+    return steps * sum(float(np.median(np.diff(at))) for at in ends.values())
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -377,16 +476,6 @@ def condition_name(kind: str, level: float) -> str:
 def mean_of(values: Any) -> float:
     """Mean of numbers or booleans; NaN where there are none."""
     return float(np.mean(values)) if len(values) else float("nan")
-
-
-def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval (Student's t); NaN for one value."""
-    from scipy.special import stdtrit
-
-    found = np.asarray(values, dtype=float)
-    if len(found) < 2:
-        return float(found.mean()), float("nan")
-    return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.std(ddof=1) / len(found) ** 0.5)
 
 
 def intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:

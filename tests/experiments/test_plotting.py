@@ -21,3 +21,12 @@ def test_columns_in_braces_name_lines_and_panels():
 def test_empty_rows_make_no_figure():
     empty = pd.DataFrame(columns=["x", "y", "line"])
     assert not list(draw_all([Plot("none", "t", "x", "y", "{line}", "{line} too", each="line")], {"t": empty}))
+
+
+def test_a_long_label_is_not_clipped():
+    rows = pd.DataFrame({"x": [1, 2], "y": [0.1, 0.2], "line": "a"})
+    plot = Plot("long", "t", "x", "y", "line", ylabel="accuracy of what leaves at the third branch")
+    ((_, figure),) = draw_all([plot], {"t": rows})
+    figure.canvas.draw()
+    box = figure.axes[0].yaxis.label.get_window_extent()
+    assert figure.bbox.ymin <= box.ymin < box.ymax <= figure.bbox.ymax

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from eex.experiments.papers.adaee import (
     first_exits,
     slowing,
 )
+from eex.experiments.papers.page import RESULTS
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace
 
@@ -99,6 +101,18 @@ def test_slowing_by_hand():
     curves = pd.DataFrame({"policy": "ucb", "stream": "s", "exits": 1, "overhead": 0.1, "round": [5, 10]})
     assert slowing(curves.assign(regret=[4.0, 5.0])).tolist() == [0.25]
     assert slowing(curves.assign(regret=[4.0, 8.0])).tolist() == [1.0]  # grows as fast as before
+
+
+def test_curves_that_are_mixed_up_are_refused():
+    curves = pd.DataFrame({"stream": "s", "exits": 1, "overhead": 0.1, "round": [5, 10, 10], "regret": [4.0, 5.0, 9.0]})
+    with pytest.raises(ValueError, match="several curves have the same stream, exits, overhead"):
+        slowing(curves)
+
+
+def test_long_runs_are_shown_once_per_overhead():
+    claims = pd.read_csv(RESULTS / "adaee" / "claims.csv")
+    for ours in claims.loc[claims["claim"].str.contains("plays for long"), "ours"]:
+        assert re.findall(r"overhead ([\d.]+)", ours) == ["0.05", "0.2", "0.4"]
 
 
 def test_bins_by_hand():

@@ -5,13 +5,20 @@ import pandas as pd
 import pytest
 
 from eex.experiments.papers.claims import (
+    Claim,
+    Facts,
+    Group,
     Margin,
     above,
     at_least,
+    by_seed,
     closest,
+    evaluate,
     images_tested,
     larger,
     least_among,
+    over_seeds,
+    pooled,
     share_half,
     verdict,
 )
@@ -65,3 +72,59 @@ def test_where_the_least_is():
 
 def test_images_tested():
     assert images_tested({"images": pd.DataFrame({"split": ["train", "test"], "images": [9, 4]})}) == 4
+
+
+def judged(*right: float) -> pd.Series:
+    """A claim over a table of several seeds, that so many images are answered right."""
+
+    def facts(tables, recipe):
+        yield Facts(right=tables["found"]["right"].iloc[0])
+
+    rows = pd.DataFrame({"exit": 1, "right": right, "seed": range(len(right))})
+    claim = Claim("c", "60 %", "{right:%}", lambda f: at_least(f.right, 0.6, 1_000_000))
+    return evaluate([Group(facts, [claim])], {"found": rows}, None).iloc[0]
+
+
+def test_a_claim_within_the_spread_of_the_seeds_is_undecided():
+    assert judged(0.7, 0.71, 0.69)["verdict"] == "holds"
+    assert judged(0.5, 0.51, 0.49)["verdict"] == "does not hold"
+    within = judged(0.7, 0.9, 0.5)
+    assert within["verdict"] == "undecided"
+    assert within["ours"] == "70.0 %"
+    assert (
+        within["why"] == "the limit is kept by 0.1 ± 0.5"
+    )  # Student's t of two degrees of freedom: 4.303 x 0.2 / 3^0.5
+
+
+def test_facts_that_differ_between_seeds_decide_nothing():
+    assert verdict(over_seeds([True, True, True])) == "holds"
+    assert verdict(over_seeds([True, False, True])) == "undecided"
+    assert verdict(over_seeds([Margin([0.3, np.nan]), Margin([0.3, -0.3]), Margin([0.3, 0.1])])) == "undecided"
+
+
+def test_findings_of_another_shape_are_judged_by_what_misses_most():
+    findings = [[Margin(0.2, 0.1)], [Margin([0.9, 0.2, np.nan], 0.1), True]]
+    assert verdict(over_seeds(findings)) == "holds"
+    assert verdict(over_seeds([*findings, False])) == "undecided"
+
+
+def test_the_measured_spread_stays_beside_the_seeds():
+    assert verdict(over_seeds([Margin(0.1, 0.2), Margin(0.1, 0.2)])) == "undecided"
+
+
+def test_rows_of_seeds_are_told_apart_by_texts_and_order():
+    one = {"name": ["a", "a", "b"], "exit": [1, 2, 1], "p": [0.1, 0.1, np.nan], "kept": [True, False, True]}
+    other = {"name": ["b", "a", "a"], "exit": [1, 1, 2], "p": [0.4, 0.2, 0.1], "kept": [True, True, False]}
+    parts = [pd.DataFrame(one), pd.DataFrame(other)]
+    found = pooled(parts, spread="p")
+    assert found["name"].tolist() == ["a", "a", "b"]
+    assert found["exit"].tolist() == [1, 2, 1]
+    assert found["exit"].dtype.kind == "i"
+    assert found["p"].tolist() == [pytest.approx(0.15), 0.1, 0.4]
+    assert found["kept"].tolist() == [True, False, True]
+    assert found["half"].tolist() == [pytest.approx(12.706 * 0.05, rel=1e-3), 0, 0]
+
+
+def test_tables_without_seeds_are_of_one():
+    tables = {"a": pd.DataFrame({"seed": [0, 1]}), "images": pd.DataFrame({"split": ["test"]})}
+    assert by_seed(tables) == [tables]

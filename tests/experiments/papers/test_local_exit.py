@@ -32,7 +32,7 @@ def quick(paper):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(quick):
-    assert set(quick.kept) == {"sem-1.safetensors", "sem-1-logits.safetensors"}
+    assert set(quick.kept) == {"sem-1.safetensors"}
     assert quick.goes_on()
 
 

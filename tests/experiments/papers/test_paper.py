@@ -1,8 +1,11 @@
-"""Whatever goes wrong ends in one line; claims, images and the page of results."""
+"""Whatever goes wrong ends in one line; claims, seeds, images and the page of results."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -10,19 +13,20 @@ import torch
 
 from eex.experiments.papers import page
 from eex.experiments.papers.__main__ import Run, main, run
-from eex.experiments.papers.claims import VERDICTS, Claim, Facts, Group, Margin, evaluate
+from eex.experiments.papers.claims import VERDICTS, Claim, Facts, Group, Margin, evaluate, seeds_interval
 from eex.experiments.papers.paper import (
     PAPERS,
     Images,
+    PaperRecipe,
     Work,
     confidences,
     draw,
+    figures,
     judge,
     read_kept,
+    reproduce,
     script,
-    seeds_interval,
 )
-from eex.experiments.plotting import draw_all
 from eex.policies.core.errors import EexError
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -77,6 +81,54 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
         Work(tmp_path / "file").begin("deex", script("deex").RECIPES["quick"])
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path):
+    work = Work(tmp_path / "run")
+    recipe = script("expert-branches").RECIPES["quick"]
+    work.begin("expert-branches", recipe)
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert kept["recipe"].pop("backbone") == "mobilenet_v2"
+    kept["recipe"]["seeds"] = 2
+    (tmp_path / "run" / "run.json").write_text(json.dumps(kept))
+    work.begin("expert-branches", recipe)
+    work.begin("expert-branches", dataclasses.replace(recipe, seeds=5))  # more seeds go on with the same run
+    with pytest.raises(EexError, match="other settings"):
+        work.begin("expert-branches", dataclasses.replace(recipe, backbone="efficientnet_lite0"))
+
+
+def test_tables_of_several_seeds_have_a_column_seed(tmp_path):
+    paper, seen = mock.Mock(PLOTS=(), CLAIMS=()), []
+
+    def measure(work, recipe):
+        seen.append((work.seed, work.out))
+        work.table("found", lambda: pd.DataFrame({"exit": [1, 2], "right": [0.5, 0.5 + work.seed / 10]}))
+
+    paper.measure = measure
+    work = Work(tmp_path, seed=3)
+    (tmp_path / "run.json").write_text("{}")
+    reproduce(paper, work, PaperRecipe())
+    assert list(read_kept(tmp_path)[1]["found"]) == ["exit", "right"]
+    reproduce(paper, work, PaperRecipe(seeds=3))
+    assert seen == [(3, tmp_path), (3, tmp_path), (4, tmp_path / "seed-1"), (5, tmp_path / "seed-2")]
+    found = read_kept(tmp_path)[1]["found"]
+    assert found["seed"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert found["right"].tolist() == [0.5, 0.8, 0.5, 0.9, 0.5, 1.0]
+    (tmp_path / "seed-3").mkdir()  # begun, not finished
+    assert read_kept(tmp_path)[1]["found"]["seed"].max() == 2
+
+
+def test_trainings_are_estimated_and_not_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "calibration", "--quick", "--estimate", "--seeds", "2", "--threads", "1"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    lines = capsys.readouterr().out.splitlines()
+    names = ["one-branch", "two-branches", "one-branch, seed-1", "two-branches, seed-1", "all 4 trainings"]
+    assert [line.partition(":")[0] for line in lines] == names
+    assert all(float(line.split(": ")[1].split()[0]) >= 0 for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 GB")])
 def test_too_little_memory_is_told_and_work_is_kept(error, tmp_path, monkeypatch):
     def measure(work, recipe):
@@ -101,7 +153,7 @@ def test_other_errors_are_not_taken_for_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_paper_has_its_recipes_and_says_what_differs(name):
     paper = script(name)
-    assert {"quick", "reduced", "paper"} <= set(paper.RECIPES)
+    assert list(paper.RECIPES) == ["quick", "reduced", "standard", "paper"]
     assert len(paper.NOTES) > 100
     assert paper.TITLE
 
@@ -192,9 +244,9 @@ def test_kept_tables_give_the_kept_claims_and_figures(name, tmp_path):
     claims = judge(script(name), tmp_path, tables, script(name).RECIPES[page.recipe_name(name, settings)])
     assert len(claims) >= 13
     assert (tmp_path / "claims.csv").read_text() == (kept / "claims.csv").read_text()
-    figures = dict(draw_all(script(name).PLOTS, tables))
-    assert set(figures) == {p.stem for p in kept.glob("*.png")}
-    for figure in figures.values():
+    drawn = dict(figures(script(name), tables))
+    assert set(drawn) == {p.stem for p in kept.glob("*.png")}
+    for figure in drawn.values():
         shown = [axis for axis in figure.axes if axis.get_visible()]
         assert all(axis.lines or axis.images for axis in shown)
 

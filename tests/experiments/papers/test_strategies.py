@@ -93,7 +93,7 @@ def test_overthought_by_hand():
 
 
 def test_difference_by_hand():
-    a, b = np.array([[1, 1, 1, 0]], dtype=bool), np.array([[1, 0, 0, 0]], dtype=bool)
+    a, b = np.array([1, 1, 1, 0], dtype=bool), np.array([1, 0, 0, 0], dtype=bool)
     mean, half = difference(a, b)
     assert mean == 0.5
     assert half == pytest.approx(1.96 * np.sqrt(1 / 3) / 2)
