@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from eex.models.augmentation import augment, cut_out
 from eex.models.fast import optimised
@@ -17,6 +18,8 @@ from eex.policies.core.errors import EexError
 
 VIEWS = 4
 """Versions of each image, augmented and distorted otherwise, whose features are kept."""
+MIXED = 0.4
+"""Concentration of the beta distribution from which it is drawn how two images are mixed (Zhang et al. 2018)."""
 MOST_BYTES = 8 << 30
 """Bytes of features that are kept at once, at most."""
 AT_ONCE = 128
@@ -40,7 +43,8 @@ def fit_frozen(
     """Train one expert's branches, the final exit's included, in place; the stages stay as they are.
 
     One exit after the other is trained on the features of `VIEWS` versions of each image. The backbone runs over these
-    once, however many epochs there are.
+    once, however many epochs there are. Branches learn mixtures of two images' features and targets, so that they are
+    neither right nor sure only on the images that they were trained on.
 
     Parameters
     ----------
@@ -61,6 +65,11 @@ def fit_frozen(
     ------
     EexError
         If the features of all images take too much memory, or the loss is no number.
+
+    References
+    ----------
+    Zhang, Cisse, Dauphin and Lopez-Paz (2018), mixup: beyond empirical risk minimization, ICLR; of features, Verma et
+    al. (2019), Manifold mixup, ICML.
     """
     net.eval()
     device = net.mean.device
@@ -152,6 +161,9 @@ def _fit_exit(
 ) -> list[dict[str, Any]]:
     """Train the branch at exit i on features (views, N, ...) of images; targets are classes (views, N), or their
     probabilities (views, N, K)."""
+    if targets.dim() == 2:
+        targets = one_hot(targets, len(net.classes)).float()
+    drawn = np.random.default_rng(recipe.seed)  # torch's beta distribution takes no generator
     branch, device = net.branches[i][expert], net.mean.device  # type: ignore[index]
     branch.train()
     optimizer = make_optimizer(net, [branch], recipe)
@@ -166,8 +178,10 @@ def _fit_exit(
             view = torch.randint(len(features), (batch,), generator=generator)
             for group in optimizer.param_groups:
                 group["lr"] = rate(epoch * steps + step)
-            x = features[view, index].to(device).float()
-            loss = cross_entropy(net.logits(i, expert, x).float(), targets[view, index].to(device))
+            x, y = features[view, index].to(device).float(), targets[view, index].to(device)
+            share, other = drawn.beta(MIXED, MIXED), torch.randperm(batch, generator=generator).to(device)
+            x, y = share * x + (1 - share) * x[other], share * y + (1 - share) * y[other]
+            loss = cross_entropy(net.logits(i, expert, x).float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -41,8 +41,15 @@ ROWS_IN_PART = 262_144
 HELD = 65_536
 """Rows that are held while the disk cannot be written to; some 20 MB."""
 STREAM, DROPPED, REACHABLE, CAPTURED = "stream", "dropped", "reachable", "captured"
-LATER = {STREAM: "", DROPPED: False, REACHABLE: True, CAPTURED: math.nan}
-"""The last columns; parts that an older eex wrote lack some, and read as if they held these values."""
+LATER: dict[str, Any] = {
+    STREAM: "",
+    DROPPED: False,
+    REACHABLE: True,
+    CAPTURED: math.nan,
+    **dict.fromkeys(KINDS, np.float32(0)),
+}
+"""Columns that parts written by an earlier version of eex may lack, with the values that such parts read as: kinds of
+distortion that were not known yet had not been applied."""
 
 
 class RecordWriter:

@@ -88,7 +88,7 @@ def own_network(config: TrainConfig, made: nn.Module | None, data: Data) -> tupl
             exits="auto" if config.exits == "auto" else int(config.exits),
             shares=() if config.exits != "auto" and config.shares == TrainConfig.shares else config.shares,
             by=config.exits_by,
-            structure=config.structure,
+            structure=config.branch_structures()[0],
             mean=config.mean or usual["mean"],
             std=config.std or usual["std"],
             partition=config.partition,
@@ -150,6 +150,7 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
         if published is None:
             raise EexError(f"--weights is for {' and '.join(PUBLISHED)}, not for {config.backbone}")
         options |= published[1]
+    structure, final_structure = config.branch_structures()
     try:
         net = make(
             config.backbone,
@@ -157,8 +158,8 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
             after=config.after,
             uniform=0 if config.after else config.uniform,
             shares=() if config.after or config.uniform else config.shares,
-            structure=config.structure,
-            final_structure=config.final_structure,
+            structure=structure,
+            final_structure=final_structure,
             input_shape=(channels, height, width),
             partition=config.partition,
             **options,

@@ -12,7 +12,19 @@ from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import printable
 
-Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc", "norm_conv"]
+Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc", "norm_conv", "squeeze_conv"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Settings of an optimizer that are usual for it: peak learning rates, of experts too, and weight decay."""
+
+    lr: float
+    expert_lr: float
+    weight_decay: float
+
+
+RATES = {"sgd": Rates(0.12, 0.03, 5e-4), "adam": Rates(0.003, 0.003, 0.1)}
 
 
 @dataclass(frozen=True)
@@ -75,10 +87,11 @@ class TrainConfig:
     """Place side branches after these blocks, counted from 0, instead of by --shares."""
     uniform: int = 0
     """Place this many side branches at equal distances, instead of by --shares."""
-    structure: Structure = "conv_fc"
-    """Structure of the side branches."""
+    structure: Literal[""] | Structure = ""
+    """Structure of the side branches. By default conv_fc; for a frozen backbone without --start, squeeze_conv."""
     final_structure: Literal[""] | Structure = ""
-    """Structure of the final exit. By default, that of the side branches."""
+    """Structure of the final exit. By default that of the side branches; for a frozen backbone without --start,
+    pool_fc."""
     confidence: Literal["top", "entropy"] = "top"
     """Confidence of an exit: the top softmax probability, or 1 minus the normalised entropy of all probabilities."""
     partition: int = 0
@@ -89,10 +102,10 @@ class TrainConfig:
     """Number of epochs in each phase of the method; 0 keeps the weights of --start."""
     loss_weights: tuple[float, ...] = (0.4, 0.4, 0.5, 1.0)
     """Weight of the loss at each exit; a single number applies to all exits."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD with Nesterov momentum, or Adam with decoupled weight decay."""
-    lr: float = 0.12
-    """Peak learning rate."""
+    optimizer: Literal["", "sgd", "adam"] = ""
+    """SGD with Nesterov momentum, or Adam with decoupled weight decay. By default sgd, with --freeze adam."""
+    lr: float | None = None
+    """Peak learning rate. By default 0.12 with sgd and 0.003 with adam."""
     stage_lr: float | None = None
     """Peak learning rate of the backbone's stages if they are pre-trained (--weights, --start). By default
     it is --lr, with --teach a hundredth of it; 0 freezes the stages."""
@@ -105,8 +118,9 @@ class TrainConfig:
     classes: str = ""
     """With --teach: comma-separated names of the network's classes, or a text file with one per line. By default the
     names that the network or --start has, or numbers."""
-    weight_decay: float = 5e-4
-    """Weight decay of kernels and matrices; not applied to norms and biases."""
+    weight_decay: float | None = None
+    """Weight decay of kernels and matrices; not applied to norms and biases. By default 0.0005 with sgd and 0.1 with
+    adam."""
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     """Learning-rate schedule."""
     batch: int = 128
@@ -127,8 +141,8 @@ class TrainConfig:
     to train on. Empty adds none."""
     expert_epochs: int = 5
     """Number of epochs for each expert."""
-    expert_lr: float = 0.03
-    """Peak learning rate of expert branches."""
+    expert_lr: float | None = None
+    """Peak learning rate of expert branches. By default 0.03 with sgd and 0.003 with adam."""
     classifier_epochs: int = 6
     """Number of epochs for the distortion classifier."""
     holdout: float = 0.05
@@ -195,6 +209,22 @@ class TrainConfig:
         published = self.backbone == "efficientnet_lite0" and (self.pretrained or self.weights) and not self.network
         usual = Preprocessing(0.875, "bicubic") if published else Preprocessing()
         return Preprocessing(usual.crop if self.crop is None else self.crop, self.interpolation or usual.interpolation)
+
+    def branch_structures(self) -> tuple[str, str]:
+        """Structure of the side branches, and of the final exit.
+
+        A frozen backbone adapts to no branch, so that its branches normalise its features, and its last features, made
+        for one linear layer, get one. A model that is started from has its own structures, and --structure names them.
+        """
+        side, final = ("squeeze_conv", "pool_fc") if self.freeze and not self.start else ("conv_fc", "")
+        return self.structure or side, self.final_structure or final
+
+    def optimizing(self) -> tuple[Literal["sgd", "adam"], Rates]:
+        """The optimizer, and its settings."""
+        optimizer = self.optimizer or ("adam" if self.freeze else "sgd")
+        given = {name: getattr(self, name) for name in ("lr", "expert_lr", "weight_decay")}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return optimizer, dataclasses.replace(RATES[optimizer], **changes)
 
     def expert_levels(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest level that each expert is trained on, by its kind of distortion.
@@ -273,6 +303,9 @@ class TrainConfig:
         # where and how it ran; the architecture stores the confidence, and the card describes 'start' itself
         for key in ("out", "threads", "quiet", "measure", "device", "start", "confidence"):
             del values[key]
+        values["optimizer"], rates = self.optimizing()
+        values |= dataclasses.asdict(rates)
+        values["structure"], values["final_structure"] = self.branch_structures()
         values["data"] = printable(Path(self.data).name)
         values["weights"] = self.weights.name if self.weights else None
         return values

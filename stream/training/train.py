@@ -216,14 +216,15 @@ def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":
     """Recipes for the network and for its experts."""
     from eex.models.training import Recipe
 
+    optimizer, rates = config.optimizing()
     recipe = Recipe(
         method=config.method,
         epochs=max(1, config.epochs),
         loss_weights=config.weights_of_losses(exits),
-        optimizer=config.optimizer,
-        lr=config.lr,
-        stage_lr=config.lr / 100 if config.stage_lr is None and config.teach else config.stage_lr,
-        weight_decay=config.weight_decay,
+        optimizer=optimizer,
+        lr=rates.lr,
+        stage_lr=rates.lr / 100 if config.stage_lr is None and config.teach else config.stage_lr,
+        weight_decay=rates.weight_decay,
         schedule=config.schedule,
         batch=config.batch,
         patience=config.patience,
@@ -237,7 +238,7 @@ def _recipes(config: TrainConfig, exits: int) -> "tuple[Recipe, Recipe]":
         recipe,
         method="expert",
         epochs=config.expert_epochs,
-        lr=config.expert_lr,
+        lr=rates.expert_lr,
         loss_weights=(1.0,) * exits,
         distorted_share=Recipe.distorted_share,
         cutout=0,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from eex.models.branches import BRANCHES, GlobalPool, ShrinkTo, make_branch, place_by_share, place_uniformly
 
@@ -11,6 +12,17 @@ from eex.models.branches import BRANCHES, GlobalPool, ShrinkTo, make_branch, pla
 def test_every_structure_takes_every_shape(structure, shape):
     branch = make_branch(structure, shape, 5)
     assert branch(torch.rand(3, *shape)).shape == (3, 5)
+
+
+def test_the_squeezed_branch_costs_a_small_part_of_the_other_normalised_one():
+    def macs(structure):
+        with FlopCounterMode(display=False) as counter:
+            make_branch(structure, (112, 14, 14), 2).eval()(torch.rand(1, 112, 14, 14))
+        return counter.get_total_flops() // 2
+
+    # a 1x1 convolution on 7x7 cells, a 3x3 one on 4x4, a linear layer
+    assert macs("squeeze_conv") == 112 * 64 * 49 + 9 * 64 * 128 * 16 + 128 * 2
+    assert macs("squeeze_conv") < macs("norm_conv") / 8
 
 
 def test_unknown_structure():

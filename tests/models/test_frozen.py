@@ -6,6 +6,7 @@ from tiny_training import noise, same, tiny_data, tiny_network, tiny_recipe, wei
 
 from eex.models import frozen
 from eex.models.frozen import fit_frozen
+from eex.models.network import PRISTINE
 from eex.models.training import estimate_norms, evaluate
 from eex.policies.core.errors import EexError
 
@@ -42,6 +43,22 @@ def test_an_expert_learns_from_distorted_images_and_others_stay():
     after = weights(net)
     assert not same(before, after)
     assert all(torch.equal(v, after[k]) for k, v in before.items() if ".noise." not in k)
+
+
+def test_branches_learn_mixtures_of_two_images():
+    net = tiny_network()
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).repeat(48)
+    images = black_and_white[:, None, None, None].expand(96, 3, 8, 8)
+    seen = []
+    net.branches[0][PRISTINE].register_forward_pre_hook(lambda branch, given: seen.append(given[0].detach().cpu()))
+    fit_frozen(net, images, black_and_white.long() // 255, tiny_recipe(epochs=2, flip=False, shift=0))
+    x = torch.cat(seen)
+    dark, light = (net.stage(0, torch.full((1, 3, 8, 8), level)).detach() for level in (0.0, 1.0))
+    share = ((x - dark) * (light - dark)).sum((1, 2, 3)) / ((light - dark) ** 2).sum()
+    torch.testing.assert_close(x, dark + share[:, None, None, None] * (light - dark), atol=0.02, rtol=0.01)
+    assert ((share > 0.05) & (share < 0.95)).any()
+    assert share.min() > -0.01
+    assert share.max() < 1.01
 
 
 def test_the_same_seed_gives_the_same_branches():

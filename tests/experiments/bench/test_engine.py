@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from eex.experiments.bench.engine import engine, joules, plain, spent
+from eex.experiments.bench.engine import engine, joules, main, plain, spent
 from eex.models.card import load
 from eex.models.fast import optimised
 from eex.stream.frames.sources import load_all, open_source
@@ -64,6 +65,30 @@ def test_energy_is_read_where_the_machine_tells(tmp_path):
     write("intel-rapl:0", 200)  # the counter has started anew
     write("intel-rapl:1", 400)
     assert spent(before, joules(tmp_path)) == pytest.approx(600e-6)
+
+
+def test_images_and_threshold_of_ones_own(tmp_path, capsys, monkeypatch):
+    for k, name in enumerate(("Cat", "dog", "unicorn")):
+        (tmp_path / "images" / "test" / name).mkdir(parents=True)
+        for i in range(3):
+            noise = np.random.default_rng(10 * k + i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "images" / "test" / name / f"{i}.png")
+    monkeypatch.setattr("eex.experiments.bench.engine.learners", lambda: iter(()))
+    options = ["--batches", "1", "--rounds", "1", "--frames", "4", "--runtimes", "torch", "--precisions", "fp32"]
+    options += ["--device", "cpu", "--json"]
+
+    def rows(*more):
+        monkeypatch.setattr("sys.argv", ["bench", *options, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        return {row["what"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+
+    found = rows("--source", str(tmp_path / "images"), "--threshold", "0")
+    assert found["engine"]["threshold"] == 0
+    assert found["engine"]["ratio_by_multiply_adds"] > 2  # every frame leaves at the first exit
+    assert (found["whole"]["accuracy"] * 6) % 1 == pytest.approx(0, abs=1e-9)  # of six images: no model knows unicorns
+    assert rows("--source", str(tmp_path / "images"), "--threshold", "1")["engine"]["ratio_by_multiply_adds"] <= 1
 
 
 @pytest.mark.soak

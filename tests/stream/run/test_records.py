@@ -21,6 +21,7 @@ from eex.stream.run.records import (
     read_batches,
     read_records,
 )
+from eex.stream.run.scan import scan
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -179,6 +180,31 @@ def test_records_of_an_older_eex(tmp_path, make_rows, lacking):
     assert read_records(tmp_path / "old")[DROPPED].to_pylist() == [False] * 15
     assert feedback_of(tmp_path / "old").reachable.all()
     assert outcomes_of(tmp_path / "old").frame.tolist() == list(range(15))
+
+
+@pytest.mark.parametrize("lacking", [["video"], ["fog", "rain", "video"], list(KINDS)], ids=["one", "some", "all"])
+def test_kinds_of_distortion_that_records_lack_were_not_applied(tmp_path, make_rows, lacking):
+    def make_without(first, count):
+        rows = make_rows(first, count)
+        return replace(rows, levels=np.where([kind in lacking for kind in KINDS], 0.0, rows.levels))
+
+    write(tmp_path / "new", make_without, [5, 5])
+    new = read_records(tmp_path / "new")
+    (tmp_path / "old").mkdir()
+    with pa.OSFile(str(tmp_path / "old" / "part-00000.arrows"), "wb") as sink:
+        old = new.drop_columns(lacking)
+        pa.ipc.new_stream(sink, old.schema).write_table(old)
+    read = read_records(tmp_path / "old")
+    assert read.select(new.column_names) == new
+    assert read.schema.field(lacking[0]).type == pa.float32()
+    assert outcomes_of(read).frame.tolist() == list(range(10))
+    assert scan(tmp_path / "old").frames == 10
+    with RecordWriter(tmp_path / "old", CLASSES, EXPERTS) as writer:  # a run that is resumed
+        writer.write(make_rows(10, 5))
+    resumed = read_records(tmp_path / "old")
+    assert resumed["frame"].to_pylist() == list(range(15))
+    assert resumed[lacking[0]].to_pylist()[:10] == [0.0] * 10
+    assert min(resumed[lacking[0]].to_pylist()[10:]) > 0
 
 
 def one_line(caught):

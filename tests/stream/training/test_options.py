@@ -6,7 +6,7 @@ import pytest
 
 from eex.models.architecture import Preprocessing
 from eex.policies.core.errors import EexError
-from eex.stream.training.options import TrainConfig
+from eex.stream.training.options import Rates, TrainConfig
 
 
 def options(**changes):
@@ -69,6 +69,38 @@ def test_weights_of_the_exits_losses(given, exits, expected):
 def test_weights_for_another_number_of_exits():
     with pytest.raises(EexError, match="--loss-weights must name 2 exits"):
         options(loss_weights=(1.0, 2.0, 3.0)).weights_of_losses(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "structures"),
+    [
+        ({}, ("conv_fc", "")),
+        ({"structure": "fc"}, ("fc", "")),
+        ({"freeze": True}, ("squeeze_conv", "pool_fc")),
+        ({"freeze": True, "structure": "fc"}, ("fc", "pool_fc")),
+        ({"freeze": True, "final_structure": "fc"}, ("squeeze_conv", "fc")),
+        ({"freeze": True, "start": (Path("earlier"),)}, ("conv_fc", "")),  # it has its own
+    ],
+)
+def test_branches_that_suit_what_learns(changes, structures):
+    assert options(**changes).branch_structures() == structures
+
+
+@pytest.mark.parametrize(
+    ("changes", "optimizer", "rates"),
+    [
+        ({}, "sgd", Rates(0.12, 0.03, 5e-4)),
+        ({"freeze": True}, "adam", Rates(0.003, 0.003, 0.1)),
+        ({"optimizer": "adam"}, "adam", Rates(0.003, 0.003, 0.1)),
+        ({"freeze": True, "optimizer": "sgd"}, "sgd", Rates(0.12, 0.03, 5e-4)),
+        ({"freeze": True, "lr": 0.01, "weight_decay": 0.0}, "adam", Rates(0.01, 0.003, 0.0)),
+    ],
+)
+def test_rates_that_suit_the_optimizer(changes, optimizer, rates):
+    config = options(**changes)
+    assert config.optimizing() == (optimizer, rates)
+    kept = config.on_the_card()
+    assert (kept["optimizer"], kept["lr"], kept["expert_lr"]) == (optimizer, rates.lr, rates.expert_lr)
 
 
 def test_the_card_keeps_names_instead_of_paths():
