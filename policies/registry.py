@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import os
 import re
@@ -247,7 +246,9 @@ def _make_river(name: str, kind: str | type, texts: Mapping[str, str], given: Ma
 
 def _plugins() -> dict[str, str]:
     """Names and places ("module:Class") of the policies that other packages bring."""
-    return {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
+    from importlib.metadata import entry_points  # takes as long as all of this room
+
+    return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def _plugin_class(where: str) -> type[Policy]:

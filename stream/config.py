@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-import tyro
 
 from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Reward
@@ -58,7 +57,7 @@ class PolicyConfig:
 
     policy: str = RECOMMENDED
     """Policy that chooses the thresholds. Use --list-policies to see all of them."""
-    policy_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    policy_option: tuple[str, ...] = ()
     """Option of the policy, as name=value. Can be repeated."""
     overhead: float | str = 0.1
     """Price of offloading a frame, in units of confidence. It can also be a price per second of round trip (0.2/s), per
@@ -67,7 +66,7 @@ class PolicyConfig:
     """Price of each edge exit that a frame visits after the first, in units of confidence: a number, one per further
     exit (0.01,0.03), or auto, in proportion to the multiply-adds of the stages, 0.02 on average (auto:0.05: 0.05).
     AdaEE uses 0."""
-    aim: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    aim: tuple[str, ...] = ()
     """Wish that the policy keeps to, by prices on top of those above: "accuracy within 1 point of the whole network",
     "mean latency <= 8 ms", "p99 <= 40 ms" or "offload <= 10 %". Can be repeated, or several separated by commas."""
     reward: Reward = "utility"
@@ -172,11 +171,6 @@ def earlier(arguments: list[str], kind: type[Config]) -> Config:
     if at := [a for a in arguments if a.startswith("--config=")]:
         return from_json(Path(at[0].partition("=")[2]), kind)
     return kind()
-
-
-def pairs(start: FrameConfig) -> tuple[Any, ...]:
-    """How a command reads its flags: also in the form that says again what an earlier run had, as in --no-regret."""
-    return () if start != type(start)() else (tyro.conf.FlagCreatePairsOff,)
 
 
 def to_json(config: StreamConfig) -> Any:

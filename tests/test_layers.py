@@ -166,8 +166,9 @@ def python(program, *arguments):
         (modules_of("eex.policies"), "torch,zmq,pyarrow,river,pandas,stable_baselines3,gymnasium,matplotlib"),
         (["eex.models"], "torch,numpy,safetensors"),
         (modules_of("eex.models"), "zmq,pyarrow,gymnasium,pandas,river,stable_baselines3,matplotlib,eex.stream"),
+        (["eex.stream", "eex.stream.live.session"], "tyro,rich,torch,pyarrow,pandas,matplotlib"),
     ],
-    ids=["eex.policies", "registry", "every-policy", "eex.models", "every-model"],
+    ids=["eex.policies", "registry", "every-policy", "eex.models", "every-model", "session"],
 )
 def test_rooms_load_no_more_than_they_may(modules, forbidden):
     python(IMPORTS, forbidden, *modules)

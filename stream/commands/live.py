@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -22,12 +22,12 @@ class Command:
     reads the file of --streams again.
     """
 
-    source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    source: tuple[str, ...] = ()
     """Source of a stream, as NAME=SPEC or SPEC: camera:0, a video file, rtsp://…, http(s)://…, a folder that is
     watched, - for standard input, or zmq+pull://…. Can be repeated."""
     streams: Path | None = None
     """TOML file of streams with options of their own: a table [streams.NAME] each, and [defaults]."""
-    answers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    answers: tuple[str, ...] = ()
     """Where answers go: - for standard output, a file, zmq+pub://HOST:PORT or mqtt://HOST/TOPIC. Can be repeated. By
     default, standard output."""
     require_all: bool = False
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    command = tyro.cli(Command, prog="eex-live", config=(tyro.conf.FlagCreatePairsOff,))
+    command = tyro.cli(Command, prog="eex-live", config=(tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction))
     if command.threads < 0:
         raise EexError(f"--threads must be at least 0, got {command.threads}")
     if command.status_s < 0:

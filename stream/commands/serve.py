@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    command = tyro.cli(Command, prog="eex-serve", config=(tyro.conf.FlagCreatePairsOff,))
+    command = tyro.cli(Command, prog="eex-serve", config=(tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction))
     command.check()
     command.serve.token()  # a mistake is reported before the network is loaded
     if command.quiet:

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.config import StreamConfig, earlier, from_json, pairs
+from eex.stream.config import StreamConfig, earlier, from_json
 from eex.stream.guard import (
     SOURCE_LOST,
     UNRECORDED,
@@ -118,13 +118,10 @@ def _main() -> int:
 def _parse(arguments: list[str]) -> Command:
     resumed = [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == "--resume"]
     start = from_json(Path(resumed[-1]) / "config.json", StreamConfig) if resumed else earlier(arguments, StreamConfig)
-    return tyro.cli(
-        Command,
-        prog="eex-stream",
-        args=arguments,
-        default=Command(stream=start),
-        config=pairs(start),
-    )
+    # also the flags' form that repeats what an earlier run had, as in --no-regret
+    one = () if start != StreamConfig() else (tyro.conf.FlagCreatePairsOff,)
+    config = (*one, tyro.conf.UseAppendAction)
+    return tyro.cli(Command, prog="eex-stream", args=arguments, default=Command(stream=start), config=config)
 
 
 def _list_policies() -> int:
