@@ -4,9 +4,10 @@ The agents are trained on a trace of the training split's validation images, whi
 compared on one of the test split, at other levels of distortion. `--record` makes both traces; the agents themselves
 come from
 
-    eex-train-rl --trace build/rl/train-3.arrow --out policies/shipped/rl-3 --name rl-3
+    eex-train-rl --trace build/rl/train-3.arrow --out policies/shipped/rl-3 --name rl-3 --reward utility --exit-cost 0.02
 
-and likewise for the network cut after its first and second exit. Every policy plays the same frames: for each seed, the
+and likewise for the network cut after its second exit; with one exit there is no exit to pay for, and the agent is
+trained by AdaEE's reward, the default. Every policy plays the same frames: for each seed, the
 test trace's distortions in a drawn order, switching every 500 to 3,000 frames, over a link whose delay jumps.
 """
 
@@ -23,7 +24,7 @@ import tyro
 
 from eex.envs.evaluate import play
 from eex.envs.playlist import reordered
-from eex.policies.core.base import Floats
+from eex.policies.core.base import Floats, Reward
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import parse_link
 from eex.policies.core.trace import Trace, read_trace, write_trace
@@ -53,12 +54,16 @@ class Comparison:
     """Folder for traces and results."""
     record: str = ""
     """CIFAR-10 images to record the traces from, if they are not in the folder."""
-    policies: tuple[str, ...] = ("rl", "ucb", "gain-curve")
+    policies: tuple[str, ...] = ("rl", "ucb", "stop-curve")
     """What is compared; the first's margin to the second and the third is given."""
     exits: int = 3
     """Edge exits: the network cut after so many."""
     overheads: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
     """Prices of offloading, played side by side."""
+    reward: Reward = "utility"
+    """What frames earn."""
+    exit_cost: float = 0.02
+    """Price of each edge exit after the first, in units of confidence."""
     seeds: int = 20
     """Schedules."""
     rounds: int = 12_000
@@ -127,7 +132,8 @@ def compare(config: Comparison) -> pd.DataFrame:
     for seed in range(FIRST_SEED, FIRST_SEED + config.seeds):
         switching = reordered(trace, config.rounds, config.switch, seed)
         for policy in config.policies:
-            reward, regret = play(policy, switching, config.overheads, parse_link(config.link), seed)
+            link = parse_link(config.link)
+            reward, regret = play(policy, switching, config.overheads, link, seed, config.exit_cost, kind=config.reward)
             for o, overhead in enumerate(config.overheads):
                 columns = {
                     "trace": f"test-{config.exits}",
@@ -162,6 +168,8 @@ def summary(rows: pd.DataFrame, config: Comparison) -> dict[str, Any]:
         "seeds": config.seeds,
         "switch": list(config.switch),
         "link": config.link,
+        "reward": config.reward,
+        "exit_cost": config.exit_cost,
     }
 
 
