@@ -1,5 +1,5 @@
-# make stream: the first result; make test: the tests, but for the long ones; make check: what CI does, with
-# the trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud;
+# make stream: the first result; make test: the quick tests; make check: what CI does, with the tests of processes, the
+# trainings of the papers and the long runs; make bench: how fast; make bench-offload: the link to the cloud;
 # make bench-live: a live session; make bench-serve: the HTTP service; make docs: the documentation, in build/docs.
 # PIP_FLAGS reaches pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
 PYTHON ?= python3
@@ -18,7 +18,7 @@ stream: .venv/ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 
 test: .venv/ready
-	$(PYTEST) -m "not paper and not soak" $(ARGS)
+	$(PYTEST) -m "not process and not paper and not soak" $(ARGS)
 
 check: format lint types docs
 	$(PYTEST) $(ARGS)

@@ -157,7 +157,6 @@ def python(program, *arguments):
     return done.stdout
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
@@ -174,20 +173,17 @@ def test_rooms_load_no_more_than_they_may(modules, forbidden):
     python(IMPORTS, forbidden, *modules)
 
 
-@pytest.mark.process
 def test_the_check_itself_sees_a_leak():
     with pytest.raises(AssertionError, match=r"eex\.policies\.core\.base loads numpy"):
         python(IMPORTS, "numpy", "eex.policies", "eex.policies.core.base")
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_of_every_command_is_quick(script):
     heavy = "torch,river,stable_baselines3,pandas,matplotlib,pyarrow"
     assert f"usage: {script}" in python(COMMAND, heavy, SCRIPTS[script], "--help")
 
 
-@pytest.mark.process
 def test_policies_are_listed_quickly():
     heavy = "torch,river,stable_baselines3,pandas,matplotlib,pyarrow"
     assert "deex" in python(COMMAND, heavy, SCRIPTS["eex-stream"], "--list-policies")

@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -12,7 +10,6 @@ def test_it_is_short():
     assert len(README.read_bytes()) < 6000
 
 
-@pytest.mark.process
 def test_ten_lines_of_python(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)

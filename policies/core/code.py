@@ -69,7 +69,7 @@ def own_source(name: str) -> Path | None:
         origin = None if spec is None else spec.origin
     if not isinstance(origin, str) or not origin.endswith(".py"):
         return None
-    path = Path(origin).resolve()
+    path = _resolved(origin)
     installed = {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(_standard_library())
     return None if installed or not path.is_file() else path
 
@@ -81,6 +81,11 @@ def _hidden(name: str) -> bool:
         return False
     spec = getattr(module, "__spec__", None)
     return getattr(module, "__file__", None) is None and getattr(spec, "origin", None) is None
+
+
+@functools.cache
+def _resolved(origin: str) -> Path:
+    return Path(origin).resolve()  # of thousands of modules, again and again
 
 
 @functools.cache

@@ -52,7 +52,7 @@ def test_vectorised_gives_the_scalar_ones_numbers(make_trace, options, exits):
     np.testing.assert_array_equal(observations, [env.reset(seed=11 + k)[0] for k, env in enumerate(scalars)])
     vector.action_space.seed(0)
     ended = 0
-    for _ in range(620):
+    for _ in range(scalars[0].episodes.rounds + 40):  # an episode, and the beginning of the next
         actions = vector.action_space.sample()
         observations, rewards, terminated, truncated, info = vector.step(actions)
         assert not terminated.any()

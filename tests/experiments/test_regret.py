@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import call
+from commands import refused as refused_at_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eex.experiments import plotting
 from eex.experiments import regret as command
 from eex.experiments import sweep as sweeping
 from eex.experiments.bench.policies import synthetic_trace
@@ -48,7 +51,7 @@ CSV = (
 
 
 def type_in(*arguments, code=0):
-    """Run the command; what it printed."""
+    """Run the command in a process of its own; what it printed."""
     done = subprocess.run(
         [*EEX_REGRET, *map(str, arguments)], capture_output=True, text=True, timeout=200, check=False, env=NO_THREADS
     )
@@ -85,6 +88,12 @@ def trace(tmp_path):
     return tmp_path / "tiny.arrow"
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Comparisons draw no pictures, which take longer than they do."""
+    monkeypatch.setattr(plotting, "draw_regret", lambda folder: [])
+
+
 def small(trace, out, **more):
     options = {"policies": "ucb,fixed", "overheads": "0.1,0.3", "rounds": 60, "runs": 4, "processes": 1} | more
     return RegretConfig(trace=(trace,), out=out, **options)
@@ -110,12 +119,13 @@ def test_table_folder_and_pictures(trace, tmp_path):
     assert len(rows) == 2 * 2 * 3 * len(checkpoints(100))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_json_alone_on_stdout_and_again_from_the_folder(trace, tmp_path):
     arguments = (
         *("--trace", trace, "--policies", "ucb,fixed", "--overheads", "0.1"),
         *("--rounds", "80", "--runs", "3", "--json", "--out", tmp_path / "out", "--processes", "1"),
     )
-    said = json.loads(type_in(*arguments), parse_constant=pytest.fail)  # no NaN
+    said = json.loads(call("regret", *arguments).stdout, parse_constant=pytest.fail)  # no NaN
     assert [(row["trace"], row["policy"], row["overhead"]) for row in said["rows"]] == [
         ("tiny", "ucb", 0.1),
         ("tiny", "fixed", 0.1),
@@ -130,17 +140,19 @@ def test_json_alone_on_stdout_and_again_from_the_folder(trace, tmp_path):
     assert "rounds_to_best" in said["rows"][0]
     assert said["sums"][0]["ratio_to_ucb"] == 1
     assert said == json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert said == json.loads(type_in(*arguments))  # nothing is left to play
+    assert said == json.loads(call("regret", *arguments).stdout)  # nothing is left to play
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_csv_of_adaees_authors_and_quiet(tmp_path):
     (tmp_path / "theirs.csv").write_text(CSV)
     out = tmp_path / "out"
     arguments = ("--policies", "fixed", "--overheads", "0.1", "--rounds", 20, "--runs", 2, "--processes", 1)
-    assert type_in("--trace", tmp_path / "theirs.csv", *arguments, "--quiet", "--out", out) == ""
+    assert call("regret", "--trace", tmp_path / "theirs.csv", *arguments, "--quiet", "--out", out).stdout == ""
     assert set(read_curves(out)["trace"]) == {"theirs"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_command_finds_its_folder_again(trace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = small(trace, None, rounds=20)
@@ -153,10 +165,10 @@ def test_pictures_are_drawn_anew_from_saved_rows_alone(trace, tmp_path):
     pictures = [*(tmp_path / "out").glob("*.png"), *(tmp_path / "out").glob("*.pdf")]
     for path in (trace, *pictures):
         path.unlink()
-    said = type_in("--redraw", tmp_path / "out")
+    said = call("regret", "--redraw", tmp_path / "out").stdout
     assert sorted(said.split()) == sorted(str(path) for path in pictures)
     assert all(path.stat().st_size > 1000 for path in pictures)
-    assert "curves.arrow: cannot be read" in type_in("--redraw", tmp_path, code=2)
+    refused_at_once(call("regret", "--redraw", tmp_path), "curves.arrow: cannot be read")
 
 
 def test_the_command_starts_without_heavy_libraries():
@@ -169,6 +181,7 @@ def test_the_command_starts_without_heavy_libraries():
 # ---- numbers
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_regrets_by_hand(tmp_path):
     write_trace(tmp_path / "hand.arrow", by_hand())
     summary = compare(
@@ -206,6 +219,7 @@ def test_regrets_by_hand(tmp_path):
     np.testing.assert_allclose(curves["regret_even"], [0.4, 0.4 + 0.2 / 3, 0.4 + 0.2 / 3, 0.4 + 0.1 / 3])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_intervals_over_runs_by_hand(trace, tmp_path):
     summary = compare(small(trace, tmp_path / "out", runs=3))
     rows = read_curves(tmp_path / "out").query("policy == 'ucb' and round == 60")
@@ -251,6 +265,7 @@ def test_every_policy_plays_the_same_however_the_sweep_is_cut(policy):
     pd.testing.assert_frame_equal(whole[whole["overhead"] == 0.3].reset_index(drop=True), alone)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_exit_cost_per_exit(tmp_path):
     write_trace(tmp_path / "three.arrow", with_two_edge_exits(100))
     played = compare(small(tmp_path / "three.arrow", tmp_path / "out", exit_cost="0.03"))
@@ -351,6 +366,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(trace, tmp_path, number):
     assert (out / "curves.arrow").read_bytes() == (tmp_path / "uninterrupted" / "curves.arrow").read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_finished_parts_are_not_played_again(trace, tmp_path, monkeypatch):
     played = []
 
@@ -375,6 +391,7 @@ def test_finished_parts_are_not_played_again(trace, tmp_path, monkeypatch):
     assert shown[-1][0] == shown[-1][1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_of_another_comparison_is_refused(trace, tmp_path):
     out = tmp_path / "out"
     compare(small(trace, out))
@@ -525,6 +542,7 @@ def test_a_policy_without_a_file_is_never_resumed():
     assert fingerprint(made, ["x"]) != fingerprint(made, ["x"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_copies_of_one_path_have_no_interval(trace, tmp_path):
     config = RegretConfig(trace=(trace,), policies="fixed", order="in-order", runs=3, rounds=20, out=tmp_path / "r")
     assert all(row["regret_best_arm_ci95"] is None for row in compare(dataclasses.replace(config, processes=1))["rows"])
@@ -571,6 +589,7 @@ def test_a_sweep_is_not_resumed_once_any_of_it_has_changed(late_plugin, name, wr
 # ---- wishes
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_wishes_are_kept_in_a_comparison(tmp_path):
     path = tmp_path / "two.arrow"
     write_trace(path, with_two_edge_exits(2000))

@@ -5,14 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from exporting import export
 from torch import nn
 
 from eex.models.arrays import to_numpy
 from eex.models.card import SHIPPED, load, save
 from eex.models.cutting import cut
-from eex.models.export import export
+from eex.models.export import to_onnx
 from eex.models.network import make
-from eex.models.onnx import MANIFEST, digest, load_onnx
+from eex.models.onnx import CLASSIFIER, MANIFEST, branch_file, digest, load_onnx, stage_file
 from eex.models.spectrum import DistortionClassifier
 from eex.policies.core.errors import EexError, ModelError
 from eex.stream.frames.frames import FrameConfig
@@ -231,6 +232,13 @@ def test_a_network_with_habits_answers_alike(tmp_path):
 
 def test_an_export_that_answers_otherwise_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr("eex.models.export._Branch.forward", lambda self, x: self.layers(x))  # without the temperature
+    whole = {f"stage {i + 1}": stage_file(i) for i in (0, 1)} | {"the distortion classifier": CLASSIFIER}
+    whole |= {f"the branch '{e}' at exit {i + 1}": branch_file(i, e) for i in (0, 1) for e in load(model).experts}
+    del whole["the branch 'gaussian_blur' at exit 1"]  # the only one with a temperature: the others are not made again
+    monkeypatch.setattr(
+        "eex.models.export.to_onnx",
+        lambda module, x, name: (model / whole[name]).read_bytes() if name in whole else to_onnx(module, x, name),
+    )
     with pytest.raises(ModelError, match=r"the exported model does not answer .* at exit 1, expert gaussian_blur, "):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

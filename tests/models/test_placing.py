@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, CLASSES, SIDE, architecture
+from exporting import export
 from torch import Tensor, nn
 
 from eex.models.card import load, save
-from eex.models.export import export
 from eex.models.fast import optimised
 from eex.models.network import EarlyExitNet
 from eex.models.onnx import load_onnx

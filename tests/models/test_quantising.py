@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from exporting import export
 
 from eex.models.card import WEIGHTS, load, read_card, save
-from eex.models.export import export
 from eex.models.network import make
 from eex.models.onnx import MANIFEST, int8_instructions, load_onnx
 from eex.models.quantising import Samples

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from exporting import export
 
 from eex.models.card import load, read_card, save
-from eex.models.export import export
 from eex.models.fast import optimised
 from eex.models.network import EarlyExitNet, make
 from eex.models.onnx import load_onnx

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from exporting import export
 
-from eex.models.export import export
 from eex.policies.registry import make_policy
 from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+MODULES = {"regret": "eex.experiments.regret"}
+"""Commands that are not in `eex.stream.commands`, and where they are."""
 PATIENCE_S = 100.0  # for a command; an idle machine takes a few seconds
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
@@ -20,7 +22,7 @@ Done = subprocess.CompletedProcess[str]
 
 def command(name: str, *arguments: object) -> list[str]:
     """What starts a command by the name of its module, such as "stream"."""
-    return [sys.executable, "-m", f"eex.stream.commands.{name}", *map(str, arguments)]
+    return [sys.executable, "-m", _module(name), *map(str, arguments)]
 
 
 def start(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
@@ -49,7 +51,7 @@ def play(name: str, *arguments: object, cwd: Path | None = None) -> Done:
 
 def call(name: str, *arguments: object, cwd: Path | None = None) -> Done:
     """What a command comes to in this process, which is left as it was: folder, modules, handlers, threads."""
-    main = importlib.import_module(f"eex.stream.commands.{name}").main
+    main = importlib.import_module(_module(name)).main
     out, err, code = io.StringIO(), io.StringIO(), None
     with contextlib.chdir(cwd or "."), _restored(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         sys.argv = [f"eex-{name.replace('_', '-')}", *map(str, arguments)]
@@ -59,6 +61,10 @@ def call(name: str, *arguments: object, cwd: Path | None = None) -> Done:
         except SystemExit as stop:
             code = stop.code
     return subprocess.CompletedProcess(sys.argv, int(code or 0), out.getvalue(), err.getvalue())
+
+
+def _module(name: str) -> str:
+    return MODULES.get(name, f"eex.stream.commands.{name}")
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from eex.experiments.bench.engine import engine, joules, main, plain, spent
-from eex.models.card import load
+from eex.models.card import load, read_card, save
 from eex.models.fast import optimised
+from eex.models.network import make
 from eex.stream.frames.sources import load_all, open_source
 from eex.stream.groups import every_exit
 
@@ -92,9 +93,12 @@ def test_images_and_threshold_of_ones_own(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.soak
-def test_rows_as_json():
+def test_rows_as_json(tmp_path):
+    torch.manual_seed(0)
+    small = make("resnet", read_card().architecture.classes, uniform=1, width=8)  # is soon exported
+    save(small.eval(), tmp_path)
     arguments = ["--rounds", "1", "--frames", "32", "--batches", "1", "8", "--device", "cpu", "--threads", "1"]
-    arguments += ["--runtimes", "torch", "onnxruntime", "--json"]
+    arguments += ["--runtimes", "torch", "onnxruntime", "--json", "--model", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "eex.experiments.bench.engine", *arguments],
         capture_output=True,

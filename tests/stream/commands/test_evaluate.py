@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import call, play, refused
+from commands import call, refused
 
 from eex.policies.core.references import fixed_reward
 from eex.policies.core.trace import read_trace
@@ -51,9 +51,8 @@ def test_estimates_from_a_live_log(random_run, tmp_path):
             assert abs(row[name]["mean"] - truth) < 5 * row[name]["se"]
 
 
-@pytest.mark.process
 def test_the_table_of_estimates(random_run):
-    done = play("evaluate", random_run / "records", "--thresholds", "0.9, 0.9/0.8/0.7, 1", "--overhead", 0.2)
+    done = call("evaluate", random_run / "records", "--thresholds", "0.9, 0.9/0.8/0.7, 1", "--overhead", 0.2)
     assert (done.returncode, done.stderr) == (0, "")
     assert "0.9/0.8/0.7" in done.stdout
     assert done.stdout.count("±") >= 3

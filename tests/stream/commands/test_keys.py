@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from commands import call, refused
 
 from eex.models.card import load
 from eex.policies.core.errors import OffloadError
@@ -13,26 +14,19 @@ from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.keys import edge_keys
 from eex.stream.worker.embedded import READY
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.process]
+pytestmark = pytest.mark.timeout(180)
 
 PATIENCE_S = 120.0
 
 
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"eex.stream.commands.{module}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-
-
 def test_keys_open_the_worker(tmp_path):
     folder = tmp_path / "keys"
-    made = run("keys", folder)
+    made = call("keys", folder)
     assert made.returncode == 0, made.stderr
     keys = edge_keys(folder)
     assert keys.own.public.decode() in made.stdout
     assert keys.own.secret.decode() not in made.stdout
-    again = run("keys", folder)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+    refused(call("keys", folder), "exists already")
     command = [sys.executable, "-m", "eex.stream.commands.worker", "--keys", str(folder), "--bind", "tcp://127.0.0.1:*"]
     with subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True) as worker:
         try:
@@ -55,7 +49,4 @@ def test_keys_open_the_worker(tmp_path):
 
 
 def test_a_worker_without_keys_does_not_start():
-    done = run("worker", "--keys", "nowhere")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: nowhere/worker.key: there is no such key; make keys with: eex-keys nowhere")
-    assert done.stderr.count("\n") == 1
+    refused(call("worker", "--keys", "nowhere"), "nowhere/worker.key: there is no such key; make keys with: eex-keys")

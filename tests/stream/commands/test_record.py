@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ENVIRONMENT, PATIENCE_S, call, command, play, refused
+from commands import ENVIRONMENT, PATIENCE_S, call, command, refused
 from PIL import Image
 
 from eex.models.card import SHIPPED, read_card
@@ -37,16 +37,15 @@ def stream(out, *arguments):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A trace recorded in a process of its own, and what the command printed; others are called in this one."""
+    """A recorded trace, and what the command printed."""
     path = tmp_path_factory.mktemp("recorded") / "new" / "trace.arrow"
-    done = play("record", "--distortion", SCHEDULE, "--batch", 50, "--seed", 3, "--out", path)
+    done = call("record", "--distortion", SCHEDULE, "--batch", 50, "--seed", 3, "--out", path)
     return path, done
 
 
 # ---- a trace and what is said of it
 
 
-@pytest.mark.process
 def test_a_trace_holds_every_exit_of_every_frame(recorded):
     path, done = recorded
     assert (done.returncode, done.stderr) == (0, "")
@@ -65,7 +64,6 @@ def test_a_trace_holds_every_exit_of_every_frame(recorded):
     assert [p.name for p in path.parent.iterdir()] == ["trace.arrow"]
 
 
-@pytest.mark.process
 def test_the_closing_line(recorded):
     path, done = recorded
     trace = read_trace(path)

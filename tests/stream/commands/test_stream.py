@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import signal
@@ -16,6 +17,7 @@ from commands import PATIENCE_S, call, finish, play, refused, start
 from PIL import Image
 
 from eex.models.card import CARD, SHIPPED, WEIGHTS
+from eex.stream import driver
 from eex.stream.run.pictures import read_curves
 from eex.stream.run.records import read_records
 from eex.stream.wire.keys import make_keys
@@ -26,10 +28,10 @@ pytestmark = pytest.mark.timeout(200)
 SCHEDULE = "pristine:100, gaussian_blur@1:100, gaussian_noise@20:100"
 
 
-def stream(out, *arguments, run=call):
-    """The summary of an `eex-stream --json` that went well; in this process it draws no pictures, which take long."""
-    pictures = ("--no-pictures",) if run is call else ()
-    done = run("stream", "--threads", 1, "--out", out, "--deadline-ms", 60_000, "--json", *pictures, *arguments)
+def stream(out, *arguments, run=call, pictures=False):
+    """The summary of an `eex-stream --json` that went well; it draws pictures, which take long, if asked."""
+    undrawn = () if pictures else ("--no-pictures",)
+    done = run("stream", "--threads", 1, "--out", out, "--deadline-ms", 60_000, "--json", *undrawn, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     return json.loads(done.stdout)
@@ -88,18 +90,26 @@ def draw_images(folder, count, size=32, seed=0):
 
 @pytest.fixture(scope="module")
 def ucb(tmp_path_factory):
-    """A run in a process of its own; the others are called in this one."""
+    """A run that starts a worker and draws its pictures."""
     out = tmp_path_factory.mktemp("ucb")
-    return stream(out, "--policy", "ucb", "--frames", 300, "--distortion", SCHEDULE, run=play)
+    return stream(out, "--policy", "ucb", "--frames", 300, "--distortion", SCHEDULE, pictures=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ids_of_one_length():
+    """Message ids count on through a process, and take more bytes as they grow: here each takes as many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_IDS", itertools.count(100_000))
+        yield
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    """A person's run with rivals, in a process of its own: what it came to, and the summary."""
+def compared(tmp_path_factory, cloud):
+    """A person's run with rivals: what it came to, and the summary."""
     out = tmp_path_factory.mktemp("compared")
-    done = play(
+    done = call(
         "stream", "--policy", "fixed", "--compare", "fixed,fixed:p_tar=0.95", "--frames", 200, "--threads", 1,
-        "--deadline-ms", 60_000, "--distortion", SCHEDULE, "--out", out, "--answer-with", "own",
+        "--deadline-ms", 60_000, "--distortion", SCHEDULE, "--out", out, *cloud,
     )  # fmt: skip
     return done, json.loads(next(out.glob("*/summary.json")).read_text())
 
@@ -112,7 +122,6 @@ def offline(tmp_path_factory):
 # ---- a run and what it leaves
 
 
-@pytest.mark.process
 def test_json_summary_accounts_for_every_frame(ucb):
     assert ucb["frames"] == ucb["answered"] == 300
     assert (ucb["fallbacks"], ucb["skipped"], ucb["interrupted"]) == (0, 0, False)
@@ -127,7 +136,6 @@ def test_json_summary_accounts_for_every_frame(ucb):
     assert {row["distortion"] for row in ucb["by_exit"]} == {"pristine", "gaussian_blur", "gaussian_noise"}
 
 
-@pytest.mark.process
 def test_run_folder_holds_what_the_summary_tells(ucb):
     folder = Path(ucb["folder"])
     assert json.loads((folder / "summary.json").read_text()) == ucb
@@ -145,7 +153,6 @@ def test_run_folder_holds_what_the_summary_tells(ucb):
     assert frames["value"].sum() == 300
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("name", ["adaptation.png", "regret.png", "exits.png"])
 def test_pictures_are_images(ucb, name):
     with Image.open(Path(ucb["folder"]) / name) as picture:
@@ -154,7 +161,6 @@ def test_pictures_are_images(ucb, name):
         assert min(picture.size) > 300
 
 
-@pytest.mark.process
 def test_compared_policies_see_the_same_frames(compared):
     done, summary = compared
     assert done.returncode == 0
@@ -165,7 +171,6 @@ def test_compared_policies_see_the_same_frames(compared):
     assert strict["offloaded_share"] >= first["offloaded_share"]
 
 
-@pytest.mark.process
 def test_summary_screen_fits_80_columns(compared):
     done, summary = compared
     lines = done.stdout.splitlines()
@@ -181,16 +186,14 @@ def test_summary_screen_fits_80_columns(compared):
     assert done.stderr.count("\n") == 4  # a line a policy, and hindsight
 
 
-@pytest.mark.process
 def test_again_from_its_configuration(compared, tmp_path):
     _, summary = compared
     config = Path(summary["folder"]) / "config.json"
-    # in a process of its own, as the other: request ids count on in one process, and take more bytes as they grow
-    again = stream(tmp_path, "--config", config, "--compare", "", run=play)
+    again = stream(tmp_path, "--config", config, "--compare", "")
     assert outcome(again) == outcome(summary["policies"][0])
     before, after = (json.loads((Path(run["folder"]) / "config.json").read_text()) for run in (summary, again))
     differing = {key for key in before if before[key] != after[key]}
-    assert differing == {"out", "compare"}
+    assert differing == {"out", "compare", "pictures"}
     theirs, ours = (records_of(run["folder"]) for run in (summary, again))
     for column in ("name", "exit", "answer", "confidence_1", "gaussian_noise"):
         assert theirs[column] == ours[column]
@@ -282,25 +285,14 @@ def test_dropped_frames_are_accounted_for(tmp_path, cloud):
 
 
 @pytest.mark.process
-def test_worker_of_its_own(tmp_path, compared):
+def test_worker_of_its_own(tmp_path):
+    options = ("--policy", "fixed", "--frames", 200, "--distortion", SCHEDULE, "--no-regret")
+    embedded = stream(tmp_path, *options, "--answer-with", "own", run=play)
     with worker() as (process, endpoint):
-        summary = stream(
-            tmp_path,
-            "--worker",
-            endpoint,
-            "--plain",
-            "--policy",
-            "fixed",
-            "--frames",
-            200,
-            "--distortion",
-            SCHEDULE,
-            "--no-regret",
-            run=play,
-        )
+        summary = stream(tmp_path, *options, "--worker", endpoint, "--plain", run=play)
         assert summary["answered"] == 200
         assert summary["fallbacks"] == 0
-        assert outcome(summary) == outcome(compared[1]["policies"][0])  # as with the embedded one
+        assert outcome(summary) == outcome(embedded)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
 
@@ -497,7 +489,6 @@ def test_bad_input_is_refused_in_one_line(bad, case):
     refused(try_stream(call, arguments, bad), message)
 
 
-@pytest.mark.process
 def test_a_refusal_in_a_process_of_its_own(bad):
     arguments, message = BAD["broken card"]
     refused(try_stream(play, arguments, bad), message)

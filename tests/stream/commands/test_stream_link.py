@@ -20,15 +20,22 @@ ALL = {
     "distortion": SCHEDULE,
     "frames": 128,
     "regret": False,
-    "answer_with": "own",
+    "plain": True,
 }
 
 
-def play(out, **options):
-    return run(StreamConfig(out=out, deadline_ms=30_000, **{**ALL, **options}))
+@pytest.fixture(scope="module")
+def play(cloud):
+    """Plays a stream, with the worker that tests share."""
+    _, endpoint, _ = cloud
+
+    def play(out, **options):
+        return run(StreamConfig(out=out, deadline_ms=30_000, **{**ALL, "worker": endpoint, **options}))
+
+    return play
 
 
-def test_a_slow_link_is_felt_and_the_way_of_sending_chosen_for_it(tmp_path):
+def test_a_slow_link_is_felt_and_the_way_of_sending_chosen_for_it(tmp_path, play):
     summary = play(tmp_path, link="40@2", partition=2, overhead="0.1/s")
     assert summary["model"]["partition"] == 2
     assert list(summary["exit_shares"]) == ["exit 1", "exit 2", "cloud"]
@@ -53,12 +60,12 @@ def test_a_slow_link_is_felt_and_the_way_of_sending_chosen_for_it(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory, play):
     return play(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.mark.parametrize("send", ["int8", "input+zstd"])
-def test_answers_hardly_depend_on_how_frames_are_sent(send, plain, tmp_path):
+def test_answers_hardly_depend_on_how_frames_are_sent(send, plain, tmp_path, play):
     summary = play(tmp_path, send=send)
     assert plain["send"]["encoding"] is None
     assert "on this machine" in plain["send"]["why"]
@@ -71,7 +78,7 @@ def test_answers_hardly_depend_on_how_frames_are_sent(send, plain, tmp_path):
     assert plain["bytes_per_offloaded_frame"] == pytest.approx(32_768, rel=0.01)
 
 
-def test_a_budget_is_kept(tmp_path):
+def test_a_budget_is_kept(tmp_path, play):
     summary = play(tmp_path, overhead="budget=25%:32", batch=16)
     records = read_records(Path(summary["folder"]) / "records")
     sent, offloaded = records["bytes"].to_numpy() > 0, records["offloaded"].to_numpy(zero_copy_only=False)
@@ -80,7 +87,7 @@ def test_a_budget_is_kept(tmp_path):
     assert summary["withheld"] == summary["fallbacks"] == offloaded.sum() - 60
 
 
-def test_everything_on_the_edge(tmp_path):
+def test_everything_on_the_edge(tmp_path, play):
     summary = play(tmp_path, partition=4, worker="none")
     assert summary["bytes_offloaded"] == 0
     assert summary["bytes_per_offloaded_frame"] in (None, 0.0)
@@ -98,7 +105,7 @@ def test_everything_on_the_edge(tmp_path):
         ({"overhead": 2.0}, r"--overhead must lie in \[0, 1\]"),
     ],
 )
-def test_mistakes(options, says, tmp_path):
+def test_mistakes(options, says, tmp_path, play):
     from eex.policies.core.errors import EexError
 
     with pytest.raises(EexError, match=says):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ENVIRONMENT, PATIENCE_S, call, command, play, refused
+from commands import ENVIRONMENT, PATIENCE_S, call, command, refused
 from PIL import Image
 
 from eex.models.card import load, read_card
@@ -99,13 +99,12 @@ TINY = ("--network", "my_net:network", "--data", "images", "--holdout", 10, "--b
 
 @pytest.fixture(scope="module")
 def trained(home):
-    """A whole training in a process of its own: backbone, experts, classifier; what it printed, and its card."""
+    """A whole training: backbone, experts, classifier; what it printed, and its card."""
     arguments = (*TINY, "--epochs", 3, "--expert-epochs", 1, "--classifier-epochs", 1, "--out", "model")
-    done = train(*arguments, cwd=home, run=play)
+    done = train(*arguments, cwd=home)
     return done, read_card(home / "model")
 
 
-@pytest.mark.process
 def test_card_says_what_was_trained(trained, home):
     _, card = trained
     experts = ("pristine", "gaussian_blur", "gaussian_noise")
@@ -121,7 +120,6 @@ def test_card_says_what_was_trained(trained, home):
     assert all(macs > 0 for macs in card.costs["branch_macs"])
 
 
-@pytest.mark.process
 def test_card_says_how_well_it_does(trained):
     _, card = trained
     measured = card.measured
@@ -138,7 +136,6 @@ def test_card_says_how_well_it_does(trained):
     assert shares == sorted(shares)  # a higher threshold costs more
 
 
-@pytest.mark.process
 def test_screen_shows_accuracy_by_exit(trained):
     done, card = trained
     assert done.stdout.count("\n") > len(card.measured["exits"])

@@ -18,7 +18,7 @@ from eex.stream.live.sinks import open_sink
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 broker_needed = pytest.mark.skipif(MOSQUITTO is None, reason="needs mosquitto (Debian: apt-get install mosquitto)")
-pytestmark = [pytest.mark.timeout(60), pytest.mark.process]
+pytestmark = pytest.mark.timeout(60)
 
 
 def answer(frame=0, stream="door"):

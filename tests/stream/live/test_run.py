@@ -45,7 +45,7 @@ def pictures(tmp_path):
     return folder
 
 
-def until(what, seconds=10.0):
+def until(what, seconds=60.0):
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end

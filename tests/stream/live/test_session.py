@@ -1,5 +1,6 @@
 """A session gives each frame one answer or one refusal, whatever happens, and each as soon as it can."""
 
+import gc
 import io
 import threading
 import time
@@ -20,6 +21,7 @@ from eex.stream.driver import Driver
 from eex.stream.engine import exit_cost_of
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
+from eex.stream.live import session as module
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.promises import Refused
 from eex.stream.live.run import status
@@ -62,7 +64,7 @@ def test_an_answer_says_who_gave_it_and_when(net):
         assert (answer.label, answer.index, answer.exit, answer.where) == ("h", 7, 3, "cloud")
         assert answer.confidence == 0.99
         assert not answer.fallback
-        assert 500 <= answer.latency_ms < 10_000  # from the capture on
+        assert 500 <= answer.latency_ms <= 500 + 1000 * (time.time() - before)  # from the capture on
         assert answer.captured.startswith(time.strftime("%Y-", time.gmtime(before)))
         assert session.answer(images(1)[0], "door").frame == 1
         assert session.answer(images(1)[0], "gate").frame == 0
@@ -617,3 +619,12 @@ def test_a_network_of_one_channel_gets_grey_images():
     with Session(net=net, offloader=Cloud(), policy="fixed", policy_option=("p_tar=0",), worker="none") as session:
         for image in (pixels, np.repeat(pixels[:, :, None], 3, axis=2), pixels[:, :, None], pixels / 255):
             assert session.answer(image, timeout_s=30).confidence == pytest.approx(float(expected[0]), abs=1e-3)
+
+
+def test_full_collections_do_not_walk_what_was_there_before_it_opened(net, monkeypatch):
+    monkeypatch.setattr(module, "gc", gc)  # tests/conftest.py has taken it away
+    before = gc.get_freeze_count()
+    with opened(net, **ALL_ON_EDGE) as session:
+        assert gc.get_freeze_count() > before + 10_000
+        session.answer(images(1)[0])
+    assert gc.get_freeze_count() == 0

@@ -132,7 +132,13 @@ def test_a_run_of_an_overconfident_edge_warns(tmp_path, monkeypatch, sharper):
 
     monkeypatch.setattr(runner, "load_network", loaded)
     config = StreamConfig(
-        policy="fixed:p_tar=1", frames=400, distortion="pristine", out=tmp_path, regret=False, backend="torch"
+        policy="fixed:p_tar=1",
+        frames=400,
+        distortion="pristine",
+        out=tmp_path,
+        regret=False,
+        backend="torch",
+        deadline_ms=60_000,
     )
     summary = runner.run(config)
     warned = [line for line in bought(summary) if line.startswith("warning: the edge is overconfident: on ")]

@@ -192,7 +192,6 @@ def test_jitter_keeps_the_order(server):
     assert min(took) >= 0.015
 
 
-@pytest.mark.process
 def test_a_relay_of_its_own_carries_curve(server):
     with zmq.Context() as context, context.socket(zmq.REP) as reply, context.socket(zmq.REQ) as request:
         for end in (reply, request):

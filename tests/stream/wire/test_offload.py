@@ -71,7 +71,6 @@ def test_nothing_can_be_sent_without_a_worker():
     nowhere.close()
 
 
-@pytest.mark.process
 def test_the_seam_needs_neither_torch_nor_a_model():
     modules = "eex.stream.wire.client, eex.stream.worker.embedded"
     code = f"import sys, {modules}; assert not {{'torch', 'tyro'}} & set(sys.modules)"

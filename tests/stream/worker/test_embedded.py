@@ -16,7 +16,7 @@ from eex.stream.wire.emulated_link import emulated
 from eex.stream.worker import embedded
 from eex.stream.worker.embedded import EmbeddedWorker
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.process]
+pytestmark = pytest.mark.timeout(60)
 
 PATIENCE_S = 20.0
 

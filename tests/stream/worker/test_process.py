@@ -22,7 +22,7 @@ from eex.stream.wire.keys import edge_keys, make_keys, new_pair
 from eex.stream.wire.protocol import Hello, Welcome, pack, unpack
 from eex.stream.worker.embedded import READY
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 PROGRAM = """
 import sys
