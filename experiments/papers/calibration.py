@@ -302,16 +302,12 @@ def _targets(name: str, out: Outputs, order: Ints) -> Iterator[dict[str, Any]]:
             exit, right = out.leave(calibration, p_tar)
             here = exit < out.prediction.shape[1] - 1
             yield {
-                "network": name,
-                "calibration": calibration,
-                "p_tar": p_tar,
-                "device_probability": device_probability(here),
-                "device_accuracy": mean_of(right[here]),
+                "network": name, "calibration": calibration, "p_tar": p_tar,
+                "device_probability": device_probability(here), "device_accuracy": mean_of(right[here]),
                 "device_confidence": mean_of(out.confidence[calibration][np.arange(len(exit)), exit][here]),
-                "accuracy": right.mean(),
-                "outage": float(inference_outage(here[order], right[order], p_tar)),
+                "accuracy": right.mean(), "outage": float(inference_outage(here[order], right[order], p_tar)),
                 "batches": len(order) // BATCH,
-            }
+            }  # fmt: skip
 
 
 def reachable(exits: pd.DataFrame) -> float:

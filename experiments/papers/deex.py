@@ -261,16 +261,11 @@ def _partitioned(work: Work, recipe: DEExRecipe, net: "EarlyExitNet", images: Im
                 for repeat in range(min(3, recipe.repeats)):
                     found, seconds = play(fast, DEEx(p_d=p_d, exits=2), pixels, labels, offloader=offloader)
                     yield {
-                        "link": link or "loopback",
-                        "p_d": p_d,
-                        "repeat": repeat,
-                        "ms_a_frame": 1000 * seconds / len(labels),
-                        "latency_ms": found.latency_ms.mean(),
-                        "offloaded": found.offloaded.mean(),
-                        "fallback": found.fallback.mean(),
-                        "bytes": found.bytes.mean(),
-                        "accuracy": (found.answer == found.label).mean(),
-                    }
+                        "link": link or "loopback", "p_d": p_d, "repeat": repeat,
+                        "ms_a_frame": 1000 * seconds / len(labels), "latency_ms": found.latency_ms.mean(),
+                        "offloaded": found.offloaded.mean(), "fallback": found.fallback.mean(),
+                        "bytes": found.bytes.mean(), "accuracy": (found.answer == found.label).mean(),
+                    }  # fmt: skip
 
 
 def _three_tiers(work: Work, recipe: DEExRecipe, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
@@ -287,14 +282,10 @@ def _three_tiers(work: Work, recipe: DEExRecipe, net: "EarlyExitNet", images: Im
         policy = DEEx(p_d=p_tar / 2, p_tar=p_tar, extended=True, exits=2)
         found, seconds = play(fast, policy, pixels, labels, offloader=offloader)
         return {
-            "tiers": name,
-            "p_tar": p_tar,
-            "device": 1 - found.offloaded.mean(),
-            "latency_ms": found.latency_ms.mean(),
-            "ms_a_frame": 1000 * seconds / len(labels),
-            "fallback": found.fallback.mean(),
+            "tiers": name, "p_tar": p_tar, "device": 1 - found.offloaded.mean(), "latency_ms": found.latency_ms.mean(),
+            "ms_a_frame": 1000 * seconds / len(labels), "fallback": found.fallback.mean(),
             "accuracy": (found.answer == found.label).mean(),
-        }
+        }  # fmt: skip
 
     for p_tar in (0.6, 0.8, 0.9)[: 1 if recipe.repeats < 3 else 3]:
         with cloud(model, fast.fingerprint, far) as offloader:
@@ -329,13 +320,9 @@ def _learned(confidence: Floats, prediction: Ints, label: Ints, recipe: DEExReci
         for k in range(len(played.frame)):
             for since, mark in zip([0, *marks], marks, strict=False):
                 yield {
-                    "overhead": overhead,
-                    "run": k,
-                    "round": mark,
-                    "regret": regret[k, mark - 1],
-                    "p_d": p_d[k, since:mark].mean(),
-                    "best_p_d": policy.grid[best[k]],
-                }
+                    "overhead": overhead, "run": k, "round": mark, "regret": regret[k, mark - 1],
+                    "p_d": p_d[k, since:mark].mean(), "best_p_d": policy.grid[best[k]],
+                }  # fmt: skip
 
 
 # ---- figures

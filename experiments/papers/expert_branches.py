@@ -359,16 +359,11 @@ def _latency(work: Work, recipe: ExpertsRecipe, net: "EarlyExitNet", images: Ima
                     found, _ = play(fast, policy, x, labels, offloader=offloader, batch=1, one_by_one=True)
                     mean, half = seeds_interval(found.latency_ms.tolist())
                     yield {
-                        "link": link,
-                        "model": name,
-                        "distortion": kind,
-                        "level": LEVELS[kind][k],
-                        "latency_ms": mean,
-                        "half": half,
-                        "edge_ms": float(found.edge_ms.mean()),
+                        "link": link, "model": name, "distortion": kind, "level": LEVELS[kind][k], "latency_ms": mean,
+                        "half": half, "edge_ms": float(found.edge_ms.mean()),
                         "offloaded": float(found.offloaded.mean()),
                         "accuracy": float((found.answer == found.label).mean()),
-                    }
+                    }  # fmt: skip
 
 
 # ---- figures

@@ -375,21 +375,15 @@ def _latency(
                         expected = np.where(entropy < threshold, local, np.where(entropy > drop_above, -1, cloud))
                         here, answered = found.where == EDGE, found.where != DROPPED
                         yield played[k].key | {
-                            "edge": edge.name,
-                            "threshold": threshold,
-                            "drop_above": drop_above,
-                            "round": round,
-                            "local": here.mean(),
-                            "dropped": 1 - answered.mean(),
-                            "fallback": (found.where == FALLBACK).mean(),
-                            "edge_ms": mean_of(found.latency_ms[here]),
+                            "edge": edge.name, "threshold": threshold, "drop_above": drop_above, "round": round,
+                            "local": here.mean(), "dropped": 1 - answered.mean(),
+                            "fallback": (found.where == FALLBACK).mean(), "edge_ms": mean_of(found.latency_ms[here]),
                             "cloud_ms": mean_of(found.latency_ms[answered & ~here]),
                             "mean_ms": mean_of(found.latency_ms[answered]),
                             "overall_ms": 1000 * found.seconds / len(label),
                             "accuracy": mean_of((found.prediction == label)[answered]),
-                            "agrees": (found.prediction == expected).mean(),
-                            "peak_mb": found.peak_mb,
-                        }
+                            "agrees": (found.prediction == expected).mean(), "peak_mb": found.peak_mb,
+                        }  # fmt: skip
 
 
 # ---- figures

@@ -377,15 +377,12 @@ def _methods(trained: Trained) -> Iterator[dict[str, Any]]:
         right, taught = model.right("test"), model.right("taught")
         for e in range(model.net.exits):
             yield {
-                "method": method,
-                "exit": e + 1,
-                "macs": macs[e],
-                "accuracy": right[:, e].mean(),
+                "method": method, "exit": e + 1, "macs": macs[e], "accuracy": right[:, e].mean(),
                 "train_accuracy": taught[:, e].mean(),
                 "as_final": float((predicted[e] == predicted[-1]).float().mean()),
                 "right_here_wrong_at_end": (right[:, e] & ~right[:, -1]).mean(),
                 "seconds": model.epochs["seconds"].sum(),
-            }
+            }  # fmt: skip
 
 
 def _differences(trained: Trained) -> Iterator[dict[str, Any]]:
@@ -413,14 +410,11 @@ def _structures(trained: Trained) -> Iterator[dict[str, Any]]:
         right, costs = model.right("test"), model.net.costs()
         for e in range(model.net.exits - 1):
             yield {
-                "structure": structure,
-                "exit": e + 1,
-                "macs": costs.branch_macs[e],
+                "structure": structure, "exit": e + 1, "macs": costs.branch_macs[e],
                 "share_of_backbone": costs.branch_macs[e] / sum(costs.stage_macs),
-                "weights": sum(p.numel() for p in model.net.branches[e].parameters()),
-                "accuracy": right[:, e].mean(),
+                "weights": sum(p.numel() for p in model.net.branches[e].parameters()), "accuracy": right[:, e].mean(),
                 "backbone_accuracy": whole,
-            }
+            }  # fmt: skip
 
 
 def _structure_pairs(trained: Trained) -> Iterator[dict[str, Any]]:
@@ -488,19 +482,11 @@ def _overthinking(trained: Trained) -> Iterator[dict[str, Any]]:
             early = right[image, exit]
             mean, half = difference(early, right[:, -1])
             yield {
-                "method": method,
-                "condition": condition_name(*condition),
-                "rule": rule,
-                **overthought(right),
-                "surest": surest.mean(),
-                "threshold": threshold,
-                "left_early": (exit < right.shape[1] - 1).mean(),
-                "early_accuracy": early.mean(),
-                "rescued": (early & ~right[:, -1]).mean(),
-                "harmed": (~early & right[:, -1]).mean(),
-                "gain": mean,
-                "half": half,
-            }
+                "method": method, "condition": condition_name(*condition), "rule": rule, **overthought(right),
+                "surest": surest.mean(), "threshold": threshold, "left_early": (exit < right.shape[1] - 1).mean(),
+                "early_accuracy": early.mean(), "rescued": (early & ~right[:, -1]).mean(),
+                "harmed": (~early & right[:, -1]).mean(), "gain": mean, "half": half,
+            }  # fmt: skip
 
 
 def _rules(trained: Trained) -> pd.DataFrame:
@@ -536,23 +522,17 @@ def _thresholds(trained: Trained) -> Iterator[dict[str, Any]]:
         exit, image = leaves(score, threshold), np.arange(len(right))
         answered, gone = right[image, exit], exit < score.shape[1]
         yield {
-            "condition": condition_name(*condition),
-            "threshold": threshold,
-            "left_early": gone.mean(),
-            "accuracy_early": mean_of(answered[gone]),
-            "confidence_early": mean_of(score[image[gone], exit[gone]]),
-            "accuracy": answered.mean(),
-            "whole": right[:, -1].mean(),
-            "macs": macs[exit].mean(),
-        }
+            "condition": condition_name(*condition), "threshold": threshold, "left_early": gone.mean(),
+            "accuracy_early": mean_of(answered[gone]), "confidence_early": mean_of(score[image[gone], exit[gone]]),
+            "accuracy": answered.mean(), "whole": right[:, -1].mean(), "macs": macs[exit].mean(),
+        }  # fmt: skip
 
 
 def _energy(trained: Trained) -> pd.DataFrame:
     """Passes over the same test images: the network without its side branches, and leaving early."""
     import torch
 
-    from eex.experiments.bench.engine import plain, timed
-    from eex.experiments.papers.energy import find_meter
+    from eex.experiments.bench.engine import joules, plain, spent, timed
     from eex.experiments.papers.live import play
     from eex.models.fast import optimised
 
@@ -568,30 +548,30 @@ def _energy(trained: Trained) -> pd.DataFrame:
         np.array(model.macs()),
         np.cumsum(costs.feature_bytes),
     )
-    meter, what = find_meter()
     fixed = Fixed(p_tar=[threshold] * net.edge_exits + [0.0], exits=net.edge_exits)  # the final exit always answers
     same = {
         "weight_bytes": 4 * sum(p.numel() for p in net.parameters()),
         "side_branch_bytes": 4 * sum(p.numel() for b in net.branches[:-1] for p in b.parameters()),
-        "meter": what,
+        "meter": "RAPL" if joules() else "no energy counter that we may read (a virtual machine, say)",
     }
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, seconds: float, joules: float, accuracy: float, macs: float, exit: "int | Ints") -> None:
-        figures = {"us_a_frame": 1e6 * seconds / len(labels), "uj_a_frame": 1e6 * joules / len(labels)}
+    def add(name: str, seconds: float, energy: float | None, accuracy: float, macs: float, exit: "int | Ints") -> None:
+        used = float("nan") if energy is None else energy
+        figures = {"us_a_frame": 1e6 * seconds / len(labels), "uj_a_frame": 1e6 * used / len(labels)}
         figures |= {"accuracy": accuracy, "macs": macs, "feature_bytes": bytes_so_far[exit].mean()}
         rows.append({"pass": name, "repeat": len(rows) // 2} | figures | same)
 
     with torch.inference_mode():
         for _ in range(trained.recipe.repeats + 1):
-            before = meter.read()
+            before = joules()
             seconds, _ = timed(lambda: plain(fast)(images.to(fast.mean.device), labels.numpy(), 32), fast.mean.device)
-            between = meter.read()
+            between = joules()
             found, took = play(fast, fixed, images, labels)
-            after = meter.read()
-            add("without side branches", seconds, meter.joules(before, between), whole, costs.whole, -1)
+            after = joules()
+            add("without side branches", seconds, spent(before, between), whole, costs.whole, -1)
             right = (found.answer == found.label).mean()
-            add("leaving early", took, meter.joules(between, after), right, macs[found.exit].mean(), found.exit)
+            add("leaving early", took, spent(between, after), right, macs[found.exit].mean(), found.exit)
     return pd.DataFrame(rows[2:])  # the first pass of each warms up
 
 
