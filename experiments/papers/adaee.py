@@ -469,7 +469,7 @@ CLAIMS_OF_SOURCE = (
           "a threshold may be far and lose little: below the lowest confidence of an exit all are alike"),
     Claim("{source}: the threshold follows the overhead: the dearer offloading is, the lower it is", NONE,
           "mean threshold at the end {cheap.threshold:.2f} at overhead {low:g}, {dear.threshold:.2f} at {high:g} "
-          "(best of hindsight {cheap.best_threshold:.2f}, {dear.best_threshold:.2f}); lower in {lower} of {streams} "
+          "(best in hindsight {cheap.best_threshold:.2f}, {dear.best_threshold:.2f}); lower in {lower} of {streams} "
           "streams", lambda f: f.limits["lower"]),
     Claim("{source}: the threshold played approaches the best one", NONE,
           "rank correlation over streams and overheads {rank[ucb]:.2f} (gain-curve {rank[gain-curve]:.2f}); mean "

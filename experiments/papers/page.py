@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from eex.experiments.papers.claims import VERDICTS
+from eex.experiments.papers.claims import VERDICTS, by_seed
 from eex.experiments.papers.paper import PAPERS, follows, judge, read_kept, script
 from eex.policies.core.files import write_file
 
@@ -51,9 +51,11 @@ def page() -> str:
     parts = [HEAD, _overview(judged)]
     for name, claims in judged.items():
         folder = RESULTS / name
-        paper, (run, _) = script(name), read_kept(folder)
+        paper, (run, tables) = script(name), read_kept(folder)
         about = (paper.__doc__ or "").partition("\n")[0]
         recipe = f'Recipe "{recipe_name(name, run)}", on {run["data"]}'
+        if (seeds := len(by_seed(tables))) > 1:
+            recipe += f", {seeds} seeds"
         parts.append(f"## {name}\n\n{about}\n\n{paper.TITLE}. {recipe}.\n")
         holding, failing, open = (f"{n} {VERBS[v][n != 1]}" for v, n in _counts(claims).items())
         parts.append(f"Of {len(claims)} claims, {holding}, {failing}, and {open}.\n")
