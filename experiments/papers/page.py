@@ -5,27 +5,43 @@ from typing import Any
 
 import pandas as pd
 
-from eex.experiments.papers.claims import VERDICTS
+from eex.experiments.papers.claims import VERDICTS, by_seed
 from eex.experiments.papers.paper import PAPERS, follows, judge, read_kept, script
 from eex.policies.core.files import write_file
 
 RESULTS = Path(__file__).parent.parent / "results"
 PAGE = Path(__file__).parent.parent.parent / "docs" / "papers.md"
+VERBS = {
+    "holds": ("holds", "hold"),
+    "does not hold": ("does not hold", "do not hold"),
+    "undecided": ("is undecided", "are undecided"),
+}
+"""Verdicts on one claim and on several, in a sentence."""
 HEAD = """# The papers, reproduced
 
-Each paper that eex implements has a script, which runs in a checkout: `python -m eex.experiments.papers NAME`. This
-page shows what the full runs gave: what each paper claims, its figure, ours, and whether ours bears the claim out. A
-claim *holds* or *does not hold* if our figures keep or miss its limit by more than their spread, and is *undecided* if
-they do so by less. The spread is half the 95 % interval over test images, repeated measurements, or runs, whichever the
-figures come from; where each network was trained once, it says nothing about other seeds.
-Nothing was tuned until it agreed. Tables, figures and `run.json`, which holds the recipe, are in
-`experiments/results/`; this page is made from them by `python -m eex.experiments.papers.page`.
+eex implements what these papers propose, and for each of them a script trains networks, measures, and sets its figures
+beside the published ones. This page lists what each paper claims, its figure, our figure, and whether ours bears the
+claim out.
+
+A claim *holds* if our figures keep its limit by more than their spread, *does not hold* if they miss it by more, and
+is *undecided* in between. The spread is half the 95 % interval over test images, repeated measurements, or runs,
+whichever the figures come from. Where networks were trained with several seeds, the figures are their means and the
+spread counts the seeds too; where each network was trained once, it says nothing about other seeds. Nothing was tuned
+until it agreed.
+
+The scripts run in a checkout:
 
 ```sh
-.venv/bin/python -m eex.experiments.papers deex --quick                     # minutes, shipped images: claims nothing
-.venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip   # reduced recipe: two cores, under two hours
+.venv/bin/python -m eex.experiments.papers deex --quick                    # minutes, on shipped images; claims nothing
+.venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip  # "reduced": under two hours on two cores
+.venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip --recipe standard --estimate  # how long?
+.venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip --recipe standard             # hours to days
 .venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip --recipe paper --device cuda  # as the paper
 ```
+
+An interrupted run goes on when the same command is given again. `--seeds N` trains every network N times, also after a
+run has finished with fewer. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this
+page is made from them by `python -m eex.experiments.papers.page`.
 """
 
 
@@ -35,13 +51,17 @@ def page() -> str:
     parts = [HEAD, _overview(judged)]
     for name, claims in judged.items():
         folder = RESULTS / name
-        paper, (run, _) = script(name), read_kept(folder)
-        parts.append(f"## {name}\n\n{paper.TITLE}. Recipe: {recipe_name(name, run)}, on {run['data']}.\n")
-        holding, failing, undecided = _counts(claims).values()
-        parts.append(f"Of {len(claims)} claims {holding} hold, {failing} do not, and {undecided} are undecided.\n")
+        paper, (run, tables) = script(name), read_kept(folder)
+        about = (paper.__doc__ or "").partition("\n")[0]
+        recipe = f'Recipe "{recipe_name(name, run)}", on {run["data"]}'
+        if (seeds := len(by_seed(tables))) > 1:
+            recipe += f", {seeds} seeds"
+        parts.append(f"## {name}\n\n{about}\n\n{paper.TITLE}. {recipe}.\n")
+        holding, failing, open = (f"{n} {VERBS[v][n != 1]}" for v, n in _counts(claims).items())
+        parts.append(f"Of {len(claims)} claims, {holding}, {failing}, and {open}.\n")
         parts.append(_table(claims))
         parts.append(paper.NOTES.strip() + "\n")
-        parts.append("What we could not do, and what it would take:\n\n" + paper.MISSING.strip() + "\n")
+        parts.append("What was not done, and what it would take:\n\n" + paper.MISSING.strip() + "\n")
         for figure in sorted(folder.glob("*.png")):
             parts.append(f"![{figure.stem}](../experiments/results/{name}/{figure.name})\n")
     return "\n".join(parts)

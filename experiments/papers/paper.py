@@ -144,7 +144,7 @@ def draw(paper: Paper, out: Path, tables: Tables) -> None:
 
 def judge(paper: Paper, out: Path, tables: Tables, recipe: Any) -> pd.DataFrame:
     """Write the claims to a folder, judged from finished tables; returns them."""
-    claims = evaluate(paper.CLAIMS, tables, recipe)
+    claims = evaluate(paper.CLAIMS, tables, dataclasses.replace(recipe, seeds=len(by_seed(tables))))
     write_file(out / "claims.csv", claims.to_csv(index=False))
     return claims
 

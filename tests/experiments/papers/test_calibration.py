@@ -12,8 +12,7 @@ from eex.models.network import feature_shapes
 
 
 @pytest.mark.parametrize(
-    ("branches", "shapes"),
-    [(1, [(32, 32, 32), (128,)]), (2, [(32, 32, 32), (64, 16, 16), (128,)])],
+    ("branches", "shapes"), [(1, [(32, 32, 32), (128,)]), (2, [(32, 32, 32), (64, 16, 16), (128,)])]
 )
 def test_branches_stand_right_behind_the_first_relus(branches, shapes):
     net = b_alexnet("abcd", branches).eval()

@@ -13,8 +13,7 @@ PREDICTION = np.array([[0, 1, 2]] * 4)
 
 
 @pytest.mark.parametrize(
-    ("p_d", "exits"),
-    [(0.0, [1, 1, 1, 1]), (0.5, [1, 2, 1, 2]), (0.8, [1, 2, 2, 2]), (1.0, [2, 2, 2, 2])],
+    ("p_d", "exits"), [(0.0, [1, 1, 1, 1]), (0.5, [1, 2, 1, 2]), (0.8, [1, 2, 2, 2]), (1.0, [2, 2, 2, 2])]
 )
 def test_p_d_decides_at_the_first_exit(p_d, exits):
     exit, said, _ = routed(DEEx(p_d=p_d, exits=2), CONFIDENCE, PREDICTION)

@@ -119,13 +119,7 @@ def test_at_threshold():
 
 def test_with_dropping():
     found = with_dropping(ENTROPY, LOCAL, CLOUD, 0.3, 0.6)
-    assert found == {
-        "dropped": 0.4,
-        "cloud_saved": 0.5,
-        "accuracy_answered": 1.0,
-        "accuracy_all": 0.6,
-        "lost": 0.5,
-    }
+    assert found == {"dropped": 0.4, "cloud_saved": 0.5, "accuracy_answered": 1.0, "accuracy_all": 0.6, "lost": 0.5}
     untouched = with_dropping(ENTROPY, LOCAL, CLOUD, 0.3, 1.0)
     assert (untouched["dropped"], untouched["accuracy_all"]) == (0, 0.8)
 
