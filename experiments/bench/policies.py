@@ -14,6 +14,7 @@ from rich.table import Table
 
 from eex.policies.algorithms.arms import GRID
 from eex.policies.core.draws import uniform
+from eex.policies.core.errors import EexError
 from eex.policies.core.references import fixed_rewards
 from eex.policies.core.replay import draw_frames, replay
 from eex.policies.core.trace import Trace
@@ -28,23 +29,27 @@ class Bench:
     """Measure rounds per second of policies in replay: choosing, routing, rewarding and learning."""
 
     policies: str = ""
-    """Comma-separated, options after colons; by default all that play one exit, and ucb under drift detectors."""
+    """Comma-separated, options after colons; by default all that play so many exits, and ucb under drift detectors."""
     runs: tuple[int, ...] = (1, 1000)
     """Runs that are played side by side."""
     seconds: float = 2.0
     """For each measurement, about; the fastest of three parts of it counts."""
+    exits: int = 1
+    """Edge exits of the trace that is played."""
 
 
-def synthetic_trace(frames: int = 10_000, seed: int = 0) -> Trace:
-    """A trace that needs no file: one edge exit, ten classes, labels.
+def synthetic_trace(frames: int = 10_000, seed: int = 0, exits: int = 1) -> Trace:
+    """A trace that needs no file: edge exits, ten classes, labels.
 
-    With u, v, w uniform: the edge is confident by :math:`1 - 0.9 u^2`, the cloud closes the share v of what it lacks,
-    and each answer is right as often as it is confident.
+    With u, v, w uniform: the first exit is confident by :math:`1 - 0.9 u^2`, each of the next, the cloud's last, closes
+    a share v of what the one before lacks, and each answer is right as often as it is confident.
     """
-    u, v, right_edge, right_cloud = uniform(seed, np.array([0]), np.arange(frames), 4)[0].T
-    edge = 1 - 0.9 * u**2
-    confidence = np.column_stack([edge, edge + (1 - edge) * v])
-    right = np.column_stack([right_edge, right_cloud]) < confidence
+    u, *draws = uniform(seed, np.array([0]), np.arange(frames), 2 * exits + 2)[0].T
+    sure = [1 - 0.9 * u**2]
+    for v in draws[:exits]:
+        sure.append(sure[-1] + (1 - sure[-1]) * v)
+    confidence = np.column_stack(sure)
+    right = np.column_stack(draws[exits:]) < confidence
     label = np.arange(frames) % 10
     return Trace(
         confidence=confidence,
@@ -108,10 +113,12 @@ def _main() -> int:
     from river import bandit, proba
 
     config = tyro.cli(Bench, prog="python -m eex.experiments.bench.policies")
-    trace = synthetic_trace()
+    if config.exits < 1:
+        raise EexError(f"--exits must be at least 1, got {config.exits}")
+    trace = synthetic_trace(exits=config.exits)
     names = [name.strip() for name in config.policies.split(",") if name.strip()]
-    one_exit = [name for name in POLICIES if not name.startswith("deex")]  # those need two
-    names = names or [*one_exit, *(f"drift:detector={d}@ucb" for d in ("adwin", "page-hinkley", "kswin"))]
+    fit = [name for name in POLICIES if config.exits > 1 or not name.startswith("deex")]  # those need two
+    names = names or [*fit, *(f"drift:detector={d}@ucb" for d in ("adwin", "page-hinkley", "kswin"))]
     for name in names:
         make_policy(name, exits=trace.edge_exits)  # a mistake ends the bench before anything is measured
     console = Console()
@@ -120,7 +127,7 @@ def _main() -> int:
     table = Table(
         "policy",
         *(f"{runs:,} run{'s side by side' if runs > 1 else ''}" for runs in config.runs),
-        title=f"rounds/s in replay, {platform.machine()}, one process",
+        title=f"rounds/s in replay, edge exits: {config.exits}, {platform.machine()}, one process",
         title_justify="left",
     )
     for name in names:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from eex.policies.core.base import Arrays, Floats, Ints
+from eex.policies.algorithms.curves import rounds_of
+from eex.policies.core.base import FOREVER, Arrays, Floats, Ints
 
 BLOCK = 32  # frames
 OPEN = 509  # blocks of a run that may wait for late frames; with a power of 2, those of all runs share cache lines
@@ -73,20 +74,24 @@ class Change(Arrays):
 
         Frames without a value of the first signal are not counted.
         """
+        rounds = rounds_of(run, len(self.alarmed))
+        if rounds and self._all_of_one_block(frame, values[0]):
+            self._hear_rounds(int(frame[0]) // BLOCK, [value.reshape(rounds, -1) for value in values])
+            return
         shown = ~np.isnan(values[0])
         if not shown.all():
             run, frame, values = run[shown], frame[shown], tuple(value[shown] for value in values)
-        block = frame // BLOCK
-        slot = run * OPEN + block % OPEN
+        blocks = frame // BLOCK
+        slot = run * OPEN + blocks % OPEN
         signals = len(values)
         number, count, total = self.number.reshape(-1), self.count.reshape(-1), self.total.reshape(-1)
         has = number.take(slot)
-        if (has != block).any():
-            new = slot[has < block]  # an earlier block in this slot that was never completed is dropped
-            np.maximum.at(number, new, block[has < block])
+        if (has != blocks).any():
+            new = slot[has < blocks]  # an earlier block in this slot that was never completed is dropped
+            np.maximum.at(number, new, blocks[has < blocks])
             count.reshape(-1, signals)[new] = 0.0
             total.reshape(-1, signals)[new] = 0.0
-            kept = number[slot] == block
+            kept = number[slot] == blocks
             slot, values = slot[kept], tuple(value[kept] for value in values)
         cell = slot * signals
         np.add.at(count, cell, 1.0)
@@ -107,6 +112,32 @@ class Change(Arrays):
                 self._look(of, count.reshape(-1, signals)[at], total.reshape(-1, signals)[at])
                 full = np.delete(full, first)
 
+    def _all_of_one_block(self, frame: Ints, value: Floats) -> bool:
+        """Whether all frames are of one block that every run may still be filling, and have a value."""
+        first, last = (int(end) // BLOCK for end in (frame.min(), frame.max()))
+        open_ = first == last and (self.number[:, first % OPEN] <= first).all()
+        return bool(open_ and (value == value).all())
+
+    def _hear_rounds(self, block: int, values: list[Floats]) -> None:
+        """`hear` of frames of one block, as many of each run, (rounds, runs)."""
+        slot = block % OPEN
+        new = np.flatnonzero(self.number[:, slot] != block)
+        if len(new):  # an earlier block in this slot that was never completed is dropped
+            self.number[new, slot] = block
+            self.count[new, slot] = self.total[new, slot] = 0.0
+        count, total = self.count[:, slot].copy(), self.total[:, slot].copy()  # those of the runs lie far apart
+        count[:, 0] += len(values[0])
+        total[:, 0] += values[0].sum(axis=0)
+        for s, value in enumerate(values[1:], 1):
+            known = value == value
+            if known.any():
+                count[:, s] += known.sum(axis=0)
+                total[:, s] += np.where(known, value, 0.0).sum(axis=0)
+        self.count[:, slot], self.total[:, slot] = count, total
+        full = np.flatnonzero(count[:, 0] == BLOCK)
+        if len(full):
+            self._look(full, count[full], total[full])
+
     def hear_one(self, run: int, frame: int, *values: float) -> None:
         """`hear` of a single frame, in plain numbers."""
         if values[0] != values[0]:
@@ -125,6 +156,10 @@ class Change(Arrays):
                 self.total[run, slot, s] += value
         if self.count[run, slot, 0] == BLOCK:
             self._look(np.array([run]), self.count[run, slot][None], self.total[run, slot][None])
+
+    def settled_for(self, first: int) -> int:
+        """Frames from this number on, heard in order, before which none of them can bring an alarm."""
+        return BLOCK - first % BLOCK if self.alarm else FOREVER
 
     def begin(self, run: Ints) -> None:
         """Forget what some runs were like."""

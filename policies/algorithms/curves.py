@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from eex.policies.algorithms.options import not_negative, thresholds
-from eex.policies.core.base import Arrays, Bools, Floats, Ints
+from eex.policies.core.base import Arrays, Bools, Floats, Ints, Outcomes
 from eex.policies.core.errors import EexError
 
 BINS = 50
@@ -22,8 +22,8 @@ WIDTH = 0.06  # of the kernel: confidences so close gain about the same
 LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
 REST = 32  # decide anew once a 32nd of what is remembered is new
 LARGEST_WEIGHT = 1e100
-MOST_ROWS = 4096  # learned at once, so that weights do not overflow
-BLOCK = 128  # rows that are decided for at once
+MOST_ROWS = 16_384  # learned at once, so that weights do not overflow
+BLOCK = 256  # rows that are decided for at once
 ROUNDING = 1e-12  # relative error of sums, about
 LEAST_MEMORY = 100.0
 VARIANCES = (0.05, 0.08)  # of confidences and relative gains, about, before any is known
@@ -41,40 +41,63 @@ FROM_COARSE: Floats = kernel(WIDTH, COARSE_CENTRES).T
 """Weights of all coarse bins for each bin, (bins, coarse)."""
 
 
-def towards(prior: Floats, offloads: Floats, gains: Floats, unit: Floats) -> tuple[Floats, Floats]:
-    """The likeliest relative gain by confidence, and the weight of the frames nearby; (bins, rows) each.
+MOMENTS: Floats = np.stack([COARSE_CENTRES**2, 1 - COARSE_CENTRES, (1 - COARSE_CENTRES) ** 2])
+"""Of coarse bins: squares of the confidence, what can be gained at it, and squares of that, (3, coarse)."""
+
+
+def smoothed(offloads: Floats, gains: Floats, unit: Floats) -> tuple[Floats, Floats]:
+    """The weight of the frames near each confidence, the prior's included, and the sums of their relative gains;
+    (..., bins, rows) each.
+
+    Parameters
+    ----------
+    offloads, gains
+        Frames that came back and the sums of their relative gains, by confidence, (rows, ..., bins).
+    unit
+        Weight of a frame that is learned now, (rows,).
+    """
+    near: Floats = NEAR @ _rows_last(offloads)
+    near += LOCAL * unit
+    return near, NEAR @ _rows_last(gains)
+
+
+def _rows_last(sums: Floats) -> Floats:
+    return sums.T if sums.ndim == 2 else sums.transpose(1, 2, 0)
+
+
+def towards(prior: Floats, near: Floats, gained: Floats, unit: Floats) -> Floats:
+    """The likeliest relative gain by confidence, (bins, rows).
 
     Parameters
     ----------
     prior
         What is expected before any frame came back: one number per row, (rows,), or by confidence, (bins, rows).
-    offloads, gains
-        Frames that came back and the sums of their relative gains, by confidence, (rows, bins).
-    unit
-        Weight of a frame that is learned now, (rows,).
+    near, gained, unit
+        As `smoothed` has them, (bins, rows); `gained` is overwritten.
     """
-    near = NEAR @ offloads.T
-    near += LOCAL * unit
-    curve: Floats = NEAR @ gains.T
-    curve += LOCAL * unit * prior
-    curve /= near
-    return curve, near
+    gained += LOCAL * unit * prior
+    gained /= near
+    return gained
 
 
-def relative_gain(offloads: Floats, gains: Floats, squares: Floats, unit: Floats) -> tuple[Floats, Floats]:
+def relative_gain(
+    near: Floats, gained: Floats, offloads: Floats, gains: Floats, squares: Floats, unit: Floats
+) -> tuple[Floats, Floats]:
     """The likeliest relative gain by confidence, and one standard error of it; (bins, rows) each.
 
     Parameters
     ----------
-    offloads, gains, unit
-        As for `towards`; what is expected is the mean over all frames.
+    near, gained
+        As `smoothed` makes them of `offloads` and `gains`, (rows, bins); overwritten.
     squares
         Sums of the squares of the relative gains, (rows,).
+    unit
+        Weight of a frame that is learned now, (rows,).
     """
     total = offloads.sum(axis=1) + PRIOR_FRAMES * unit
     mean = (gains.sum(axis=1) + PRIOR_FRAMES * PRIOR_MEAN * unit) / total
     spread = np.maximum((squares + PRIOR_FRAMES * PRIOR_SQUARE * unit) / total - mean**2, 0.0)
-    curve, near = towards(mean, offloads, gains, unit)
+    curve = towards(mean, near, gained, unit)  # what is expected is the mean over all frames
     error = np.divide(spread * unit, near, out=near)
     return curve, np.sqrt(error, out=error)
 
@@ -103,6 +126,10 @@ def best_arm(gained: Floats, below: Floats) -> Ints:
     below
         As `shares_below` has it.
     """
+    if gained.shape[1] == 1:  # a live stream has no time for arrays of one number
+        of_one = gained[:, 0] @ below
+        most_of_one = float(of_one.max())
+        return np.array([(of_one >= most_of_one - ROUNDING * abs(most_of_one)).argmax()])
     sums = gained.T @ below
     most = sums.max(axis=1, keepdims=True)
     most -= ROUNDING * np.abs(most)  # what differs by less is equal, but for the order of additions
@@ -144,19 +171,63 @@ def checked_options(grid: Sequence[float], memory: float, beta: float, alarm: fl
     return rising, 1 / (1 - 1 / memory) if memory else 1.0
 
 
-def weights_of(weight: Floats, growth: float, run: Ints, counts: Bools) -> Floats:
+def frames_until_news(known: Floats, news: Floats, weight: Floats, growth: float) -> Ints:
+    """Frames, at least 1, that each run may learn from before a `REST`-th of what it remembers is new, (runs,); where
+    that is a matter of rounding, fewer.
+
+    Parameters
+    ----------
+    known, news
+        Weight of all frames, and of those since the last decision, (runs,).
+    weight, growth
+        Of the next frame of each run, (runs,), and by how much each weighs more than the one before.
+    """
+    wanted = np.maximum(known - REST * news, 0.0) / ((REST - 1) * weight)  # in next frames
+    if growth > 1:
+        wanted = np.log1p(wanted * (growth - 1)) / np.log(growth)
+    frames: Ints = np.maximum(np.floor(wanted - 1e-6).astype(np.int64), 0) + 1
+    return frames
+
+
+def pieces(outcomes: Outcomes, runs: int) -> Iterator[Outcomes]:
+    """Outcomes in pieces that may be learned from at once; whole rounds, where each has a frame of every run."""
+    most = max(1, MOST_ROWS // runs) * runs
+    if 0 < len(outcomes) <= most:
+        yield outcomes
+        return
+    for start in range(0, len(outcomes), most):
+        yield outcomes[start : start + most]
+
+
+def weigh(weight: Floats, growth: float, run: Ints, counts: Bools, *totals: Floats) -> Floats:
     """What finished frames weigh, (rows,): each more than those of its run before it, and nothing if it does not count.
 
     Parameters
     ----------
     weight
-        Of the next frame of each run, (runs,).
+        Of the next frame of each run, (runs,); it grows.
+    growth
+        By how much each frame weighs more than the one before.
+    counts
+        Whether each frame does.
+    totals
+        Weight of all frames so far, (runs,) each; what the frames weigh is added.
     """
+    weights: Floats
+    if (rounds := rounds_of(run, len(weight))) and counts.all():
+        by_round = growth ** np.arange(rounds)[:, None] * weight
+        for total in totals:
+            total += by_round.sum(axis=0)
+        weight *= growth**rounds
+        weights = by_round.reshape(-1)
+        return weights
     weights = weight.take(run)
     if len(run) > 1 and not (run[1:] > run[:-1]).all():
         weights *= growth ** _earlier(run, counts)
-    if not counts.all():
-        weights *= counts
+    weights *= counts
+    for total in totals:
+        np.add.at(total, run, weights)
+    np.multiply.at(weight, run[counts], growth)
     return weights
 
 
@@ -171,9 +242,15 @@ def rescale(policy: Arrays, weight: Floats, *names: str) -> None:
         weight[large] = 1.0
 
 
+def rounds_of(run: Ints, runs: int) -> int:
+    """How often the runs 0, 1, … follow each other, if they do; 0 if not."""
+    rounds, rest = divmod(len(run), runs)
+    return 0 if rest or (runs > 1 and (run.reshape(rounds, runs) != np.arange(runs)).any()) else rounds
+
+
 def _earlier(run: Ints, counts: Bools) -> Ints:
     """How many rows that count, of the same run, come before each row, (rows,)."""
-    if (run == run[0]).all():  # a live stream
+    if (run == run[0]).all():
         return np.cumsum(counts) - counts
     order = np.argsort(run, kind="stable")
     before: Ints = np.cumsum(counts[order]) - counts[order]

@@ -8,7 +8,6 @@ from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import (
     BINS,
     LARGEST_WEIGHT,
-    MOST_ROWS,
     PRIOR_MEAN,
     REST,
     THRESHOLDS,
@@ -18,11 +17,14 @@ from eex.policies.algorithms.curves import (
     bins_of,
     blocks,
     checked_options,
+    frames_until_news,
+    pieces,
     plausible,
     relative_gain,
     rescale,
     shares_below,
-    weights_of,
+    smoothed,
+    weigh,
 )
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.parts import Composite
@@ -127,6 +129,15 @@ class GainCurve(Composite):
         arm = np.repeat(arm[:, None], context.frames, axis=1)
         return self.same_at_every_exit(self.grid[arm], arm)
 
+    def settled_for(self, first: int) -> int:
+        """Until a run decides anew, or may notice that its stream has changed."""
+        late, first = max(-first, 0), max(first, 0)
+        if self.change.alarmed.any() or not self.heard.all():
+            return 1 + late
+        due = (self.news * REST > self.heard) | np.isnan(self.decided)
+        until = frames_until_news(self.heard, np.where(due, 0.0, self.news), self.weight, self.growth)
+        return late + min(int(until.min()), self.change.settled_for(first))
+
     def _due(self, price: float) -> bool:
         """Whether the only run has to decide anew: as `choose` asks of many, in plain numbers."""
         return bool(self.change.alarmed[0] or self.news[0] * REST > self.heard[0] or self.decided[0] != price)
@@ -141,14 +152,16 @@ class GainCurve(Composite):
     def relative_gain(self) -> tuple[Floats, Floats, Floats]:
         """What offloading gains by confidence, as learned so far: the relative gain, one standard error of it, and the
         weight of the frames that came back, in frames as they count now; (runs, bins) each, over `CENTRES`."""
-        curve, error = relative_gain(self.offloads, self.gains, self.squares, self.weight)
+        near, gained = smoothed(self.offloads, self.gains, self.weight)
+        curve, error = relative_gain(near, gained, self.offloads, self.gains, self.squares, self.weight)
         return curve.T, error.T, self.offloads / self.weight[:, None]
 
     def _decide(self, rows: Ints, price: Floats, arm: Ints) -> None:
         """Decide for some runs: their arms, written into `arm`, (runs,), are the best under the highest plausible curve
         at the price of each run, (runs,)."""
         unit = self.weight[rows]  # of the prior: what a frame learned now would weigh
-        curve, error = relative_gain(self.offloads[rows], self.gains[rows], self.squares[rows], unit)
+        offloads, gains = self.offloads[rows], self.gains[rows]
+        curve, error = relative_gain(*smoothed(offloads, gains, unit), offloads, gains, self.squares[rows], unit)
         error *= self.beta
         earned = plausible(curve, error)
         earned -= price[rows]
@@ -160,8 +173,8 @@ class GainCurve(Composite):
 
     def learn(self, outcomes: Outcomes) -> None:
         """Count all frames by their confidence, and the relative gains of the offloaded ones."""
-        for start in range(0, len(outcomes), MOST_ROWS):
-            self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
+        for piece in pieces(outcomes, self.runs):
+            self._learn(piece)
 
     def _learn(self, outcomes: Outcomes) -> None:
         if len(outcomes) == 1:
@@ -172,10 +185,8 @@ class GainCurve(Composite):
         heard = ~np.isnan(outcomes.reward)
         sent = np.flatnonzero(outcomes.offloaded & heard)
         at = run * BINS + bins_of(confidence)
-        weight = weights_of(self.weight, self.growth, run, heard)
+        weight = weigh(self.weight, self.growth, run, heard, self.heard, self.news)
         np.add.at(self.seen.reshape(-1), at, weight)
-        np.add.at(self.heard, run, weight)
-        np.add.at(self.news, run, weight)
         gain = np.fmax(0.0, outcomes.confidence[sent, -1] - last_seen(exits[sent])[0])  # no reply gained nothing
         gain = np.minimum(gain / np.maximum(1 - confidence[sent], 1e-9), 1.0)
         at, weight = at[sent], weight[sent]
@@ -187,7 +198,6 @@ class GainCurve(Composite):
         np.add.at(self.gains.reshape(-1), at, weight)
         weight *= gain
         np.add.at(self.squares, run[sent], weight)
-        np.multiply.at(self.weight, run[heard], self.growth)
         rescale(self, self.weight, "seen", "offloads", "gains", "squares", "heard", "news")
         self.change.hear(run, outcomes.frame, exits[:, 0], off)
 

@@ -14,7 +14,7 @@ from eex.policies.algorithms.curves import (
     FROM_COARSE,
     LARGEST_WEIGHT,
     LOCAL,
-    MOST_ROWS,
+    MOMENTS,
     PRIOR_FRAMES,
     PRIOR_MEAN,
     PRIOR_SQUARE,
@@ -27,12 +27,15 @@ from eex.policies.algorithms.curves import (
     bins_of,
     blocks,
     checked_options,
+    frames_until_news,
+    pieces,
     plausible,
     relative_gain,
     rescale,
     shares_below,
+    smoothed,
     towards,
-    weights_of,
+    weigh,
 )
 from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.fleet import Layout
@@ -150,7 +153,7 @@ class StopCurve(Composite):
             self._forget(np.flatnonzero(self.change.alarmed))
         price = np.empty((self.runs, self.exits))  # of offloading, then of each further exit
         price[:, 0], price[:, 1:] = context.overhead, context.exit_cost
-        turn = self.frames // (TOGETHER if self.exits > 1 else 1)
+        turn = self._turn()
         due = (self.news * REST > self.known) & (turn != self.turn) | (self.decided != price).any(axis=1)
         exit_at, skip_below = self.exit_at, self.skip_below
         if due.any():
@@ -158,9 +161,11 @@ class StopCurve(Composite):
             exit_at, skip_below = exit_at.copy(), skip_below.copy()
             for block in blocks(len(rows)):
                 some = rows[block]
-                exit_at[some], skip_below[some], curve, _ = self._decide(some, price[some])
+                exit_at[some], skip_below[some], curves, _ = self._decide(some, price[some])
                 learned = self.known[some] > 0  # the curve of the prior is no state: nothing was learned
-                self.curve[some[learned]] = curve[learned]
+                at = _adjoining(some) if learned.all() else some[learned]
+                for i, curve in curves.items():
+                    self.curve[at, i] = curve.T if learned.all() else curve.T[learned]
             rows = rows[self.known[rows] > 0]
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
             self.decided[rows], self.turn[rows], self.news[rows] = price[rows], turn[rows], 0.0
@@ -180,15 +185,38 @@ class StopCurve(Composite):
             return any(cost != context.exit_cost for cost in costs)
         return bool((self.decided[:, 1:] != context.exit_cost).any())
 
+    def settled_for(self, first: int) -> int:
+        """Until a run decides anew, or may notice that its stream has changed."""
+        late, first = max(-first, 0), max(first, 0)
+        if self.change.alarmed.any() or not self.known.all():
+            return 1 + late
+        turn = self._turn()
+        due = (self.news * REST > self.known) & (turn != self.turn) | np.isnan(self.decided[:, 0])
+        until = frames_until_news(self.known, np.where(due, 0.0, self.news), self.weight, self.growth)
+        if self.exits > 1:  # not before the next turn, if it has decided in this one
+            same = np.where(due | (turn == self.turn), TOGETHER - self.frames % TOGETHER, 1)
+            until = np.maximum(until, same)
+        return late + min(int(until.min()), self.change.settled_for(first))
+
+    def _turn(self) -> Ints:
+        """Of each run: in one it decides but once, (runs,)."""
+        return self.frames // (TOGETHER if self.exits > 1 else 1)
+
     def _thresholds(self, exit_at: Floats, skip_below: Floats, frames: int) -> Thresholds:
         """What is played, from the thresholds of each run, (runs, exits) each."""
-        shape = (self.runs, frames)
-        thresholds = np.zeros((*shape, self.exits + 1))
-        thresholds[:, :, :-1] = exit_at[:, None]
-        skips, unknown = np.empty((*shape, self.exits)), np.empty(shape)
-        skips[:] = skip_below[:, None]
+        # frame after frame, as replay plays them
+        thresholds = np.zeros((frames, self.runs, self.exits + 1))
+        thresholds[:, :, :-1] = exit_at
+        skips, unknown = np.empty((frames, self.runs, self.exits)), np.empty((frames, self.runs))
+        skips[:] = skip_below
         unknown.fill(np.nan)
-        return Thresholds(thresholds, skips, np.zeros(shape, dtype=np.int64), unknown, np.zeros(shape, dtype=bool))
+        return Thresholds(
+            thresholds.transpose(1, 0, 2),
+            skips.transpose(1, 0, 2),
+            np.zeros((frames, self.runs), dtype=np.int64).T,
+            unknown.T,
+            np.zeros((frames, self.runs), dtype=bool).T,
+        )
 
     def _forget(self, rows: Ints) -> None:
         """Begin anew."""
@@ -220,65 +248,67 @@ class StopCurve(Composite):
         self.decided[:] = np.nan  # what was decided knew nothing of them
 
     def _sums(self, rows: Ints | slice) -> dict[str, Floats]:
-        """The sums of some runs by name."""
-        return {name: getattr(self, name)[rows] for name in self.layout.shapes}
+        """The sums of some runs by name; to be read only, as those of runs side by side are not copied."""
+        at = rows if isinstance(rows, slice) else _adjoining(rows)
+        return {name: getattr(self, name)[at] for name in self.layout.shapes}
 
     def relative_gain(self) -> tuple[Floats, Floats, Floats]:
         """What offloading gains by confidence at the last edge exit, as learned so far: the relative gain, one standard
         error of it, and the weight of the frames that came back, in frames as they count now; (runs, bins) each, over
         `CENTRES`."""
         offloads, gains, squares = (array[:, -1] for array in (self.offloads, self.gains, self.squares))
-        curve, error = relative_gain(offloads, gains, squares, self.weight)
+        near, gained = smoothed(offloads, gains, self.weight)
+        curve, error = relative_gain(near, gained, offloads, gains, squares, self.weight)
         return curve.T, error.T, offloads / self.weight[:, None]
 
     def going_on(self, overhead: float, exit_cost: ExitCost = 0.0) -> Floats:
         """What going on from each exit is worth by confidence, as high as it plausibly is, (runs, exits, bins)."""
         price = np.empty((self.runs, self.exits))
         price[:, 0], price[:, 1:] = overhead, exit_cost
-        return self._decide(np.arange(self.runs), price)[3]
+        worth = self._decide(np.arange(self.runs), price)[3]
+        return np.stack([worth[i].T for i in range(self.exits)], axis=1)
 
-    def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """Thresholds of some runs, (rows, exits) each; by confidence, (rows, exits, bins), the likeliest curves of the
-        relative gain, and what going on is plausibly worth."""
+    def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, dict[int, Floats], dict[int, Floats]]:
+        """Thresholds of some runs, (rows, exits) each; then by exit, (bins, rows) each: the likeliest curves of the
+        relative gain, of exits that may send frames to the cloud, and what going on is plausibly worth."""
         unit = self.weight[rows]  # of the prior: what a frame learned now would weigh
-        sums = self._sums(slice(None) if len(rows) == self.runs else rows)
+        sums = self._sums(rows)
         if self._lender is not None:
             sums = with_borrowed(sums, self._lender, unit[:, None], rows)
-        c = CENTRES[:, None]
+        c, last = CENTRES[:, None], self.exits - 1
+        near, gained = smoothed(sums["offloads"], sums["gains"], unit)
+        arrived = np.array(sums["seen"].transpose(1, 2, 0), order="C")
+        arrived += unit / BINS
         exit_at, skip_below = np.empty((len(rows), self.exits)), np.zeros((len(rows), self.exits))
-        curves, worth = np.empty((len(rows), self.exits, BINS)), np.empty((len(rows), self.exits, BINS))
+        curves, worth = {}, {}
         won = value = final = c  # (bins, rows)
-        for i in range(self.exits - 1, -1, -1):
-            arrived = sums["seen"][:, i].T.copy()
-            arrived += unit / BINS
-            offloads, gains = sums["offloads"][:, i], sums["gains"][:, i]
-            if i == self.exits - 1:  # what going on gains over leaving here, as high as it plausibly is
-                curve, error = relative_gain(offloads, gains, sums["squares"][:, i], unit)
+        for i in range(last, -1, -1):
+            if i == last:  # what going on gains over leaving here, as high as it plausibly is
+                offloads, gains, squares = (sums[name][:, i] for name in ("offloads", "gains", "squares"))
+                curve, error = relative_gain(near[i], gained[i], offloads, gains, squares, unit)
+                curves[i] = curve
                 error *= self.beta
                 won = plausible(curve, error)
                 won -= price[:, 0]
                 final = c + curve * ROOM  # confidence that the cloud would come to, as it is expected
-                curves[:, i] = curve.T
             else:
                 won, likely = self._ahead(sums["moves"][:, i], unit, value, final)
                 won -= price[:, i + 1]
                 if self.skip:
-                    final = np.clip(c + likely, 0.0, 1.0)
-                    curve, _ = towards(np.clip(likely / ROOM, 0.0, 1.0), offloads, gains, unit)
+                    final = np.minimum(np.maximum(c + likely, 0.0), 1.0)
+                    curve = towards(np.minimum(np.maximum(likely / ROOM, 0.0), 1.0), near[i], gained[i], unit)
+                    curves[i] = curve
                     skipping = curve * ROOM
                     skipping -= price[:, 0]
                     more = skipping - np.maximum(won, 0.0)
-                    more *= arrived
+                    more *= arrived[i]
                     skip_below[:, i] = self.grid[best_arm(more, self._below)]
                     np.putmask(skipping, c >= skip_below[:, i], -1.0)
                     np.maximum(won, skipping, out=won)
-                    curves[:, i] = curve.T
-                else:
-                    curves[:, i] = self.curve[rows, i]
-            worth[:, i] = (c + won).T
-            arrived *= won
-            exit_at[:, i] = self.grid[best_arm(arrived, self._below)]
-            value = c + np.maximum(won, 0.0)  # of arriving here
+            worth[i] = c + won
+            arrived[i] *= won
+            exit_at[:, i] = self.grid[best_arm(arrived[i], self._below)]
+            value = np.maximum(worth[i], c)  # of arriving here
         return exit_at, np.minimum(skip_below, exit_at), curves, worth
 
     def _ahead(self, moves: Floats, unit: Floats, value: Floats, final: Floats) -> tuple[Floats, Floats]:
@@ -297,34 +327,29 @@ class StopCurve(Composite):
             By the confidence here: the value there less the confidence here, before the exit's cost, as high as it
             plausibly is; and by how much the cloud's confidence is expected to exceed it.
         """
-        c, room = COARSE_CENTRES, 1 - COARSE_CENTRES  # of the frames that went on
-        value, final = (0.5 * (each[::2] + each[1::2]) for each in (value, final))
+        c = COARSE_CENTRES  # of the frames that went on
         there = np.empty((len(moves), 4, COARSE))
-        there[:, 0], there[:, 1], there[:, 2], there[:, 3] = 1.0, value.T, (value * value).T, final.T
-        sums = np.ascontiguousarray((there @ moves.transpose(0, 2, 1)).transpose(1, 2, 0))  # (4, coarse, rows)
-        count, values, squares, finals = sums
+        there[:, 0] = 1.0
+        for k, each in ((1, value), (2, final)):
+            both = each[::2] + each[1::2]
+            both *= 0.5
+            there[:, k] = both.T
+        np.multiply(there[:, 1], there[:, 1], out=there[:, 3])
+        sums = np.array((there @ moves.transpose(0, 2, 1)).transpose(1, 2, 0), order="C")  # (4, coarse, rows)
+        count, values, _, squares = sums
         prior, pull = PRIOR_FRAMES * unit, LOCAL * unit
-        near = FROM_COARSE @ count
+        squared, left, left_squared = MOMENTS @ count
+        off = squares.sum(axis=0) - 2 * (c @ values) + squared  # squares of V(c') - c
+        total, scale = left + prior / 2, left_squared + prior / 3
+        sums[1:3] -= c[:, None] * count  # V(c') - c, and the same of the cloud's confidence
+        means = (sums[1:3].sum(axis=1) + PRIOR_MEAN * prior / 2) / total  # over all, in units of what was left to win
+        near, won, likely = smooth = FROM_COARSE @ sums[:3]  # over the frames nearby
         near += pull
-        total, scale = room @ count + prior / 2, room**2 @ count + prior / 3
-        off = squares.sum(axis=0) - 2 * (c @ values) + c**2 @ count  # squares of V(c') - c
-        below = c[:, None] * count
-        values -= below  # V(c') - c
-        finals -= below
-
-        def smoothed(sums: Floats) -> tuple[Floats, Floats]:
-            """Means over the frames nearby; and over all, (rows,), in units of what was left to win."""
-            mean = (sums.sum(axis=0) + PRIOR_MEAN * prior / 2) / total
-            means: Floats = FROM_COARSE @ sums
-            means += ROOM * (pull * mean)
-            means /= near
-            return means, mean
-
-        likely = smoothed(finals)[0]
-        won, mean = smoothed(values)
-        spread = np.maximum((off + PRIOR_SQUARE * prior / 3) / scale - mean**2, 0.0)
-        error = np.sqrt(spread * unit / near)
-        error *= self.beta * ROOM
+        smooth[1:] += ROOM * (pull * means)[:, None]
+        smooth[1:] /= near
+        spread = np.maximum((off + PRIOR_SQUARE * prior / 3) / scale - means[0] ** 2, 0.0)
+        error = ROOM * (self.beta * np.sqrt(spread * unit))
+        error /= np.sqrt(near, out=near)
         won += error
         return np.minimum(won, ROOM, out=won), likely
 
@@ -332,46 +357,46 @@ class StopCurve(Composite):
 
     def learn(self, outcomes: Outcomes) -> None:
         """Count visits, moves from exit to exit, and the relative gains of offloaded frames."""
-        for start in range(0, len(outcomes), MOST_ROWS):
-            self._learn(outcomes[start : start + MOST_ROWS] if len(outcomes) > MOST_ROWS else outcomes)
+        for piece in pieces(outcomes, self.runs):
+            self._learn(piece)
 
     def _learn(self, outcomes: Outcomes) -> None:
         if len(outcomes) == 1:
             self._learn_one(outcomes)
             return
-        edge, run, exits = outcomes.confidence[:, :-1], outcomes.run, self.exits
+        run, exits = outcomes.run, self.exits
         counts = outcomes.reward == outcomes.reward
-        weight = weights_of(self.weight, self.growth, run, counts)
-        here = np.ascontiguousarray(edge.T)  # (exits, rows)
+        weight = weigh(self.weight, self.growth, run, counts, self.known, self.news)
+        np.add.at(self.frames, run if counts.all() else run[counts], 1)
+        here = np.ascontiguousarray(outcomes.confidence[:, :-1].T)  # (exits, rows)
         bins = bins_of(here)
-        heavy = weight * (here == here)  # an exit that a frame did not visit learns nothing
-        each = np.arange(exits)[:, None]
-        np.add.at(self.seen.reshape(-1), ((run * exits + each) * BINS + bins).reshape(-1), heavy.reshape(-1))
-        if exits > 1:
-            coarse = bins // (BINS // COARSE)
-            cell = ((run * (exits - 1) + each[:-1]) * COARSE + coarse[:-1]) * COARSE + coarse[1:]
-            np.add.at(self.moves.reshape(-1), cell.reshape(-1), heavy[1:].reshape(-1))
-        np.add.at(self.known, run, weight)
-        np.add.at(self.news, run, weight)
+        of = run * exits  # the run's first exit
+        np.add.at(self.seen.reshape(-1), of * BINS + bins[0], weight)
+        for i in range(1, exits):  # an exit that a frame did not visit learns nothing
+            went = np.flatnonzero(here[i] == here[i])
+            if not len(went):
+                break
+            heavy, before, now = weight.take(went), bins[i - 1].take(went), bins[i].take(went)
+            np.add.at(self.seen.reshape(-1), (of.take(went) + i) * BINS + now, heavy)
+            before, now = before // (BINS // COARSE), now // (BINS // COARSE)
+            cell = ((run.take(went) * (exits - 1) + i - 1) * COARSE + before) * COARSE + now
+            np.add.at(self.moves.reshape(-1), cell, heavy)
         off = np.full(len(run), np.nan)  # how far gains lie from the curve
         sent = np.flatnonzero(outcomes.offloaded & counts)
         if len(sent):
-            last, further = last_seen(edge[sent])
+            last, further = last_seen(outcomes.confidence[sent, :-1])
             # a reply that never came gained nothing
             gain = np.fmax(0.0, outcomes.confidence[sent, -1] - last) / np.maximum(1 - last, 1e-9)
             gain = np.minimum(gain, 1.0)
-            of = run[sent] * exits + further
-            at, weight = of * BINS + bins[further, sent], weight[sent]
+            exit = run[sent] * exits + further
+            at, weight = exit * BINS + bins[further, sent], weight[sent]
             off[sent] = gain - self.curve.reshape(-1).take(at)
             off[np.isnan(self.decided[:, 0].take(run))] = np.nan  # from no more than the prior, they all lie off
             np.add.at(self.offloads.reshape(-1), at, weight)
             weight *= gain
             np.add.at(self.gains.reshape(-1), at, weight)
             weight *= gain
-            np.add.at(self.squares.reshape(-1), of, weight)
-        counted = run if counts.all() else run[counts]
-        np.multiply.at(self.weight, counted, self.growth)
-        np.add.at(self.frames, counted, 1)
+            np.add.at(self.squares.reshape(-1), exit, weight)
         rescale(self, self.weight, "moves", "offloads", "gains", "squares", "seen", "known", "news")
         self.change.hear(run, outcomes.frame, here[0], off)
 
@@ -404,3 +429,8 @@ class StopCurve(Composite):
             if self.weight[run] > LARGEST_WEIGHT:
                 rescale(self, self.weight, "moves", "offloads", "gains", "squares", "seen", "known", "news")
         self.change.hear_one(run, int(outcomes.frame[0]), edge[0], off)
+
+
+def _adjoining(rows: Ints) -> Ints | slice:
+    """The same rows, at least one and rising, as a slice if they lie side by side, which needs no copy."""
+    return slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows

@@ -125,6 +125,8 @@ SUMS = frozenset(
 )
 """Names of learned arrays that are always finite."""
 ROUNDING = 1e-6
+FOREVER = 2**62
+"""Frames for which a policy that never learns is settled."""
 
 
 class Arrays:
@@ -218,6 +220,21 @@ class Policy(Arrays):
 
     def learn(self, outcomes: Outcomes) -> None:
         """Take in finished frames. Frames whose reward is NaN teach nothing, but are no longer awaited."""
+
+    def settled_for(self, first: int) -> int:
+        """How many frames its choice stands for, at least 1: learning from fewer cannot change it, whatever they bring.
+
+        Replay plays that many rounds at once. The promise holds while prices stay as they are and feedback comes in the
+        order of the frames.
+
+        Parameters
+        ----------
+        first
+            Number of the next frame that it learns from, the same for all runs; -n if it learns from none before it has
+            chosen for n more, feedback being late.
+        """
+        never_learns = getattr(self.learn, "__func__", None) is Policy.learn
+        return FOREVER if never_learns else 1
 
     def same_at_every_exit(self, threshold: Floats, arm: Ints, probability: Floats | None = None) -> Thresholds:
         """Thresholds that hold at every exit, from those of each run and frame, both (runs, frames)."""

@@ -1,8 +1,8 @@
 """Replay: plays a policy over a trace, many runs side by side, with late feedback."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ from eex.policies.core.world import step
 
 Order = Literal["resampled", "in-order", "segments"]
 _PURPOSE = 1  # of draws
+_AT_ONCE = 16_384  # frames that are played in one step, at most
+_REPORTED = 256  # rounds between reports
 
 
 @dataclass(frozen=True)
@@ -196,23 +198,30 @@ def replay(
     done: dict[str, NDArray[Any]] = {name: np.zeros((rounds, runs), dtype=kind) for name, kind in _COPIED.items()}
     answers: NDArray[Any] = np.zeros((rounds, runs), dtype=np.int32)  # a trace may have a million classes
     utility, paid = np.zeros((rounds, runs)), np.zeros((rounds, runs))
-    for t in range(rounds):
+    t = 0
+    while t < rounds:
         for outcomes in delivery.due(t):
             policy.learn(outcomes)
-        probabilities = None if trace.probabilities is None else trace.probabilities[by_round[t]][:, None]
-        chosen = policy.choose(delivery.context(t, price, exit_cost, probabilities))
+        count = 1
+        if link is None and feedback is None:
+            count = min(policy.settled_for(t - delay), rounds - t, max(1, _AT_ONCE // runs))
+        stop = t + count
+        rows = by_round[t:stop]
+        probabilities = None if trace.probabilities is None else trace.probabilities.take(rows.T, axis=0)
+        chosen = policy.choose(delivery.context(t, count, price, exit_cost, probabilities))
         if foreign:
-            check_thresholds(policy, chosen, 1)
+            check_thresholds(policy, chosen, count)
         took, fate = _fate(t, link, feedback, keys, seed)
-        outcomes, answers[t], utility[t], paid[t] = _played(
-            trace, by_round[t], t, chosen, price, exit_cost, kind, took, fate
-        )
-        _set_latency(t, trace, given_ms, by_round[t], outcomes, took, feedback)
+        outcomes, *found = _played(trace, rows, t, chosen, price, exit_cost, kind, took, fate)
+        _set_latency(t, trace, given_ms, rows.reshape(-1), outcomes, took, feedback)
         delivery.add(t, outcomes, took)
+        for column, values in zip((answers, utility, paid), found, strict=True):
+            column[t:stop] = values.reshape(count, runs)
         for name in _COPIED:
-            done[name][t] = getattr(outcomes, name)
-        if t % 256 == 255:
-            report(t + 1)
+            done[name][t:stop] = getattr(outcomes, name).reshape(count, runs)
+        for reported in range(t - t % _REPORTED + _REPORTED, stop + 1, _REPORTED):
+            report(reported)
+        t = stop
     report(rounds)
     columns = done | {"answer": answers, "utility": utility, "paid": paid}
     return Replayed(frame=drawn, **{name: column.T for name, column in columns.items()})
@@ -291,7 +300,7 @@ def _set_latency(
 
 def _played(
     trace: Trace,
-    row: Ints,
+    rows: Ints,
     t: int,
     chosen: Thresholds,
     price: Floats,
@@ -300,22 +309,26 @@ def _played(
     took: Floats | None,
     fate: Mapping[str, Any],
 ) -> tuple[Outcomes, Ints, Floats, Floats]:
-    """Outcomes of round t, in which each run plays a row of the trace, (runs,); classes of the answers; utilities, and
-    what was paid."""
-    runs, exit_at = len(row), chosen.exit_at[:, 0]
+    """Outcomes of the rounds from t on, round after round, in which each run plays a row of the trace, (rounds, runs);
+    classes of the answers; utilities, and what was paid, (rounds x runs,) each."""
+    count, runs = rows.shape
+    row = rows.reshape(-1)
+    by_round = {f.name: _round_by_round(getattr(chosen, f.name)) for f in fields(Thresholds)}
+    exit_at, skip_below = by_round["exit_at"], by_round["skip_below"]
+    overhead = price if count == 1 else np.tile(price, count)
     # exit after exit, as numpy is slow along an axis as short as theirs
     confidence = trace.confidence.take(row, axis=0).copy(order="F")
     prediction = trace.prediction.take(row, axis=0).copy(order="F")
-    stepped = step(confidence, exit_at, chosen.skip_below[:, 0], price, exit_cost, kind=kind, **fate)
+    stepped = step(confidence, exit_at, skip_below, overhead, exit_cost, kind=kind, **fate)
     utility = stepped.reward + stepped.last if kind == "adaee" else stepped.reward
     paid = stepped.last + stepped.offloaded * stepped.gain - utility
     hide(confidence, prediction, stepped.visited, stepped.replied)
     outcomes = Outcomes(
-        run=np.arange(runs),
-        frame=np.full(runs, t),
-        arm=chosen.arm[:, 0],
-        probability=chosen.probability[:, 0],
-        audited=chosen.audited[:, 0],
+        run=np.tile(np.arange(runs), count),
+        frame=np.repeat(np.arange(t, t + count), runs),
+        arm=by_round["arm"],
+        probability=by_round["probability"],
+        audited=by_round["audited"],
         exit_at=exit_at,
         confidence=confidence,
         prediction=prediction,
@@ -323,11 +336,18 @@ def _played(
         offloaded=stepped.offloaded,
         fallback=stepped.fallback,
         sent=stepped.sent,
-        latency_ms=np.zeros(runs),
-        overhead=price,
+        latency_ms=np.zeros(len(row)),
+        overhead=overhead,
         reward=stepped.reward,
     )
     return outcomes, answer(confidence, prediction, stepped.exit, exit_at[:, -1]), utility, paid
+
+
+def _round_by_round(values: NDArray[Any]) -> NDArray[Any]:
+    """What holds per run and round, (runs, rounds, …), flat and round after round."""
+    if values.shape[1] == 1:
+        return values[:, 0]
+    return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
 
 
 class _Delivery:
@@ -337,27 +357,31 @@ class _Delivery:
         self.delay, self.link, self.feedback = delay, link, feedback
         self.queue: Ints = np.zeros(runs, dtype=np.int64)
         self.link_ms: Floats = np.full(runs, np.nan)
-        self._rounds: dict[int, list[tuple[Outcomes, Floats | None]]] = defaultdict(list)
-        # outcomes and round trips, by the round before which they are learned from
+        self._waiting: deque[Outcomes] = deque()  # where all feedback is equally late, in the order of the rounds
+        self._learned = 0  # rounds of them that the policy has learned from
+        self._rounds: dict[int, list[tuple[Outcomes, Floats]]] = defaultdict(list)
+        # over a link, outcomes and round trips, by the round before which they are learned from
         self._frames: dict[int, Outcomes] = {}  # with a live run's feedback: by frame, until the live run had them
         self._order = None if feedback is None else deque(zip(feedback.chosen, feedback.frame, strict=True))
 
-    def context(self, t: int, overhead: Floats, exit_cost: ExitCost, probabilities: Floats | None) -> Context:
-        """What is known before round t."""
+    def context(
+        self, t: int, count: int, overhead: Floats, exit_cost: ExitCost, probabilities: Floats | None
+    ) -> Context:
+        """What is known before round t, in which frames are chosen for as far ahead as `count` says."""
         queue: int | Ints = self.queue.copy()
         link_ms: float | Floats = self.link_ms.copy()
         reachable = True
         if self.feedback is not None:
             queue, link_ms = int(self.feedback.queue[t]), float(self.feedback.link_ms[t])
             reachable = self.feedback.reachable is None or bool(self.feedback.reachable[t])
-        return Context(1, t, overhead, exit_cost, probabilities, queue, link_ms, reachable)
+        return Context(count, t, overhead, exit_cost, probabilities, queue, link_ms, reachable)
 
     def add(self, t: int, outcomes: Outcomes, took: Floats | None) -> None:
-        """Take in what round t brought, and the round trips of its offloaded frames, (runs,)."""
+        """Take in what the rounds from t on brought, and the round trips of their offloaded frames, (runs,)."""
         if self._order is not None:
             self._frames[t] = outcomes
         elif self.link is None:
-            self._rounds[t + 1 + self.delay].append((outcomes, None))
+            self._waiting.append(outcomes)
         else:
             self.queue += outcomes.offloaded
             trip = np.where(outcomes.offloaded, 0.0 if took is None else took, 0.0)
@@ -372,11 +396,24 @@ class _Delivery:
             while self._order and self._order[0][0] <= t:
                 returned.append(self._frames.pop(self._order.popleft()[1]))
             return returned
+        if self.link is None:
+            return list(self._equally_late(t))
         due = self._rounds.pop(t, [])
         for outcomes, trip in due:
-            if trip is not None:
-                back, trip = outcomes[outcomes.offloaded], trip[outcomes.offloaded]
-                np.subtract.at(self.queue, back.run, 1)
-                before = self.link_ms[back.run]
-                self.link_ms[back.run] = np.where(np.isnan(before), trip, 0.8 * before + 0.2 * trip)
+            back, trip = outcomes[outcomes.offloaded], trip[outcomes.offloaded]
+            np.subtract.at(self.queue, back.run, 1)
+            before = self.link_ms[back.run]
+            self.link_ms[back.run] = np.where(np.isnan(before), trip, 0.8 * before + 0.2 * trip)
         return [outcomes for outcomes, _ in due]
+
+    def _equally_late(self, t: int) -> Iterator[Outcomes]:
+        """Outcomes of the rounds that are `delay` rounds old before round t, and were not learned from yet."""
+        runs = len(self.queue)
+        while self._waiting and self._learned < t - self.delay:
+            outcomes = self._waiting.popleft()
+            rows = (t - self.delay - self._learned) * runs
+            if len(outcomes) > rows:
+                self._waiting.appendleft(outcomes[rows:])
+                outcomes = outcomes[:rows]
+            self._learned += len(outcomes) // runs
+            yield outcomes

@@ -28,6 +28,14 @@ def test_synthetic_answers_are_right_as_often_as_they_are_confident():
     assert (trace.confidence[:, 1] >= trace.confidence[:, 0]).all()
 
 
+@pytest.mark.parametrize("exits", [1, 3])
+def test_synthetic_exits_are_surer_the_deeper_they_lie(exits):
+    trace = synthetic_trace(exits=exits)
+    assert trace.edge_exits == exits
+    assert (np.diff(trace.confidence, axis=1) >= 0).all()
+    np.testing.assert_allclose(trace.correct.mean(axis=0), trace.confidence.mean(axis=0), atol=0.02)
+
+
 def test_river_is_told_the_rewards_of_the_arms_it_pulls():
     told = []
 

@@ -364,3 +364,31 @@ def test_the_frames_of_each_run_may_be_given():
     policy = make_policy("fixed:p_tar=0.8", runs=2)
     played = replay(policy, Trace(confidence, nothing, nothing[:, 0], ("a",)), 0.1, frames=np.array([[0, 1], [1, 1]]))
     assert played.offloaded.tolist() == [[False, True], [True, True]]
+
+
+@pytest.mark.parametrize("delay", [0, 50])
+@pytest.mark.parametrize(("name", "exits"), [("stop-curve", 3), ("stop-curve", 1), ("gain-curve", 2), ("fixed", 2)])
+def test_rounds_for_which_a_policy_is_settled_are_played_at_once_and_change_nothing(name, exits, delay):
+    easy, hard = make_trace(exits, frames=600), make_trace(exits, frames=600)
+    hard.confidence[:, :-1] *= 0.6  # so that some runs begin anew, each at its own time
+    both = {f: np.concatenate([getattr(easy, f), getattr(hard, f)]) for f in ("confidence", "prediction", "label")}
+    trace = Trace(**both, classes=easy.classes)
+    rows = np.random.default_rng(0).integers(0, 600, (8, 1200)) + 600 * (np.arange(1200) >= 600)
+    played, steps = [], []
+    for one_by_one in (False, True):
+        policy = make_policy(name, exits=exits, runs=8)
+        choose = policy.choose
+        if one_by_one:
+            policy.settled_for = lambda first: 1
+        steps.append(0)
+
+        def counted(context, choose=choose):
+            steps[-1] += 1
+            return choose(context)
+
+        policy.choose = counted
+        played.append(replay(policy, trace, 0.1, frames=rows, delay=delay, exit_cost=0.02, kind="utility"))
+    assert steps[1] == 1200
+    assert steps[0] < 700
+    for column in ("arm", "exit", "offloaded", "utility", "answer"):
+        np.testing.assert_array_equal(getattr(played[0], column), getattr(played[1], column))
