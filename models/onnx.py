@@ -131,6 +131,11 @@ ELSEWHERE = b"\x0a\x08location\x12"
 """How a tensor that is kept in another file begins to say in which: an entry with this key, in protobuf's encoding."""
 
 
+LARGE_BYTES = 1 << 18
+"""Bytes of one frame's input from which on a processor is given one frame at a time: what lies between the layers is
+several times as large, and of several frames it would leave the cache. Up to the first 14x14 maps of
+EfficientNet-Lite0, an image of 224x224 pixels took 7.6 ms by itself and 9.9 ms as one of 32."""
+
 _shared = 0
 """Threads of the pool that spinning sessions share; 0 before there is one."""
 
@@ -180,13 +185,20 @@ class Session:
             raise ModelError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot run it: {line}") from None
         if PROVIDERS[provider] not in self.session.get_providers():
             raise EexError(f"--provider {provider}: is installed, but cannot be used on this machine")
+        self.on_processor = provider == "cpu"
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
             raise ModelError(f"{path}: must turn one float32 array into one; run eex-export again")
         self.input, self.outputs = inputs[0].name, [outputs[0].name]
 
     def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
-        values: NDArray[Any] = self.session.run(self.outputs, {self.input: np.ascontiguousarray(x, np.float32)})[0]
+        x = np.ascontiguousarray(x, np.float32)
+        if self.on_processor and len(x) > 1 and x[0].nbytes >= LARGE_BYTES:
+            return np.concatenate([self._run(x[i : i + 1]) for i in range(len(x))])
+        return self._run(x)
+
+    def _run(self, x: NDArray[Any]) -> NDArray[Any]:
+        values: NDArray[Any] = self.session.run(self.outputs, {self.input: x})[0]
         return values
 
 

@@ -72,6 +72,26 @@ def test_backends_answer_like_the_saved_model(model, backend, batch):
             np.testing.assert_allclose(to_numpy(logits), saved.branch(0, expert, x).numpy(), **near)
 
 
+def test_large_frames_are_run_one_by_one_on_a_processor(exported, monkeypatch):
+    x = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
+    expected = load_onnx(exported).stage(0, x)
+    monkeypatch.setattr("eex.models.onnx.LARGE_BYTES", x[0].nbytes)
+    net, ran = load_onnx(exported), []
+    whole = net.stages[0].session.run
+
+    class Counted:
+        def run(self, outputs, given):
+            ran.append([len(value) for value in given.values()])
+            return whole(outputs, given)
+
+    net.stages[0].session = Counted()
+    np.testing.assert_allclose(net.stage(0, x), expected, rtol=1e-5, atol=1e-5)
+    assert ran == [[1], [1], [1]]
+    monkeypatch.setattr("eex.models.onnx.LARGE_BYTES", x[0].nbytes + 1)
+    net.stage(0, x)
+    assert ran[3:] == [[3]]
+
+
 def test_auto_says_what_it_measured(model, caplog):
     load_network(config(model, "auto"))
     assert "a micro-batch of 2 takes" in caplog.text
