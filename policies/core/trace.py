@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing
-from eex.policies.core.pieces import Pieces
+from eex.policies.core.pieces import Pieces, let_go
 from eex.policies.core.schedule import PRISTINE
 
 FORMAT = b"eex-trace-1"
@@ -274,7 +274,12 @@ def _trace(
     names = Pieces()
     for start in range(0, len(number), PIECE):
         names.add({"distortion": named[number[start : start + PIECE]]})
-    return Trace(**columns, **names.whole(), classes=classes, experts=experts, model=model)
+    columns |= names.whole()
+    trace = Trace(**columns, classes=classes, experts=experts, model=model)
+    for column in (number, *columns.values()):
+        if isinstance(column.base, mmap.mmap):
+            let_go(column.base)  # all of it was looked at, and seldom is again
+    return trace
 
 
 def _rounded(piece: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -306,8 +311,8 @@ def _tables(path: Path) -> Iterator[Any]:
                     yield pa.Table.from_batches([batch])
             return
         with path.open("rb") as file:
-            mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        with pa.BufferReader(mapped) as source, pa.ipc.open_file(source) as reader:
+            area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.BufferReader(pa.py_buffer(area)) as source, pa.ipc.open_file(source) as reader:
             reader.schema.names  # noqa: B018, may be no text in a damaged file
             yield reader.schema.empty_table()
             for k in range(reader.num_record_batches):
@@ -315,6 +320,7 @@ def _tables(path: Path) -> Iterator[Any]:
                 table.validate(full=True)
                 for start in range(0, len(table), PIECE):
                     yield table[start : start + PIECE]
+                let_go(area)
     except (pa.ArrowException, OSError, ValueError):  # of a file that can be opened: what it holds
         if _is_parquet(path):
             raise EexError("is no Parquet file, or is cut off") from None

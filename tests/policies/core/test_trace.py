@@ -530,6 +530,23 @@ def test_a_large_trace_plays_in_little_memory(tmp_path, monkeypatch):
     assert len(pickle.dumps(mapped)) < 5000  # for other processes, which map the same files
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is resident")
+def test_a_large_trace_that_was_read_is_not_resident(tmp_path, monkeypatch):
+    def resident():
+        status = Path("/proc/self/status").read_text()
+        return sum(1024 * int(status.split(f"{kind}:")[1].split()[0]) for kind in ("RssAnon", "RssFile"))
+
+    trace = make_trace(frames=250_000)
+    write_trace(tmp_path / "trace.arrow", trace)
+    size = sum(column.nbytes for column in vars(trace).values() if isinstance(column, np.ndarray))
+    monkeypatch.setattr("eex.policies.core.pieces.MOST_IN_MEMORY", 1 << 20)
+    monkeypatch.setattr("eex.policies.core.trace.PIECE", 1 << 12)
+    before = resident()
+    mapped = read_trace(tmp_path / "trace.arrow")
+    assert resident() - before < size / 3
+    assert_same(mapped, trace)
+
+
 @pytest.mark.parametrize("text", [PLAIN, TIMED])
 def test_a_large_csv_file_is_the_same_in_pieces(tmp_path, monkeypatch, text):
     header, *rows = text.splitlines(keepends=True)
