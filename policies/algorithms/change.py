@@ -1,5 +1,7 @@
 """Has a stream changed? Two-sided cumulative sums (CUSUM) of block means, for many runs side by side."""
 
+import math
+
 import numpy as np
 
 from eex.policies.algorithms.curves import rounds_of
@@ -74,6 +76,14 @@ class Change(Arrays):
 
         Frames without a value of the first signal are not counted.
         """
+        if len(self.alarmed) == 1 and len(frame) and self._in_order(frame, values[0]):
+            start, end = 0, len(frame)
+            while start < end:  # block by block
+                block = int(frame[start]) // BLOCK
+                stop = min(end, start + BLOCK - int(frame[start]) % BLOCK)
+                self._hear_only_run(block, tuple(value[start:stop] for value in values))
+                start = stop
+            return
         rounds = rounds_of(run, len(self.alarmed))
         if rounds and self._all_of_one_block(frame, values[0]):
             self._hear_rounds(int(frame[0]) // BLOCK, [value.reshape(rounds, -1) for value in values])
@@ -112,6 +122,11 @@ class Change(Arrays):
                 self._look(of, count.reshape(-1, signals)[at], total.reshape(-1, signals)[at])
                 full = np.delete(full, first)
 
+    def _in_order(self, frame: Ints, value: Floats) -> bool:
+        """Whether all frames follow each other, and have a value."""
+        follow = frame[-1] - frame[0] == len(frame) - 1 and (frame[1:] > frame[:-1]).all()
+        return bool(follow and (value == value).all())
+
     def _all_of_one_block(self, frame: Ints, value: Floats) -> bool:
         """Whether all frames are of one block that every run may still be filling, and have a value."""
         first, last = (int(end) // BLOCK for end in (frame.min(), frame.max()))
@@ -138,6 +153,23 @@ class Change(Arrays):
         if len(full):
             self._look(full, count[full], total[full])
 
+    def _hear_only_run(self, block: int, values: tuple[Floats, ...]) -> None:
+        """`hear` of frames of one block of the only run, in plain numbers: a live stream has no time for more."""
+        slot = block % OPEN
+        if self.number[0, slot] != block:
+            if self.number[0, slot] > block:  # too late
+                return
+            self.number[0, slot] = block
+            self.count[0, slot] = self.total[0, slot] = 0.0
+        count, total = self.count[0, slot], self.total[0, slot]
+        for s, value in enumerate(values):
+            known = value[value == value] if s else value
+            if len(known):
+                count[s] += len(known)
+                total[s] += float(known.sum())
+        if count[0] == BLOCK:
+            self._look_at_one(0, count.tolist(), total.tolist())
+
     def hear_one(self, run: int, frame: int, *values: float) -> None:
         """`hear` of a single frame, in plain numbers."""
         if values[0] != values[0]:
@@ -155,7 +187,7 @@ class Change(Arrays):
                 self.count[run, slot, s] += 1.0
                 self.total[run, slot, s] += value
         if self.count[run, slot, 0] == BLOCK:
-            self._look(np.array([run]), self.count[run, slot][None], self.total[run, slot][None])
+            self._look_at_one(run, self.count[run, slot].tolist(), self.total[run, slot].tolist())
 
     def settled_for(self, first: int) -> int:
         """Frames from this number on, heard in order, before which none of them can bring an alarm."""
@@ -185,3 +217,24 @@ class Change(Arrays):
         self.mean[run] = mean + share * off
         self.spread[run] = spread + share * known * off**2
         self.known[run], self.blocks[run] = known + count, blocks + has
+
+    def _look_at_one(self, run: int, count: list[float], total: list[float]) -> None:
+        """`_look` at a block of one run, in plain numbers."""
+        for s, (values, of_values) in enumerate(zip(count, total, strict=True)):
+            if not values:
+                continue
+            blocks, known = float(self.blocks[run, s]), float(self.known[run, s])
+            spread, off = float(self.spread[run, s]), of_values / values - float(self.mean[run, s])
+            z = 0.0
+            if blocks >= QUIET:
+                variance = (spread + PRIOR_BLOCKS * float(self.variance[s])) / (max(blocks - 1, 0.0) + PRIOR_BLOCKS)
+                z = off / math.sqrt(variance * (1 / max(values, 1.0) + 1 / max(known, 1.0)))
+                z = min(max(z, -MOST), MOST)
+            self.up[run, s] = max(0.0, self.up[run, s] + z - ALLOWED)
+            self.down[run, s] = max(0.0, self.down[run, s] - z - ALLOWED)
+            share = values / max(known + values, 1.0)
+            self.mean[run, s] += share * off
+            self.spread[run, s] = spread + share * known * off**2
+            self.known[run, s], self.blocks[run, s] = known + values, blocks + 1
+        if self.alarm and max(*self.up[run].tolist(), *self.down[run].tolist()) > self.alarm:
+            self.alarmed[run] = True

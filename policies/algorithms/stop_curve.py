@@ -373,7 +373,7 @@ class StopCurve(Composite):
         of = run * exits  # the run's first exit
         np.add.at(self.seen.reshape(-1), of * BINS + bins[0], weight)
         for i in range(1, exits):  # an exit that a frame did not visit learns nothing
-            went = np.flatnonzero(here[i] == here[i])
+            went = (here[i] == here[i]).nonzero()[0]
             if not len(went):
                 break
             heavy, before, now = weight.take(went), bins[i - 1].take(went), bins[i].take(went)
@@ -382,7 +382,7 @@ class StopCurve(Composite):
             cell = ((run.take(went) * (exits - 1) + i - 1) * COARSE + before) * COARSE + now
             np.add.at(self.moves.reshape(-1), cell, heavy)
         off = np.full(len(run), np.nan)  # how far gains lie from the curve
-        sent = np.flatnonzero(outcomes.offloaded & counts)
+        sent = (outcomes.offloaded & counts).nonzero()[0]
         if len(sent):
             last, further = last_seen(outcomes.confidence[sent, :-1])
             # a reply that never came gained nothing

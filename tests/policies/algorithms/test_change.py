@@ -91,3 +91,19 @@ def test_a_frame_that_never_is_heard_of_holds_nothing_up():
         part = slice(at, at + 1000)
         change.hear(np.zeros(len(frames[part]), dtype=int), frames[part], value[part])
     assert change.alarmed[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 32, 200])
+def test_one_run_hears_in_plain_numbers_as_many_do(size):
+    rng = np.random.default_rng(0)
+    level = np.where(np.arange(1600) < 1000, 0.7, 0.4)
+    values = level + 0.1 * rng.normal(size=1600)
+    gains = np.where(rng.random(1600) < 0.2, rng.normal(size=1600), np.nan)
+    alone, two = Change(1, 4.0, (0.05, 0.08)), Change(2, 4.0, (0.05, 0.08))
+    for start in range(0, 1600, size):
+        rows = np.arange(start, min(start + size, 1600))
+        alone.hear(np.zeros(len(rows), dtype=np.int64), rows, values[rows], gains[rows])
+        two.hear(np.ones(len(rows), dtype=np.int64), rows, values[rows], gains[rows])
+    assert alone.alarmed[0]
+    for name, array in two.state_dict().items():
+        np.testing.assert_allclose(alone.state_dict()[name][0], array[1], rtol=1e-9, atol=1e-12, err_msg=name)
