@@ -170,7 +170,7 @@ class Session:
         if ELSEWHERE in data:
             raise ModelError(f"{path}: keeps weights in another file, which is not read; run eex-export again")
         options = onnxruntime.SessionOptions()
-        if spin and _share_pool(threads):
+        if (spin and _share_pool(threads)) or _shared:  # once there is a pool, no session may have threads of its own
             options.use_per_session_threads = False
         else:
             options.intra_op_num_threads = threads

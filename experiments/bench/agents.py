@@ -4,7 +4,8 @@ The agents are trained on a trace of the training split's validation images, whi
 compared on one of the test split, at other levels of distortion. `--record` makes both traces; the agents themselves
 come from
 
-    eex-train-rl --trace build/rl/train-3.arrow --out policies/shipped/rl-3 --name rl-3 --reward utility --exit-cost 0.02
+    eex-train-rl --trace build/rl/train-3.arrow --out policies/shipped/rl-3 --name rl-3 --reward utility \\
+        --exit-cost 0.02
 
 and likewise for the network cut after its second exit; with one exit there is no exit to pay for, and the agent is
 trained by AdaEE's reward, the default. Every policy plays the same frames: for each seed, the
