@@ -53,8 +53,8 @@ class NetworkConfig:
     """Execution provider of ONNX Runtime: cpu, or cuda, tensorrt, openvino, coreml, directml or xnnpack where the
     installed ONNX Runtime has it."""
     spin: bool = False
-    """Let ONNX Runtime's threads spin while they wait for each other instead of sleeping. Single frames are answered
-    sooner where eex has the processors to itself, and many times later where it shares them, with a worker say."""
+    """Let ONNX Runtime's threads spin while they wait for work instead of sleeping. Single frames are answered sooner
+    where eex has the processors to itself, and many times later where it shares them, with a worker for example."""
     partition: int = 0
     """Number of stages that run on the edge; the rest run in the cloud. 0 = the model's default. eex-partition finds
     the fastest."""

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import warnings
 from functools import partial
 
@@ -177,6 +179,16 @@ def test_a_provider_that_is_not_installed(exported, monkeypatch, name):
     with pytest.raises(EexError, match=rf"--provider {name}: ONNX Runtime .* as installed has cpu only") as raised:
         load_network(FrameConfig(model=exported, backend="onnx", provider=name, device="cpu"))
     assert "\n" not in str(raised.value)
+
+
+def test_sessions_that_spin_leave_room_for_others(exported):
+    """In a process of its own: ONNX Runtime's pool of threads, once made, is there for good."""
+    program = (
+        "import sys, numpy as np; from eex.models.onnx import load_onnx; x = np.ones((2, 3, 16, 16), np.float32)\n"
+        "nets = [load_onnx(sys.argv[1], 1, spin=spin) for spin in (True, False)]\n"
+        "assert (nets[0].stage(0, x) == nets[1].stage(0, x)).all()"
+    )
+    subprocess.run([sys.executable, "-c", program, exported], check=True, timeout=100)
 
 
 def test_spinning_is_for_onnx_runtime(exported):
