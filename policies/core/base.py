@@ -234,7 +234,7 @@ class Policy(Arrays):
             chosen for n more, feedback being late.
         """
         never_learns = getattr(self.learn, "__func__", None) is Policy.learn
-        return FOREVER if never_learns else 1
+        return FOREVER if never_learns and not is_foreign(self) else 1
 
     def same_at_every_exit(self, threshold: Floats, arm: Ints, probability: Floats | None = None) -> Thresholds:
         """Thresholds that hold at every exit, from those of each run and frame, both (runs, frames)."""
