@@ -313,9 +313,10 @@ def load_onnx(folder: Path | str, threads: int = 0, provider: str = "cpu", spin:
     provider
         Execution provider, a name in `PROVIDERS`.
     spin
-        Whether threads that wait for work spin instead of sleeping. On processors of its own a single frame takes about
-        a quarter less time so; beside other processes on two processors it took eight times as long as with threads
-        that sleep.
+        Whether threads that wait for work spin instead of sleeping, on one pool of threads for the whole process. On
+        processors of its own a single frame takes about a quarter less time so; beside other processes on two
+        processors it took eight times as long as with threads that sleep. Every session that the process opens
+        afterwards has to use the pool, those of other libraries too (`use_per_session_threads = False`).
 
     Raises
     ------

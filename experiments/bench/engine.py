@@ -286,30 +286,33 @@ def contenders(
             continue
         yield Contender("whole", backend, answers, precision)
     if cpu and "onnxruntime" in config.runtimes:
-        for precision, by in quantised:
-            if precision == "fp32" or by is not None:
-                yield from exported_engines(config, precision, by, images, labels)
+        yield from exported_engines(config, dict(quantised), images, labels)
 
 
 def exported_engines(
-    config: Bench, precision: Precision, samples: Samples | None, images: Tensor, labels: Ints
+    config: Bench, precisions: Mapping[Precision, Samples | None], images: Tensor, labels: Ints
 ) -> Iterator[Contender]:
-    """The engine on ONNX Runtime, threads asleep or spinning, and with each other execution provider
-    for the processor that is installed."""
+    """The engine on ONNX Runtime: its threads asleep while they wait, with each other execution provider for the
+    processor that is installed, and spinning; int8 where there are samples to quantise by."""
     import onnxruntime
 
     there = onnxruntime.get_available_providers()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            export(config.model, Path(folder), None, precision, samples)
-        except EexError as error:
-            print(f"left out: the engine on ONNX Runtime, {precision}: {error}", file=sys.stderr)
-            return
-        for provider, spin in (("cpu", False), ("cpu", True), ("openvino", False), ("xnnpack", False)):
-            if PROVIDERS[provider] in there:
-                net = load_onnx(Path(folder), torch.get_num_threads(), provider, spin)
-                backend = " ".join(["onnxruntime", *[provider] * (provider != "cpu"), *["--spin"] * spin])
-                yield engine(net, backend, _threshold(config, net, images, labels), precision)
+    with tempfile.TemporaryDirectory() as root:
+        folders: dict[Precision, Path] = {}
+        for precision, samples in precisions.items():
+            try:
+                if precision == "fp32" or samples is not None:
+                    export(config.model, Path(root) / precision, None, precision, samples)
+                    folders[precision] = Path(root) / precision
+            except EexError as error:
+                print(f"left out: the engine on ONNX Runtime, {precision}: {error}", file=sys.stderr)
+        # spinning last: all sessions that come after it spin, too
+        for provider, spin in (("cpu", False), ("openvino", False), ("xnnpack", False), ("cpu", True)):
+            for precision, folder in folders.items():
+                if PROVIDERS[provider] in there:
+                    net = load_onnx(folder, torch.get_num_threads(), provider, spin)
+                    backend = " ".join(["onnxruntime", *[provider] * (provider != "cpu"), *["--spin"] * spin])
+                    yield engine(net, backend, _threshold(config, net, images, labels), precision)
 
 
 def _threshold(config: Bench, net: Network, images: Tensor, labels: Ints) -> float:
