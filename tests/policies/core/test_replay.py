@@ -8,6 +8,7 @@ import pytest
 
 from eex.policies.algorithms.deex import DEEx
 from eex.policies.algorithms.fixed import Fixed
+from eex.policies.algorithms.stop_curve import StopCurve
 from eex.policies.core.base import Context, Outcomes, Policy, Thresholds
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
@@ -392,3 +393,14 @@ def test_rounds_for_which_a_policy_is_settled_are_played_at_once_and_change_noth
     assert steps[0] < 700
     for column in ("arm", "exit", "offloaded", "utility", "answer"):
         np.testing.assert_array_equal(getattr(played[0], column), getattr(played[1], column))
+
+
+def test_a_policy_made_of_one_that_is_settled_is_asked_before_each_round():
+    class Raised(StopCurve):
+        def choose(self, context):
+            asked.append(context.first)
+            return super().choose(context)
+
+    asked = []
+    replay(Raised(runs=4), make_trace(1, frames=40), 0.1)
+    assert asked == list(range(40))
