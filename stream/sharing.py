@@ -18,8 +18,8 @@ from eex.stream.wire.protocol import SHARE_EVERY_S
 
 FIRST_S, MOST_S = 1.0, 60.0
 """Seconds between the first two exchanges, which double from one to the next, and at most."""
-LAST_S = 0.5
-"""How long an edge that ends waits for the worker to have its last sums."""
+LAST_S = 3.0
+"""How long an edge that ends tries at most until the worker has its last sums."""
 
 
 @runtime_checkable
@@ -100,13 +100,19 @@ class Sharing:
             self._wait_s = min(2 * self._wait_s, MOST_S)
 
     def finish(self) -> None:
-        """Send what was learned last, and wait a little until the worker has it."""
-        time.sleep(max(0.0, self._sent + 2 * SHARE_EVERY_S - self.clock()))
+        """Send what was learned last until the worker has it: a busy one may refuse sums as too soon after the ones
+        before them."""
         end = self.clock() + LAST_S
-        self.offloader.take_fleet()
-        if self._send():
-            while self.offloader.take_fleet() is None and not self.offloader.share_problem and self.clock() < end:
+        while self.clock() < end:
+            time.sleep(max(0.0, self._sent + 2 * SHARE_EVERY_S - self.clock()))
+            self.offloader.take_fleet()
+            if self._noted or not self._send():
+                return
+            again = self._sent + 4 * SHARE_EVERY_S
+            while self.clock() < again:
                 self.offloader.poll()
+                if self.offloader.take_fleet() is not None:
+                    return
                 time.sleep(0.005)
 
     def _send(self) -> bool:

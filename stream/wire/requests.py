@@ -258,7 +258,8 @@ class Requests:
         elif isinstance(header, ReplyHeader) and header.id == HELLO_ID:
             peer.rejected(_refusal(header))
         elif isinstance(header, ReplyHeader) and header.id == SUMS_ID:
-            self.share_problem = header.error
+            if header.refusal != "busy":  # a busy worker got to the sums before them so late that these came too soon
+                self.share_problem = header.error
         elif isinstance(header, ReplyHeader):
             awaited = self._awaited.get(header.id)
             if awaited is None or peer not in awaited.at:

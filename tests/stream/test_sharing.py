@@ -145,8 +145,14 @@ def edge(net, endpoint, **options):
 def exchange(session):
     """Let an edge send now and take what comes."""
     part = session._playing.sharing
-    part.edges, part._due = None, 0.0
-    until(lambda: part.edges is not None or part.offloader.share_problem)
+    part.edges = None
+
+    def exchanged():
+        if time.monotonic() > part._sent + 2 * SHARE_EVERY_S:  # also again, if the worker found it too soon
+            part._due = 0.0
+        return part.edges is not None or part.offloader.share_problem
+
+    until(exchanged)
 
 
 def told(offloader):
@@ -164,6 +170,17 @@ def told(offloader):
 
 def lender_of(session):
     return sharing(session._playing.engine_streams.learners.example)._lender
+
+
+def test_sums_that_came_too_soon_are_no_fault_of_theirs(net):
+    with cloud(net) as worker, worker.edge(net.fingerprint) as client:
+        for _ in range(5):
+            assert client.share("stop-curve", "hasty", LAYOUT, some_sums())
+        assert told(client)
+        time.sleep(2 * SHARE_EVERY_S)
+        client.poll()
+        assert client.share_problem == ""
+        assert worker.front.service.stats.shared == 1
 
 
 def test_two_edges_learn_from_each_other(net):
