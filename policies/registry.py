@@ -50,6 +50,7 @@ WRAPPERS: dict[str, str] = {
     "drift": "eex.policies.wrappers.drift:Drift",
     "safe": "eex.policies.wrappers.safe:Safe",
     "aim": "eex.policies.wrappers.aim:Aims",
+    "by-expert": "eex.policies.wrappers.by_expert:ByExpert",
 }
 """Wrappers, written before another policy and an @: their first parameter is a `Policy`."""
 

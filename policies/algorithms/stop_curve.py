@@ -42,6 +42,7 @@ from eex.policies.core.fleet import Layout
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
 
+UNDECIDED = -1.0  # no price is below 0
 TOGETHER = 16  # frames within which runs decide together: deciding one by one would take longer
 
 
@@ -137,7 +138,7 @@ class StopCurve(Composite):
         self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
         self.frames = np.zeros(runs, dtype=np.int64)  # with feedback
         self.turn = np.zeros(runs, dtype=np.int64)  # of the last decision: frames // TOGETHER
-        self.decided = np.full((runs, exits), np.nan)  # overhead and exit costs that were decided for; NaN = not yet
+        self.decided = np.full((runs, exits), UNDECIDED)  # overhead and exit costs that were decided for
         self.exit_at = np.zeros((runs, exits))
         self.skip_below = np.zeros((runs, exits))
         self.curve = np.full((runs, exits, BINS), PRIOR_MEAN)  # relative gain of offloading, as last estimated
@@ -191,7 +192,7 @@ class StopCurve(Composite):
         if self.change.alarmed.any() or not self.known.all():
             return 1 + late
         turn = self._turn()
-        due = (self.news * REST > self.known) & (turn != self.turn) | np.isnan(self.decided[:, 0])
+        due = (self.news * REST > self.known) & (turn != self.turn) | (self.decided[:, 0] == UNDECIDED)
         until = frames_until_news(self.known, np.where(due, 0.0, self.news), self.weight, self.growth)
         if self.exits > 1:  # not before the next turn, if it has decided in this one
             same = np.where(due | (turn == self.turn), TOGETHER - self.frames % TOGETHER, 1)
@@ -222,7 +223,7 @@ class StopCurve(Composite):
         """Begin anew."""
         for array in (self.moves, self.offloads, self.gains, self.squares, self.seen, self.known, self.news):
             array[rows] = 0
-        self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
+        self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, UNDECIDED, PRIOR_MEAN
         self.change.begin(rows)
 
     # ---- a fleet
@@ -245,7 +246,7 @@ class StopCurve(Composite):
             Their sums, (1, size), or (runs, size) where each run has others.
         """
         self._lender = lender(self.layout, flat)
-        self.decided[:] = np.nan  # what was decided knew nothing of them
+        self.decided[:] = UNDECIDED  # what was decided knew nothing of them
 
     def _sums(self, rows: Ints | slice) -> dict[str, Floats]:
         """The sums of some runs by name; to be read only, as those of runs side by side are not copied."""
@@ -391,7 +392,7 @@ class StopCurve(Composite):
             exit = run[sent] * exits + further
             at, weight = exit * BINS + bins[further, sent], weight[sent]
             off[sent] = gain - self.curve.reshape(-1).take(at)
-            off[np.isnan(self.decided[:, 0].take(run))] = np.nan  # from no more than the prior, they all lie off
+            off[self.decided[:, 0].take(run) == UNDECIDED] = np.nan  # from no more than the prior, they all lie off
             np.add.at(self.offloads.reshape(-1), at, weight)
             weight *= gain
             np.add.at(self.gains.reshape(-1), at, weight)
@@ -419,7 +420,7 @@ class StopCurve(Composite):
                 won, at = cloud - edge[further], bins[further]
                 # a reply that never came gained nothing
                 gain = min((won if won > 0 else 0.0) / max(1 - edge[further], 1e-9), 1.0)
-                if self.decided[run, 0] == self.decided[run, 0]:  # from no more than the prior, they all lie off
+                if self.decided[run, 0] != UNDECIDED:  # from no more than the prior, they all lie off
                     off = gain - self.curve[run, further, at]
                 self.offloads[run, further, at] += weight
                 self.gains[run, further, at] += weight * gain
