@@ -69,9 +69,11 @@ class ByExpert(Composite):
         shape = self.runs, context.frames
         exit_at, skip_below = np.empty((*shape, self.exits + 1)), np.empty((*shape, self.exits))
         asked = replace(context, frames=1, distortion=None)
-        for k, learner in enumerate(self.learners):  # all are asked: what one run needs must not depend on the others
-            chosen, own = learner.choose(asked), whose == k
-            run, frame = own.nonzero()
+        for k, learner in enumerate(self.learners):
+            run, frame = (whose == k).nonzero()
+            if not (len(run) or self.numbers[:, k].any()):
+                continue  # all others are asked: when a run decides must not depend on the frames of another
+            chosen = learner.choose(asked)
             exit_at[run, frame], skip_below[run, frame] = chosen.exit_at[run, 0], chosen.skip_below[run, 0]
         self.awaited.put(context.numbers, whose[..., None])
         unknown: Floats = np.full(shape, np.nan)
