@@ -84,7 +84,7 @@ class Bench:
     data: str = str(SAMPLE)
     """Training images to quantise by, as for eex-export."""
     json: bool = False
-    """Print JSON: {"machine": …, "rows": […], "policies": […]}."""
+    """Print JSON: {"machine": …, "rows": […], "single_frames": […], "policies": […]}."""
 
 
 def best_threshold(confidence: np.ndarray, prediction: Ints, labels: Ints) -> tuple[float, Ints, float, float]:
@@ -500,6 +500,48 @@ def learners() -> Iterator[dict[str, Any]]:
             }
 
 
+def single_frames(config: Bench, images: Tensor, labels: Ints) -> Iterator[dict[str, Any]]:
+    """What a single frame takes on ONNX Runtime: in the network and the distortion classifier, and around them."""
+    within = 0.0
+
+    def clocked(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(x: Any) -> Any:
+            nonlocal within
+            started = time.perf_counter()
+            found = call(x)
+            within += time.perf_counter() - started
+            return found
+
+        return run
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(config.model, Path(folder))
+        net = load_onnx(folder, torch.get_num_threads())
+    clocked_net: Any = copy.copy(net)
+    clocked_net.stages = [clocked(stage) for stage in net.stages]
+    clocked_net.branches = [{name: clocked(branch) for name, branch in of.items()} for of in net.branches]
+    clocked_net.classifier = net.classifier and clocked(net.classifier)
+    count = min(config.frames // 4, len(images))
+    for name in ("fixed", "ucb", "gain-curve", "stop-curve"):
+        taken = []
+        for _ in range(config.rounds + 1):  # the first one warms up
+            within = 0.0
+            policy = make_policy(name, exits=net.edge_exits)
+            started = time.perf_counter()
+            played(clocked_net, policy, images[:count], labels[:count], 1)
+            taken.append((1e6 * within / count, 1e6 * (time.perf_counter() - started - within) / count))
+        network, around = np.median(taken[1:], axis=0)
+        yield {"policy": name, "us_in_network": float(network), "us_around": float(around)}
+
+
+def show_single_frames(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """Print what single frames take as a table."""
+    table = Table("policy", "µs a frame in the network", "µs around it", title="single frames on ONNX Runtime")
+    for row in rows:
+        table.add_row(row["policy"], f"{row['us_in_network']:.0f}", f"{row['us_around']:.0f}")
+    console.print(table)
+
+
 def show_learners(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
     """Print the policies' rows as a table."""
     table = Table("policy", "frames a call", "µs to choose", "µs to learn", "rounds/s", title_justify="left")
@@ -545,14 +587,16 @@ def _main() -> int:
     order = np.random.default_rng(0).permutation(len(arrays))
     images, labels = torch.from_numpy(arrays[order]).float() / 255, labels[order]
     devices = [pick_device(config.device)] if config.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    singly = list(single_frames(config, images, labels)) if "onnxruntime" in config.runtimes else []
     rows = [row for device in devices for row in measure(config, device, images, labels)]
     machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
     if config.json:
-        print(json.dumps({"machine": machine, "rows": rows, "policies": list(learners())}))
+        print(json.dumps({"machine": machine, "rows": rows, "single_frames": singly, "policies": list(learners())}))
         return 0
     console = Console(width=120)
     console.print(machine, highlight=False)
     show(rows, console)
+    show_single_frames(singly, console)
     show_learners(learners(), console)
     return 0
 

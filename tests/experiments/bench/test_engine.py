@@ -120,4 +120,6 @@ def test_rows_as_json(tmp_path):
         assert max(row["ratio_to_best_whole"] for row in alike if row["what"] == "whole") == 1
     assert all(0 < row["accuracy"] <= 1 for row in rows)
     assert all(row["frames_per_second"] * row["milliseconds"] == pytest.approx(1000) for row in rows)
+    assert all(row["us_in_network"] > 0 and row["us_around"] > 0 for row in measured["single_frames"])
+    assert {row["policy"] for row in measured["single_frames"]} == {"fixed", "ucb", "gain-curve", "stop-curve"}
     assert {row["policy"] for row in measured["policies"]} >= {"ucb", "gain-curve", "stop-curve"}
