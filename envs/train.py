@@ -80,7 +80,7 @@ class TrainRLConfig:
     window: int = 4
     """Frames for which an action holds in training. In the stream, every frame gets its own, except with an LSTM."""
     reward: Literal["confidence", "utility", "accuracy"] = "confidence"
-    """Reward: AdaEE's confidence gain, or accuracy minus cost for traces with labels."""
+    """What a frame earns: AdaEE's confidence gain, its utility, or its accuracy less costs (for traces with labels)."""
     overhead: tuple[float, float] = (0.02, 0.5)
     """Lowest and highest price of offloading, drawn for each episode."""
     exit_cost: float = 0.0

@@ -276,7 +276,7 @@ def train(config: TextConfig, say: Callable[[str], None]) -> None:
     data = ids[kept], target[kept]
     fit(net, *data, recipe, distort=blanked, validation=check, checkpoint=checkpoint, source=what, report=report)
     calibration = calibrate(net, *check, PRISTINE)
-    said = {
+    training = {
         "words": words,
         "held": held,
         "data": config.data.name,
@@ -284,7 +284,7 @@ def train(config: TextConfig, say: Callable[[str], None]) -> None:
         "validation_accuracy": list(evaluate(net, *check).accuracy),
         "validation_ece": {PRISTINE: calibration},
     }
-    save(net, config.out, name="text", training=said)
+    save(net, config.out, name="text", training=training)
 
 
 def blanked(ids: "Tensor", generator: Any) -> "Tensor":

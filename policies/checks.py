@@ -261,8 +261,8 @@ def _joint_learners_are_independent(make: Make, exits: int) -> None:
         first = 0
         for k, count in enumerate(counts):
             of = {f.name: getattr(chosen, f.name)[None, first : first + count] for f in fields(Thresholds)}
-            said = f"joint: learner {k} at frame {at[k]}, one of {len(rows)} rows and alone, differ"
-            _same(Thresholds(**of), alone[k].choose(own[k]), said)
+            message = f"joint: learner {k} at frame {at[k]}, one of {len(rows)} rows and alone, differ"
+            _same(Thresholds(**of), alone[k].choose(own[k]), message)
             first += count
             outcomes = streams[k].outcomes(Thresholds(**of), at[k])
             alone[k].learn(outcomes)

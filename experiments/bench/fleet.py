@@ -232,8 +232,8 @@ def _main() -> int:
         raise EexError(f"--liars must lie in [0, 1), got {bench.liars:g}")
     for streams in bench.streams:
         for size in sizes:
-            told = (None, 0.0, 1.0) if bench.liars and size > 1 and streams != "unlike" else (None,)
-            for lie in told:
+            given = (None, 0.0, 1.0) if bench.liars and size > 1 and streams != "unlike" else (None,)
+            for lie in given:
                 print(json.dumps(play(bench, trace, size, streams, lie)), flush=True)
     return 0
 

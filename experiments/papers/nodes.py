@@ -244,8 +244,8 @@ class Nodes:
         handed = (keys.own.public, keys.own.secret, keys.worker)
         begin = Begin(model, threshold, drop_above, self.cloud.endpoint(START_S), handed)
         self._socket.send(pack(begin))
-        if (heard := self._receive(START_S)) != begin:
-            raise EexError(f"expected the edge node to be ready, got {type(heard).__name__}")
+        if (received := self._receive(START_S)) != begin:
+            raise EexError(f"expected the edge node to be ready, got {type(received).__name__}")
         for k in range(WARM_BATCHES):
             self._play(images[k * batch : (k + 1) * batch] if len(images) > k * batch else images[:batch], batch)
         return self._play(images, batch)
@@ -260,15 +260,15 @@ class Nodes:
             count, channels, height, width = pixels.shape
             self._socket.send(pack(Images((count, channels, height, width), pixels.tobytes())))
             while count:
-                heard = self._receive(ANSWER_S)
+                received = self._receive(ANSWER_S)
                 now = time.perf_counter()
-                if not isinstance(heard, Classes) or len(heard.rows) > count:
-                    raise EexError(f"expected the edge node's answers to a batch, got {type(heard).__name__}")
-                for row, answer, who in heard.rows:
+                if not isinstance(received, Classes) or len(received.rows) > count:
+                    raise EexError(f"expected the edge node's answers to a batch, got {type(received).__name__}")
+                for row, answer, who in received.rows:
                     prediction[first + row], where[first + row] = answer, who
                     latency_ms[first + row] = 1000 * (now - sent)
-                peak_mb = heard.peak_mb
-                count -= len(heard.rows)
+                peak_mb = received.peak_mb
+                count -= len(received.rows)
         return Measured(prediction, where, latency_ms, time.perf_counter() - started, peak_mb)
 
     def _receive(self, within_s: float) -> Message:
@@ -403,12 +403,12 @@ class EdgeNode:
             while not stop.is_set():
                 if not self.socket.poll(100):
                     continue
-                heard = unpack(self.socket.recv())
-                if isinstance(heard, Begin):
-                    self._begin(heard)
-                    self.socket.send(pack(heard))
-                elif isinstance(heard, Images):
-                    self._answer(heard)
+                received = unpack(self.socket.recv())
+                if isinstance(received, Begin):
+                    self._begin(received)
+                    self.socket.send(pack(received))
+                elif isinstance(received, Images):
+                    self._answer(received)
         finally:
             if self._offloader is not None:
                 self._offloader.close()

@@ -95,10 +95,10 @@ class Arms(Policy):
         unheard = np.isnan(outcomes.reward)
         self.credit(outcomes[~unheard] if np.count_nonzero(unheard) else outcomes)
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Take in frames with a reward."""
-        add(self.counts, heard.run, heard.arm, 1.0)
-        add(self.totals, heard.run, heard.arm, heard.reward)
+        add(self.counts, returned.run, returned.arm, 1.0)
+        add(self.totals, returned.run, returned.arm, returned.reward)
 
     def mean(self) -> Floats:
         """Mean reward of each arm, (runs, arms, 1); 0 without feedback."""
@@ -106,8 +106,8 @@ class Arms(Policy):
 
     def log_t(self) -> Floats:
         """Logarithm of the rounds with feedback, (runs, 1, 1); a hair above 0 at first."""
-        heard = self.counts @ self._ones  # sum(axis=1), but fast
-        log_t: Floats = np.maximum(np.log(np.maximum(heard, 1)), HAIR)
+        rounds = self.counts @ self._ones  # sum(axis=1), but fast
+        log_t: Floats = np.maximum(np.log(np.maximum(rounds, 1)), HAIR)
         return log_t[:, None, None]
 
 

@@ -56,6 +56,6 @@ class BayesUCB(Arms):
         """The formula above."""
         from scipy.special import ndtri
 
-        heard = self.counts.sum(axis=1)[:, None, None]
-        quantile: Floats = np.maximum(ndtri(1 - 1 / np.maximum(heard, 2)), HAIR)
+        rounds = self.counts.sum(axis=1)[:, None, None]
+        quantile: Floats = np.maximum(ndtri(1 - 1 / np.maximum(rounds, 2)), HAIR)
         return self.mean() + self.sigma * quantile / np.sqrt(played)

@@ -65,11 +65,11 @@ class DiscountedUCB(Arms):
         mean = self.totals / np.where(self.counts == 0, 1, self.counts)  # weights may be below 1
         return mean[:, :, None] + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Discount a run's earlier rewards, then add; `counts` and `totals` are weighted."""
-        for rows in turns(heard.run):
-            run, arm = heard.run[rows], heard.arm[rows]
+        for rows in turns(returned.run):
+            run, arm = returned.run[rows], returned.arm[rows]
             self.counts[run] *= self.gamma
             self.totals[run] *= self.gamma
             add(self.counts, run, arm, 1.0)
-            add(self.totals, run, arm, heard.reward[rows])
+            add(self.totals, run, arm, returned.reward[rows])

@@ -65,8 +65,8 @@ class EpsilonGreedy(Arms):
 
     def choose(self, context: Context) -> Thresholds:
         """Thresholds drawn anew for every frame."""
-        heard = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
-        epsilon = np.minimum(self.epsilon, self.decay * self.grid.size / heard)  # (runs, 1)
+        rounds = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        epsilon = np.minimum(self.epsilon, self.decay * self.grid.size / rounds)  # (runs, 1)
         mean = np.where(self.counts == 0, np.inf, self.mean()[..., 0])
         best = mean == mean.max(axis=1, keepdims=True)
         return self.draw((1 - epsilon) * best / best.sum(axis=1, keepdims=True) + epsilon / self.grid.size, context)

@@ -63,13 +63,13 @@ class EXP3(Arms):
     def choose(self, context: Context) -> Thresholds:
         """Thresholds drawn anew for every frame."""
         arms = self.grid.size
-        heard = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
-        falling = np.minimum(1.0, np.sqrt(arms * np.log(arms) / ((np.e - 1) * heard)))  # (runs, 1)
+        rounds = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        falling = np.minimum(1.0, np.sqrt(arms * np.log(arms) / ((np.e - 1) * rounds)))  # (runs, 1)
         gamma = falling if self.gamma is None else self.gamma
         weight = np.exp(gamma / arms * (self.totals - self.totals.max(axis=1, keepdims=True)))
         return self.draw((1 - gamma) * weight / weight.sum(axis=1, keepdims=True) + gamma / arms, context)
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Sum up what each arm would have earned, by its probability: `totals` are these sums."""
-        add(self.counts, heard.run, heard.arm, 1.0)
-        add(self.totals, heard.run, heard.arm, (heard.reward + heard.overhead) / heard.probability)
+        add(self.counts, returned.run, returned.arm, 1.0)
+        add(self.totals, returned.run, returned.arm, (returned.reward + returned.overhead) / returned.probability)

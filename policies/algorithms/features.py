@@ -80,16 +80,16 @@ class Features(Arrays):
 
     def update(self, outcomes: Outcomes) -> None:
         """Take in finished frames."""
-        heard = outcomes[~np.isnan(outcomes.reward)]
-        edge, cloud = heard.confidence[:, :-1], heard.confidence[:, -1]
+        returned = outcomes[~np.isnan(outcomes.reward)]
+        edge, cloud = returned.confidence[:, :-1], returned.confidence[:, -1]
         visited = np.maximum((~np.isnan(edge)).sum(axis=1), 1)
         gain = np.maximum(0.0, cloud - edge[np.arange(len(edge)), visited - 1])  # NaN where no reply came
-        left = (heard.exit[:, None] == np.arange(self.exits)) & ~heard.offloaded[:, None]
+        left = (returned.exit[:, None] == np.arange(self.exits)) & ~returned.offloaded[:, None]
         seen = np.column_stack([edge, left, gain])
-        for rows in turns(heard.run) if len(heard) else ():
-            before = self.recent[heard.run[rows]]
+        for rows in turns(returned.run) if len(returned) else ():
+            before = self.recent[returned.run[rows]]
             change = self.rate * (seen[rows] - before)
-            self.recent[heard.run[rows]] = before + np.where(np.isnan(change), 0.0, change)
+            self.recent[returned.run[rows]] = before + np.where(np.isnan(change), 0.0, change)
 
     def vector(self, context: Context) -> Floats:
         """The features of the next frames, (runs, frames, features)."""

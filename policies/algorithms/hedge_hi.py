@@ -102,7 +102,7 @@ class HedgeHI(Composite, Arms):
         add(self.pending, outcomes.run, outcomes.arm, -1.0)
         found, chance = self.awaited.take(outcomes.run, outcomes.frame)
         rows = found & ~np.isnan(outcomes.reward)
-        heard, chance = outcomes[rows], chance[rows]
-        known, earned = credit(heard, self.grid, self.reward, self.exit_cost)
-        add(self.counts, heard.run, heard.arm, 1.0)
-        np.add.at(self.totals, heard.run, np.divide(earned, chance, out=np.zeros_like(earned), where=known))
+        returned, chance = outcomes[rows], chance[rows]
+        known, earned = credit(returned, self.grid, self.reward, self.exit_cost)
+        add(self.counts, returned.run, returned.arm, 1.0)
+        np.add.at(self.totals, returned.run, np.divide(earned, chance, out=np.zeros_like(earned), where=known))

@@ -88,10 +88,10 @@ class HILCB(Arms):
         good[:, -1] = True
         return self.play(np.repeat(good.argmax(axis=1)[:, None], context.frames, axis=1))
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Add up the gains of what was offloaded, bin by bin."""
-        np.add.at(self.heard, heard.run, 1.0)
-        gone = heard[heard.offloaded]
+        np.add.at(self.heard, returned.run, 1.0)
+        gone = returned[returned.offloaded]
         edge = gone.confidence[:, :-1]
         surest: Floats = np.fmax.reduce(edge, axis=1, initial=-1.0)
         bin = np.digitize(surest, self.grid) - 1

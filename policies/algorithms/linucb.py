@@ -102,11 +102,11 @@ class LinUCB(Composite, Arms):
         add(self.pending, outcomes.run, outcomes.arm, -1.0)
         found, x = self.awaited.take(outcomes.run, outcomes.frame)
         rows = found & ~np.isnan(outcomes.reward)
-        heard, x = outcomes[rows], x[rows]
-        super().credit(heard)
-        np.add.at(self.vector, (heard.run, heard.arm), heard.reward[:, None] * x)
-        for part in _alone(heard.run * self.grid.size + heard.arm):
-            at = (heard.run[part], heard.arm[part])
+        returned, x = outcomes[rows], x[rows]
+        super().credit(returned)
+        np.add.at(self.vector, (returned.run, returned.arm), returned.reward[:, None] * x)
+        for part in _alone(returned.run * self.grid.size + returned.arm):
+            at = (returned.run[part], returned.arm[part])
             ahead = (self.inverse[at] @ x[part][:, :, None])[..., 0]  # (rows, d); Sherman and Morrison
             self.inverse[at] -= (
                 ahead[:, :, None] * ahead[:, None, :] / (1 + (x[part] * ahead).sum(axis=1))[:, None, None]

@@ -115,15 +115,17 @@ class PolicyGradient(Composite, Arms):
         add(self.pending, outcomes.run, outcomes.arm, -1.0)
         found, drawn = self.awaited.take(outcomes.run, outcomes.frame)
         counts = found & ~np.isnan(outcomes.reward)
-        heard, drawn = outcomes[counts], drawn[counts]
-        self.credit(heard)
+        returned, drawn = outcomes[counts], drawn[counts]
+        self.credit(returned)
         p, long = drawn[:, :-1], drawn[:, -1]
-        earned = heard.reward - self.kappa * heard.offloaded * long
-        better = earned - self.average[heard.run]
-        step = self.alpha * better[:, None] * ((np.arange(self.grid.size) == heard.arm[:, None]) - p)
-        np.add.at(self.parameters, heard.run, step[..., None] * np.stack([np.ones_like(long), long], axis=1)[:, None])
-        count = np.bincount(heard.run, minlength=self.runs)
-        total = np.bincount(heard.run, earned, self.runs)
+        earned = returned.reward - self.kappa * returned.offloaded * long
+        better = earned - self.average[returned.run]
+        step = self.alpha * better[:, None] * ((np.arange(self.grid.size) == returned.arm[:, None]) - p)
+        np.add.at(
+            self.parameters, returned.run, step[..., None] * np.stack([np.ones_like(long), long], axis=1)[:, None]
+        )
+        count = np.bincount(returned.run, minlength=self.runs)
+        total = np.bincount(returned.run, earned, self.runs)
         seen = np.maximum(self.counts.sum(axis=1), 1)
         share = np.minimum(1.0, np.maximum(count / seen, 0.002 * count))  # a mean at first, then over some 500 frames
         self.average += share * (total / np.maximum(count, 1) - self.average)

@@ -110,19 +110,19 @@ class RiverBandit(Arms):
     def learn(self, outcomes: Outcomes) -> None:
         """Update each run's object with the rewards of its arms."""
         add(self.pending, outcomes.run, outcomes.arm, -1.0)
-        heard = outcomes[~np.isnan(outcomes.reward)]
-        most = int((self.filled + np.bincount(heard.run, minlength=self.runs)).max())
+        returned = outcomes[~np.isnan(outcomes.reward)]
+        most = int((self.filled + np.bincount(returned.run, minlength=self.runs)).max())
         if most > self.arms.shape[1]:
             more = ((0, 0), (0, max(64, 2 * most) - self.arms.shape[1]))
             self.arms = np.pad(self.arms, more)
             self.rewards, self.chances = np.pad(self.rewards, more), np.pad(self.chances, more)
-        rewards = scaled(heard.reward, heard.overhead, self.reward)
+        rewards = scaled(returned.reward, returned.overhead, self.reward)
         if self._counts_successes:
-            keys, frames = self.keys[heard.run], heard.frame
+            keys, frames = self.keys[returned.run], returned.frame
             u = [uniform(self.seed, keys[k : k + 1], frames[k : k + 1], 1, _SUCCESS)[0, 0, 0] for k in range(len(keys))]
             rewards = (np.array(u).reshape(-1) < rewards).astype(float)
         for run, arm, reward, chance in zip(
-            heard.run.tolist(), heard.arm.tolist(), rewards.tolist(), heard.probability.tolist(), strict=True
+            returned.run.tolist(), returned.arm.tolist(), rewards.tolist(), returned.probability.tolist(), strict=True
         ):
             at, chance = self.filled[run], np.nan_to_num(chance)
             self.arms[run, at], self.rewards[run, at], self.chances[run, at] = arm, reward, chance
@@ -131,9 +131,9 @@ class RiverBandit(Arms):
 
     def load_state_dict(self, state: State) -> None:
         """As for every `Policy`, with as many frames as were saved; river's objects learn all of them again."""
-        told = np.atleast_1d(state.get("arms", self.arms)).shape[-1]
+        slots = np.atleast_1d(state.get("arms", self.arms)).shape[-1]
         before = self.arms, self.rewards, self.chances
-        shape = (self.runs, told)
+        shape = (self.runs, slots)
         self.arms, self.rewards, self.chances = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
         try:
             super().load_state_dict(state)

@@ -99,15 +99,15 @@ class RL(Composite):
     def learn(self, outcomes: Outcomes) -> None:
         """Follow the stream: its features, and the thresholds of the latest frame with feedback."""
         self.features.update(outcomes)
-        heard = ~np.isnan(outcomes.reward)
+        returned = ~np.isnan(outcomes.reward)
         width = self.previous.shape[1]
-        self.previous[outcomes.run[heard]] = np.minimum(outcomes.exit_at[heard, :width], 1.0)  # of many, the last
+        self.previous[outcomes.run[returned]] = np.minimum(outcomes.exit_at[returned, :width], 1.0)  # of many, the last
 
-    def _decided(self, said: Floats) -> Floats:
+    def _decided(self, output: Floats) -> Floats:
         """Arms (..., 1) or thresholds (..., exits) from the network's outputs."""
         if self.agent.card.action == "grid":
-            return np.asarray(said.argmax(axis=-1)[..., None], dtype=float)
-        return np.clip(np.round(said, DIGITS), 0.0, 1.0)
+            return np.asarray(output.argmax(axis=-1)[..., None], dtype=float)
+        return np.clip(np.round(output, DIGITS), 0.0, 1.0)
 
     def _by_window(self, seen: Floats) -> Floats:
         """What is decided for frames (runs, frames, inputs) at the first of each window, and held for the others."""
@@ -117,8 +117,8 @@ class RL(Composite):
         for turn in np.unique(turns):  # of all runs the same, unless they are of streams that began at other times
             runs = np.flatnonzero(turns == turn)
             first = -turn % window  # frame that begins a window
-            said, self.memory[runs] = self.agent.remember(seen[runs, first::window], self.memory[runs])
-            decisions = np.concatenate([self.held[runs, None], self._decided(said)], axis=1)
+            output, self.memory[runs] = self.agent.remember(seen[runs, first::window], self.memory[runs])
+            decisions = np.concatenate([self.held[runs, None], self._decided(output)], axis=1)
             decided[runs] = decisions[:, (frame - first) // window + 1]
             self.held[runs] = decisions[:, -1]
             self.turn[runs] = (turn + len(frame)) % window

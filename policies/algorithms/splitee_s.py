@@ -84,9 +84,9 @@ class SplitEES(Arms):
             arms[:, k] = arm
         return self.play(arms)
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Credit every arm that the frames reveal."""
-        known, earned = credit(heard, self.grid, self.reward, self.exit_cost)
-        add(self.played, heard.run, heard.arm, 1.0)
-        np.add.at(self.counts, heard.run, known)
-        np.add.at(self.totals, heard.run, earned)
+        known, earned = credit(returned, self.grid, self.reward, self.exit_cost)
+        add(self.played, returned.run, returned.arm, 1.0)
+        np.add.at(self.counts, returned.run, known)
+        np.add.at(self.totals, returned.run, earned)

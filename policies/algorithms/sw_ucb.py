@@ -69,10 +69,10 @@ class SlidingWindowUCB(Arms):
         """The formula above."""
         return self.mean() + (self.c * np.sqrt(self.log_t()) + HAIR) / np.sqrt(played)
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Each reward replaces the oldest; `counts` and `totals` are those of the window."""
-        for rows in turns(heard.run):
-            run, arm, earned = heard.run[rows], heard.arm[rows], heard.reward[rows]
+        for rows in turns(returned.run):
+            run, arm, earned = returned.run[rows], returned.arm[rows], returned.reward[rows]
             slot = self.heard[run] % self.window
             full = np.where(self.heard[run] < self.window, 0.0, 1.0)
             oldest = self.recent_arm[run, slot]

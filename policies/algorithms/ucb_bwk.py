@@ -111,7 +111,7 @@ class UCBBwK(Arms):
         chosen[fresh] = never[fresh] / never[fresh].sum(axis=1, keepdims=True)
         return chosen
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Add up what each arm earned, and how often it offloaded."""
-        super().credit(heard)
-        add(self.costs, heard.run, heard.arm, heard.offloaded.astype(float))
+        super().credit(returned)
+        add(self.costs, returned.run, returned.arm, returned.offloaded.astype(float))

@@ -56,7 +56,7 @@ class UCBTuned(Arms):
         spread = variance(self.counts, self.totals, self.squares) + np.sqrt(2 * explore)
         return self.mean() + np.sqrt(explore * np.minimum(0.25, spread))
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Sum up rewards and their squares."""
-        super().credit(heard)
-        add(self.squares, heard.run, heard.arm, heard.reward**2)
+        super().credit(returned)
+        add(self.squares, returned.run, returned.arm, returned.reward**2)

@@ -70,7 +70,7 @@ class UCBV(Arms):
         explore = self.zeta * self.log_t() / played
         return self.mean() + np.sqrt(2 * spread * explore) + self.c * 3 * explore
 
-    def credit(self, heard: Outcomes) -> None:
+    def credit(self, returned: Outcomes) -> None:
         """Sum up rewards and their squares."""
-        super().credit(heard)
-        add(self.squares, heard.run, heard.arm, heard.reward**2)
+        super().credit(returned)
+        add(self.squares, returned.run, returned.arm, returned.reward**2)

@@ -77,8 +77,8 @@ class SimulatedLink:
         pieces = tuple(Piece(*p) for p in self.pieces)
         object.__setattr__(self, "pieces", pieces)
         if not pieces or any(not p.round_trip_ms >= 0 or p.frames < 1 for p in pieces):
-            told = tuple(tuple(p) for p in pieces)
-            raise EexError(f"a link needs round trips of at least 0 ms for at least 1 frame each, got {told}")
+            given = tuple(tuple(p) for p in pieces)
+            raise EexError(f"a link needs round trips of at least 0 ms for at least 1 frame each, got {given}")
         if any(not p.mbit > 0 for p in pieces):
             raise EexError(f"a link's rate must be more than 0 Mbit/s, got {min(p.mbit for p in pieces):g}")
         for name, least in (("jitter_ms", 0.0), ("frame_ms", 1e-3), ("deadline_ms", 1e-3), ("bytes", 0.0)):

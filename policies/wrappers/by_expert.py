@@ -75,7 +75,7 @@ class ByExpert(Composite):
                 continue  # all others are asked: when a run decides must not depend on the frames of another
             chosen = learner.choose(asked)
             exit_at[run, frame], skip_below[run, frame] = chosen.exit_at[run, 0], chosen.skip_below[run, 0]
-        self.awaited.put(context.numbers, whose[..., None])
+        self.awaited.put(context.numbers, whose[..., None].astype(float))
         unknown: Floats = np.full(shape, np.nan)
         return Thresholds(exit_at, skip_below, np.zeros(shape, np.int64), unknown, np.zeros(shape, dtype=bool))
 

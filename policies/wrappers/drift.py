@@ -135,8 +135,8 @@ class Drift(Composite):
 
     def learn(self, outcomes: Outcomes) -> None:
         """Let the policy inside learn, feed the detectors, and reset the runs that drifted."""
-        told = outcomes.frame >= self.since[outcomes.run]
-        self.inner.learn(outcomes if told.all() else outcomes[told])
+        known = outcomes.frame >= self.since[outcomes.run]
+        self.inner.learn(outcomes if known.all() else outcomes[known])
         seen = ~np.isnan(outcomes.reward) & ~np.isnan(outcomes.confidence[:, 0])
         drifted = np.zeros(self.runs, dtype=bool)
         for run, value in zip(outcomes.run[seen].tolist(), outcomes.confidence[seen, 0].tolist(), strict=True):

@@ -165,11 +165,11 @@ class Safe(Composite):
         """Count the audits, and let the policy inside learn what its own thresholds would have earned."""
         found, wanted = self.awaited.take(outcomes.run, outcomes.frame)
         exits = self.exits + 1
-        told = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
+        known = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
         # a frame so late that its choice is forgotten teaches nothing
-        self.inner.learn(replace(told, reward=np.where(found, told.reward, np.nan)))
-        heard = outcomes.audited & ~np.isnan(outcomes.confidence[:, -1]) & ~np.isnan(outcomes.reward)
-        rows = outcomes[heard]
+        self.inner.learn(replace(known, reward=np.where(found, known.reward, np.nan)))
+        returned = outcomes.audited & ~np.isnan(outcomes.confidence[:, -1]) & ~np.isnan(outcomes.reward)
+        rows = outcomes[returned]
         differs = rows.prediction[:, :-1] != rows.prediction[:, -1:]
         worst = np.where(differs, rows.confidence[:, :-1], -1.0).max(axis=1)
         np.add.at(self.audits[:, 1], rows.run, 1)

@@ -180,13 +180,13 @@ class Playing:
     def answer(self, slots: Ints) -> None:
         """Give frames their answers."""
         rows, net = self._ring.rows, self.net
-        exit, said = rows.exit[slots], rows.answer[slots]
+        exit, best = rows.exit[slots], rows.answer[slots]
         sure = rows.confidence[slots, exit]
-        other = (rows.prediction[slots, exit] != said) | np.isnan(sure)  # another exit answered, or none
+        other = (rows.prediction[slots, exit] != best) | np.isnan(sure)  # another exit answered, or none
         if other.any():
-            agree = rows.prediction[slots[other]] == said[other, None]
+            agree = rows.prediction[slots[other]] == best[other, None]
             sure[other] = np.fmax.reduce(np.where(agree, rows.confidence[slots[other]], 0.0), axis=1)
-        columns = (exit, said, sure, rows.fallback[slots], rows.latency_ms[slots])
+        columns = (exit, best, sure, rows.fallback[slots], rows.latency_ms[slots])
         cloud = net.edge_exits if not self.driver.engine.whole else -1
         classes, given, labels, numbers = net.classes, [], self.labels, rows.frame
         for slot, e, index, c, fallback, ms in zip(

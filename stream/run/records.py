@@ -585,10 +585,10 @@ def feedback_of(records: "pa.Table | Path | str") -> Feedback:
         If the records hold other frames than 0, 1, … or lack a column.
     """
     table = _in_order(records)
-    heard = np.argsort(_numbers(table, "heard"), kind="stable")
+    order = np.argsort(_numbers(table, "heard"), kind="stable")
     return Feedback(
-        frame=heard,
-        chosen=_numbers(table, "heard_at")[heard],
+        frame=order,
+        chosen=_numbers(table, "heard_at")[order],
         queue=_numbers(table, "queue"),
         link_ms=_floats(table, "link_estimate_ms"),
         sent=_flags(table, "sent"),

@@ -41,7 +41,7 @@ def document() -> dict[str, Any]:
     anything = {"type": "object"}
 
     def path(summary: str, ok: Any, *, body: Any = None, given: Any = (), errors: str = "", kind: str = "") -> Any:
-        told = {
+        reasons = {
             "400": "Something in the request is wrong.",
             "401": "The token is missing or wrong.",
             "404": "There is no such stream or frame.",
@@ -56,7 +56,7 @@ def document() -> dict[str, Any]:
         }
         for status in ("401", *errors.split()):
             content = {"application/json": {"schema": problem}}
-            responses[status] = {"description": told[status], "content": content}
+            responses[status] = {"description": reasons[status], "content": content}
         described: dict[str, Any] = {"summary": summary, "responses": responses}
         if given:
             described["parameters"] = list(given)
@@ -77,7 +77,7 @@ def document() -> dict[str, Any]:
             "schema": {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}
         },
     }
-    told = {"application/json": {"schema": settings}}
+    accepted = {"application/json": {"schema": settings}}
     paths = {
         "/v1/answer": {
             "post": path(
@@ -113,7 +113,7 @@ def document() -> dict[str, Any]:
             "put": path(
                 "Change settings of a stream, from its next frame on.",
                 settings,
-                body=told,
+                body=accepted,
                 given=[stream],
                 errors="400 429 503",
             ),

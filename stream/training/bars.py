@@ -12,12 +12,12 @@ Bars = Callable[[str], "Callable[[Progress], None]"]
 
 
 @contextmanager
-def training_bars(quiet: bool, said: Sequence[str] = (), of: str = "validation") -> Iterator[Bars]:
+def training_bars(quiet: bool, notes: Sequence[str] = (), of: str = "validation") -> Iterator[Bars]:
     """Progress bars on standard error, one for each part that is trained; without a terminal, one line per epoch.
 
     Parameters
     ----------
-    said
+    notes
         Lines to print once the training begins.
     of
         What the shares are that are shown after each epoch.
@@ -27,7 +27,7 @@ def training_bars(quiet: bool, said: Sequence[str] = (), of: str = "validation")
     from rich.progress import Progress as Display
     from rich.table import Column
 
-    console, first = Console(stderr=True), list(said)
+    console, first = Console(stderr=True), list(notes)
     columns = (
         TextColumn("{task.description}", table_column=Column(min_width=len("gaussian_noise"), no_wrap=True)),
         BarColumn(bar_width=6),

@@ -37,7 +37,7 @@ class Data:
         Class names, in the order of the labels; with --teach, of the network's logits, and empty until it is known.
     kept, held
         Indices of the images to train on, and of those held out for validation and calibration.
-    said
+    notes
         Sentences on what was found and what was left out.
     test
         Labelled images to measure the model on; None where there are none, or none are wanted.
@@ -48,7 +48,7 @@ class Data:
     classes: tuple[str, ...]
     kept: Ints
     held: Ints
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     test: Source | None
 
 
@@ -93,26 +93,29 @@ def read_data(config: TrainConfig, shape: tuple[int, ...] | None) -> Data:
     labelled = labels >= 0
     images, labels = images if labelled.all() else images[labelled], np.searchsorted(present, labels[labelled])
     counts = np.bincount(labels, minlength=len(classes))
-    said = [f"{len(images):,} images of {len(classes)} classes to train on: {_counted(classes, counts)}", *source.notes]
+    notes = [
+        f"{len(images):,} images of {len(classes)} classes to train on: {_counted(classes, counts)}",
+        *source.notes,
+    ]
     if not labelled.all():
-        said.append(f"{int((~labelled).sum()):,} images are left out, because they are in no class's folder")
-    said += _skipped(skipped)
+        notes.append(f"{int((~labelled).sum()):,} images are left out, because they are in no class's folder")
+    notes += _skipped(skipped)
     if others := sorted(set(source.classes) - set(classes)):
-        said.append(f"not among the training images, and so not learnt: {', '.join(others[:NAMED])}")
+        notes.append(f"not among the training images, and so not learnt: {', '.join(others[:NAMED])}")
     order = np.random.default_rng(HELD_OUT).permutation(len(images))
     held = config.held_out(len(images))
     test = None
     if config.measure:
         test, why_not = _test_split(config.data, source, classes, fitted)
         if why_not:
-            said.append(why_not)
-    return Data(images, labels, classes, kept=order[held:], held=order[:held], said=tuple(said), test=test)
+            notes.append(why_not)
+    return Data(images, labels, classes, kept=order[held:], held=order[:held], notes=tuple(notes), test=test)
 
 
 def _unlabelled(config: TrainConfig, source: Source, fitted: dict[str, Any]) -> Data:
     """The images of a training that looks at no labels."""
     images, _, skipped = load_all(source, MOST_FRAMES)
-    said = [f"{len(images):,} images to learn from, whatever their labels", *source.notes, *_skipped(skipped)]
+    notes = [f"{len(images):,} images to learn from, whatever their labels", *source.notes, *_skipped(skipped)]
     order = np.random.default_rng(HELD_OUT).permutation(len(images))
     held, test = config.held_out(len(images)), None
     if config.measure and source.stream is None:
@@ -121,17 +124,17 @@ def _unlabelled(config: TrainConfig, source: Source, fitted: dict[str, Any]) -> 
     if test is not None and list(test.names) == list(source.names):
         test = None
     if test is None and config.measure:
-        said.append(f"{source.name} has no test split: agreement is measured on the held-out images")
+        notes.append(f"{source.name} has no test split: agreement is measured on the held-out images")
     labels = np.full(len(images), -1, dtype=np.int64)
-    return Data(images, labels, (), kept=order[held:], held=order[:held], said=tuple(said), test=test)
+    return Data(images, labels, (), kept=order[held:], held=order[:held], notes=tuple(notes), test=test)
 
 
 def _skipped(skipped: Sequence[Skipped]) -> list[str]:
     """Sentences on images that could not be used."""
-    said = [f"skipped {frame.name}: {frame.reason}" for frame in skipped[:NAMED]]
+    notes = [f"skipped {frame.name}: {frame.reason}" for frame in skipped[:NAMED]]
     if len(skipped) > NAMED:
-        said.append(f"skipped {len(skipped) - NAMED:,} more images")
-    return said
+        notes.append(f"skipped {len(skipped) - NAMED:,} more images")
+    return notes
 
 
 def _counted(classes: Sequence[str], counts: Ints) -> str:

@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         start_from(config.start, net, task.images)
     if config.teach:
         task.learn_from_final_exit()
-    with training_bars(config.quiet, [*data.said, *cuts], "agreement" if config.teach else "validation") as bars:
+    with training_bars(config.quiet, [*data.notes, *cuts], "agreement" if config.teach else "validation") as bars:
         trained = task.run(bars)
     training = config.on_the_card() | trained
     save(net, config.out, name=config.name, training=training)
@@ -154,15 +154,15 @@ class _Task:
         if self.teacher is not None:
             for row in history:
                 row["agreement"] = row.pop("accuracy", [])
-        said: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "history": history,
             f"validation_{'agreement' if self.teacher else 'accuracy'}": list(score.accuracy),
             "validation_ece": calibration,
             "start": [read_card(folder).training for folder in config.start],
         }
         if self.distorts:
-            said["validation_recall"] = self._fit_classifier(bars)
-        return said
+            summary["validation_recall"] = self._fit_classifier(bars)
+        return summary
 
     def _fit(self, expert: str, recipe: "Recipe", source: str, bars: Bars) -> list[dict[str, Any]]:
         from eex.models.network import PRISTINE

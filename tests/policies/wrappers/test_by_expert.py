@@ -34,7 +34,9 @@ def alternating():
 
 def test_alternating_distortions_are_told_apart(alternating):
     trace, probabilities = alternating
-    told = Trace(trace.confidence, trace.prediction, trace.label, trace.classes, probabilities=probabilities, experts=("a", "b"))
+    told = Trace(
+        trace.confidence, trace.prediction, trace.label, trace.classes, probabilities=probabilities, experts=("a", "b")
+    )
     earned = {}
     for name in ("stop-curve", "by-expert@stop-curve", "ucb"):
         earned[name] = replay(make_policy(name, runs=4), told, 0.1, order="in-order", kind="utility")
