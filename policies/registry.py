@@ -120,7 +120,7 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
         return _make_river(name, cls, texts, given)
     wraps = is_wrapper(cls)
     if wraps and not within:
-        raise EexError(f"{name} wraps another policy: write {name}@ucb, say")
+        raise EexError(f"{name} wraps another policy: write {name}@{RECOMMENDED}, say")
     if at and not wraps:
         raise EexError(f"policy {name} is not a wrapper; remove what follows the @")
     known = options_of(cls)

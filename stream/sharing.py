@@ -19,7 +19,7 @@ from eex.stream.wire.protocol import SHARE_EVERY_S
 FIRST_S, MOST_S = 1.0, 60.0
 """Seconds between the first two exchanges, which double from one to the next, and at most."""
 LAST_S = 3.0
-"""How long an edge that ends tries at most until the worker has its last sums."""
+"""How long an edge that ends tries at most to get its last sums to the worker."""
 
 
 @runtime_checkable
@@ -36,6 +36,10 @@ class Shared(Protocol):
     def share_problem(self) -> str:
         """Why the worker refused the latest sums; empty if it did not."""
 
+    @property
+    def shares_under_way(self) -> int:
+        """How many sums the worker has not answered yet."""
+
 
 def check_shares(policy: Policy, name: str) -> None:
     """Raise `EexError` if what a policy learns cannot be shared.
@@ -46,7 +50,7 @@ def check_shares(policy: Policy, name: str) -> None:
         Of the policy, as the user wrote it.
     """
     if sharing(policy) is None:
-        raise EexError(f"--share: what policy {name} learns does not add up over edges; use stop-curve")
+        raise EexError(f"--share: what policy {name} learns cannot be shared; use stop-curve")
 
 
 class Sharing:
@@ -91,29 +95,35 @@ class Sharing:
         fleet = self.offloader.take_fleet()
         if fleet is not None:
             self._take(*fleet)
-        problem = self.offloader.share_problem
-        if problem and problem != self._noted:
-            self.note(f"the worker refused what was to be shared: {problem}")
-        self._noted = problem
+        self._note_refusal()
         if self.clock() >= self._due and self._send():
             self._due = self.clock() + self._wait_s
             self._wait_s = min(2 * self._wait_s, MOST_S)
 
     def finish(self) -> None:
-        """Send what was learned last until the worker has it: a busy one may refuse sums as too soon after the ones
-        before them."""
+        """Get what was learned last to the worker, which may be so busy that it finds sums too soon after the last."""
         end = self.clock() + LAST_S
+        self._await_answers(end)
         while self.clock() < end:
             time.sleep(max(0.0, self._sent + 2 * SHARE_EVERY_S - self.clock()))
-            self.offloader.take_fleet()
-            if self._noted or not self._send():
+            self.offloader.take_fleet()  # the answer to earlier sums
+            if not self._send():
                 return
-            again = self._sent + 4 * SHARE_EVERY_S
-            while self.clock() < again:
-                self.offloader.poll()
-                if self.offloader.take_fleet() is not None:
-                    return
-                time.sleep(0.005)
+            self._await_answers(end)
+            if self._note_refusal() or self.offloader.take_fleet() is not None:
+                return
+
+    def _await_answers(self, end: float) -> None:
+        while self.offloader.shares_under_way and self.clock() < end:
+            self.offloader.poll()
+            time.sleep(0.005)
+
+    def _note_refusal(self) -> bool:
+        problem = self.offloader.share_problem
+        if problem and problem != self._noted:
+            self.note(f"the worker refused what was to be shared: {problem}")
+        self._noted = problem
+        return bool(problem)
 
     def _send(self) -> bool:
         sums, part = self.learners.sums(), sharing(self.learners.example)

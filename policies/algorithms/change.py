@@ -190,7 +190,7 @@ class Change(Arrays):
             self._look_at_one(run, self.count[run, slot].tolist(), self.total[run, slot].tolist())
 
     def settled_for(self, first: int) -> int:
-        """Frames from this number on, which come in order, before which none of them can bring an alarm."""
+        """How many frames from this number on, if they come in order, cannot bring an alarm."""
         return BLOCK - first % BLOCK if self.alarm else FOREVER
 
     def begin(self, run: Ints) -> None:

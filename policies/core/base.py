@@ -116,7 +116,7 @@ class Thresholds:
 
 COUNTS = frozenset(
     {"counts", "pending", "played", "seen", "offloads", "squares", "heard", "news", "weight", "moves", "known"}
-    | {"frames", "turn", "recent_arm", "count", "blocks", "spread", "up", "down"}
+    | {"frames", "turn", "recent_arm", "count", "numbers", "blocks", "spread", "up", "down"}
 )
 """Names of learned arrays that are never negative, but for rounding."""
 MOST_COUNTED = 2.0**53
@@ -213,8 +213,9 @@ class Policy(Arrays):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if {"choose", "learn"} & vars(cls).keys() and "settled_for" not in vars(cls):
-            cls.settled_for = Policy.settled_for  # type: ignore[method-assign]  # what its parent promises is another's
+        promise = _provider(cls, "settled_for")
+        if not all(issubclass(promise, _provider(cls, verb)) for verb in ("choose", "learn")):
+            cls.settled_for = Policy.settled_for  # type: ignore[method-assign]  # it was made for another choose or learn
 
     def choose(self, context: Context) -> Thresholds:
         """Thresholds for the next frames, in order.
@@ -258,14 +259,20 @@ class Policy(Arrays):
         )
 
 
+def _provider(cls: type, name: str) -> type:
+    """The class that a method comes from."""
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
 def classes_of(policy: Policy) -> Iterator[type]:
     """The classes that a policy is made of: its own with their bases, and those of the policies inside."""
     yield from (cls for cls in type(policy).__mro__ if cls is not object)
-    for part in vars(policy).values():
-        if isinstance(part, Policy):
-            yield from classes_of(part)
-        elif isinstance(part, type):
-            yield part
+    for value in vars(policy).values():
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, Policy):
+                yield from classes_of(part)
+            elif isinstance(part, type):
+                yield part
 
 
 def is_foreign(policy: Policy) -> bool:

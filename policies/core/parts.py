@@ -42,7 +42,7 @@ class Composite(Policy):
     @keys.setter
     def keys(self, keys: Ints) -> None:
         self._keys = keys
-        for part in self._parts().values():
+        for part in self.named_parts().values():
             if isinstance(part, Policy):
                 part.keys = keys
 
@@ -54,7 +54,7 @@ class Composite(Policy):
     @reward.setter
     def reward(self, kind: Reward) -> None:
         self._reward = kind
-        for part in self._parts().values():
+        for part in self.named_parts().values():
             if isinstance(part, Policy):
                 part.reward = kind
 
@@ -66,18 +66,18 @@ class Composite(Policy):
     @exit_cost.setter
     def exit_cost(self, cost: ExitCost) -> None:
         self._exit_cost = cost
-        for part in self._parts().values():
+        for part in self.named_parts().values():
             if isinstance(part, Policy):
                 part.exit_cost = cost
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """A copy of all that was learned."""
-        theirs = {f"{name}.{k}": a for name, part in self._parts().items() for k, a in part.state_dict().items()}
+        theirs = {f"{name}.{k}": a for name, part in self.named_parts().items() for k, a in part.state_dict().items()}
         return super().state_dict() | theirs
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state; a ValueError if any part of it does not fit, and nothing is changed then."""
-        parts = self._parts()
+        parts = self.named_parts()
         theirs = {name: {k[len(name) + 1 :]: a for k, a in state.items() if k.startswith(name + ".")} for name in parts}
         own = {k: a for k, a in state.items() if not k.startswith(tuple(name + "." for name in parts))}
         before = {name: part.state_dict() for name, part in parts.items()}
@@ -90,7 +90,8 @@ class Composite(Policy):
                 part.load_state_dict(before[name])
             raise
 
-    def _parts(self) -> dict[str, Part]:
+    def named_parts(self) -> dict[str, Part]:
+        """The parts, by the names that their arrays begin with."""
         return {name: getattr(self, name) for name in self.parts}
 
 

@@ -102,7 +102,8 @@ class Drift(Composite):
         not_negative("level", level)
         if not 0 <= keep < 1:
             raise EexError(f"keep must lie in [0, 1), got {keep:g}")
-        self.sums = tuple(getattr(inner, "sums", ()))
+        sums = getattr(inner, "sums", ())
+        self.sums = () if callable(sums) else tuple(sums)  # a policy that shares has a method of this name
         if keep and not self.sums:
             raise EexError(f"{type(inner).__name__} cannot forget in part; keep=0 resets it")
         self.make, usual, self.memory = DETECTORS[detector]

@@ -248,9 +248,9 @@ class Player:
                     glance = Glance(label, ring.next, self.frames.total, now - started, played.tally, kind)
                     self.show(replace(glance, problem=problem))
             commit()
+            played.seconds = time.perf_counter() - started
             if sharing is not None:
                 sharing.finish()
-            played.seconds = time.perf_counter() - started
             if viewer is not None:
                 viewer.refresh()  # with the last frames
         played.withheld, played.unrecorded, played.link = meter.withheld, recorder.unrecorded, offloader.report()

@@ -54,11 +54,10 @@ def numbers(values: NDArray[Any], digits: int = 6) -> list[float | None]:
 
 
 def _within(policy: Policy) -> list[Any]:
-    """The policy and the parts that it is made of."""
+    """The policy and the parts that it is made of; what is shown of several learners is the first one's."""
     found: list[Any] = [policy]
     if isinstance(policy, Composite):
-        for name in policy.parts:
-            part = getattr(policy, name)
+        for part in policy.named_parts().values():
             found += _within(part) if isinstance(part, Policy) else [part]
     return found
 

@@ -187,6 +187,11 @@ class ZmqOffloader:
         """Why the worker refused what was shared last; empty if it did not."""
         return self._requests.share_problem
 
+    @property
+    def shares_under_way(self) -> int:
+        """How many sums the worker has not answered yet."""
+        return self._requests.shares_under_way
+
     def wake_on(self, descriptor: int) -> None:
         """Let `poll` return when something can be read from a file descriptor, too."""
         self._wake = descriptor

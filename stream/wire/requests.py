@@ -100,6 +100,8 @@ class Requests:
         Other edges and their sums, as a worker last sent them; None if none came since somebody took them.
     share_problem
         Why the worker refused the latest sums; empty if it did not.
+    shares_under_way
+        How many sums the worker has not answered yet.
     """
 
     def __init__(self, peers: Sequence[Peer], fingerprint: str, deadline_ms: float, window: int) -> None:
@@ -109,6 +111,7 @@ class Requests:
         self.counts: Counter[str] = Counter()
         self.fleet: tuple[int, NDArray[Any]] | None = None
         self.share_problem = ""
+        self.shares_under_way = 0
         self._awaited: dict[int, Awaited] = {}  # in the order sent, which is the order of the deadlines
         self._replies: list[Reply] = []
 
@@ -230,6 +233,7 @@ class Requests:
         if peer is None or not peer.send(message):
             return False
         self.bytes_sent += sum(memoryview(frame).nbytes for frame in message)
+        self.shares_under_way += 1
         return True
 
     # ---- in
@@ -255,10 +259,12 @@ class Requests:
             peer.answered_ping(header, self.deadline_ms, now)
         elif isinstance(header, FleetHeader):
             self.fleet, self.share_problem = (header.edges, arrays[0].copy()), ""
+            self.shares_under_way -= 1
         elif isinstance(header, ReplyHeader) and header.id == HELLO_ID:
             peer.rejected(_refusal(header))
         elif isinstance(header, ReplyHeader) and header.id == SUMS_ID:
-            if header.refusal != "busy":  # a busy worker got to the sums before them so late that these came too soon
+            self.shares_under_way -= 1
+            if header.refusal != "busy":  # a busy worker read the sums before these late, and so found these too soon
                 self.share_problem = header.error
         elif isinstance(header, ReplyHeader):
             awaited = self._awaited.get(header.id)
@@ -272,6 +278,7 @@ class Requests:
     def _greeted(self, peer: Peer, welcome: Welcome) -> None:
         if welcome.model == self.fingerprint:
             peer.greeted(welcome)
+            self.shares_under_way = 0  # a worker that was restarted answers none of them
             self.due = -math.inf  # the first ping
         else:
             peer.rejected(

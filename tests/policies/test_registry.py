@@ -219,7 +219,7 @@ def test_list_shows_plugins_and_wrappers_and_what_is_recommended():
         ("lost", "plug-in broken:Policy cannot be imported: ModuleNotFoundError"),
         ("mine:Half:att=1", "policy mine:Half has no option 'att' (did you mean 'at'?); its options: at"),
         ("hlaf", "unknown policy 'hlaf' (did you mean 'half'?); eex-stream --list-policies shows all"),
-        ("mine:Louder", "mine:Louder wraps another policy: write mine:Louder@ucb, say"),
+        ("mine:Louder", "mine:Louder wraps another policy: write mine:Louder@stop-curve, say"),
         ("half@ucb", "policy half is not a wrapper; remove what follows the @"),
     ],
 )

@@ -36,6 +36,7 @@ class Fake(NoOffloader):
 
     def __init__(self):
         self.sent, self.fleet, self.share_problem, self.reachable = [], None, "", True
+        self.shares_under_way = 0
 
     def share(self, policy, edge, layout, sums):
         if self.reachable:
@@ -113,7 +114,7 @@ def test_what_cannot_share_is_said():
         Sharing(Edge().learners, NoOffloader(), "stop-curve", print)
     with pytest.raises(EexError, match="goes with a worker that other edges use"):
         Session(net=three_exits(), worker="none", share=True)
-    with pytest.raises(EexError, match="what policy ucb learns does not add up over edges; use stop-curve"):
+    with pytest.raises(EexError, match="what policy ucb learns cannot be shared; use stop-curve"):
         Session(net=three_exits(), worker="tcp://127.0.0.1:9", plain=True, policy="ucb", share=True)
 
 
@@ -172,7 +173,7 @@ def lender_of(session):
     return sharing(session._playing.engine_streams.learners.example)._lender
 
 
-def test_sums_that_came_too_soon_are_no_fault_of_theirs(net):
+def test_sums_that_came_too_soon_are_not_reported_as_refused(net):
     with cloud(net) as worker, worker.edge(net.fingerprint) as client:
         for _ in range(5):
             assert client.share("stop-curve", "hasty", LAYOUT, some_sums())

@@ -396,11 +396,20 @@ def test_rounds_for_which_a_policy_is_settled_are_played_at_once_and_change_noth
 
 
 def test_a_policy_made_of_one_that_is_settled_is_asked_before_each_round():
+    class Mixin:
+        def choose(self, context):
+            asked.append(context.first)
+            return super().choose(context)
+
     class Raised(StopCurve):
         def choose(self, context):
             asked.append(context.first)
             return super().choose(context)
 
-    asked = []
-    replay(Raised(runs=4), make_trace(1, frames=40), 0.1)
-    assert asked == list(range(40))
+    class Mixed(Mixin, StopCurve):
+        pass
+
+    for cls in (Raised, Mixed):
+        asked = []
+        replay(cls(runs=4), make_trace(1, frames=40), 0.1)
+        assert asked == list(range(40))

@@ -1,15 +1,19 @@
 """A learner for each expert: the contract, and what alternating distortions gain by it."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from eex.policies.checks import CLAUSES, MadeUpStream, check_policy, live
+from eex.policies.algorithms.stop_curve import StopCurve
+from eex.policies.checks import CLAUSES, FRAMES, MadeUpStream, check_policy, live
+from eex.policies.core.base import Context, is_foreign
 from eex.policies.core.errors import EexError
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
+from eex.policies.wrappers.by_expert import ByExpert
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -56,6 +60,36 @@ def test_without_a_classifier_it_is_the_policy_inside(alternating):
     np.testing.assert_array_equal(one.offloaded, other.offloaded)
 
 
+def test_an_outage_is_no_change_of_the_stream():
+    policy, stream = make_policy("by-expert:experts=2@stop-curve"), MadeUpStream(1)
+    stream.distortion = np.tile(np.eye(2), (FRAMES // 2, 1))[None]
+    live(policy, stream, 0, FRAMES // 2)
+    known = [learner.known.copy() for learner in policy.learners]
+    for first in range(FRAMES // 2, FRAMES, 8):
+        outcomes = stream.outcomes(policy.choose(stream.context(first, 8)), first, sent=False)
+        policy.learn(replace(outcomes, reward=np.where(outcomes.offloaded, np.nan, outcomes.reward)))
+    assert not any(learner.change.alarmed.any() for learner in policy.learners)
+    assert all((learner.known >= before).all() for learner, before in zip(policy.learners, known, strict=True))
+    assert policy.numbers.tolist() == [[FRAMES // 2, FRAMES // 2]]
+
+
+def test_a_state_of_learners_that_are_not_there_is_refused():
+    policy = make_policy("by-expert:experts=2@stop-curve")
+    policy.choose(Context(4, distortion=np.eye(2)[None, [0, 1, 0, 1]]))
+    state = policy.state_dict()
+    state["awaited.value"][0, 1] = 2.0
+    with pytest.raises(ValueError, match="expected learners from 0 to 1"):
+        make_policy("by-expert:experts=2@stop-curve").load_state_dict(state)
+
+
+def test_a_policy_of_ones_own_within_is_seen():
+    class Own(StopCurve):
+        pass
+
+    assert is_foreign(ByExpert(Own()))
+    assert not is_foreign(ByExpert(StopCurve()))
+
+
 def test_more_experts_than_learners_share_the_last():
     policy, stream = make_policy("by-expert:experts=2@stop-curve", exits=2), MadeUpStream(2)
     stream.distortion = np.tile(np.eye(4), (128, 1))[None]
@@ -66,7 +100,7 @@ def test_more_experts_than_learners_share_the_last():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("by-expert@ucb", "by-expert wraps stop-curve alone: write by-expert@stop-curve, not UCB"),
+        ("by-expert@ucb", "policy by-expert: wraps stop-curve alone, not UCB: write by-expert@stop-curve"),
         ("by-expert:experts=0@stop-curve", "experts must be at least 1, got 0"),
     ],
 )

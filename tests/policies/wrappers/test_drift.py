@@ -14,7 +14,13 @@ from eex.policies.registry import POLICIES, make_policy
 
 pytestmark = pytest.mark.timeout(120)
 
-NAMES = ["drift@ucb", "drift@fixed", "drift:detector=kswin@hedge-hi", "drift:detector=page-hinkley@drift@linucb"]
+NAMES = [
+    "drift@ucb",
+    "drift@stop-curve",
+    "drift@fixed",
+    "drift:detector=kswin@hedge-hi",
+    "drift:detector=page-hinkley@drift@linucb",
+]
 
 
 @pytest.mark.parametrize("exits", [1, 2])
@@ -127,8 +133,8 @@ def test_a_long_history_is_cut_and_still_restored_exactly():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("drift", "drift wraps another policy: write drift@ucb, say"),
-        ("drift@", "drift wraps another policy: write drift@ucb, say"),
+        ("drift", "drift wraps another policy: write drift@stop-curve, say"),
+        ("drift@", "drift wraps another policy: write drift@stop-curve, say"),
         ("ucb@fixed", "policy ucb is not a wrapper; remove what follows the @"),
         ("drift@ucbb", "unknown policy 'ucbb' (did you mean 'ucb'?); eex-stream --list-policies shows all"),
         ("drift:detector=ddm@ucb", "policy drift: detector must be one of adwin, page-hinkley, kswin, got 'ddm'"),
