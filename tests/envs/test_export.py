@@ -27,6 +27,8 @@ def model_of(kind, env, **options):
 
 def seen_much(env):
     """Play on, so that what normalises knows something."""
+    env.seed(0)  # an agent that is at the edge of another choice may make it in one and not in the other
+    env.action_space.seed(0)
     env.reset()
     for _ in range(200):
         env.step(np.array([env.action_space.sample() for _ in range(env.num_envs)]))
