@@ -71,8 +71,8 @@ NOTES = """
 
 MISSING = """
 - Caltech-256 and MobileNetV2 with ImageNet weights: we had neither. The recipe "standard", with EfficientNet-Lite0 at
-  96 pixels and three seeds, comes closer. A step of 64 images takes 2.4 s of one processor core here, one of an
-  expert's branches 0.7 s, so that the trainings take 8 hours of one core.
+  96 pixels and three seeds, comes closer. The trainings take 2.6 hours of one core with AVX-512, 8 hours of one with
+  AVX2 (`--estimate`).
 - Latencies of more than 40 timed images for each link and level ("standard" times 200), and a GPU at the edge.
 - Until then, each network was trained once.
 """
