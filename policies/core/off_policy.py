@@ -185,8 +185,8 @@ def _estimate_one(
     stop = passes.argmin(axis=1)  # the first exit that `at` does not pass, or that the log did not reach
     away = stop == exits
     answered = (edge >= at)[np.arange(frames), np.minimum(stop, exits - 1)] & ~away
-    returned = outcomes.offloaded & outcomes.sent
-    known = answered | (away & returned)
+    sent = outcomes.offloaded & outcomes.sent
+    known = answered | (away & sent)
     gain = np.fmax(0.0, outcomes.confidence[:, -1] - edge[:, -1])  # 0 where the reply never came
     reward = np.where(away, gain - price, 0.0) - way_cost(exit_cost, np.minimum(stop, exits - 1))
     if kind == "utility":
@@ -216,7 +216,7 @@ def _estimate_one(
     share = earlier[np.arange(frames), arms.column] / earlier.sum(axis=1)
     weight = np.where(mine & known, np.where(certain, 1.0, share / outcomes.probability), 0.0)
     if unsent.any():
-        weight[away] *= outcomes.offloaded.sum() / max(1, returned.sum())
+        weight[away] *= outcomes.offloaded.sum() / max(1, sent.sum())
     effective = _effective(weight[away])
     if effective < least:
         return failed(f"the effective sample size is {effective:.1f} offloaded frames; needs {least:g}", effective)

@@ -165,9 +165,9 @@ class Safe(Composite):
         """Count the audits, and let the policy inside learn what its own thresholds would have earned."""
         found, wanted = self.awaited.take(outcomes.run, outcomes.frame)
         exits = self.exits + 1
-        known = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
+        own = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
         # a frame so late that its choice is forgotten teaches nothing
-        self.inner.learn(replace(known, reward=np.where(found, known.reward, np.nan)))
+        self.inner.learn(replace(own, reward=np.where(found, own.reward, np.nan)))
         returned = outcomes.audited & ~np.isnan(outcomes.confidence[:, -1]) & ~np.isnan(outcomes.reward)
         rows = outcomes[returned]
         differs = rows.prediction[:, :-1] != rows.prediction[:, -1:]

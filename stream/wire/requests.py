@@ -259,11 +259,11 @@ class Requests:
             peer.answered_ping(header, self.deadline_ms, now)
         elif isinstance(header, FleetHeader):
             self.fleet, self.share_problem = (header.edges, arrays[0].copy()), ""
-            self.shares_under_way -= 1
+            self.shares_under_way = max(0, self.shares_under_way - 1)
         elif isinstance(header, ReplyHeader) and header.id == HELLO_ID:
             peer.rejected(_refusal(header))
         elif isinstance(header, ReplyHeader) and header.id == SUMS_ID:
-            self.shares_under_way -= 1
+            self.shares_under_way = max(0, self.shares_under_way - 1)
             if header.refusal != "busy":  # a busy worker read the sums before these late, and so found these too soon
                 self.share_problem = header.error
         elif isinstance(header, ReplyHeader):

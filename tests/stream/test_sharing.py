@@ -101,6 +101,35 @@ def test_nonsense_of_a_worker_is_not_used(sums):
     assert sharing(edge.learners.example)._lender is None
 
 
+class Busy(Fake):
+    """A worker that finds sums too soon so many times, or refuses them."""
+
+    def __init__(self, times, problem=""):
+        super().__init__()
+        self.times, self.problem = times, problem
+
+    def share(self, *given):
+        self.shares_under_way += 1
+        return super().share(*given)
+
+    def poll(self):
+        if self.shares_under_way:
+            self.shares_under_way = 0
+            self.share_problem = self.problem
+            if len(self.sent) > self.times and not self.problem:
+                self.fleet = (1, some_sums())
+        return []
+
+
+@pytest.mark.parametrize(("busy", "sent"), [(Busy(0), 1), (Busy(2), 3), (Busy(0, "no stream has such sums"), 1)])
+def test_an_edge_that_ends_tries_until_a_busy_worker_has_its_sums(busy, sent):
+    edge = Edge()
+    edge.sharing.offloader, edge.sharing.clock = busy, time.monotonic
+    edge.sharing.finish()
+    assert len(busy.sent) == sent
+    assert len(edge.notes) == bool(busy.problem)
+
+
 def test_a_refusal_is_noted_once():
     edge = Edge()
     edge.offloader.share_problem = "no stream has such sums"
