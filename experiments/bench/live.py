@@ -283,13 +283,13 @@ def beside_us(images: Images, count: int = 4000) -> float:
         driver.feed, driver._left = timed, timed_answer
         session.answer(images[0])
         spent = 0.0
-        engine = thread_seconds(session._thread)
+        engine = thread_seconds(session._rounds.thread)
         mine = time.thread_time()
         futures = [session.submit(images[k % len(images)]) for k in range(count)]
         for future in futures:
             future.result()
         mine = time.thread_time() - mine
-        engine = thread_seconds(session._thread) - engine
+        engine = thread_seconds(session._rounds.thread) - engine
     return 1e6 * (mine + engine - spent) / count
 
 

@@ -297,21 +297,23 @@ class Playing:
         else:
             frozen.pop(number, None)
 
-    def settled(self, its: Stream) -> bool:
-        """Whether all frames of a stream have left the engine's ring."""
-        under_way = np.arange(self._ring.head, self._ring.next) % self._ring.capacity
-        return its.number < 0 or not (self._ring.source[under_way] == its.number).any()
-
-    def leave(self, its: Stream) -> None:
-        """Let a settled stream leave the engine; what it learned is kept."""
-        if its.number >= 0:
-            if self.config.aim:
-                self._look_at_wishes(its)
-            if self.config.learn == "each":
-                self.kept.put(its.queue.name, self._learned_by(its))
-            self.engine_streams.remove(its.number)
-            self._deadlines_ms.pop(its.number, None)
-            its.number = -1
+    def leave(self, its: Stream) -> bool:
+        """Let a stream leave the engine if all its frames have; what it learned is kept. Whether it has left."""
+        if its.under_way:
+            return False
+        if its.number < 0:
+            return True
+        in_ring = np.arange(self._ring.head, self._ring.next) % self._ring.capacity
+        if (self._ring.source[in_ring] == its.number).any():
+            return False
+        if self.config.aim:
+            self._look_at_wishes(its)
+        if self.config.learn == "each":
+            self.kept.put(its.queue.name, self._learned_by(its))
+        self.engine_streams.remove(its.number)
+        self._deadlines_ms.pop(its.number, None)
+        its.number = -1
+        return True
 
     def learner_of(self, its: Stream) -> tuple[Policy, int]:
         """A copy of a stream's learner, a policy of one run, and the number of its next frame."""

@@ -3,32 +3,28 @@
 import contextlib
 import gc
 import logging
-import math
-import os
-import select
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Self
 
 from eex.policies.core.base import Policy
-from eex.policies.core.errors import EexError, ImageError
+from eex.policies.core.errors import EexError
 from eex.stream.guard import keep_memory_flat
 from eex.stream.live import learning
-from eex.stream.live.answers import Answer, Reason, Refusal, Sink, iso
-from eex.stream.live.arrivals import Arrivals, Waiting
+from eex.stream.live.answers import Answer, Refusal, Sink
 from eex.stream.live.config import LiveConfig, StreamOptions
-from eex.stream.live.images import Given, as_taken
+from eex.stream.live.images import Given
+from eex.stream.live.intake import Intake
 from eex.stream.live.labels import Labels
 from eex.stream.live.outbox import Outbox
-from eex.stream.live.playing import Playing, Stream, policy_for
-from eex.stream.live.promises import Promised, Refused
+from eex.stream.live.playing import Playing, policy_for
+from eex.stream.live.promises import Refused
+from eex.stream.live.rounds import Rounds
+from eex.stream.live.tasks import Tasks
 from eex.stream.sharing import check_shares
 
 if TYPE_CHECKING:
@@ -38,16 +34,6 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0
 """How long a session waits for its embedded worker to load the model."""
-IDLE_S = 0.05
-"""Longest wait: by then the connection to the worker is looked after again."""
-POLL_S = 0.001
-"""Wait between two looks at an offloader whose `poll` does not wait."""
-SUM_UP_S = 10.0
-"""Seconds between two times that finished frames are summed up and recorded."""
-SAVE_S = 60.0
-"""Seconds between two times that what was learned is saved."""
-
-Said = TypeVar("Said")
 
 log = logging.getLogger("eex")
 
@@ -97,31 +83,18 @@ class Session:
         self.config = _with(config or LiveConfig(), options)
         self.config.check()
         keep_memory_flat()
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._streams: dict[str, Stream] = {}
-        self._left_streams: OrderedDict[str, Stream] = OrderedDict()
-        self._arrivals = Arrivals(self.config.batch, self.config.batch_wait_ms / 1000)
-        self._tasks: deque[Callable[[], None]] = deque()  # for the session's thread
-        self._closing = self._asleep = self._done = False
-        self._failure: BaseException | None = None
+        self.notes: list[str] = []
         self._outbox = Outbox(sinks)
-        self._leaving: list[Stream] = []
-        self._released = False
-        self._awake, self._wake = os.pipe()
-        os.set_blocking(self._awake, False)
-        os.set_blocking(self._wake, False)
+        self._tasks = Tasks(threading.RLock())
         self._resources = contextlib.ExitStack()
-        self._resources.callback(os.close, self._awake)
-        self._resources.callback(os.close, self._wake)
+        self._resources.callback(self._tasks.close)
         try:
             self._open(net, offloader)
         except BaseException:
             self._resources.close()
             raise
         self._started = time.perf_counter()
-        self._thread = threading.Thread(target=self._run, name="eex-session", daemon=True)
-        self._thread.start()
+        self._rounds.start()
 
     def _open(self, net: "Network | None", offloader: "Offloader | None") -> None:
         from eex.stream.frames.decoding import check_channels
@@ -132,7 +105,6 @@ class Session:
 
         config = self.config
         connection = config.connection(config.usual_answerer if net is None else None)
-        self.notes: list[str] = []
         worker, embedded = None, None
         if offloader is None and connection.processes:
             models = () if config.model is None else (config.model,)
@@ -158,9 +130,11 @@ class Session:
             connect = partial(connected, connection, net.tail_fingerprint, config.seed, embedded)
             encoding = choose_sending(connection, net, None, connect).encoding
             offloader = self._resources.enter_context(connect())
-        offloader.wake_on(self._awake)
-        self._playing = Playing(config, net, offloader, encoding, self._streams, self._outbox, self._note)
-        self._settings = self._playing.kept.settings
+        offloader.wake_on(self._tasks.fd)
+        self._intake = Intake(config, net.architecture, self._outbox, self._tasks.lock, self._tasks.rouse)
+        self._playing = Playing(config, net, offloader, encoding, self._intake.streams, self._outbox, self._note)
+        self._intake.settings = self._playing.kept.settings
+        self._rounds = Rounds(config, self._playing, self._intake, self._tasks, self._outbox)
         gc.collect()
         gc.freeze()  # else a full collection walks torch and the network, and no frame is answered meanwhile
         self._resources.callback(gc.unfreeze)
@@ -213,41 +187,7 @@ class Session:
             Whether to wait for room while the stream's queue is full; otherwise the frame is refused as full. A stream
             that keeps the newest frame only is never full.
         """
-        now, wall = time.perf_counter(), time.time()
-        known = at is not None and 0 <= at <= wall
-        captured = float(at) if at is not None and known else wall
-        future: Future[Answer | Refusal] = Promised()
-        try:
-            taken = self.net.architecture
-            pixels, problem = as_taken(image, taken.input_shape, taken.preprocessing), ""
-        except ImageError as error:
-            pixels, problem = np.zeros((0, 0, 3), dtype=np.uint8), str(error)
-        with self._lock:
-            its = self._stream(stream)
-            frame = Waiting(
-                stream, its.queue.submitted, name, label, pixels, captured, now - (wall - captured), now, future
-            )
-            its.queue.submitted += 1
-            refusal: tuple[Reason, str] | None = None
-            if problem:
-                refusal = "undecodable", problem
-            elif its.queue.full and not self._closing:
-                if wait and threading.current_thread() is not self._thread:
-                    while its.queue.full and not self._closing and not its.queue.closing:
-                        self._changed.wait()
-                else:
-                    refusal = "full", f"{its.queue.most} frames of the stream wait"
-            if refusal is None and (self._closing or its.queue.closing):
-                refusal = self._why_closed(its)
-            stale = [] if refusal is not None else self._arrivals.put(its.queue, frame)
-            asleep, self._asleep = self._asleep, False
-        if asleep:
-            self._rouse()
-        if refusal is not None:
-            self._refuse([frame], *refusal)
-        if stale:
-            self._refuse(stale, "stale", "a newer frame of the stream replaced it")
-        return future
+        return self._intake.submit(image, stream, at, name, label, wait and not self._tasks.here)
 
     def answers(self) -> Iterator[Answer | Refusal]:
         """Yield answers and refusals as they come, until the session has been closed and all are out.
@@ -269,20 +209,11 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether the session has been closed and all answers are out."""
-        return self._done
+        return self._tasks.over
 
     def skip(self, stream: str, name: str, detail: str) -> Refusal:
         """Account for a frame of a source that could not be decoded: it gets a refusal, which is returned."""
-        now, wall = time.perf_counter(), time.time()
-        with self._lock:
-            its = self._stream(stream)
-            nothing = np.zeros((0, 0, 3), dtype=np.uint8)
-            frame = Waiting(stream, its.queue.submitted, name, -1, nothing, wall, now, now, Future())
-            its.queue.submitted += 1
-        self._refuse([frame], "undecodable", detail)
-        refusal = frame.future.result()
-        assert isinstance(refusal, Refusal)
-        return refusal
+        return self._intake.skip(stream, name, detail)
 
     # ---- streams
 
@@ -301,20 +232,12 @@ class Session:
         """
         options = _with(options or StreamOptions(), given)
         options.check(name, self.config.deadline_ms, self.net.edge_exits)
-        with self._lock:
-            if self._closing:
-                raise EexError(f"stream '{name}': the session is closed")
-            its = self._stream(name)
-            its.set(options, self.config)
-            self._tasks.append(partial(self._playing.apply, its))
-            self._changed.notify_all()
-        self._rouse()
+        its = self._intake.set_options(name, options)
+        self._tasks.put(partial(self._playing.apply, its))
 
     def options_of(self, name: str) -> StreamOptions:
         """The options of a stream; of one that is not open, those that it will have when it opens."""
-        with self._lock:
-            its = self._streams.get(name) or self._left_streams.get(name)
-            return self._settings.get(name, StreamOptions()) if its is None else its.options
+        return self._intake.options_of(name)
 
     def set_options(self, name: str, **given: Any) -> StreamOptions:
         """Change some options of a stream from its next frame on, and keep them in the state file.
@@ -341,19 +264,14 @@ class Session:
 
     def close_stream(self, name: str) -> None:
         """Answer what waits of a stream, and close it; what it learned is there for it when it comes back."""
-        with self._lock:
-            if (its := self._streams.get(name)) is None:
-                return
-            its.queue.closing = True
-            self._tasks.append(partial(self._leaving.append, its))
-            self._changed.notify_all()
-        self._rouse()
+        if (its := self._intake.close_stream(name)) is not None:
+            self._rounds.let_go(its)
 
     @property
     def streams(self) -> tuple[str, ...]:
         """Names of the open streams."""
-        with self._lock:
-            return tuple(self._streams)
+        with self._intake.lock:
+            return tuple(self._intake.streams)
 
     # ---- the end
 
@@ -368,21 +286,16 @@ class Session:
         EexError
             If the session had failed.
         """
-        with self._lock:
-            self._closing = True
-            left = [] if drain else self._arrivals.clear()
-            self._changed.notify_all()
-        self._refuse(left, "closed", "the session was closed")
-        self._rouse()
-        if threading.current_thread() is self._thread:
+        self._intake.refuse(self._intake.close(drain=drain), "closed", "the session was closed")
+        self._tasks.rouse()
+        if self._tasks.here:
             return  # a sink closes it: the thread ends after this frame's round
-        self._thread.join()
-        with self._lock:
-            release, self._released = not self._released, True
-        if release:
-            self._resources.close()
-        if self._failure is not None:
-            raise EexError(f"the session failed: {self._failure}") from self._failure
+        self._rounds.thread.join()
+        with self._intake.lock:
+            resources = self._resources.pop_all()
+        resources.close()
+        if (why := self._intake.failure) is not None:
+            raise EexError(f"the session failed: {why}") from why
 
     def __enter__(self) -> Self:
         return self
@@ -396,11 +309,11 @@ class Session:
         """What happened so far, as plain JSON values: totals, and a row per stream, closed ones last."""
         from eex.stream.live.summary import summarise
 
-        return self._ask(lambda: summarise(self))
+        return self._tasks.ask(lambda: summarise(self))
 
     def watch(self, watcher: "Callable[[str, Rows], None]") -> None:
         """Call a function with the finished frames of each stream as they are summed up, in the session's thread."""
-        self._ask(partial(self._playing.totals.watchers.append, watcher))
+        self._tasks.ask(partial(self._playing.totals.watchers.append, watcher))
 
     def look(self, visit: Callable[[str, Policy, int], None] = lambda name, policy, run: None) -> None:
         """Sum up the frames that have finished now, besides at the usual times.
@@ -414,13 +327,13 @@ class Session:
 
         def look() -> None:
             self._playing.sum_up()
-            with self._lock:
-                there = [(name, its.number) for name, its in self._streams.items() if its.number >= 0]
+            with self._intake.lock:
+                there = [(name, its.number) for name, its in self._intake.streams.items() if its.number >= 0]
             streams = self._playing.engine_streams
             for name, number in there:
                 visit(name, *streams.learners.place_of(int(streams.learner[number])))
 
-        self._ask(look)
+        self._tasks.ask(look)
 
     def learner(self, name: str) -> learning.Learner:
         """A copy of what a stream's policy has learned, and what it would choose by.
@@ -430,8 +343,8 @@ class Session:
         EexError
             If there is no such stream.
         """
-        with self._lock:
-            its = self._streams.get(name) or self._left_streams.get(name)
+        with self._intake.lock:
+            its = self._intake.known(name)
         if its is None:
             raise EexError(f"there is no stream '{name}'")
 
@@ -442,7 +355,7 @@ class Session:
             exit_cost = self._playing.driver.engine.exit_cost
             return learning.Learner(policy, first, self._playing.overhead_of(its), kept, exit_cost)
 
-        return self._ask(copied)
+        return self._tasks.ask(copied)
 
     def take_labels(self) -> None:
         """Keep the numbers of the latest answers from now on, so that `label` can give their true labels."""
@@ -451,7 +364,7 @@ class Session:
             if self._playing.labels is None:
                 self._playing.labels = Labels(self.net.classes, self._playing.totals.labels)
 
-        self._ask(keep)
+        self._tasks.ask(keep)
 
     def label(self, stream: str, frame: int, label: str) -> bool:
         """Give the true label of an answered frame; it counts in the accuracy and stands in the records.
@@ -484,7 +397,7 @@ class Session:
             self._playing.relabel(stream, given)
             return given.answer == given.label
 
-        return self._ask(give)
+        return self._tasks.ask(give)
 
     def save(self) -> None:
         """Save what was learned now, besides at the usual times.
@@ -496,179 +409,7 @@ class Session:
         """
         if self.config.state is not None:
             kept = self._playing.kept
-            learning.write(self.config.state, kept.made_for, self._ask(self._all_learned), kept.settings)
-
-    # ---- the session's thread
-
-    def _run(self) -> None:
-        try:
-            with self.net.inferring():
-                self._loop()
-                self._finish()
-        except BaseException as error:  # whatever it is, every frame gets its refusal
-            self._fail(error)
-        with self._lock:
-            self._done = True
-            tasks = list(self._tasks)
-            self._tasks.clear()
-            self._changed.notify_all()
-        for task in tasks:
-            task()
-        self._outbox.end()
-
-    def _loop(self) -> None:
-        summed_up = saved = time.perf_counter()
-        while True:
-            now = time.perf_counter()
-            with self._lock:
-                tasks = list(self._tasks)
-                self._tasks.clear()
-                room = self._playing.room
-                due = self._arrivals.due()
-                batch = self._arrivals.take(room) if due <= now or self._closing else []
-                if batch:
-                    self._changed.notify_all()  # there is room in a queue
-                elif not tasks:
-                    if self._closing and not self._arrivals.waiting:
-                        return
-                    self._asleep = True
-            for task in tasks:
-                task()
-            if batch:
-                self._playing.feed(batch)
-            elif not tasks:
-                until = now + IDLE_S if due == -math.inf else min(due, now + IDLE_S)  # -inf: there was no room
-                self._wait(until)
-            if self._leaving:
-                self._let_go()
-            if self._playing.sharing is not None:
-                self._playing.sharing.tend()
-            now = time.perf_counter()
-            if self._playing.driver.worth_taking or now - summed_up > SUM_UP_S or not room:
-                self._playing.sum_up()
-                summed_up = now
-            if self.config.state is not None and now - saved > SAVE_S:
-                self._playing.kept.save_aside(self._all_learned)
-                saved = now
-
-    def _wait(self, until: float) -> None:
-        """Wait for an arrival or a reply, until a time at most."""
-        driver = self._playing.driver
-        driver.idle()
-        until = min(until, driver.due)
-        wait_s = max(0.0, until - time.perf_counter())
-        if driver.awaits:
-            driver.poll(1000 * wait_s)
-            wait_s = min(wait_s, POLL_S)
-        if select.select([self._awake], [], [], wait_s)[0]:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._awake, 4096)
-        self._asleep = False
-        driver.poll()
-
-    def _rouse(self) -> None:
-        """Wake the session's thread."""
-        with contextlib.suppress(BlockingIOError, OSError):  # the pipe is full, or the session is gone
-            os.write(self._wake, b".")
-
-    def _refuse(self, frames: Iterable[Waiting], reason: Reason, detail: str) -> None:
-        """Give frames their refusals; from any thread."""
-        given: list[tuple[Future[Answer | Refusal], Answer | Refusal]] = []
-        with self._lock:
-            for frame in frames:
-                its = self._streams.get(frame.stream) or self._left_streams.get(frame.stream)
-                if its is not None:
-                    its.refused[reason] += 1
-                refusal = Refusal(
-                    stream=frame.stream,
-                    frame=frame.frame,
-                    name=frame.name,
-                    reason=reason,
-                    detail=detail,
-                    captured=iso(frame.captured),
-                )
-                given.append((frame.future, refusal))
-        self._outbox.give(given)
-
-    def _stream(self, name: str) -> Stream:
-        """A stream by name, opened if need be; with the lock held."""
-        its = self._streams.get(name)
-        if its is None:
-            its = self._left_streams.pop(name, None)
-            if its is None:
-                its = Stream(name, self._settings.get(name, StreamOptions()), self.config)
-            its.queue.closing = False
-            self._streams[name] = its
-            self._arrivals.streams = len(self._streams)
-        return its
-
-    def _why_closed(self, its: Stream) -> tuple[Reason, str]:
-        if self._failure is not None:
-            return "failed", f"the session failed: {self._failure}"
-        return "closed", "the session is closed" if self._closing else "the stream is closed"
-
-    def _let_go(self) -> None:
-        """Let go of closing streams of which nothing is under way any more."""
-        self._playing.sum_up()
-        self._leaving = [its for its in self._leaving if not self._leave(its)]
-
-    def _leave(self, its: Stream) -> bool:
-        """Let a stream go, if nothing of it is under way; whether it has gone, or has been opened again."""
-        with self._lock:
-            if not its.queue.closing or self._streams.get(its.queue.name) is not its:
-                return True
-            if its.queue.frames or its.under_way or not self._playing.settled(its):
-                return False
-            self._playing.leave(its)  # before it is gone from `streams`: whoever sees that may rely on what was kept
-            del self._streams[its.queue.name]
-            self._arrivals.streams = len(self._streams)
-            self._left_streams[its.queue.name] = its
-            while len(self._left_streams) > learning.STREAMS_KEPT:
-                self._left_streams.popitem(last=False)
-        return True
-
-    def _all_learned(self) -> dict[str, learning.Learned]:
-        """What all streams have learned, the closed ones too."""
-        with self._lock:
-            there = list(self._streams.values())
-        return self._playing.all_learned(there)
-
-    def _finish(self) -> None:
-        """Finish what is under way, and save what was learned."""
-        self._playing.finish()
-        if self.config.state is not None:
-            self._playing.kept.join()
-            self._playing.kept.save(self._all_learned())
-
-    def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            self._failure, self._closing = error, True
-            left = self._arrivals.clear()
-            under_way = self._playing.abandon()
-            self._changed.notify_all()
-        log.error("the session failed: %s", error, exc_info=error)
-        self._refuse([*under_way, *left], "failed", f"the session failed: {error}")
-
-    def _ask(self, question: Callable[[], Said]) -> Said:
-        """The answer of the session's thread, between two batches."""
-        if threading.current_thread() is self._thread:
-            return question()
-        reply: Future[Said] = Future()
-
-        def task() -> None:
-            try:
-                reply.set_result(question())
-            except BaseException as error:
-                reply.set_exception(error)
-
-        with self._lock:
-            over = self._done
-            if not over:
-                self._tasks.append(task)
-        if over:
-            task()
-        self._rouse()
-        return reply.result()
+            learning.write(self.config.state, kept.made_for, self._tasks.ask(self._rounds.all_learned), kept.settings)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)

@@ -30,10 +30,10 @@ def summarise(session: "Session") -> dict[str, Any]:
     """Plain JSON values; called in the session's thread, or after its end."""
     playing = session._playing
     playing.sum_up()
-    with session._lock:
-        there = [*session._streams.items(), *session._left_streams.items()]
-        rows = [_row(name, stream) for name, stream in there]
-        opened = len(session._streams)
+    intake = session._intake
+    with intake.lock:
+        rows = [_row(name, stream) for name, stream in [*intake.streams.items(), *intake.closed.items()]]
+        opened = len(intake.streams)
     seconds = time.perf_counter() - session._started
     engine = playing.driver.engine
     summary: dict[str, Any] = {

@@ -579,7 +579,7 @@ def test_what_was_learned_is_taken_up_again(net, tmp_path, learn, policy):
     with opened(net, policy=policy, learn=learn, state=path) as session:
         session.answer(images(1)[0], "door")
         assert session.notes == []
-    learned = session._all_learned()
+    learned = session._rounds.all_learned()
     frames, state = learned["door" if learn == "each" else ""]
     assert frames == 41
     assert state["counts"].sum() == 41
@@ -601,7 +601,7 @@ def test_what_was_learned_of_streams_that_did_not_come_back_is_kept(net, tmp_pat
         with opened(net, policy="ucb", state=path) as session:
             session.answer(images(1)[0], stream)
     with opened(net, policy="ucb", state=path) as session:
-        assert set(session._all_learned()) == {"a", "b"}
+        assert set(session._rounds.all_learned()) == {"a", "b"}
 
 
 def test_a_state_that_cannot_be_written_is_said(net, tmp_path, caplog):

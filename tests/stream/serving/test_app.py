@@ -95,9 +95,9 @@ def until(what, seconds=20.0):
 def test_a_full_queue_is_said(opened):
     cloud = Cloud(window=0, held=True)
     client = opened(live={**ALL_TO_CLOUD, "queue": 1}, cloud=cloud)
-    client.session._ask(lambda: None)
+    client.session._tasks.ask(lambda: None)
     gate = threading.Event()
-    blocked = threading.Thread(target=client.session._ask, args=(gate.wait,))
+    blocked = threading.Thread(target=client.session._tasks.ask, args=(gate.wait,))
     blocked.start()
     try:
         with ThreadPoolExecutor(1) as pool:
