@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eex.models.architecture import Network
 from eex.models.arrays import joined, laid_out, to_numpy
-from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Policy, Reward
+from eex.policies.core.base import Bools, ExitCost, Ints, Outcomes, Policy, Reward
 from eex.policies.core.columns import Rows
 from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.price import Price
@@ -22,15 +22,13 @@ from eex.policies.core.reward import reward
 from eex.policies.core.routing import answer, drop
 from eex.policies.core.schedule import KINDS
 from eex.stream.frames.batch import Batch
-from eex.stream.groups import Group, decide, exit_of, merged, rest_of, runs, select, sorted_by_expert
+from eex.stream.groups import Group, Queues, decide, exit_of, rest_of, runs, select, sorted_by_expert
 from eex.stream.ring import Ring, place_of
 from eex.stream.streams import Streams
 from eex.stream.wire.encoding import as_input
 from eex.stream.wire.offload import Reply
 
 NOBODY: Ints = np.zeros(0, dtype=np.int64)
-LONGEST_GATHER = 8
-"""Most micro-batches that a group of frames waits for others before its stage runs."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,8 @@ class Engine:
     kind
         What frames earn.
     gather
-        Run a stage after the first exit only once this many frames wait for it, or a group has waited for
-        `LONGEST_GATHER` micro-batches. Larger batches make deep stages faster and answers a little later. 0 never
-        waits.
+        Run a stage after the first exit only once this many frames wait for it, or some for `LONGEST_GATHER`
+        micro-batches (`eex.stream.groups`). Larger batches make deep stages faster and answers a little later.
     as_input
         Offload the frames themselves instead of features, as `eex.stream.wire.encoding.as_input` makes them: 8-bit
         images (n, C, H, W), or token ids (n, T). All stages then run in the cloud.
@@ -123,26 +120,18 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        if isinstance(policy, Policy):
-            if policy.exits != net.edge_exits or policy.runs != 1:
-                made_for, exits = f"{policy.exits} edge exits and {policy.runs} runs", net.edge_exits
-                raise ValueError(f"the policy is for {made_for}, the network has {exits} and a stream is one run")
-            price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
-            self.streams = Streams.of(policy, price, usual_bytes(net, price), first)
-        else:
-            self.streams = policy
+        self.streams = policy if isinstance(policy, Streams) else streams_of(net, policy, overhead, first)
         self.net, self.learners, self.clock, self.wall, self.kind = net, self.streams.learners, clock, wall, kind
         if self.learners.exits != net.edge_exits:
             raise ValueError(f"the policy is for {self.learners.exits} edge exits, the network has {net.edge_exits}")
         self.whole = whole or net.partition == net.exits
         self.learners.count(kind, exit_cost)
-        self.exit_cost, self.gather, self.drop_below, self.as_input = exit_cost, gather, drop_below, as_input
+        self.exit_cost, self.drop_below, self.as_input = exit_cost, drop_below, as_input
         self.edge_exits = net.edge_exits
         self.ring = Ring(capacity, net.edge_exits + 1, kinds, first)
         self.requests: list[Request] = []
         self.awaited = 0  # frames sent without a reply yet
-        self._queues: list[list[Group]] = [[] for _ in range(net.edge_exits)]  # by edge stage
-        self._tails: dict[int, list[Group]] = {}  # where all stages run here, by the first that is left
+        self._queues = Queues(net.edge_exits, gather)
         self._finished: list[Ints] = []
         self._left = 0  # how many of them `left` has given
         self.policy_seconds = self.routing_seconds = 0.0
@@ -163,9 +152,7 @@ class Engine:
         count = len(batch)
         if not self.ring.has_room(count):
             raise ValueError(f"{self.ring.capacity} frames are under way: take the finished ones before feeding more")
-        for queue in (*self._queues, *self._tails.values()):
-            for group in queue:
-                group.waited += 1
+        self._queues.batch_entered()
         entered = self.clock()
         with self.net.inferring():
             experts, named, probabilities = select(self.net, batch.images)
@@ -184,27 +171,30 @@ class Engine:
             )
             self.routing_seconds += self.clock() - started
             streams = np.zeros(count, dtype=np.int64) if batch.streams is None else batch.streams
-            self._choose(streams, place, probabilities, link_ms, reachable)
+            started = self.clock()
+            chosen = self.streams.choose(
+                streams,
+                started,
+                exit_cost=self.exit_cost,
+                distortion=probabilities,
+                queue=self.awaited,
+                link_ms=link_ms,
+                reachable=reachable,
+            )
+            self.ring.write(place, **chosen)
+            self.policy_seconds += self.clock() - started
             images, slots, experts = sorted_by_expert(batch.images, slots, experts)
             inputs = as_input(to_numpy(images)) if self.as_input and not self.whole else None
             x = laid_out(images)
-        self._queues[0].append(Group(x, slots, experts, inputs))
+        self._queues.put(0, Group(x, slots, experts, inputs))
 
     def step(self, force: bool = False) -> bool:
         """Run the next stage that enough frames wait for (with `force`, any frames); return whether one ran."""
-        for i, queue in enumerate(self._queues):
-            if queue and (force or not i or self._enough(queue)):
-                return self._run(self._run_stage, i, queue)
-        for i, queue in self._tails.items():
-            if queue and (force or self._enough(queue)):
-                return self._run(self._run_tail, i, queue)
-        return False
-
-    def _run(self, run: Callable[[int, Group], None], i: int, queue: list[Group]) -> bool:
-        group = merged(queue)
-        queue.clear()
+        if (found := self._queues.take(force)) is None:
+            return False
+        stage, to_the_end, group = found
         with self.net.inferring():
-            run(i, group)
+            (self._run_rest if to_the_end else self._run_stage)(stage, group)
         return True
 
     def sent(self, slots: Ints, bytes: int) -> None:
@@ -212,9 +202,7 @@ class Engine:
         rows = self.ring.rows
         rows.sent[slots] = True
         rows.bytes[slots] = each = bytes / len(slots)
-        for meter, of in self.streams.metered(self.ring.source[slots]):
-            count = len(slots[of])
-            meter.sent(count, each * count)
+        self.streams.sent(self.ring.source[slots], each)
         self.awaited += len(slots)
 
     def refused(self, slots: Ints) -> None:
@@ -228,10 +216,9 @@ class Engine:
         """Process the reply to sent frames; if it failed, their most confident edge exit answers."""
         self.awaited -= len(slots)
         rows, final = self.ring.rows, self.edge_exits
-        for meter, of in self.streams.metered(self.ring.source[slots]):
-            if not meter.price.constant:
-                bytes, its = float(rows.bytes[slots[0]]), slots[of]
-                rows.overhead[its] = meter.paid(self.ring.scarcity[its], reply.round_trip_ms, bytes)
+        bytes_each, scarcity = float(rows.bytes[slots[0]]), self.ring.scarcity[slots]
+        for of, paid in self.streams.paid(self.ring.source[slots], scarcity, reply.round_trip_ms, bytes_each):
+            rows.overhead[slots[of]] = paid
         if reply.failed:
             rows.link_ms[slots] = reply.round_trip_ms  # waited for in vain
             self.refused(slots)
@@ -282,49 +269,6 @@ class Engine:
 
     # ---- the edge
 
-    def _choose(
-        self, streams: Ints, place: Ints | slice | int, probabilities: Floats | None, link_ms: float, reachable: bool
-    ) -> None:
-        started = self.clock()
-        scarcity, overhead = self.streams.arrive(streams, started, link_ms)
-        context = Context(
-            frames=len(streams),
-            overhead=overhead,
-            exit_cost=self.exit_cost,
-            distortion=probabilities,
-            queue=self.awaited,
-            link_ms=link_ms,
-            reachable=reachable,
-        )
-        run = self.streams.learner[streams]
-        frame, chosen = self.learners.choose(run, context)
-        if self.streams.frozen:
-            chosen = self.streams.played(streams, chosen)
-            self.ring.write(place, frozen=np.isin(streams, list(self.streams.frozen)))
-        self.ring.write(
-            place,
-            run=run,
-            frame=frame,
-            stream=self.streams.name[streams],
-            source=streams,
-            exit_at=chosen.exit_at,
-            skip_below=chosen.skip_below,
-            arm=chosen.arm,
-            probability=chosen.probability,
-            audited=chosen.audited,
-            queue=self.awaited,
-            link_estimate_ms=link_ms,
-            reachable=reachable,
-            overhead=overhead,
-            scarcity=scarcity,
-        )
-        self.policy_seconds += self.clock() - started
-
-    def _enough(self, queue: list[Group]) -> bool:
-        """Whether enough frames wait, or have waited long enough, for their stage to run."""
-        most = self.gather
-        return not most or sum(len(group.slots) for group in queue) >= most or queue[0].waited >= LONGEST_GATHER
-
     def _run_stage(self, i: int, group: Group) -> None:
         """Run edge stage i and its exit on a group, and pass on the frames that do not leave."""
         slots, at = group.slots, place_of(group.slots)
@@ -345,8 +289,7 @@ class Engine:
             self._offload(i + 1, group.some(skipped))
         if stays:
             if i + 1 < self.edge_exits:
-                going.waited = 0
-                self._queues[i + 1].append(going)
+                self._queues.put(i + 1, going)
             else:
                 self._offload(i + 1, going)
 
@@ -356,30 +299,15 @@ class Engine:
         rows.offloaded[slots] = True
         if self.drop_below > 0:
             dropped = drop(rows.confidence[slots, stage - 1], rows.audited[slots], self.drop_below)
-            if dropped.any():
-                rows.dropped[slots[dropped]] = True
-                self._finish(slots[dropped], -1)
-                if dropped.all():
-                    return
-                group = group.some(~dropped)
-                slots = group.slots
-        admitted = np.ones(len(slots), dtype=bool)
-        for meter, of in self.streams.metered(self.ring.source[slots]):
-            its = np.arange(len(slots))[of]
-            admitted[its[meter.admits(len(its)) :]] = False
-        if not admitted.all():
-            withheld = slots[~admitted]
-            rows.edge_ms[withheld] = 1000 * (self.clock() - self.ring.entered[withheld])
-            self.refused(withheld)
-            if not admitted.any():
-                return
-            group = group.some(admitted)
-            slots = group.slots
+            rows.dropped[slots[dropped]] = True
+            group = self._keep(group, ~dropped, lambda slots: self._finish(slots, -1))
+        group = self._keep(group, self.streams.admits(self.ring.source[group.slots]), self._withhold)
+        slots = group.slots
+        if not len(slots):
+            return
         if self.whole:
-            for meter, of in self.streams.metered(self.ring.source[slots]):
-                meter.sent(len(slots[of]), 0.0)
-            group.waited = 0
-            self._tails.setdefault(stage, []).append(group)
+            self.streams.sent(self.ring.source[slots], 0.0)
+            self._queues.put(stage, group, to_the_end=True)
             return
         rows.edge_ms[slots] = 1000 * (self.clock() - self.ring.entered[slots])
         if group.pixels is None:
@@ -389,7 +317,18 @@ class Engine:
         for expert, a, b in runs(group.experts):
             self.requests.append(Request(stage, self.net.experts[expert], features[a:b], slots[a:b]))
 
-    def _run_tail(self, stage: int, group: Group) -> None:
+    def _keep(self, group: Group, kept: Bools, others: Callable[[Ints], None]) -> Group:
+        """The frames of a group that are kept, (n,); the slots of the others are passed on."""
+        if kept.all():
+            return group
+        others(group.slots[~kept])
+        return group.some(kept)
+
+    def _withhold(self, slots: Ints) -> None:
+        self.ring.rows.edge_ms[slots] = 1000 * (self.clock() - self.ring.entered[slots])
+        self.refused(slots)
+
+    def _run_rest(self, stage: int, group: Group) -> None:
         """Run the remaining stages here, skipping the exits between them, and answer at the final exit."""
         final, slots, rows = self.edge_exits, group.slots, self.ring.rows
         confidence, prediction = rest_of(self.net, stage, group.features, group.experts)
@@ -423,6 +362,21 @@ def exit_cost_of(text: float | str, net: Network) -> ExitCost:
     costs = net.costs()
     work = [stage + branch for stage, branch in zip(costs.stage_macs, costs.branch_macs, strict=True)]
     return prices.of(net.edge_exits, work[: net.edge_exits])
+
+
+def streams_of(net: Network, policy: Policy, overhead: float | Price, first: int = 0) -> Streams:
+    """The single stream that a policy plays on a network, from its frame number `first` on.
+
+    Raises
+    ------
+    ValueError
+        If the policy is for another number of exits or for several runs.
+    """
+    if policy.exits != net.edge_exits or policy.runs != 1:
+        made_for, exits = f"{policy.exits} edge exits and {policy.runs} runs", net.edge_exits
+        raise ValueError(f"the policy is for {made_for}, the network has {exits} and a stream is one run")
+    price = overhead if isinstance(overhead, Price) else Price(per_frame=overhead)
+    return Streams.of(policy, price, usual_bytes(net, price), first)
 
 
 def usual_bytes(net: Network, price: Price) -> float:

@@ -13,6 +13,8 @@ from eex.policies.core.base import Bools, Floats, Ints
 from eex.policies.core.routing import leave
 from eex.stream.wire.offload import Answers
 
+LONGEST_GATHER = 8
+"""Most micro-batches that a group of frames waits for others before its stage runs."""
 Pixels = NDArray[np.uint8] | None
 """Images (n, C, H, W), if they are offloaded instead of features."""
 
@@ -59,6 +61,47 @@ def merged(groups: list[Group]) -> Group:
         np.concatenate([g.experts[rows] for _, g, rows in parts]),
         np.concatenate(pixels) if pixels else None,
     )
+
+
+class Queues:
+    """Groups that wait for their stages.
+
+    Parameters
+    ----------
+    edge_exits
+        Number of edge stages.
+    gather
+        Frames that a stage after the first waits for, unless a group has waited for `LONGEST_GATHER` micro-batches.
+    """
+
+    def __init__(self, edge_exits: int, gather: int = 0) -> None:
+        self.gather = gather
+        # by stage, and whether all stages from it on run together; the edge stages first
+        self._waiting: dict[tuple[int, bool], list[Group]] = {(i, False): [] for i in range(edge_exits)}
+
+    def put(self, stage: int, group: Group, to_the_end: bool = False) -> None:
+        """Let a group wait for a stage, or for all stages from it to the end."""
+        group.waited = 0
+        self._waiting.setdefault((stage, to_the_end), []).append(group)
+
+    def batch_entered(self) -> None:
+        """Note that a micro-batch has entered while these groups wait."""
+        for queue in self._waiting.values():
+            for group in queue:
+                group.waited += 1
+
+    def take(self, force: bool = False) -> tuple[int, bool, Group] | None:
+        """The frames of the first stage that enough wait for (with `force`, any), and how they were put."""
+        for (stage, to_the_end), queue in self._waiting.items():
+            if queue and (force or not stage or self._enough(queue)):
+                group = merged(queue)
+                queue.clear()
+                return stage, to_the_end, group
+        return None
+
+    def _enough(self, queue: list[Group]) -> bool:
+        most = self.gather
+        return not most or sum(len(group.slots) for group in queue) >= most or queue[0].waited >= LONGEST_GATHER
 
 
 def runs(experts: Ints) -> list[tuple[int, int, int]]:

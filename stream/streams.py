@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eex.policies.core.base import Floats, Ints, Policy, State, Thresholds
+from eex.policies.core.base import Bools, Context, Floats, Ints, Policy, State, Thresholds
 from eex.policies.core.learners import Learners
 from eex.policies.core.price import Meter, Price
 
+PLAYED = ("exit_at", "skip_below", "arm", "probability", "audited")
+"""Columns of `Thresholds`."""
 FEWEST = 8
 """Streams that there is room for at first; the tables double when they are full."""
 
@@ -116,6 +118,36 @@ class Streams:
 
     # ---- what is played
 
+    def choose(self, stream: Ints, now_s: float, *, link_ms: float, **seen: Any) -> dict[str, Any]:
+        """What is played for frames of some streams that come in at a time, as columns of their rows.
+
+        Parameters
+        ----------
+        stream
+            Of each frame, (frames,).
+        link_ms, seen
+            Fields of `Context`; the price is the streams' own.
+        """
+        scarcity, overhead = self.arrive(stream, now_s, link_ms)
+        run = self.learner[stream]
+        context = Context(frames=len(stream), overhead=overhead, link_ms=link_ms, **seen)
+        frame, chosen = self.learners.choose(run, context)
+        columns = {
+            "run": run,
+            "frame": frame,
+            "stream": self.name[stream],
+            "source": stream,
+            "queue": context.queue,
+            "link_estimate_ms": link_ms,
+            "reachable": context.reachable,
+            "overhead": overhead,
+            "scarcity": scarcity,
+        }
+        if self.frozen:
+            chosen = self.played(stream, chosen)
+            columns["frozen"] = np.isin(stream, list(self.frozen))
+        return columns | {name: getattr(chosen, name) for name in PLAYED}
+
     def played(self, stream: Ints, chosen: Thresholds) -> Thresholds:
         """What is played of what the learners chose for some frames: frozen streams keep their thresholds.
 
@@ -149,12 +181,40 @@ class Streams:
             self.meter.arrive(now_s, len(stream))
             return self.meter.scarcity, self.meter.expected(link_ms)
         scarcity, overhead = np.empty(len(stream)), np.empty(len(stream))
-        for meter, of in self.metered(stream):
+        for meter, of in self._metered(stream):
             meter.arrive(now_s, len(stream[of]))
             scarcity[of], overhead[of] = meter.scarcity, meter.expected(link_ms)
         return scarcity, overhead
 
-    def metered(self, stream: Ints) -> Iterator[tuple[Meter, Any]]:
+    def admits(self, stream: Ints) -> Bools:
+        """Which frames of some streams may be offloaded, (frames,): as many as the budgets allow, the first ones."""
+        admitted = np.ones(len(stream), dtype=bool)
+        for meter, of in self._metered(stream):
+            its = np.arange(len(stream))[of]
+            admitted[its[meter.admits(len(its)) :]] = False
+        return admitted
+
+    def sent(self, stream: Ints, bytes_each: float) -> None:
+        """Count offloaded frames of some streams against the budgets."""
+        for meter, of in self._metered(stream):
+            count = len(stream[of])
+            meter.sent(count, bytes_each * count)
+
+    def paid(
+        self, stream: Ints, scarcity: Floats, round_trip_ms: float, bytes_each: float
+    ) -> Iterator[tuple[Any, Floats]]:
+        """What offloaded frames cost after all, where that depends on the reply: rows of the frames, and their prices.
+
+        Parameters
+        ----------
+        scarcity
+            The budget's part of each frame's price when it came in, (frames,).
+        """
+        for meter, of in self._metered(stream):
+            if not meter.price.constant:
+                yield of, meter.paid(scarcity[of], round_trip_ms, bytes_each)
+
+    def _metered(self, stream: Ints) -> Iterator[tuple[Meter, Any]]:
         """The meters of some frames' streams, each with the rows of its frames."""
         if not self._own:
             yield self.meter, slice(None)

@@ -10,9 +10,9 @@ from nets import EXPERTS, PixelClassifier, pictures, tiny_net
 from eex.policies.algorithms.deex import DEEx
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Outcomes
-from eex.stream.engine import LONGEST_GATHER, Engine
+from eex.stream.engine import Engine
 from eex.stream.frames.batch import Batch
-from eex.stream.groups import every_exit
+from eex.stream.groups import LONGEST_GATHER, every_exit
 from eex.stream.wire.offload import Reply
 
 
