@@ -19,7 +19,9 @@ from eex.stream.wire.protocol import SHARE_EVERY_S
 FIRST_S, MOST_S = 1.0, 60.0
 """Seconds between the first two exchanges, which double from one to the next, and at most."""
 LAST_S = 3.0
-"""How long an edge that ends tries at most to get its last sums to the worker."""
+"""How long an edge that ends tries at most to get its last sums to the worker …"""
+AWAY_S = 0.5
+"""… and how long it waits for one that has gone away."""
 
 
 @runtime_checkable
@@ -103,18 +105,24 @@ class Sharing:
     def finish(self) -> None:
         """Get what was learned last to the worker, which may be so busy that it finds sums too soon after the last."""
         end = self.clock() + LAST_S
-        self._await_answers(end)
+
+        def under_way() -> bool:
+            return self.offloader.shares_under_way > 0
+
+        self._poll_while(under_way, end)
         while self.clock() < end:
-            time.sleep(max(0.0, self._sent + 2 * SHARE_EVERY_S - self.clock()))
+            self._poll_while(lambda: self.clock() < self._sent + 2 * SHARE_EVERY_S, end)
             self.offloader.take_fleet()  # the answer to earlier sums
+            self._poll_while(lambda: not self.offloader.reachable, min(end, self.clock() + AWAY_S))
             if not self._send():
                 return
-            self._await_answers(end)
+            self._poll_while(under_way, end)
             if self._note_refusal() or self.offloader.take_fleet() is not None:
                 return
 
-    def _await_answers(self, end: float) -> None:
-        while self.offloader.shares_under_way and self.clock() < end:
+    def _poll_while(self, waits: Callable[[], bool], end: float) -> None:
+        """Wait, and keep the connection alive meanwhile."""
+        while waits() and self.clock() < end:
             self.offloader.poll()
             time.sleep(0.005)
 
@@ -140,6 +148,6 @@ class Sharing:
         if part.layout.problem(flat, moderated=True):
             self.note("the worker sent what no fleet can have learned; it is not used")
             return
-        self.edges = edges
         if edges:
             self.learners.take_fleet(flat[None].astype(float))
+        self.edges = edges  # last: whoever reads it in another thread may rely on the rest

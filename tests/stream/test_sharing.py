@@ -1,6 +1,7 @@
 """An edge's part in a fleet: when it sends, what it takes, and what it says; then over real sockets."""
 
 import contextlib
+import threading
 import time
 
 import numpy as np
@@ -130,6 +131,19 @@ def test_an_edge_that_ends_tries_until_a_busy_worker_has_its_sums(busy, sent):
     assert len(edge.notes) == bool(busy.problem)
 
 
+def test_an_edge_that_ends_waits_a_moment_for_a_worker_that_has_gone_away():
+    edge, gone = Edge(), Busy(0)
+    edge.sharing.offloader, edge.sharing.clock, gone.reachable = gone, time.monotonic, False
+    threading.Timer(0.1, setattr, (gone, "reachable", True)).start()
+    edge.sharing.finish()
+    assert len(gone.sent) == 1
+    gone.reachable = False
+    started = time.monotonic()
+    edge.sharing.finish()
+    assert time.monotonic() - started < 2.0
+    assert len(gone.sent) == 1
+
+
 def test_a_refusal_is_noted_once():
     edge = Edge()
     edge.offloader.share_problem = "no stream has such sums"
@@ -173,14 +187,15 @@ def edge(net, endpoint, **options):
 
 
 def exchange(session):
-    """Let an edge send now and take what comes."""
+    """Let an edge send what it has learned by now, and take what comes."""
     part = session._playing.sharing
-    part.edges = None
+    until(lambda: time.monotonic() > part._sent + 2 * SHARE_EVERY_S and not part.offloader.shares_under_way)
+    started, part.edges = time.monotonic(), None
 
     def exchanged():
         if time.monotonic() > part._sent + 2 * SHARE_EVERY_S:  # also again, if the worker found it too soon
             part._due = 0.0
-        return part.edges is not None or part.offloader.share_problem
+        return part._sent > started and (part.edges is not None or part.offloader.share_problem)
 
     until(exchanged)
 
