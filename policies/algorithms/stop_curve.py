@@ -8,35 +8,25 @@ from eex.policies.algorithms.borrowing import Lender, lender, with_borrowed
 from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import (
     BINS,
-    CENTRES,
     COARSE,
-    COARSE_CENTRES,
-    FROM_COARSE,
     LARGEST_WEIGHT,
-    LOCAL,
-    MOMENTS,
-    PRIOR_FRAMES,
     PRIOR_MEAN,
-    PRIOR_SQUARE,
     REST,
-    ROOM,
     THRESHOLDS,
     VARIANCES,
-    best_arm,
     bin_of,
     bins_of,
     blocks,
     checked_options,
     frames_until_news,
     pieces,
-    plausible,
     relative_gain,
     rescale,
     shares_below,
     smoothed,
-    towards,
     weigh,
 )
+from eex.policies.algorithms.stopping import Decision, decide
 from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.fleet import Layout
 from eex.policies.core.parts import Composite
@@ -162,10 +152,11 @@ class StopCurve(Composite):
             exit_at, skip_below = exit_at.copy(), skip_below.copy()
             for block in blocks(len(rows)):
                 some = rows[block]
-                exit_at[some], skip_below[some], curves, _ = self._decide(some, price[some])
+                decision = self._decide(some, price[some])
+                exit_at[some], skip_below[some] = decision.exit_at, decision.skip_below
                 learned = self.known[some] > 0  # the curve of the prior is no state: nothing was learned
                 at = _adjoining(some) if learned.all() else some[learned]
-                for i, curve in curves.items():
+                for i, curve in decision.curves.items():
                     self.curve[at, i] = curve.T if learned.all() else curve.T[learned]
             rows = rows[self.known[rows] > 0]
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
@@ -266,93 +257,16 @@ class StopCurve(Composite):
         """What going on from each exit is worth by confidence, as high as it plausibly is, (runs, exits, bins)."""
         price = np.empty((self.runs, self.exits))
         price[:, 0], price[:, 1:] = overhead, exit_cost
-        worth = self._decide(np.arange(self.runs), price)[3]
+        worth = self._decide(np.arange(self.runs), price).worth
         return np.stack([worth[i].T for i in range(self.exits)], axis=1)
 
-    def _decide(self, rows: Ints, price: Floats) -> tuple[Floats, Floats, dict[int, Floats], dict[int, Floats]]:
-        """Thresholds of some runs, (rows, exits) each; then by exit, (bins, rows) each: the likeliest curves of the
-        relative gain, of exits that may send frames to the cloud, and what going on is plausibly worth."""
+    def _decide(self, rows: Ints, price: Floats) -> Decision:
+        """What some runs would play at a price, (rows, exits): of offloading, then of each further exit."""
         unit = self.weight[rows]  # of the prior: what a frame learned now would weigh
         sums = self._sums(rows)
         if self._lender is not None:
             sums = with_borrowed(sums, self._lender, unit[:, None], rows)
-        c, last = CENTRES[:, None], self.exits - 1
-        near, gained = smoothed(sums["offloads"], sums["gains"], unit)
-        arrived = np.array(sums["seen"].transpose(1, 2, 0), order="C")
-        arrived += unit / BINS
-        exit_at, skip_below = np.empty((len(rows), self.exits)), np.zeros((len(rows), self.exits))
-        curves, worth = {}, {}
-        won = value = final = c  # (bins, rows)
-        for i in range(last, -1, -1):
-            if i == last:  # what going on gains over leaving here, as high as it plausibly is
-                offloads, gains, squares = (sums[name][:, i] for name in ("offloads", "gains", "squares"))
-                curve, error = relative_gain(near[i], gained[i], offloads, gains, squares, unit)
-                curves[i] = curve
-                error *= self.beta
-                won = plausible(curve, error)
-                won -= price[:, 0]
-                final = c + curve * ROOM  # confidence that the cloud would come to, as it is expected
-            else:
-                won, likely = self._ahead(sums["moves"][:, i], unit, value, final)
-                won -= price[:, i + 1]
-                if self.skip:
-                    final = np.minimum(np.maximum(c + likely, 0.0), 1.0)
-                    curve = towards(np.minimum(np.maximum(likely / ROOM, 0.0), 1.0), near[i], gained[i], unit)
-                    curves[i] = curve
-                    skipping = curve * ROOM
-                    skipping -= price[:, 0]
-                    more = skipping - np.maximum(won, 0.0)
-                    more *= arrived[i]
-                    skip_below[:, i] = self.grid[best_arm(more, self._below)]
-                    np.putmask(skipping, c >= skip_below[:, i], -1.0)
-                    np.maximum(won, skipping, out=won)
-            worth[i] = c + won
-            arrived[i] *= won
-            exit_at[:, i] = self.grid[best_arm(arrived[i], self._below)]
-            value = np.maximum(worth[i], c)  # of arriving here
-        return exit_at, np.minimum(skip_below, exit_at), curves, worth
-
-    def _ahead(self, moves: Floats, unit: Floats, value: Floats, final: Floats) -> tuple[Floats, Floats]:
-        """What an exit expects to gain at the next one, by confidence, from what is expected there, (bins, rows) each.
-
-        Parameters
-        ----------
-        moves
-            Frames that went on, by their confidence here and there, (rows, coarse, coarse).
-        value, final
-            By the confidence at the next exit: the value of arriving there, and the cloud's confidence.
-
-        Returns
-        -------
-        won, likely
-            By the confidence here: the value there less the confidence here, before the exit's cost, as high as it
-            plausibly is; and by how much the cloud's confidence is expected to exceed it.
-        """
-        c = COARSE_CENTRES  # of the frames that went on
-        there = np.empty((len(moves), 4, COARSE))
-        there[:, 0] = 1.0
-        for k, each in ((1, value), (2, final)):
-            both = each[::2] + each[1::2]
-            both *= 0.5
-            there[:, k] = both.T
-        np.multiply(there[:, 1], there[:, 1], out=there[:, 3])
-        sums = np.array((there @ moves.transpose(0, 2, 1)).transpose(1, 2, 0), order="C")  # (4, coarse, rows)
-        count, values, _, squares = sums
-        prior, pull = PRIOR_FRAMES * unit, LOCAL * unit
-        squared, left, left_squared = MOMENTS @ count
-        off = squares.sum(axis=0) - 2 * (c @ values) + squared  # squares of V(c') - c
-        total, scale = left + prior / 2, left_squared + prior / 3
-        sums[1:3] -= c[:, None] * count  # V(c') - c, and the same of the cloud's confidence
-        means = (sums[1:3].sum(axis=1) + PRIOR_MEAN * prior / 2) / total  # over all, in units of what was left to win
-        near, won, likely = smooth = FROM_COARSE @ sums[:3]  # over the frames nearby
-        near += pull
-        smooth[1:] += ROOM * (pull * means)[:, None]
-        smooth[1:] /= near
-        spread = np.maximum((off + PRIOR_SQUARE * prior / 3) / scale - means[0] ** 2, 0.0)
-        error = ROOM * (self.beta * np.sqrt(spread * unit))
-        error /= np.sqrt(near, out=near)
-        won += error
-        return np.minimum(won, ROOM, out=won), likely
+        return decide(sums, unit, price, self.grid, self._below, self.beta, self.skip)
 
     # ---- learning
 
