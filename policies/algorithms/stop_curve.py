@@ -139,7 +139,7 @@ class StopCurve(Composite):
     def choose(self, context: Context) -> Thresholds:
         """The same thresholds for all frames, decided anew when enough has been learned since."""
         if self.runs == 1 and not self._due(context):
-            return self._thresholds(self.exit_at, self.skip_below, context.frames)
+            return _played(self.exit_at, self.skip_below, context.frames)
         if self.change.alarmed.any():
             self._forget(np.flatnonzero(self.change.alarmed))
         price = np.empty((self.runs, self.exits))  # of offloading, then of each further exit
@@ -161,7 +161,7 @@ class StopCurve(Composite):
             rows = rows[self.known[rows] > 0]
             self.exit_at[rows], self.skip_below[rows] = exit_at[rows], skip_below[rows]
             self.decided[rows], self.turn[rows], self.news[rows] = price[rows], turn[rows], 0.0
-        return self._thresholds(exit_at, skip_below, context.frames)
+        return _played(exit_at, skip_below, context.frames)
 
     def _due(self, context: Context) -> bool:
         """Whether the only run has to decide anew: as `choose` asks of many, in plain numbers."""
@@ -193,22 +193,6 @@ class StopCurve(Composite):
     def _turn(self) -> Ints:
         """Of each run: in one it decides but once, (runs,)."""
         return self.frames // (TOGETHER if self.exits > 1 else 1)
-
-    def _thresholds(self, exit_at: Floats, skip_below: Floats, frames: int) -> Thresholds:
-        """What is played, from the thresholds of each run, (runs, exits) each."""
-        # frame after frame, as replay plays them
-        thresholds = np.zeros((frames, self.runs, self.exits + 1))
-        thresholds[:, :, :-1] = exit_at
-        skips, unknown = np.empty((frames, self.runs, self.exits)), np.empty((frames, self.runs))
-        skips[:] = skip_below
-        unknown.fill(np.nan)
-        return Thresholds(
-            thresholds.transpose(1, 0, 2),
-            skips.transpose(1, 0, 2),
-            np.zeros((frames, self.runs), dtype=np.int64).T,
-            unknown.T,
-            np.zeros((frames, self.runs), dtype=bool).T,
-        )
 
     def _forget(self, rows: Ints) -> None:
         """Begin anew."""
@@ -349,3 +333,21 @@ class StopCurve(Composite):
 def _adjoining(rows: Ints) -> Ints | slice:
     """The same rows, at least one and rising, as a slice if they lie side by side, which needs no copy."""
     return slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+
+
+def _played(exit_at: Floats, skip_below: Floats, frames: int) -> Thresholds:
+    """What is played in so many frames, from the thresholds of each run, (runs, exits) each."""
+    # frame after frame, as replay plays them
+    shape = (frames, *exit_at.shape)
+    thresholds = np.zeros((*shape[:2], shape[2] + 1))
+    thresholds[:, :, :-1] = exit_at
+    skips, unknown = np.empty(shape), np.empty(shape[:2])
+    skips[:] = skip_below
+    unknown.fill(np.nan)
+    return Thresholds(
+        thresholds.transpose(1, 0, 2),
+        skips.transpose(1, 0, 2),
+        np.zeros(shape[:2], dtype=np.int64).T,
+        unknown.T,
+        np.zeros(shape[:2], dtype=bool).T,
+    )

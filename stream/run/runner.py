@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eex.models.architecture import Network
-from eex.policies.core.base import ExitCost
+from eex.policies.core.base import ExitCost, Policy
 from eex.policies.core.errors import EexError
 from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.schedule import Piece, Schedule
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import keeping
-from eex.stream.config import StreamConfig
+from eex.stream.config import Resolved, StreamConfig
 from eex.stream.frames.frames import Frames, Playable, nothing_usable
 from eex.stream.network import load_network, pick_device
 from eex.stream.planning.sending import choose_sending
@@ -92,16 +92,7 @@ def run(
         costs = np.atleast_1d(exit_cost_of(config.exit_cost, net))
         if len(costs) > 1 or config.exit_cost != float(costs[0]):  # what is kept of the run holds numbers
             config = replace(config, exit_cost=",".join(f"{cost:.6g}" for cost in costs))
-        policies = [
-            make_policy(choice.policy, choice.options, exits=net.edge_exits, seed=config.seed)
-            for choice in resolved.policies
-        ]
-        policies = [  # rivals that heed no price are played as they are
-            keeping(policy, config.aim, choice.label) if policy.priced or not k else policy
-            for k, (policy, choice) in enumerate(zip(policies, resolved.policies, strict=True))
-        ]
-        if config.share:
-            check_shares(policies[0], config.policy)
+        policies = _policies(config, resolved, net)
         frames = open_frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
         connect = partial(connected, connection, net.tail_fingerprint, config.seed, embedded)
@@ -136,15 +127,14 @@ def run(
     if not played[0].tally.frames and not stop():
         raise nothing_usable(config, played[0].skipped)
     summary = summarise(config, resolved.price, played, reference, net, interrupted=stop())
-    summary["send"] = {
-        "encoding": None if sending.encoding is None else str(sending.encoding),
-        "why": sending.why,
-        "candidates": list(sending.candidates),
+    send = {"encoding": sending.encoding and str(sending.encoding), "why": sending.why}
+    summary |= {
+        "send": send | {"candidates": list(sending.candidates)},
+        "source": frames.report(),
+        "worker": config.worker != "none",
+        "worker_deaths": 0 if worker is None else worker.deaths,
+        "folder": str(folder),
     }
-    summary["source"] = frames.report()
-    summary["worker"] = config.worker != "none"
-    summary["worker_deaths"] = 0 if worker is None else worker.deaths
-    summary["folder"] = str(folder)
     curves = {p.policy: p.tally.curves() for p in played}
     if reference is not None:
         curves["hindsight"] = reference.curves()
@@ -152,6 +142,19 @@ def run(
     if config.pictures and (folder / "curves.arrow").exists():
         _draw(folder, frames.schedule.pieces(played[0].tally.frames))
     return summary
+
+
+def _policies(config: StreamConfig, resolved: Resolved, net: Network) -> list[Policy]:
+    """The policy of a run, and those that it is compared with."""
+    policies: list[Policy] = []
+    for choice in resolved.policies:
+        policy = make_policy(choice.policy, choice.options, exits=net.edge_exits, seed=config.seed)
+        if policy.priced or not policies:  # rivals that heed no price are played as they are
+            policy = keeping(policy, config.aim, choice.label)
+        policies.append(policy)
+    if config.share:
+        check_shares(policies[0], config.policy)
+    return policies
 
 
 def _write_results(folder: Path, summary: dict[str, Any], curves: dict[str, Any]) -> None:

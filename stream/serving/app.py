@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,21 +20,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames.decoding import decode
 from eex.stream.live.answers import Answer, Refusal
-from eex.stream.live.config import StreamOptions
 from eex.stream.live.images import as_taken
 from eex.stream.live.streams import NAME
 from eex.stream.serving import openapi
 from eex.stream.serving.config import ServeConfig
 from eex.stream.serving.learned import described
-from eex.stream.serving.limits import Bodies, Guard, Hold, error_response, refused
+from eex.stream.serving.limits import Bodies, Guard, error_response, refused
 from eex.stream.serving.metrics import exposition
 from eex.stream.serving.pages import Pages, html
+from eex.stream.serving.settings import Settings, changes, difference, shown
 from eex.stream.serving.watch import Watch
+from eex.stream.serving.websocket import FrameSocket
 
 if TYPE_CHECKING:
     from eex.stream.live.session import Session
@@ -48,8 +48,6 @@ MOST_PARTS = 64
 SMALL_BODY, SMALL_PIXELS = 65_536, 65_536
 """Images up to this many bytes and pixels are decoded at once; larger ones by threads of their own."""
 DECODERS = 2
-UNDER_WAY = 32
-"""Frames of a WebSocket that await their answers, at most; then it is not read."""
 IDLE_STREAM_S = 600.0
 """Seconds without a frame after which a stream is closed."""
 SWEEP_S = 5.0
@@ -61,31 +59,12 @@ DRAIN_S = 30.0
 STATUS = {"stale": 409, "full": 429, "undecodable": 422, "closed": 503, "failed": 503}
 """HTTP status by why a frame was refused."""
 
+SUMMARY = ("seconds", "frames", "answered", "refused", "accuracy", "exit_shares", "latency_ms", "link", "streams")
+"""What `/v1/streams` shows of a session's summary."""
 TOO_LARGE = "is too large"
 """What `decode` says of an image that has too many pixels."""
 
 Said = TypeVar("Said")
-
-
-class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What can be changed of a stream; what is left out stays as it is, null is what the session has.
-
-    Attributes
-    ----------
-    overhead
-        Price of offloading a frame, in units of confidence: a number in [0, 1], or text such as "0.02+0.2/s".
-    budget
-        How much may be offloaded, such as "10/s", "0.5MB/s" or "20%"; null is no budget.
-    deadline_ms
-        Milliseconds after which an offloaded frame is answered on the edge.
-    thresholds
-        "learning", "frozen", or the thresholds to play, one per edge exit.
-    """
-
-    overhead: float | str | msgspec.UnsetType | None = msgspec.UNSET
-    budget: str | msgspec.UnsetType | None = msgspec.UNSET
-    deadline_ms: float | msgspec.UnsetType | None = msgspec.UNSET
-    thresholds: Literal["learning", "frozen"] | list[float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -252,64 +231,14 @@ class Service:
         except HTTPException as problem:
             await socket.send_denial_response(error_response(problem.status_code, problem.detail, problem.headers))
             return
-        await socket.accept()
-        room, pending = asyncio.Semaphore(UNDER_WAY), set[asyncio.Task[None]]()
-        address = socket.client.host if socket.client else ""
 
-        async def one(data: bytes, hold: Hold) -> None:
+        async def answer(data: bytes) -> Any:
             try:
-                try:
-                    given: Any = await self._answered(data, stream, "")
-                except HTTPException as problem:
-                    given = {"error": problem.detail}
-                await say(given)
-            finally:
-                self._bodies.held -= hold.bytes
-                room.release()
+                return await self._answered(data, stream, "")
+            except HTTPException as problem:
+                return {"error": problem.detail}
 
-        async def say(given: Any) -> None:
-            with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client has gone
-                await socket.send_text(msgspec.json.encode(given).decode())
-
-        try:
-            while not self.draining:
-                await room.acquire()
-                message = await self._message(socket)
-                if message is None:
-                    break
-                while wait_s := self.guard.rates.wait_s(address):
-                    await asyncio.sleep(wait_s)
-                data = message.get("bytes")
-                if data is None:
-                    await socket.close(1003, "the message is text; expected the bytes of an image")
-                    break
-                hold = Hold(self._bodies)
-                try:
-                    hold.take(len(data))
-                except HTTPException as problem:
-                    self._bodies.held -= hold.bytes
-                    await say({"error": problem.detail})
-                    room.release()
-                    continue
-                task = asyncio.ensure_future(one(data, hold))
-                pending.add(task)
-                task.add_done_callback(pending.discard)
-        finally:
-            if pending:
-                await asyncio.wait(pending)
-            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-                await socket.close(1001, "the service is stopping")
-
-    async def _message(self, socket: WebSocket) -> dict[str, Any] | None:
-        """The next message; None if the socket was closed, or the service stops."""
-        reading = asyncio.ensure_future(socket.receive())
-        while not self.draining:
-            done, _ = await asyncio.wait([reading], timeout=0.2)
-            if done:
-                message = dict(reading.result())
-                return message if message["type"] == "websocket.receive" else None
-        reading.cancel()
-        return None
+        await FrameSocket(socket, answer, self._bodies, self.guard.rates, lambda: self.draining).serve()
 
     def _stream_of(self, given: str | None) -> str:
         """The stream of a request, which it may open.
@@ -368,18 +297,7 @@ class Service:
 
     async def _streams(self, request: Request) -> Response:
         summary = await self._ask(self.session.summary)
-        wanted = (
-            "seconds",
-            "frames",
-            "answered",
-            "refused",
-            "accuracy",
-            "exit_shares",
-            "latency_ms",
-            "link",
-            "streams",
-        )
-        return _json({name: _finite(summary[name]) for name in wanted})
+        return _json({name: _finite(summary[name]) for name in SUMMARY})
 
     async def _policy(self, request: Request) -> Response:
         name = request.query_params.get("stream", DEFAULT_STREAM)
@@ -397,34 +315,22 @@ class Service:
         name = request.query_params.get("stream", DEFAULT_STREAM)
         if not NAME.fullmatch(name):
             raise refused(400, f"stream: '{name[:70]}' is no name")
-        return _json({"stream": name, **_shown(self.session.options_of(name))})
+        return _json({"stream": name, **shown(self.session.options_of(name))})
 
     async def _set(self, request: Request) -> Response:
         wanted = await self._decoded(request, Settings)
         name = self._stream_of(request.query_params.get("stream"))
         self._check_open()
-        before = _shown(self.session.options_of(name))
-        given: dict[str, Any] = {}
-        if wanted.overhead is not msgspec.UNSET or wanted.budget is not msgspec.UNSET:
-            overhead = before["overhead"] if wanted.overhead is msgspec.UNSET else wanted.overhead
-            budget = before["budget"] if wanted.budget is msgspec.UNSET else wanted.budget
-            given["overhead"] = _price(overhead, budget, self.session.config.overhead)
-        if wanted.deadline_ms is not msgspec.UNSET:
-            given["deadline_ms"] = wanted.deadline_ms
-        if wanted.thresholds is not msgspec.UNSET:
-            kept = wanted.thresholds
-            given["thresholds"] = tuple(kept) if isinstance(kept, list) else kept
-        options = self.session.set_options(name, **given)
+        before = self.session.options_of(name)
+        options = self.session.set_options(name, **changes(wanted, before, self.session.config.overhead))
         self._open(name)
-        after = _shown(options)
         who = request.client.host if request.client else "?"
-        changed = ", ".join(f"{k} {_brief(before[k])} -> {_brief(v)}" for k, v in after.items() if v != before[k])
-        self._say(f"stream '{name}': {changed or 'nothing changed'} (set by {who})")
+        self._say(f"stream '{name}': {difference(before, options) or 'nothing changed'} (set by {who})")
         try:
             await self._ask(self.session.save)
         except EexError as error:
             raise refused(500, f"set, but not saved: {error}") from None
-        return _json({"stream": name, **after})
+        return _json({"stream": name, **shown(options)})
 
     async def _label(self, request: Request) -> Response:
         label = await self._decoded(request, Label)
@@ -526,43 +432,6 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _mistaken(request: Request, error: Exception) -> Response:
     return error_response(400, str(error))
-
-
-def _price(overhead: float | str | None, budget: str | None, usual: float | str) -> str | None:
-    """The price of a stream, as `StreamOptions` has it; None for what the session has."""
-    if budget is None:
-        return None if overhead is None else str(overhead)
-    own = _split(str(usual))[0] if overhead is None else str(overhead)
-    return f"{own}+budget={budget}" if own else f"budget={budget}"
-
-
-def _split(price: str) -> tuple[str, str | None]:
-    """A price without its budget, and the budget.
-
-    >>> _split("0.02+0.2/s+budget=10/s:50"), _split("1e+0")
-    (('0.02+0.2/s', '10/s:50'), ('1e+0', None))
-    """
-    terms = re.split(r"(?<![eE])\+", price)
-    budgets = [term.removeprefix("budget=") for term in terms if term.startswith("budget=")]
-    return "+".join(term for term in terms if not term.startswith("budget=")), budgets[0] if budgets else None
-
-
-def _shown(options: StreamOptions) -> dict[str, Any]:
-    """The settings of a stream as plain JSON values."""
-    overhead, budget = (None, None) if options.overhead is None else _split(str(options.overhead))
-    with contextlib.suppress(TypeError, ValueError):
-        overhead = float(overhead)  # type: ignore[arg-type,assignment]
-    kept = options.thresholds
-    return {
-        "overhead": overhead,
-        "budget": budget,
-        "deadline_ms": options.deadline_ms,
-        "thresholds": list(kept) if isinstance(kept, tuple) else kept,
-    }
-
-
-def _brief(value: Any) -> str:
-    return "as usual" if value is None else msgspec.json.encode(value).decode()
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from eex.stream.live.answers import Answer, Refusal
+from eex.stream.serving.settings import Settings
 
 VERSION = "1"
 
@@ -23,122 +24,25 @@ class Answers(msgspec.Struct):
     answers: list[Answer | Refusal | Problem]
 
 
+REASONS = {
+    "400": "Something in the request is wrong.",
+    "401": "The token is missing or wrong.",
+    "404": "There is no such stream or frame.",
+    "408": "The body did not arrive in time.",
+    "413": "The body or the image is too large.",
+    "422": "The body is no image.",
+    "429": "Too many requests, frames that wait, or streams; try again later.",
+    "503": "The service is stopping, or overloaded.",
+}
+
+
 @functools.cache
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
-    from eex.stream.serving.app import Label, Settings
+    from eex.stream.serving.app import Label
 
     kinds = (Answer, Refusal, Settings, Label, Problem)
-    (answer, refusal, settings, label, problem), components = msgspec.json.schema_components(
-        kinds, ref_template="#/components/schemas/{name}"
-    )
-    answers = {
-        "type": "object",
-        "properties": {"answers": {"type": "array", "items": {"anyOf": [answer, refusal, problem]}}},
-    }
-    image = {"schema": {"type": "string", "format": "binary"}}
-    stream = _parameter("stream", "Name of the stream: 1 to 64 letters, digits, '_', '-' and '.'. Default: default.")
-    anything = {"type": "object"}
-
-    def path(summary: str, ok: Any, *, body: Any = None, given: Any = (), errors: str = "", kind: str = "") -> Any:
-        reasons = {
-            "400": "Something in the request is wrong.",
-            "401": "The token is missing or wrong.",
-            "404": "There is no such stream or frame.",
-            "408": "The body did not arrive in time.",
-            "413": "The body or the image is too large.",
-            "422": "The body is no image.",
-            "429": "Too many requests, frames that wait, or streams; try again later.",
-            "503": "The service is stopping, or overloaded.",
-        }
-        responses: dict[str, Any] = {
-            "200": {"description": "OK", "content": {kind or "application/json": {"schema": ok}}}
-        }
-        for status in ("401", *errors.split()):
-            content = {"application/json": {"schema": problem}}
-            responses[status] = {"description": reasons[status], "content": content}
-        described: dict[str, Any] = {"summary": summary, "responses": responses}
-        if given:
-            described["parameters"] = list(given)
-        if body is not None:
-            described["requestBody"] = {"required": True, "content": body}
-        return described
-
-    one = [
-        stream,
-        _parameter("name", "Of the image, for whoever reads the answer."),
-        _parameter("label", "True class, if it is known, for the accuracy; no policy sees it."),
-    ]
-    images = {
-        "image/jpeg": image,
-        "image/png": image,
-        "image/webp": image,
-        "multipart/form-data": {
-            "schema": {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}
-        },
-    }
-    accepted = {"application/json": {"schema": settings}}
-    paths = {
-        "/v1/answer": {
-            "post": path(
-                "Answer an image, or several in a multipart body.",
-                {"anyOf": [answer, answers]},
-                body=images,
-                given=one,
-                errors="400 408 413 422 429 503",
-            )
-        },
-        "/v1/frames": {
-            "get": path(
-                "A WebSocket: each binary message is an image; answers and refusals come as text, in JSON, as they are "
-                "known.",
-                {"anyOf": [answer, refusal, problem]},
-                given=[stream],
-                errors="400 429 503",
-            )
-        },
-        "/v1/streams": {"get": path("What was done so far, with a row per stream.", anything)},
-        "/v1/policy": {
-            "get": path(
-                "What the policy of a stream has learned: thresholds, and the curve or the arms behind them.",
-                anything,
-                given=[stream],
-                errors="404",
-            )
-        },
-        "/v1/settings": {
-            "get": path(
-                "The settings of a stream; null is what the session has.", settings, given=[stream], errors="400"
-            ),
-            "put": path(
-                "Change settings of a stream, from its next frame on.",
-                settings,
-                body=accepted,
-                given=[stream],
-                errors="400 429 503",
-            ),
-        },
-        "/v1/labels": {
-            "post": path(
-                "Give the true label of an answered frame.",
-                {"type": "object", "properties": {"correct": {"type": "boolean"}}},
-                body={"application/json": {"schema": label}},
-                errors="400 404",
-            )
-        },
-        "/v1/live": {
-            "get": path(
-                "Server-sent events, one per second: what the live page shows.",
-                {"type": "string"},
-                given=[stream],
-                errors="503",
-                kind="text/event-stream",
-            )
-        },
-        "/healthz": {"get": path("Whether the session is well.", anything, errors="503")},
-        "/readyz": {"get": path("Whether frames are taken now.", anything, errors="503")},
-        "/metrics": {"get": path("Metrics for Prometheus.", {"type": "string"}, kind="text/plain")},
-    }
+    _, components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -146,13 +50,27 @@ def document() -> dict[str, Any]:
             "version": VERSION,
             "description": "Early-exit image classification: each frame is answered at the exit where it should stop.",
         },
-        "paths": paths,
+        "paths": PATHS,
         "components": {
             "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"token": []}, {}],
     }
+
+
+def _operation(summary: str, ok: Any, *, body: Any = None, given: Any = (), errors: str = "", kind: str = "") -> Any:
+    """What a method of a path does: its successful answer of some media type, and the statuses of its errors."""
+    content = {kind or "application/json": {"schema": ok}}
+    responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
+    for status in ("401", *errors.split()):
+        responses[status] = {"description": REASONS[status], "content": {"application/json": {"schema": PROBLEM}}}
+    described: dict[str, Any] = {"summary": summary, "responses": responses}
+    if given:
+        described["parameters"] = list(given)
+    if body is not None:
+        described["requestBody"] = {"required": True, "content": body}
+    return described
 
 
 def _parameter(name: str, text: str) -> dict[str, Any]:
@@ -224,3 +142,86 @@ def _type(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}"
     return str(schema.get("format") or schema.get("const") or schema.get("type", "anything"))
+
+
+REFERENCE = "#/components/schemas/{name}"
+ANSWER, REFUSAL, SETTINGS, LABEL, PROBLEM = (
+    {"$ref": REFERENCE.format(name=name)} for name in ("Answer", "Refusal", "Settings", "Label", "Problem")
+)
+ANSWERS = {
+    "type": "object",
+    "properties": {"answers": {"type": "array", "items": {"anyOf": [ANSWER, REFUSAL, PROBLEM]}}},
+}
+ANYTHING = {"type": "object"}
+IMAGE = {"type": "string", "format": "binary"}
+STREAM = _parameter("stream", "Name of the stream: 1 to 64 letters, digits, '_', '-' and '.'. Default: default.")
+ONE = [
+    STREAM,
+    _parameter("name", "Of the image, for whoever reads the answer."),
+    _parameter("label", "True class, if it is known, for the accuracy; no policy sees it."),
+]
+IMAGES = {
+    **{f"image/{kind}": {"schema": IMAGE} for kind in ("jpeg", "png", "webp")},
+    "multipart/form-data": {"schema": {"type": "object", "additionalProperties": IMAGE}},
+}
+PATHS: dict[str, dict[str, Any]] = {
+    "/v1/answer": {
+        "post": _operation(
+            "Answer an image, or several in a multipart body.",
+            {"anyOf": [ANSWER, ANSWERS]},
+            body=IMAGES,
+            given=ONE,
+            errors="400 408 413 422 429 503",
+        )
+    },
+    "/v1/frames": {
+        "get": _operation(
+            "A WebSocket: each binary message is an image; answers and refusals come as text, in JSON, as they are "
+            "known.",
+            {"anyOf": [ANSWER, REFUSAL, PROBLEM]},
+            given=[STREAM],
+            errors="400 429 503",
+        )
+    },
+    "/v1/streams": {"get": _operation("What was done so far, with a row per stream.", ANYTHING)},
+    "/v1/policy": {
+        "get": _operation(
+            "What the policy of a stream has learned: thresholds, and the curve or the arms behind them.",
+            ANYTHING,
+            given=[STREAM],
+            errors="404",
+        )
+    },
+    "/v1/settings": {
+        "get": _operation(
+            "The settings of a stream; null is what the session has.", SETTINGS, given=[STREAM], errors="400"
+        ),
+        "put": _operation(
+            "Change settings of a stream, from its next frame on.",
+            SETTINGS,
+            body={"application/json": {"schema": SETTINGS}},
+            given=[STREAM],
+            errors="400 429 503",
+        ),
+    },
+    "/v1/labels": {
+        "post": _operation(
+            "Give the true label of an answered frame.",
+            {"type": "object", "properties": {"correct": {"type": "boolean"}}},
+            body={"application/json": {"schema": LABEL}},
+            errors="400 404",
+        )
+    },
+    "/v1/live": {
+        "get": _operation(
+            "Server-sent events, one per second: what the live page shows.",
+            {"type": "string"},
+            given=[STREAM],
+            errors="503",
+            kind="text/event-stream",
+        )
+    },
+    "/healthz": {"get": _operation("Whether the session is well.", ANYTHING, errors="503")},
+    "/readyz": {"get": _operation("Whether frames are taken now.", ANYTHING, errors="503")},
+    "/metrics": {"get": _operation("Metrics for Prometheus.", {"type": "string"}, kind="text/plain")},
+}

@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 from eex.stream.live.answers import Answer
 from eex.stream.run.records import read_records
 from eex.stream.serving import app as app_module
-from eex.stream.serving.app import _price, _split
+from eex.stream.serving.settings import _price, _split
 
 pytestmark = pytest.mark.timeout(60)
 
