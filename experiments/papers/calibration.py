@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from eex.experiments.papers.claims import Claim, Facts, Group, Margin, Tables, above, at_least, images_tested
-from eex.experiments.papers.paper import Images, PaperRecipe, Work, confidences, mean_of, routed
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, among, confidences, difference, mean_of, routed
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Bools, Floats, Ints
@@ -124,7 +124,10 @@ def measure(work: Work, recipe: CalibrationRecipe) -> None:
         targets=lambda: of_each(_targets, order),
     )
     times, target = tables["times"], reachable(tables["exits"])
-    work.table("deadlines", lambda: pd.concat([_deadlines(n, o, order, times, target) for n, o in outputs.items()]))
+    work.tables(
+        deadlines=lambda: pd.concat([_deadlines(n, o, order, times, target) for n, o in outputs.items()]),
+        differences=lambda: _differences(outputs, order, times, target),
+    )
 
 
 # ---- networks
@@ -342,6 +345,98 @@ def _deadlines(name: str, out: Outputs, order: Ints, times: pd.DataFrame, target
     return pd.concat(rows)
 
 
+def failing(score: Floats, batch: int = BATCH) -> Floats:
+    """What each image adds to the probability that the mean score of a drawn batch is below 0, (N,): its mean is that.
+
+    Batches are taken for normally distributed. As with `among`, the spread over the images is that of the probability,
+    which is known better than from as many batches as share no image.
+
+    Examples
+    --------
+    >>> added = failing(np.array([0.2, -0.8, 0.2, 0.2, 0.2]), batch=25)  # a batch of 25 fails from six of 0.8 on
+    >>> round(float(added.mean()), 6)
+    0.5
+    """
+    from scipy.special import ndtr
+
+    mean, spread = score.mean(), score.std()
+    if not spread:
+        return np.full(len(score), float(mean < 0))
+    z = -(batch**0.5) * mean / spread
+    apart = (score - mean) / spread
+    found: Floats = ndtr(z) - np.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5 * (batch**0.5 * apart + z * (apart**2 - 1) / 2)
+    return found
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a network does at a target under a calibration: where each image leaves and whether it is right, (N,)."""
+
+    out: Outputs
+    calibration: str
+    p_tar: float
+    ms: Floats  # of a frame that leaves at each exit
+    order: Ints  # of the drawn batches
+
+    def found(self) -> dict[str, tuple[float, Floats]]:
+        """Quantities, each with what every image adds to it."""
+        exit, right = self.out.leave(self.calibration, self.p_tar)
+        here = exit < self.out.prediction.shape[1] - 1
+        outage = inference_outage(here[self.order], right[self.order], self.p_tar)
+        missed = missed_deadline(self.ms[exit][self.order], right[self.order], self.p_tar, self.ms[-1])
+        added = {
+            "device_probability": here.astype(float),
+            "device_accuracy": among(right, here),
+            "accuracy": right.astype(float),
+            "mean_ms": self.ms[exit],
+        }
+        found = {name: (float(each.mean()), each) for name, each in added.items()}
+        score = np.where(right, 1 - self.p_tar, -self.p_tar)  # a batch falls short where the mean of it is below 0
+        found["outage"] = float(outage), failing(np.where(here, score, 0.0))
+        found["missed"] = float(missed), failing(score)
+        return found
+
+
+def _differences(
+    outputs: dict[str, Outputs], order: Ints, times: pd.DataFrame, target: float
+) -> Iterator[dict[str, Any]]:
+    """What calibration changes, and what a second branch does, with spreads: all answer the same images.
+
+    Rows of `case` ("…, calibrated less conventional" or "…, two branches less one"), quantity, p_tar (NaN for the mean
+    over all), difference, half. A deadline counts as `missed` if it is however late it is.
+    """
+    grid = np.arange(100, 200) / 200
+    ms = {name: exit_ms(times[times["network"] == name]) for name in outputs}
+    found = {
+        (name, calibration): [
+            Answered(out, calibration, p_tar, ms[name], order).found() for p_tar in (*grid, *P_TAR, target)
+        ]
+        for name, out in outputs.items()
+        for calibration in CALIBRATIONS
+    }
+    pairs = {f"{name}, calibrated less conventional": [(name, c) for c in reversed(CALIBRATIONS)] for name in outputs}
+    if "two branches" in outputs:
+        pairs |= {f"{c}, two branches less one": [("two branches", c), ("one branch", c)] for c in CALIBRATIONS}
+    for case, (a, b) in pairs.items():
+        for quantity in found[a][0] if a[0] == b[0] else ("outage", "missed"):
+            both = [[each[quantity] for each in found[which]] for which in (a, b)]
+            values, added = ([np.array([q[k] for q in each]) for each in both] for k in (0, 1))
+            for k, p_tar in enumerate((*grid, *P_TAR, target)):
+                yield {
+                    "case": case, "quantity": quantity, "p_tar": p_tar, "difference": values[0][k] - values[1][k],
+                    "half": difference(added[0][k], added[1][k])[1],
+                }  # fmt: skip
+            mean = [each[: len(grid)].mean(axis=0) for each in added]
+            change = (values[0] - values[1])[: len(grid)].mean()
+            yield {
+                "case": case,
+                "quantity": quantity,
+                "p_tar": np.nan,
+                "difference": change,
+                "half": difference(*mean)[1],
+            }
+
+
 # ---- figures
 
 
@@ -456,11 +551,19 @@ class Curves:
         """Number of test images."""
         return images_tested(self.tables)
 
-    def slower(self, p_tar: float) -> Margin:
-        """Milliseconds per frame that calibration costs: those of the images that leave elsewhere."""
-        ms, device = self.deadlines(p_tar, "mean_ms"), self.at(p_tar, "device_probability")
-        moved = max(self.images * abs(device.conventional - device.calibrated), 1)
-        return Margin(ms.calibrated - ms.conventional, 1.96 * abs(ms.calibrated - ms.conventional) / moved**0.5)
+    def change(
+        self, quantity: str, p_tar: float | Floats | None = None, case: str = "one branch, calibrated less conventional"
+    ) -> Margin:
+        """What calibration changes about the network with one branch, or another case, at some targets or on average.
+
+        NaN on both sides, where nothing is answered on the device, is no change.
+        """
+        rows = self.tables["differences"]
+        rows = rows[(rows["case"] == case) & (rows["quantity"] == quantity)]
+        known = rows["p_tar"].to_numpy()
+        at = [np.nanargmin(np.abs(known - p)) for p in np.ravel(p_tar)] if p_tar is not None else np.isnan(known)
+        value, half = (np.nan_to_num(rows[c].to_numpy()[at]) for c in ("difference", "half"))
+        return Margin(value, half)
 
     @property
     def batches(self) -> int:
@@ -471,6 +574,18 @@ class Curves:
         """The same of the network that decides no claim."""
         name = "one branch, augmented"
         return f"; {name}: {self.at(p_tar, column, name)}" if name in set(self.tables["targets"]["network"]) else ""
+
+
+def less(change: Margin, by: float = 0.0) -> Margin:
+    """A quantity is smaller, by so much."""
+    return Margin(-change.value - by, change.half)
+
+
+def _worse_than_one(curves: Curves, quantity: str, p_tar: float | None = None) -> list[Margin]:
+    """With two branches the conventional network fails in one batch of a hundred more than with one at least, and the
+    calibrated one in no more."""
+    fails, not_more = (curves.change(quantity, p_tar, f"{c}, two branches less one") for c in CALIBRATIONS)
+    return [Margin(fails.value - 0.01, fails.half), less(not_more)]
 
 
 def _where(curves: Curves, holds: Bools) -> dict[str, Any]:
@@ -490,8 +605,7 @@ def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
     right, sure = curves.over("device_accuracy"), curves.over("device_confidence")
     branch = tables["exits"][tables["exits"]["network"] == "one branch"].iloc[0]
     device, overall, outage = (curves.over(c) for c in ("device_probability", "accuracy", "outage"))
-    apart = np.abs(device[0] - device[1])  # calibration changes nothing but where these images leave
-    half = 1.96 * np.sqrt(apart / curves.images)
+    change = {q: curves.change(q, p_tar) for q in ("device_probability", "device_accuracy", "accuracy", "outage")}
     at_worst = int(np.argmin(np.nan_to_num(right[1] - p_tar, nan=np.inf)))
     yield Facts(
         device=found.at(0.8, "device_probability"),
@@ -502,12 +616,12 @@ def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
         least=Both(*(float(np.fmin.reduce(r - p_tar)) for r in right)),
         more_right=_where(curves, ~(right[1] < right[0])),  # where nothing is answered on the device, nothing is wrong
         limits={
-            "lower": Margin(device[0] - device[1], half),
-            "nearer": float(np.nanmean(half / np.maximum(device[1], 1 / curves.images))),
-            "more right": Margin(right[1] - right[0], half / np.maximum(device[1], 1 / curves.images)),
+            "lower": less(change["device_probability"]),
+            "nearer": float(np.mean(change["device_accuracy"].half)),
+            "more right": change["device_accuracy"],
             "least": at_least(right[1][at_worst], p_tar[at_worst] - 0.02, curves.images * device[1][at_worst]),
-            "better": Margin(overall[1] - overall[0], half),
-            "fewer": above(outage[0], outage[1], curves.batches),
+            "better": change["accuracy"],
+            "fewer": less(change["outage"]),
             "outage": at_least(found.at(NEARLY, "outage").conventional, 0.2, curves.batches),
         },
         overall=found.at(0.8, "accuracy"),
@@ -538,8 +652,8 @@ def _of_deadlines(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
     yield Facts(
         ms=curves.deadlines(0.75, "mean_ms"),
         late=late,
-        slower=curves.slower(0.75),
-        alike=Margin(0.05 - abs(late.conventional - late.calibrated), above(*late, curves.batches).half),
+        slower=curves.change("mean_ms", 0.75),
+        alike=Margin(0.05 - abs(late.conventional - late.calibrated), curves.change("missed", 0.75).half),
         short=f"the final exit alone is right on {curves.final():.1%} of the test images, so that 0.75 is no low "
         "target here"
         if max(late) > 0.05
@@ -562,6 +676,7 @@ def _of_late_deadlines(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Fa
             p_tar=p_tar,
             published=published,
             late=curves.deadlines(p_tar),
+            fewer=less(curves.change("missed", p_tar), by=0.05),
             batches=curves.batches,
             why=f"the final exit alone is right on {final:.1%} of the test images: hardly a batch reaches {p_tar:g}, "
             "calibrated or not"
@@ -583,7 +698,7 @@ def _of_two_branches(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Fact
             published="conventional higher than with one branch, calibrated not" if p_tar in P_TAR else "–",
             one=curves.deadlines(p_tar),
             two=curves.deadlines(p_tar, network="two branches"),
-            batches=curves.batches,
+            worse=_worse_than_one(curves, "missed", p_tar),
             why=f"both final exits ({finals[0]:.1%}, {finals[1]:.1%}) are below {p_tar:g}"
             if max(finals) < p_tar
             else f"with two branches both are as accurate: {curves.at(p_tar, 'accuracy', 'two branches')}",
@@ -600,7 +715,7 @@ def _of_outages(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
             nearly=NEARLY,
             one=one,
             two=two,
-            batches=curves.batches,
+            worse=_worse_than_one(curves, "outage"),
             one_there=curves.at(NEARLY, "outage"),
             two_there=curves.at(NEARLY, "outage", "two branches"),
             why="the second branch's temperature is from all validation images, not from those that reach it: at p_tar "
@@ -608,12 +723,6 @@ def _of_outages(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
             if two.calibrated > one.calibrated
             else "",
         )
-
-
-def _worse_than_one(f: Facts) -> list[Margin]:
-    """With two branches the conventional network fails more often than with one, and the calibrated one does not."""
-    fails = above(f.two.conventional, f.one.conventional, f.batches, by=1e-9)
-    return [fails, above(f.one.calibrated, f.two.calibrated, f.batches)]
 
 
 CLAIMS = (
@@ -653,19 +762,19 @@ CLAIMS = (
     Group(_of_late_deadlines, (
         Claim("{figure}at p_tar {p_tar:g} calibration misses fewer of the late deadlines", "{published}",
               "{late}", lambda f: [above(0.2, f.late.calibrated, (np.inf, f.batches)),
-                         above(f.late.conventional, f.late.calibrated, f.batches, by=0.05)], "{why}"),
+                         f.fewer], "{why}"),
     )),
     Group(_of_two_branches, (
         Claim("{figure}: at p_tar {p_tar:g} a second branch makes the conventional network miss more of the late "
               "deadlines, but not the calibrated one", "{published}",
               "one branch {one}; two branches {two}",
-              _worse_than_one, "{why}"),
+              lambda f: f.worse, "{why}"),
     )),
     Group(_of_outages, (
         Claim("Fig. 7: with two branches the conventional network has more outages, the calibrated one fewer",
               "conventional higher, calibrated very low",
               "at p_tar {nearly}: one branch {one_there}, two {two_there}; mean over p_tar: one branch {one}, two "
-              "{two}", _worse_than_one,
+              "{two}", lambda f: f.worse,
               "{why}"),
     )),
 )  # fmt: skip

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from eex.policies.core.base import Floats
+
 NOT_PUBLISHED = "not published"
 NONE = "—"
 
@@ -190,22 +192,27 @@ def larger(a: tuple[Any, Any], b: tuple[Any, Any], by: Any = 0.0) -> Margin:
     return Margin(np.asarray(a[0]) - np.asarray(b[0]) - by, np.hypot(np.nan_to_num(a[1]), np.nan_to_num(b[1])))
 
 
-def least_among(values: Any, halves: Any, places: Iterable[int]) -> Margin:
-    """The least of some values is at one of these places.
+def covariance(spread: Any, values: Floats) -> Floats:
+    """Covariance (n, n) of some values, from that itself or from half their 95 % intervals, (n,) or one for all."""
+    known: Floats = np.nan_to_num(np.asarray(spread, dtype=float))
+    return known if known.ndim == 2 else np.diag((np.broadcast_to(known, values.shape) / 1.96) ** 2)
+
+
+def least_among(values: Any, spread: Any, places: Iterable[int]) -> Margin:
+    """The least of some values is at one of these places; `spread` as for `covariance`.
 
     Examples
     --------
     >>> least_among([3.0, 1.0, 2.0], [0.1, 0.1, 0.1], [1]).value
     1.0
     """
-    values, halves = np.asarray(values, dtype=float), np.broadcast_to(halves, np.shape(values))
+    values = np.asarray(values, dtype=float)
     here = np.isin(np.arange(len(values)), list(places))
     if any(np.isnan(values[part]).all() for part in (here, ~here)):
         return Margin(np.nan)
     k, other = (int(np.nanargmin(np.where(part, values, np.nan))) for part in (here, ~here))
-    return Margin(
-        float(values[other] - values[k]), float(np.hypot(np.nan_to_num(halves[other]), np.nan_to_num(halves[k])))
-    )
+    variance = (of := covariance(spread, values))[k, k] + of[other, other] - of[k, other] - of[other, k]
+    return Margin(float(values[other] - values[k]), 1.96 * float(max(variance, 0.0)) ** 0.5)
 
 
 def images_tested(tables: Tables) -> int:

@@ -17,7 +17,6 @@ from eex.experiments.papers.claims import (
     Group,
     Margin,
     Tables,
-    above,
     at_least,
     images_tested,
     larger,
@@ -27,7 +26,7 @@ from eex.experiments.papers.claims import (
     share_half,
 )
 from eex.experiments.papers.nodes import DROPPED, EDGE, FALLBACK, Nodes, Resources
-from eex.experiments.papers.paper import Images, PaperRecipe, Work, intervals, long, mean_of
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, among, intervals, long, mean_of
 from eex.experiments.plotting import Plot
 from eex.policies.core.base import Bools, Floats, Ints
 
@@ -41,6 +40,8 @@ EXITS = 8
 T = 0.3
 """The threshold of the entropy that the paper's figures are for."""
 THRESHOLDS = (0.1, 0.3, 0.5, 0.8)
+COMPARED = (0.1, T, 0.5)
+"""Those that claims compare."""
 DROP_ABOVE = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 PUBLISHED = pd.DataFrame(
@@ -217,6 +218,7 @@ def measure(work: Work, recipe: LocalExitRecipe) -> None:
         accuracy=lambda: _accuracy(cases, label),
         final=lambda: _final(cases, label),
         dropped=lambda: _dropped(cases, label),
+        covariance=lambda: _covariance(cases, label),
         latency=lambda: _latency(work, recipe, nets, cases, images),
     )
 
@@ -324,6 +326,34 @@ def _accuracy(cases: Sequence[Case], label: Ints) -> Iterator[dict[str, Any]]:
 def _final(cases: Sequence[Case], label: Ints) -> Iterator[dict[str, Any]]:
     """Accuracy of local and cloud exit over all test images."""
     return (c.key | {"edge": (c.local == label).mean(), "cloud": (c.cloud == label).mean()} for c in cases)
+
+
+def _covariance(cases: Sequence[Case], label: Ints) -> pd.DataFrame:
+    """Covariance of the shares that claims compare, all of the same images: a row and a column for each share.
+
+    Shares at `T` and those of all images are named "SEM-3 accuracy"; "mean 0.1 accuracy" is the SEMs' mean at another
+    threshold, and "gap-1" what the edge accuracy of SEM-1 gains from the highest of `COMPARED` to the lowest.
+    """
+    added: dict[str, Floats] = {}  # what each image adds to a share
+    at: dict[tuple[float, str], list[Floats]] = {}
+    for c in (c for c in cases if c.weighting == "equal"):
+        local, cloud = c.local == label, c.cloud == label
+        for t in COMPARED:
+            leaves = c.entropy < t
+            right = np.where(leaves, local, cloud)
+            shares = dict(zip(NAMES, (leaves, among(local, leaves), among(cloud, ~leaves), right), strict=True))
+            if t == T:
+                added |= {f"{c.model}-{c.exit} {name}": each for name, each in shares.items()}
+                added |= {f"{c.model}-{c.exit} edge": local, f"{c.model}-{c.exit} cloud": cloud}
+            if c.model == "SEM":
+                for name, each in shares.items():
+                    at.setdefault((t, name), []).append(each)
+    added |= {f"mean {t:g} {name}": np.mean(each, axis=0) for (t, name), each in at.items()}
+    ends = (at[t, "edge_accuracy"] for t in (COMPARED[0], COMPARED[-1]))
+    added |= {f"gap-{k + 1}": low - high for k, (low, high) in enumerate(zip(*ends, strict=True))}
+    found = pd.DataFrame(np.cov(np.stack(list(added.values()))) / len(label), columns=list(added))
+    found.insert(0, "share", list(added))
+    return found
 
 
 def _dropped(cases: Sequence[Case], label: Ints) -> Iterator[dict[str, Any]]:
@@ -518,9 +548,12 @@ TREND = 0.8
 """Rank correlation from which on a tendency holds."""
 
 
-def rising(values: Floats, halves: Floats) -> Margin:
-    """Values rise with their position: by how far their rank correlation is above `TREND`, over drawn values."""
-    drawn = np.random.default_rng(0).normal(values, np.nan_to_num(halves) / 1.96, (500, len(values)))
+def rising(values: Floats, spread: Floats) -> Margin:
+    """Values rise with their position: by how far their rank correlation is above `TREND`, over drawn values.
+
+    `spread` is their covariance, (n, n).
+    """
+    drawn = np.random.default_rng(0).multivariate_normal(values, spread, 500, method="eigh")
     return Margin(trend(values) - TREND, 1.96 * float(np.std(trend(drawn))))
 
 
@@ -543,29 +576,52 @@ def _first(values: Floats, name: str = "SEM-") -> str:
     return "none" if np.isnan(values).all() else f"{name}{int(np.nanargmin(values)) + 1}"
 
 
-def answered(tables: Tables, model: str, threshold: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The shares of `NAMES` at exits 1…8 (rows), and half their 95 % intervals over the images that each is of."""
-    found = pd.DataFrame({name: column(tables["accuracy"], name, model, threshold=threshold) for name in NAMES})
-    of = {"local": 1.0, "edge_accuracy": found["local"], "cloud_accuracy": 1 - found["local"], "accuracy": 1.0}
-    images = images_tested(tables)
-    return found, pd.DataFrame({name: share_half(found[name], images * of[name]) for name in NAMES})
+def answered(tables: Tables, model: str, threshold: float) -> pd.DataFrame:
+    """The shares of `NAMES` at exits 1…8 (rows)."""
+    return pd.DataFrame({name: column(tables["accuracy"], name, model, threshold=threshold) for name in NAMES})
+
+
+class Spread:
+    """How shares of the same images vary together; a share of each exit is named "SEM accuracy"."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.covariance = tables["covariance"].set_index("share").fillna(0.0)
+
+    def of(self, name: str) -> Floats:
+        """Covariance of a share of exits 1…8, (8, 8)."""
+        names = self._names(name)
+        found: Floats = self.covariance.loc[names, names].to_numpy()
+        return found
+
+    def above(self, a: Any, b: Any, name_a: str, name_b: str, by: float = 0.0) -> Margin:
+        """Shares are larger than others, by so much: of all exits, or of those that the names end on."""
+        of_a, of_b = self._names(name_a), self._names(name_b)
+        pairs = zip(of_a, of_b, strict=True)
+        within = [self.covariance.at[p, p] + self.covariance.at[q, q] - 2 * self.covariance.at[p, q] for p, q in pairs]
+        half = 1.96 * np.sqrt(np.maximum(within, 0.0))
+        return Margin(np.asarray(a) - np.asarray(b) - by, half)
+
+    def _names(self, name: str) -> list[str]:
+        if name in self.covariance.index:
+            return [name]
+        model, _, share = name.partition(" ")
+        return [f"{model}-{k} {share}".rstrip() for k in range(1, EXITS + 1)]
 
 
 def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     """What every exit answers at the paper's threshold and at others, and over all images."""
     final = tables["final"]
-    (sem, half), (mem, mem_half) = (answered(tables, model, T) for model in ("SEM", "MEM"))
-    at = {t: answered(tables, "SEM", t) for t in (0.1, 0.3, 0.5)}
-    means = pd.DataFrame({t: found.mean() for t, (found, _) in at.items()}).drop("local")
-    halves = {t: (spread**2).sum() ** 0.5 / EXITS for t, (_, spread) in at.items()}
-    (low, low_half), (high, high_half) = ((found["edge_accuracy"] for found in at[t]) for t in (0.1, 0.5))
+    sem, mem = (answered(tables, model, T) for model in ("SEM", "MEM"))
+    at = {t: answered(tables, "SEM", t) for t in COMPARED}
+    means = pd.DataFrame({t: found.mean() for t, found in at.items()}).drop("local")
+    low, high = (at[t]["edge_accuracy"] for t in (COMPARED[0], COMPARED[-1]))
+    spread = Spread(tables)
     single, several = column(final, "edge"), column(final, "edge", "MEM")
     less, most_local = sem["accuracy"] - mem["accuracy"], np.flatnonzero(sem["local"] > 0.5)
     yield Facts(
         **sem,
-        half=half,
         mem=mem,
-        mem_half=mem_half["accuracy"],
+        spread=spread,
         images=images_tested(tables),
         trained=trained_for(recipe),
         little=f"after {trained_for(recipe)}, later blocks add little: exits 3 to 8 alone are right about "
@@ -584,13 +640,12 @@ def _of_exits(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
         closest=100 * less.min(),
         closest_at=_first(less, "exit "),
         rises=[
-            larger((means.loc[n, a], halves[a][n]), (means.loc[n, b], halves[b][n]))
+            spread.above(means.loc[n, a], means.loc[n, b], f"mean {a:g} {n}", f"mean {b:g} {n}")
             for n in means.index
             for a, b in pairwise(at)
         ],
         by_threshold=listed("{n} {v:%}", [{"n": NAMES[n], "v": row.to_numpy()} for n, row in means.iterrows()], "; "),
         gap=100 * (low - high),
-        gap_half=100 * np.hypot(low_half, high_half),
         gaps=listed("{g:.1f}", [{"g": g} for g in 100 * (low - high)]),
         single=single,
         several=several,
@@ -703,35 +758,38 @@ def _of_agreement(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
 CLAIMS = (
     Group(_of_exits, (
         Claim("Later exits let more frames leave locally (SEM-1 … SEM-8, T = 0.3)", "SEM-3 53.8 %, SEM-8 91.4 %",
-              "{local:%}", lambda f: rising(f.local, f.half["local"]), otherwise="{little}"),
+              "{local:%}", lambda f: rising(f.local, f.spread.of("SEM local")), otherwise="{little}"),
         Claim("In SEM-3 more frames leave locally than go to the cloud", "5,383 of 10,000",
               "{local[2]:%}; first in {most_local}", lambda f: at_least(f.local[2], 0.5, f.images),
               otherwise="less trained, an exit is less sure: {trained}"),
         Claim("Later exits have the higher edge accuracy", "SEM-1 87.20 %, SEM-8 95.24 %",
-              "{edge_accuracy:%}", lambda f: rising(f.edge_accuracy, f.half["edge_accuracy"]),
+              "{edge_accuracy:%}", lambda f: rising(f.edge_accuracy, f.spread.of("SEM edge_accuracy")),
               otherwise="{little}"),
         Claim("After later exits cloud accuracy is lower: what is left is hard",
               "SEM-1 88.51 %, SEM-2 86.13 %, SEM-8 58.07 %",
-              "{cloud_accuracy:%}", lambda f: rising(-f.cloud_accuracy, f.half["cloud_accuracy"]),
+              "{cloud_accuracy:%}", lambda f: rising(-f.cloud_accuracy, f.spread.of("SEM cloud_accuracy")),
               otherwise="{trained}"),
         Claim("Later exits tend to the higher overall accuracy, SEM-8 is best", "SEM-8 92.04 %",
               "{accuracy:%}",
-              lambda f: [rising(f.accuracy, f.half["accuracy"]), least_among(-f.accuracy, f.half["accuracy"], [7])],
+              lambda f: [rising(f.accuracy, f.spread.of("SEM accuracy")),
+                         least_among(-f.accuracy, f.spread.of("SEM accuracy"), [7])],
               otherwise="{little}"),
         Claim("SEM-3 has the worst overall accuracy", "86.04 %",
-              "{worst}, {least:%}", lambda f: least_among(f.accuracy, f.half["accuracy"], [2]),
+              "{worst}, {least:%}", lambda f: least_among(f.accuracy, f.spread.of("SEM accuracy"), [2]),
               otherwise="{trained}"),
         Claim("The MEM is worst at exit 2 and best at exit 8 (overall accuracy)", "84.31 %, 86.10 %",
               "{mem_worst} {least_mem:%}, {mem_best} {most_mem:%}",
-              lambda f: [least_among(sign * f.mem["accuracy"], f.mem_half, [k]) for sign, k in ((1, 1), (-1, 7))],
+              lambda f: [least_among(sign * f.mem["accuracy"], f.spread.of("MEM accuracy"), [k])
+                         for sign, k in ((1, 1), (-1, 7))],
               otherwise="all eight lie within {mem_range:.1f} points; {trained}"),
         Claim("At every exit fewer frames leave the MEM locally than the SEM", "8 of 8 exits (Fig. 6A)",
-              "{fewer} of 8; MEM {mem[local]:%}", lambda f: above(f.local, f.mem["local"], f.images),
+              "{fewer} of 8; MEM {mem[local]:%}",
+              lambda f: f.spread.above(f.local, f.mem["local"], "SEM local", "MEM local"),
               otherwise="{trained}"),
         Claim("At every exit the MEM is less accurate overall than the SEM",
               "8 of 8 exits; at exit 8 86.10 % against 92.04 %",
               "{worse} of 8; at exit 8 {mem[accuracy][7]:%} against {accuracy[7]:%}",
-              lambda f: above(f.accuracy, f.mem["accuracy"], f.images),
+              lambda f: f.spread.above(f.accuracy, f.mem["accuracy"], "SEM accuracy", "MEM accuracy"),
               otherwise="by {behind:.1f} points in the mean, at worst {closest:+.1f} at {closest_at}; {trained}"),
     )),
     Group(_of_latency, (
@@ -753,7 +811,8 @@ CLAIMS = (
         Claim("Edge, cloud and overall accuracy rise as the threshold falls (mean of the SEMs at T = 0.1 / 0.3 / 0.5)",
               "Fig. 7B", "{by_threshold}", lambda f: f.rises, otherwise="{trained}"),
         Claim("The threshold matters most to the edge accuracy of SEM-1 (from T = 0.5 to 0.1)", "SEM-1",
-              "{gap[0]:.1f} points in SEM-1; of all {gaps}", lambda f: least_among(-f.gap, f.gap_half, [0]),
+              "{gap[0]:.1f} points in SEM-1; of all {gaps}",
+              lambda f: least_among(-f.gap / 100, f.spread.of("gap"), [0]),
               otherwise="{trained}"),
     )),
     Group(_of_latency, (
@@ -764,16 +823,18 @@ CLAIMS = (
         Claim("At the end of training each SEM's exit beats the MEM's over all images",
               "8 of 8 exits; SEM-2 72.65 %, MEM 64.59 %",
               "{beats} of 8; SEM {single:%}, MEM {several:%}",
-              lambda f: above(f.single, f.several, f.images), otherwise="{trained}"),
+              lambda f: f.spread.above(f.single, f.several, "SEM edge", "MEM edge"), otherwise="{trained}"),
         Claim("SEM-3 beats the MEM's exit 4", "77.76 % against 76.06 %",
               "{single[2]:%} against {several[3]:%}",
-              lambda f: above(f.single[2], f.several[3], f.images), otherwise="{trained}"),
+              lambda f: f.spread.above(f.single[2], f.several[3], "SEM-3 edge", "MEM-4 edge"), otherwise="{trained}"),
         Claim("SEM-6's local exit beats the MEM's cloud exit", "88.92 % against 88.58 %",
               "{single[5]:%} against {mem_cloud[5]:%}",
-              lambda f: above(f.single[5], f.mem_cloud[5], f.images), otherwise="{trained}"),
+              lambda f: f.spread.above(f.single[5], f.mem_cloud[5], "SEM-6 edge", "MEM-6 cloud"),
+              otherwise="{trained}"),
         Claim("From SEM-7 on the cloud adds little over all images (here: less than 2 points)",
               "SEM-7 90.98 % and 92.10 %",
-              "SEM-7 {single[6]:%} and {cloud[6]:%}", lambda f: above(f.single[6], f.cloud[6], f.images, by=-0.02),
+              "SEM-7 {single[6]:%} and {cloud[6]:%}",
+              lambda f: f.spread.above(f.single[6], f.cloud[6], "SEM-7 edge", "SEM-7 cloud", by=-0.02),
               otherwise="{trained}"),
     )),
     Group(_of_weights, (

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from eex.experiments.papers.claims import Group, Tables, by_seed, evaluate, pooled, seeds_interval
-from eex.policies.core.base import Context, Floats, Ints, Policy
+from eex.policies.core.base import Bools, Context, Floats, Ints, Policy
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import replacing, write_file
 from eex.policies.core.routing import answer, seen
@@ -476,6 +476,43 @@ def condition_name(kind: str, level: float) -> str:
 def mean_of(values: Any) -> float:
     """Mean of numbers or booleans; NaN where there are none."""
     return float(np.mean(values)) if len(values) else float("nan")
+
+
+def difference(a: Any, b: Any, known_from: int = 0) -> tuple[float, float]:
+    """Mean of a - b over the same images, (N,) each, and half its 95 % interval; NaN where either is unknown.
+
+    `known_from` is how many of the values are independent, where that is not all.
+
+    Examples
+    --------
+    >>> mean, half = difference([True, True, True, False], [True, False, False, False])
+    >>> mean, round(half, 3)
+    (0.5, 0.566)
+    """
+    apart = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return float(apart.mean()), float(1.96 * apart.std(ddof=1) / (known_from or len(apart)) ** 0.5)
+
+
+def among(right: Bools, chosen: Bools) -> Floats:
+    """What each image adds to the share of right ones among the chosen, (N,): the mean of it is that share.
+
+    Its spread over the images is that of the share, so that shares of different images can be subtracted image by image
+    (`difference`). NaN if none is chosen.
+
+    References
+    ----------
+    Cochran (1977), Sampling techniques, chapter 6: the ratio estimator, linearised.
+
+    Examples
+    --------
+    >>> float(among(np.array([True, False, True]), np.array([True, True, False])).mean())
+    0.5
+    """
+    if not chosen.any():
+        return np.full(len(chosen), np.nan)
+    share = right[chosen].mean()
+    found: Floats = share + chosen * (right - share) / chosen.mean()
+    return found
 
 
 def intervals(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from eex.experiments.papers.claims import (
     share_half,
     words,
 )
-from eex.experiments.papers.paper import Images, PaperRecipe, Work, condition_name, confidences, mean_of
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, condition_name, confidences, difference, mean_of
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Bools, Floats, Ints
@@ -199,12 +199,6 @@ def cheapest(curve: pd.DataFrame, lost: float = LOST) -> float:
     whole = curve.loc[curve["threshold"].idxmax(), "accuracy"]
     good = curve[curve["accuracy"] >= whole - lost - 1e-12]
     return float(good.loc[good["macs"].idxmin(), "threshold"])
-
-
-def difference(a: Bools, b: Bools) -> tuple[float, float]:
-    """Mean of a - b and half its 95 % interval, both (N,): on the same images."""
-    apart = a.astype(float) - b.astype(float)
-    return float(apart.mean()), float(1.96 * apart.std(ddof=1) / len(apart) ** 0.5)
 
 
 # ---- what is trained
