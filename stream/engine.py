@@ -247,7 +247,7 @@ class Engine:
         if frozen if len(slots) == 1 else frozen.any():  # what was played is not what the policy chose
             row["reward"] = np.where(frozen, np.nan, earned)
         rank, chosen = self.learners.learn(Outcomes(**row))
-        self.ring.write(at, answer=answers, reward=earned, heard=rank, heard_at=chosen)
+        self.ring.write(at, answer=answers, reward=earned, feedback_rank=rank, feedback_at=chosen)
         self.ring.finish(slots)
         self.policy_seconds += self.clock() - started
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,15 @@ from eex.experiments.papers.claims import (
     Claim,
     Facts,
     Group,
+    Margin,
     Tables,
-    above,
     at_least,
     images_tested,
     larger,
     listed,
     seeds_interval,
 )
-from eex.experiments.papers.paper import Images, PaperRecipe, Work, confidences, long, mean_of, routed
+from eex.experiments.papers.paper import Images, PaperRecipe, Work, confidences, difference, long, mean_of, routed
 from eex.experiments.plotting import Plot
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Floats, Ints
@@ -151,6 +152,7 @@ def measure(work: Work, recipe: ExpertsRecipe) -> dict[str, pd.DataFrame]:
     work.tables(
         images=images.counts,
         exits=lambda: _exits(work, net, images),
+        differences=lambda: _differences(work, net, images),
         classifier=lambda: _recalls(net, images),
         latency=lambda: _latency(work, recipe, net, images),
     )
@@ -256,21 +258,53 @@ def distorted(images: "Tensor", levels: tuple[float, float], first: int = 0) -> 
 
 
 def _exits(work: Work, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
-    """For each condition, expert and p_tar: accuracy overall and at each exit, and where images leave.
+    """For each condition, expert and p_tar: accuracy overall and at each exit, and where images leave."""
+    label = images.test[1].numpy()
+    for condition, outputs in _outputs(work, net, images):
+        for expert, (confidence, prediction) in outputs.items():
+            for p_tar in TARGETS:
+                yield condition | {"expert": expert} | at_threshold(confidence, prediction, label, p_tar)
+
+
+def _differences(work: Work, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
+    """At `P_TAR`, what one expert answers right, or answers on the device, more than another of the same images.
+
+    Rows of distortion and number ("every", 0: the mean over all distorted conditions), a, b, quantity, difference,
+    half.
+    """
+    label = images.test[1].numpy()
+    found: dict[tuple[str, int], dict[tuple[str, str], Floats]] = {}  # (N,) by quantity and expert
+    for condition, outputs in _outputs(work, net, images):
+        here = found[condition["distortion"], condition["number"]] = {}
+        for expert, (confidence, prediction) in outputs.items():
+            exit, answered, _ = routed(Fixed(P_TAR, exits=confidence.shape[1] - 1), confidence, prediction)
+            here["accuracy", expert] = (answered == label).astype(float)
+            here["device", expert] = (exit < confidence.shape[1] - 1).astype(float)
+    hard = [each for (_, number), each in found.items() if number]
+    found["every", 0] = {key: np.mean([each[key] for each in hard], axis=0) for key in hard[0]}
+    for (kind, k), here in found.items():
+        for (quantity, a), (other, b) in combinations(here, 2):
+            if quantity == other:
+                change, half = difference(here[quantity, a], here[quantity, b])
+                keys = {"distortion": kind, "number": k, "a": a, "b": b, "quantity": quantity}
+                yield keys | {"difference": change, "half": half}
+
+
+def _outputs(
+    work: Work, net: "EarlyExitNet", images: Images
+) -> Iterator[tuple[dict[str, Any], dict[str, tuple[Floats, Ints]]]]:
+    """For each condition, confidence and prediction of every exit by every expert, (N, exits).
 
     The expert "selected" is the distortion classifier's choice, image by image.
     """
-    label = images.test[1].numpy()
     for kind, k, levels in conditions():
-        logits = work.kept(f"said-{kind}-{k}", lambda levels=levels: _logits(net, images.test[0], levels))  # type: ignore[misc]
+        logits = work.kept(f"logits-{kind}-{k}", lambda levels=levels: _logits(net, images.test[0], levels))  # type: ignore[misc]
         by_exit = logits[:-1].reshape(net.exits, len(net.experts), *logits.shape[1:])
         outputs = [confidences(by_exit[:, e]) for e in range(len(net.experts))]
-        chosen, image = logits[-1].argmax(dim=1).numpy(), np.arange(len(label))
-        selected = (np.stack(parts)[chosen, image] for parts in zip(*outputs, strict=True))
-        for expert, (confidence, prediction) in zip((*net.experts, "selected"), (*outputs, selected), strict=True):
-            for p_tar in TARGETS:
-                row = {"distortion": kind, "number": k, "blur": levels[0], "noise": levels[1], "expert": expert}
-                yield row | at_threshold(confidence, prediction, label, p_tar)
+        chosen, image = logits[-1].argmax(dim=1).numpy(), np.arange(len(images.test[1]))
+        confidence, prediction = (np.stack(parts)[chosen, image] for parts in zip(*outputs, strict=True))
+        condition = {"distortion": kind, "number": k, "blur": levels[0], "noise": levels[1]}
+        yield condition, dict(zip(net.experts, outputs, strict=True)) | {"selected": (confidence, prediction)}
 
 
 def _logits(net: "EarlyExitNet", images: "Tensor", levels: tuple[float, float]) -> "Tensor":
@@ -441,6 +475,20 @@ def _at(tables: Tables) -> pd.DataFrame:
     return exits[exits["p_tar"] == P_TAR].set_index(["distortion", "number", "expert"]).sort_index()
 
 
+def apart(tables: Tables, kind: str, numbers: Any, a: str, b: str, quantity: str = "accuracy", by: float = 0) -> Margin:
+    """One expert answers more right than another, by so much, or more on the device, at some levels of a distortion."""
+    rows = tables["differences"]
+    rows = rows[(rows["distortion"] == kind) & (rows["quantity"] == quantity)]
+    sign = 1 if ((rows["a"] == a) & (rows["b"] == b)).any() else -1
+    first, second = (a, b) if sign > 0 else (b, a)
+    found = rows[(rows["a"] == first) & (rows["b"] == second)].set_index("number").loc[list(numbers)]
+    return Margin(sign * found["difference"].to_numpy() - by, found["half"].to_numpy())
+
+
+LEVELS_OF = range(1, 6)
+"""Numbers of the levels at which images are distorted."""
+
+
 def _of_gain(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
     """The expert beside the pristine network at the level that the paper names."""
     accuracy = _at(tables)["accuracy"]
@@ -451,7 +499,7 @@ def _of_gain(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
             published=published,
             plain=accuracy[kind, number, "pristine"],
             expert=accuracy[kind, number, kind],
-            images=images_tested(tables),
+            gains=apart(tables, kind, [number], kind, "pristine", by=0.05),
         )
 
 
@@ -467,10 +515,10 @@ def _of_expert(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
             kind=kind.removeprefix("gaussian_"),
             other=other.removeprefix("gaussian_"),
             limits={
-                "above": above(own["accuracy"][1:], pristine["accuracy"][1:], images),
-                "worse": above(at_home["accuracy"][1:], there["accuracy"][1:], images),
+                "above": apart(tables, kind, LEVELS_OF, kind, "pristine"),
+                "worse": apart(tables, other, LEVELS_OF, other, kind),
                 "third": at_least(own["accuracy_3"], P_TAR, images * own["share_3"]),
-                "more": above(own["device"][surest], pristine["device"][surest], images),
+                "more": apart(tables, kind, surest, kind, "pristine", "device"),
             },
             above=(own["accuracy"] > pristine["accuracy"])[1:].sum(),
             worse=(there["accuracy"] < at_home["accuracy"])[1:].sum(),
@@ -494,13 +542,14 @@ def _of_all(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
     hard = exits[(exits["p_tar"] == P_TAR) & (exits["number"] > 0)].groupby("expert")["accuracy"].mean()
     mixed = at[MIXTURE].unstack("expert")[1:]
     mixed["single"] = mixed[[BLUR, NOISE]].max(axis=1)
-    images = images_tested(tables)
     yield Facts(
         pristine=at[BLUR, 0]["pristine"],
         blur=at[BLUR, 0][BLUR],
         noise=at[BLUR, 0][NOISE],
         sooner=larger(*((by_link[m], half[m][by_link.index]) for m in ("standard", "expert"))),
-        images=images,
+        most=[apart(tables, BLUR, [0], "pristine", kind) for kind in LEVELS],
+        chosen=apart(tables, "every", [0], "selected", "pristine"),
+        better=[apart(tables, MIXTURE, LEVELS_OF, MIXTURE, kind) for kind in LEVELS],
         latency=listed("{link} {expert:.0f} against {standard:.0f} ms", by_link.reset_index(), "; "),
         accuracy=middle.groupby("model")["accuracy"].mean(),
         own=np.mean([row[f"as_{row['distortion']}"] for row in recalls.to_dict("records")]),
@@ -515,7 +564,7 @@ CLAIMS = (
     Group(_of_gain, (
         Claim("{kind} σ = {level:g}: the expert's overall accuracy is far above the pristine network's",
               "{published[0]:g} % becomes {published[1]:g} %",
-              "{plain:%} becomes {expert:%}", lambda f: above(f.expert, f.plain, f.images, by=0.05),
+              "{plain:%} becomes {expert:%}", lambda f: f.gains,
               "other images, other classes: only the order is comparable"),
     )),
     Group(_of_expert, (
@@ -533,7 +582,7 @@ CLAIMS = (
     Group(_of_all, (
         Claim("on pristine images the pristine network is the most accurate", "highest of the three",
               "pristine {pristine:%}, blur {blur:%}, noise {noise:%}",
-              lambda f: above(f.pristine, max(f.blur, f.noise), f.images)),
+              lambda f: f.most),
         Claim("end-to-end latency is lower with experts at every link, above all at intermediate levels",
               "lower over all three links",
               "{latency}", lambda f: f.sooner,
@@ -541,10 +590,10 @@ CLAIMS = (
               "wrongly (accuracy over these images {accuracy.standard:.2f}, with experts {accuracy.expert:.2f})"),
         Claim("the distortion classifier selects the experts (all levels of blur, noise and mixtures)", NOT_PUBLISHED,
               "{own:%} of the images get their own; overall accuracy {selected:%}, {without:%} without experts",
-              lambda f: above(f.selected, f.without, f.images)),
+              lambda f: f.chosen),
         Claim("future work: branches trained on mixtures are more accurate on mixtures than either expert",
               NOT_PUBLISHED,
               "mixture expert, better of the two, and pristine network, from level 1 to 5: {mixtures}",
-              lambda f: above(f.mixed[MIXTURE], f.mixed["single"], f.images)),
+              lambda f: f.better),
     )),
 )  # fmt: skip

@@ -81,7 +81,7 @@ class GainCurve(Composite):
     0.28
     """
 
-    state = ("offloads", "gains", "squares", "seen", "heard", "news", "weight", "arm", "decided", "curve")
+    state = ("offloads", "gains", "squares", "seen", "known", "news", "weight", "arm", "decided", "curve")
     parts = ("change",)
     joint = True
     priced = True
@@ -104,7 +104,7 @@ class GainCurve(Composite):
         self.gains = np.zeros((runs, BINS))  # sums of relative gains
         self.squares = np.zeros(runs)  # sum of their squares
         self.seen = np.zeros((runs, BINS))  # all frames
-        self.heard = np.zeros(runs)  # their weight in all
+        self.known = np.zeros(runs)  # their weight in all
         self.news = np.zeros(runs)  # and since the last decision
         self.weight = np.ones(runs)  # of the next frame: it grows, so that what is old counts less and less
         self.arm = np.zeros(runs, dtype=np.int64)
@@ -120,7 +120,7 @@ class GainCurve(Composite):
         if self.change.alarmed.any():
             self._forget(np.flatnonzero(self.change.alarmed))
         price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
-        due = (self.news * REST > self.heard) | (self.decided != price)
+        due = (self.news * REST > self.known) | (self.decided != price)
         arm = self.arm.copy()
         if due.any():
             rows = np.flatnonzero(due)
@@ -132,19 +132,19 @@ class GainCurve(Composite):
     def settled_for(self, first: int) -> int:
         """Until a run decides anew, or may notice that its stream has changed."""
         late, first = max(-first, 0), max(first, 0)
-        if self.change.alarmed.any() or not self.heard.all():
+        if self.change.alarmed.any() or not self.known.all():
             return 1 + late
-        due = (self.news * REST > self.heard) | np.isnan(self.decided)
-        until = frames_until_news(self.heard, np.where(due, 0.0, self.news), self.weight, self.growth)
+        due = (self.news * REST > self.known) | np.isnan(self.decided)
+        until = frames_until_news(self.known, np.where(due, 0.0, self.news), self.weight, self.growth)
         return late + min(int(until.min()), self.change.settled_for(first))
 
     def _due(self, price: float) -> bool:
         """Whether the only run has to decide anew: as `choose` asks of many, in plain numbers."""
-        return bool(self.change.alarmed[0] or self.news[0] * REST > self.heard[0] or self.decided[0] != price)
+        return bool(self.change.alarmed[0] or self.news[0] * REST > self.known[0] or self.decided[0] != price)
 
     def _forget(self, rows: Ints) -> None:
         """Begin anew."""
-        for array in (self.offloads, self.gains, self.squares, self.seen, self.heard, self.news, self.arm):
+        for array in (self.offloads, self.gains, self.squares, self.seen, self.known, self.news, self.arm):
             array[rows] = 0
         self.weight[rows], self.decided[rows], self.curve[rows] = 1.0, np.nan, PRIOR_MEAN
         self.change.begin(rows)
@@ -167,8 +167,8 @@ class GainCurve(Composite):
         earned -= price[rows]
         earned *= np.ascontiguousarray(self.seen[rows].T) + unit / BINS
         arm[rows] = best_arm(earned, self._below)
-        known = self.heard[rows] > 0  # the curve of the prior is no state: nothing was learned
-        rows, curve = rows[known], curve[:, known]
+        learned = self.known[rows] > 0  # the curve of the prior is no state: nothing was learned
+        rows, curve = rows[learned], curve[:, learned]
         self.arm[rows], self.decided[rows], self.curve[rows], self.news[rows] = arm[rows], price[rows], curve.T, 0.0
 
     def learn(self, outcomes: Outcomes) -> None:
@@ -182,10 +182,10 @@ class GainCurve(Composite):
             return
         exits, run = outcomes.confidence[:, :-1], outcomes.run
         confidence = exits[:, 0] if self.exits == 1 else np.fmax.reduce(exits, axis=1)  # of the surest edge exit
-        heard = ~np.isnan(outcomes.reward)
-        sent = np.flatnonzero(outcomes.offloaded & heard)
+        counts = ~np.isnan(outcomes.reward)
+        sent = np.flatnonzero(outcomes.offloaded & counts)
         at = run * BINS + bins_of(confidence)
-        weight = weigh(self.weight, self.growth, run, heard, self.heard, self.news)
+        weight = weigh(self.weight, self.growth, run, counts, self.known, self.news)
         np.add.at(self.seen.reshape(-1), at, weight)
         gain = np.fmax(0.0, outcomes.confidence[sent, -1] - last_seen(exits[sent])[0])  # no reply gained nothing
         gain = np.minimum(gain / np.maximum(1 - confidence[sent], 1e-9), 1.0)
@@ -198,7 +198,7 @@ class GainCurve(Composite):
         np.add.at(self.gains.reshape(-1), at, weight)
         weight *= gain
         np.add.at(self.squares, run[sent], weight)
-        rescale(self, self.weight, "seen", "offloads", "gains", "squares", "heard", "news")
+        rescale(self, self.weight, "seen", "offloads", "gains", "squares", "known", "news")
         self.change.hear(run, outcomes.frame, exits[:, 0], off)
 
     def _learn_one(self, outcomes: Outcomes) -> None:
@@ -210,7 +210,7 @@ class GainCurve(Composite):
         if outcomes.reward[0] == outcomes.reward[0]:
             weight = self.weight[run]
             self.seen[run, at] += weight
-            self.heard[run] += weight
+            self.known[run] += weight
             self.news[run] += weight
             if outcomes.offloaded[0]:
                 won = cloud - seen[-1]
@@ -224,5 +224,5 @@ class GainCurve(Composite):
                 self.squares[run] += weight
             self.weight[run] *= self.growth
             if self.weight[run] > LARGEST_WEIGHT:
-                rescale(self, self.weight, "seen", "offloads", "gains", "squares", "heard", "news")
+                rescale(self, self.weight, "seen", "offloads", "gains", "squares", "known", "news")
         self.change.hear_one(run, int(outcomes.frame[0]), exits[0], off)

@@ -44,7 +44,7 @@ class HILCB(Arms):
     counts, totals
         Frames with feedback that were offloaded from each bin, and the sum of their gains, (runs, arms); the last is
         empty.
-    heard
+    known
         Frames with feedback, (runs,).
 
     Raises
@@ -57,7 +57,7 @@ class HILCB(Arms):
     >>> policy = HILCB([0.5, 0.7, 0.9])
     >>> policy.choose(Context(frames=2)).arm
     array([[2, 2]])
-    >>> policy.heard[:], policy.counts[:], policy.totals[:] = 200, [100, 100, 0], [30, 0, 0]  # only bin 0 gains
+    >>> policy.known[:], policy.counts[:], policy.totals[:] = 200, [100, 100, 0], [30, 0, 0]  # only bin 0 gains
     >>> policy.choose(Context(overhead=0.2)).arm
     array([[1]])
 
@@ -67,8 +67,8 @@ class HILCB(Arms):
     inference, arXiv 2508.08985.
     """
 
-    state = ("counts", "totals", "pending", "heard")
-    sums: tuple[str, ...] = ("counts", "totals", "heard")
+    state = ("counts", "totals", "pending", "known")
+    sums: tuple[str, ...] = ("counts", "totals", "known")
 
     def __init__(
         self, grid: Sequence[float] = GRID, alpha: float = 0.52, exits: int = 1, runs: int = 1, seed: int = 0
@@ -76,11 +76,11 @@ class HILCB(Arms):
         super().__init__(sorted(set(grid)), exits, runs, seed)
         positive("alpha", alpha)
         self.alpha = alpha
-        self.heard = np.zeros(runs)
+        self.known = np.zeros(runs)
 
     def choose(self, context: Context) -> Thresholds:
         """The same threshold for all frames."""
-        log_t = np.log(np.maximum(self.heard, 1))[:, None]
+        log_t = np.log(np.maximum(self.known, 1))[:, None]
         n = np.maximum(self.counts, 1)
         most = np.where(self.counts > 0, self.totals / n + np.sqrt(self.alpha * log_t / n), np.inf)  # of the gain
         price: Floats = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
@@ -90,7 +90,7 @@ class HILCB(Arms):
 
     def credit(self, returned: Outcomes) -> None:
         """Add up the gains of what was offloaded, bin by bin."""
-        np.add.at(self.heard, returned.run, 1.0)
+        np.add.at(self.known, returned.run, 1.0)
         gone = returned[returned.offloaded]
         edge = gone.confidence[:, :-1]
         surest: Floats = np.fmax.reduce(edge, axis=1, initial=-1.0)

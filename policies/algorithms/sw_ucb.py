@@ -46,7 +46,7 @@ class SlidingWindowUCB(Arms):
     Garivier and Moulines (2011), On upper-confidence bound policies for switching bandit problems, ALT, section 2.
     """
 
-    state = (*Arms.state, "heard", "recent_arm", "recent_reward")
+    state = (*Arms.state, "known", "recent_arm", "recent_reward")
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class SlidingWindowUCB(Arms):
         at_least("window", window, 1)
         not_negative("c", c)
         self.window, self.c = window, c
-        self.heard = np.zeros(runs, dtype=np.int64)  # rewards, ever
+        self.known = np.zeros(runs, dtype=np.int64)  # rewards, ever
         self.recent_arm = np.zeros((runs, window), dtype=np.int64)  # a ring
         self.recent_reward = np.zeros((runs, window))
 
@@ -73,12 +73,12 @@ class SlidingWindowUCB(Arms):
         """Each reward replaces the oldest; `counts` and `totals` are those of the window."""
         for rows in turns(returned.run):
             run, arm, earned = returned.run[rows], returned.arm[rows], returned.reward[rows]
-            slot = self.heard[run] % self.window
-            full = np.where(self.heard[run] < self.window, 0.0, 1.0)
+            slot = self.known[run] % self.window
+            full = np.where(self.known[run] < self.window, 0.0, 1.0)
             oldest = self.recent_arm[run, slot]
             add(self.counts, run, oldest, -full)
             add(self.totals, run, oldest, -self.recent_reward[run, slot])  # 0 while the ring is not full
             add(self.counts, run, arm, 1.0)
             add(self.totals, run, arm, earned)
             self.recent_arm[run, slot], self.recent_reward[run, slot] = arm, earned
-            self.heard[run] += 1
+            self.known[run] += 1

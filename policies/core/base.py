@@ -115,7 +115,7 @@ class Thresholds:
 
 
 COUNTS = frozenset(
-    {"counts", "pending", "played", "seen", "offloads", "squares", "heard", "news", "weight", "moves", "known"}
+    {"counts", "pending", "played", "seen", "offloads", "squares", "news", "weight", "moves", "known"}
     | {"frames", "turn", "recent_arm", "count", "numbers", "blocks", "spread", "up", "down"}
 )
 """Names of learned arrays that are never negative, but for rounding."""

@@ -114,8 +114,8 @@ class Outcomes:
 class Rows(Outcomes):
     """All that is known of finished frames, one row per frame, in the order in which the frames entered.
 
-    Replay needs `queue`, `link_estimate_ms`, `reachable`, `heard` and `heard_at` to make the choices of a recorded run
-    again (`eex.policies.core.replay.Feedback`).
+    Replay needs `queue`, `link_estimate_ms`, `reachable`, `feedback_rank` and `feedback_at` to make the choices of a
+    recorded run again (`eex.policies.core.replay.Feedback`).
     """
 
     stream: Annotated[Texts, Column("Name of the frame's stream; empty for a played one.", "string")]
@@ -138,8 +138,8 @@ class Rows(Outcomes):
     skip_below: Annotated[
         Floats, Column("Confidence below which the exit sends the frame to the cloud at once.", "float64", "edge")
     ]
-    heard: Annotated[Ints, Column("Rank of the frame in the policy's feedback.", "int64")]
-    heard_at: Annotated[Ints, Column("Frames that the policy had chosen for when that feedback came.", "int64")]
+    feedback_rank: Annotated[Ints, Column("Rank of the frame in the policy's feedback.", "int64")]
+    feedback_at: Annotated[Ints, Column("Frames that the policy had chosen for when that feedback came.", "int64")]
     bytes: Annotated[Floats, Column("Bytes sent for the frame, headers included.", "float32", "", "bytes", 0.0)]
     edge_ms: Annotated[Floats, Column("From capture or arrival to leaving the edge.", "float32", "", "ms")]
     link_ms: Annotated[

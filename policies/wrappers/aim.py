@@ -324,7 +324,7 @@ class Aims(Composite):
         return rows
 
 
-def said(report: Sequence[Mapping[str, Any]]) -> list[str]:
+def sentences(report: Sequence[Mapping[str, Any]]) -> list[str]:
     """`Aims.report` in sentences, one per wish that has seen a frame."""
     lines = []
     for row in report:

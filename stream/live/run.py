@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eex.policies.core.errors import EexError
-from eex.policies.wrappers.aim import said
+from eex.policies.wrappers.aim import sentences
 from eex.stream.live.answers import Arrival, Sink
 from eex.stream.live.config import LiveConfig
 from eex.stream.live.feeds import Feed, start
@@ -221,7 +221,7 @@ def live(
         if doubt := warning(summary["agreement"]):
             say(doubt)
         for row in summary["streams"]:
-            for line in said(row.get("aims", ())):
+            for line in sentences(row.get("aims", ())):
                 say(f"stream '{row['stream']}': {line}")
         return summary
 

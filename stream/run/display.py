@@ -12,7 +12,7 @@ from rich.text import Text
 
 from eex.policies.core.price import parse_price
 from eex.policies.core.schedule import PRISTINE
-from eex.policies.wrappers.aim import said
+from eex.policies.wrappers.aim import sentences
 from eex.stream.run.agreement import warning
 from eex.stream.run.play import Glance
 
@@ -193,7 +193,7 @@ def bought(summary: dict[str, Any]) -> list[str]:
 
 def _wishes(row: dict[str, Any], several: bool) -> list[str]:
     """What came of a policy's wishes."""
-    return [f"{row['policy']}: {line}" if several else line for line in said(row.get("aims", ()))]
+    return [f"{row['policy']}: {line}" if several else line for line in sentences(row.get("aims", ()))]
 
 
 def played(summary: dict[str, Any]) -> list[str]:

@@ -585,10 +585,10 @@ def feedback_of(records: "pa.Table | Path | str") -> Feedback:
         If the records hold other frames than 0, 1, … or lack a column.
     """
     table = _in_order(records)
-    order = np.argsort(_numbers(table, "heard"), kind="stable")
+    order = np.argsort(_numbers(table, "feedback_rank"), kind="stable")
     return Feedback(
         frame=order,
-        chosen=_numbers(table, "heard_at")[order],
+        chosen=_numbers(table, "feedback_at")[order],
         queue=_numbers(table, "queue"),
         link_ms=_floats(table, "link_estimate_ms"),
         sent=_flags(table, "sent"),

@@ -92,8 +92,8 @@ class Series:
         When the policy began anew because the stream had changed, in seconds since 1970.
     last
         The latest answers.
-    told
-        Whether the answers are told of one by one, by `Watch.answered`; else `last` is made of the finished frames.
+    one_by_one
+        Whether each answer is noted as it is given, by `Watch.answered`; else `last` is made of the finished frames.
     """
 
     def __init__(self, exits: int) -> None:
@@ -101,7 +101,7 @@ class Series:
         self.points: deque[list[float | None]] = deque(maxlen=POINTS)
         self.alarms: deque[float] = deque(maxlen=ALARMS)
         self.last: deque[dict[str, Any]] = deque(maxlen=LAST)
-        self.told = False
+        self.one_by_one = False
         self.confidence = np.zeros((exits, BINS))
         self.buckets = np.zeros(len(LATENCY_BUCKETS_MS) + 1, dtype=np.int64)
         self.by_exit = np.zeros(exits, dtype=np.int64)
@@ -230,7 +230,7 @@ class Watch:
             As the network takes it, (H, W, C).
         """
         series = self._of(given.stream)
-        series.told = True
+        series.one_by_one = True
         shown: dict[str, Any] = {name: getattr(given, name) for name in ("frame", "name", "captured")}
         if isinstance(given, Answer):
             wanted = ("label", "confidence", "exit", "where", "fallback", "latency_ms")
@@ -333,7 +333,7 @@ class Watch:
         series = self._of(name)
         with self._lock:
             series.add(rows)
-            if not series.told:
+            if not series.one_by_one:
                 series.last.extend(self._finished(rows[max(0, len(rows) - LAST) :]))
 
     def _finished(self, rows: Rows) -> Iterator[dict[str, Any]]:

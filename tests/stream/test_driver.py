@@ -38,7 +38,7 @@ pytestmark = pytest.mark.timeout(120)
 OVERHEAD = 0.1
 CLOCKS = {"edge_ms", "link_ms", "cloud_ms", "latency_ms", "captured"}  # differ from run to run
 ALL, EVERY_THIRD = range(10**9), range(0, 10**9, 3)  # ids of messages: a process counts them from its first driver on
-COSTS = CLOCKS | {"bytes", "queue", "link_estimate_ms", "heard", "heard_at"}
+COSTS = CLOCKS | {"bytes", "queue", "link_estimate_ms", "feedback_rank", "feedback_at"}
 
 
 @pytest.fixture(autouse=True)
@@ -421,10 +421,12 @@ def test_replay_with_the_recorded_feedback_makes_the_live_choices(name, how, bat
     again = replayed(name, net, images, tmp_path)
     for column in ("arm", "exit", "offloaded", "fallback", "reward", "answer"):
         np.testing.assert_array_equal(getattr(again, column)[0], getattr(rows, column), err_msg=column)
-    assert np.sort(rows.heard).tolist() == list(range(600))
-    assert (rows.heard_at > rows.frame).all()
-    assert (rows.heard_at[np.argsort(rows.heard)][1:] >= rows.heard_at[np.argsort(rows.heard)][:-1]).all()
-    late = rows.heard_at - rows.frame
+    assert np.sort(rows.feedback_rank).tolist() == list(range(600))
+    assert (rows.feedback_at > rows.frame).all()
+    assert (
+        rows.feedback_at[np.argsort(rows.feedback_rank)][1:] >= rows.feedback_at[np.argsort(rows.feedback_rank)][:-1]
+    ).all()
+    late = rows.feedback_at - rows.frame
     assert (late.max() > batch) == (how in ("late", "reversed", "lost"))
     assert (rows.queue.max() > 0) == (how in ("late", "reversed", "lost"))
     assert (rows.link_estimate_ms[~np.isnan(rows.link_estimate_ms)] == (8.0 if how == "late" else 1.0)).all()

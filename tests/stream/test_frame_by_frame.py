@@ -82,7 +82,7 @@ def test_a_frame_takes_few_calls_beside_the_network(name, most):
 )
 def test_frame_by_frame_the_routing_is_that_of_batches(options):
     alone, together = play("fixed", **options)[0], play("fixed", batch=32, **options)[0]
-    for name in set(alone) - {"captured", "heard", "heard_at"}:
+    for name in set(alone) - {"captured", "feedback_rank", "feedback_at"}:
         np.testing.assert_array_equal(alone[name], together[name], err_msg=name)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eex.experiments.papers.calibration import BATCH, CALIBRATIONS, Outputs, b_alexnet, batch_order, exit_ms
+from eex.experiments.papers.calibration import BATCH, CALIBRATIONS, Outputs, b_alexnet, batch_order, exit_ms, failing
 from eex.models.network import feature_shapes
 
 # ---- by hand
@@ -65,6 +65,25 @@ def test_batches_are_drawn_without_repetition():
     assert all(len(set(part)) == 2 * BATCH for part in order.reshape(3, -1).tolist())
 
 
+@pytest.mark.parametrize("p_tar", [0.78, 0.8, 0.82])
+def test_how_well_the_probability_of_an_outage_is_known(p_tar):
+    rng = np.random.default_rng(0)
+    found, expected = [], []
+    for _ in range(300):  # other images: 2,000 of which 80 % are right
+        right = rng.random(2000) < 0.8
+        added = failing(np.where(right, 1 - p_tar, -p_tar), batch=100)
+        found.append(added.mean())
+        expected.append(added.std() / 2000**0.5)
+    batches = rng.random((50_000, 100)) < 0.8
+    assert np.mean(found) == pytest.approx((batches.mean(axis=1) < p_tar).mean(), abs=0.06)  # counts are whole numbers
+    assert np.mean(expected) == pytest.approx(np.std(found), rel=0.15)  # to first order
+
+
+def test_scores_that_are_all_alike_always_fail_or_never():
+    assert failing(np.full(10, -0.1)).tolist() == [1.0] * 10
+    assert failing(np.zeros(10)).tolist() == [0.0] * 10
+
+
 # ---- the quick run
 
 
@@ -91,6 +110,10 @@ def test_quick_run_leaves_tables(quick):
     assert (targets["batches"] == 5 * 1).all()
     for _, rows in targets.groupby(["network", "calibration"]):
         assert rows.sort_values("p_tar")["device_probability"].is_monotonic_decreasing
+    changes = pd.read_csv(quick.out / "differences.csv").set_index(["case", "quantity", "p_tar"])["difference"]
+    at = targets[targets["network"] == "one branch"].set_index(["calibration", "p_tar"])["accuracy"]
+    between = changes["one branch, calibrated less conventional", "accuracy", 0.8]
+    assert between == pytest.approx(at["calibrated", 0.8] - at["conventional", 0.8], abs=1e-5)
     times = pd.read_csv(quick.out / "times.csv")
     assert times["bytes"].tolist() == [131_072, 0, 0, 65_536, 0]
     deadlines = pd.read_csv(quick.out / "deadlines.csv")

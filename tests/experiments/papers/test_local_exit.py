@@ -15,11 +15,13 @@ from eex.experiments.papers.local_exit import (
     RECIPES,
     THRESHOLDS,
     WEIGHTINGS,
+    Spread,
     at_threshold,
     entropies,
     network,
     one_exit,
     plan,
+    rising,
     trend,
     with_dropping,
 )
@@ -74,6 +76,30 @@ def test_quick_accuracy_and_drops(quick):
     assert (none["dropped"] == 0).all()
     at = accuracy[(accuracy["threshold"] == 0.3) & (accuracy["weighting"] == "equal")]
     np.testing.assert_allclose(none["accuracy_all"], at["accuracy"], atol=1e-5)
+
+
+def test_quick_shares_of_the_same_images_vary_together(quick):
+    images = pd.read_csv(quick.out / "images.csv").set_index("split").at["test", "images"]
+    covariance = pd.read_csv(quick.out / "covariance.csv").set_index("share")
+    assert list(covariance) == list(covariance.index)
+    final = pd.read_csv(quick.out / "final.csv").set_index(["model", "weighting", "exit"])
+    right = final.loc["SEM", "equal", 3]["edge"]
+    assert covariance.at["SEM-3 edge", "SEM-3 edge"] == pytest.approx(right * (1 - right) / (images - 1), rel=0.01)
+    spread = Spread({"covariance": covariance.reset_index()})
+    margin = spread.above(0.5, 0.4, "SEM-3 edge", "SEM-3 edge", by=0.1)
+    assert margin.value == pytest.approx(0.0)
+    assert margin.half == pytest.approx([0.0])
+    apart = spread.above(0.5, 0.4, "SEM-3 accuracy", "SEM-4 accuracy").half[0]
+    alone = [1.96 * covariance.at[f"SEM-{k} accuracy", f"SEM-{k} accuracy"] ** 0.5 for k in (3, 4)]
+    assert apart < np.hypot(*alone)  # both are right about the same images more often than not
+
+
+def test_values_rise_beyond_what_they_may_vary_by():
+    values = np.linspace(0.5, 0.6, 8)
+    assert rising(values, np.zeros((8, 8))).half == 0.0
+    loose, together = np.eye(8) * 0.05**2, np.full((8, 8), 0.05**2)
+    assert rising(values, loose).half > 0.1
+    assert rising(values, together).half == pytest.approx(0.0, abs=1e-6)  # all move up and down as one
 
 
 def test_quick_latencies_of_three_processes(quick):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,7 +20,9 @@ from eex.experiments.papers.paper import (
     Images,
     PaperRecipe,
     Work,
+    among,
     confidences,
+    difference,
     draw,
     figures,
     judge,
@@ -264,3 +267,42 @@ def test_the_page_is_made_from_the_kept_results():
     assert (ROOT / "docs" / "papers.md").read_text() == page.page(), (
         "python -m eex.experiments.papers.page > docs/papers.md"
     )
+
+
+# ---- spreads of shares of the same images
+
+
+def drawn(images: int, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Whether images are right and chosen by two ways of answering them that agree on most."""
+    rng = np.random.default_rng(seed)
+    right = rng.random(images) < 0.8
+    also = np.where(rng.random(images) < 0.1, rng.random(images) < 0.5, right)
+    chosen = rng.random(images) < 0.6
+    return right, also, chosen, chosen & (rng.random(images) < 0.9)
+
+
+def test_what_images_add_to_a_share_comes_to_the_share():
+    right, _, chosen, _ = drawn(500)
+    assert among(right, chosen).mean() == pytest.approx(right[chosen].mean())
+    assert np.isnan(among(right, np.zeros(500, dtype=bool))).all()
+    every = among(right, np.ones(500, dtype=bool))
+    np.testing.assert_allclose(every, right)
+
+
+def test_the_spread_of_a_difference_is_that_over_other_images():
+    found, halves = [], []
+    for seed in range(600):
+        right, also, chosen, fewer = drawn(400, seed)
+        change, half = difference(among(right, chosen), among(also, fewer))
+        assert change == pytest.approx(right[chosen].mean() - also[fewer].mean())
+        found.append(change)
+        halves.append(half)
+    assert np.mean(halves) == pytest.approx(1.96 * np.std(found), rel=0.06)
+    apart = 1.96 * (right[chosen].var() / chosen.sum() + also[fewer].var() / fewer.sum()) ** 0.5
+    assert half < 0.7 * apart  # taken for different images, they would spread more
+
+
+def test_a_difference_that_is_known_from_fewer_values_spreads_more():
+    right, also, *_ = drawn(400)
+    assert difference(right, also, 100)[1] == pytest.approx(2 * difference(right, also)[1])
+    assert difference(right, right) == (0.0, 0.0)

@@ -12,7 +12,7 @@ from eex.policies.core.errors import EexError
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace
 from eex.policies.registry import make_policy
-from eex.policies.wrappers.aim import aims_of, keeping, said
+from eex.policies.wrappers.aim import aims_of, keeping, sentences
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -91,7 +91,7 @@ def test_wishes_are_kept_under_drift(inner, wish):
     assert report["came_to"] == pytest.approx(cost[2, :-1].mean(), rel=0.01)  # the last frame is not learned from
     assert report["kept"] is True
     assert not report["problem"]
-    assert said(policy.report())[0].startswith(f"wish '{wish}': kept; ")
+    assert sentences(policy.report())[0].startswith(f"wish '{wish}': kept; ")
 
 
 def test_several_wishes_are_kept_together():
@@ -126,7 +126,7 @@ def test_what_cannot_be_kept_is_said():
     row = policy.report()[0]
     assert row["kept"] is False
     assert row["problem"] == policy.problems()
-    assert said([row])[0].endswith("at the end it could not be kept")
+    assert sentences([row])[0].endswith("at the end it could not be kept")
     policy, _, costs = play("accuracy within 0.1 points; offload <= 10 %", runs=1)
     assert costs[0].mean() < 0.01
     assert "offload <= 10 %' cannot be kept" in policy.problems()

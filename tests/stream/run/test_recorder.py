@@ -238,7 +238,7 @@ def test_an_array_larger_than_its_file_is_refused_before_it_is_made(tmp_path, ki
 @pytest.mark.parametrize(
     ("name", "array", "value"),
     [
-        ("gain-curve", "policy.heard", float("nan")),
+        ("gain-curve", "policy.known", float("nan")),
         ("gain-curve", "policy.weight", -1.0),
         ("gain-curve", "policy.curve", float("nan")),
         ("gain-curve", "policy.change.count", -1.0),
