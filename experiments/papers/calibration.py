@@ -43,8 +43,8 @@ NOTES = """
   pooling, one linear layer.
 - The paper splits CIFAR-10 into 45,000, 3,000 and 7,000 images, so that validation and test share the original test
   split. Here the 3,000 come from the training split, 45,000 of the rest are trained on, and the whole test split is
-  for testing. Every probability over batches is over many drawn splits of it into batches of 512; they share their
-  images.
+  for testing. Every probability over batches is over many drawn splits of it into batches of 512. They share their
+  images; how far such a probability may be off is worked out from what each image adds to it.
 - Each side branch has its temperature from the validation images. The cloud's exit answers whatever reaches it, so
   its temperature would change no answer and no figure; it is left at 1.
 - The paper takes the device's processing delays from another paper's table for an Intel i7, and the cloud's from a
@@ -63,7 +63,6 @@ MISSING = """
   seed, six hours of a slower one. And 100 epochs (`--recipe paper --device cuda`).
 - A network whose batches reach 0.85 as the paper's do: without augmentation this one is right about 74.5 % of the
   test images with one branch and 76.5 % with two, two points more than after a quarter of the epochs.
-- Paired intervals: the tables hold shares of images, not the images, so that shares of batches count as independent.
 """
 RATE_MBIT = 18.8
 """Average uplink of the paper's Wi-Fi."""

@@ -25,7 +25,8 @@ claim out.
 
 A claim *holds* if our figures keep its limit by more than their spread, *does not hold* if they miss it by more, and
 is *undecided* in between. The spread is half the 95 % interval over test images, repeated measurements, or runs,
-whichever the figures come from. Where networks were trained with several seeds, the figures are their means and the
+whichever the figures come from; where two networks or rules answer the same images, it is that of the difference,
+image by image. Where networks were trained with several seeds, the figures are their means and the
 spread counts the seeds too; where each network was trained once, it says nothing about other seeds. Nothing was tuned
 until it agreed.
 
