@@ -179,18 +179,17 @@ class ZmqOffloader:
 
     def take_fleet(self) -> tuple[int, NDArray[Any]] | None:
         """How many other edges share, and their sums, if the answer to `share` has come and was not taken yet."""
-        fleet, self._requests.fleet = self._requests.fleet, None
-        return fleet
+        return self._requests.shares.take()
 
     @property
     def share_problem(self) -> str:
         """Why the worker refused what was shared last; empty if it did not."""
-        return self._requests.share_problem
+        return self._requests.shares.problem
 
     @property
     def shares_under_way(self) -> int:
         """How many sums the worker has not answered yet."""
-        return self._requests.shares_under_way
+        return self._requests.shares.under_way
 
     def wake_on(self, descriptor: int) -> None:
         """Let `poll` return when something can be read from a file descriptor, too."""

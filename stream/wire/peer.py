@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from eex.stream.wire.breaker import Breaker
 from eex.stream.wire.protocol import Buffer, Hello, Ping, Pong, Welcome, pack
@@ -96,6 +97,17 @@ class Peer:
         if self.draining:
             return "is about to stop"
         return "does not answer" if self.silent or self.hangs or not self.breaker.closed else "up"
+
+    def report(self) -> dict[str, Any]:
+        """What it did so far, as plain JSON values."""
+        found = {
+            "endpoint": self.endpoint,
+            "state": self.state,
+            "breaker": "closed" if self.breaker.closed else "open",
+            "round_trip_ms": None if math.isnan(self.round_trip_ms) else round(self.round_trip_ms, 3),
+            **{name: self.counts[name] for name in ("requests", "replies", "connections_lost", "silences")},
+        }
+        return found | ({"answerers": list(self.answerers)} if self.answerers else {})
 
     # ---- the connection
 

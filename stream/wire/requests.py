@@ -21,13 +21,13 @@ from eex.stream.wire.protocol import (
     Pong,
     ReplyHeader,
     Request,
-    SumsHeader,
     Welcome,
     one_line,
     pack,
     readable_id,
     unpack,
 )
+from eex.stream.wire.shares import Shares
 
 HEDGE_AFTER = 3.0
 """A request is sent to a second worker after this many usual round trips of the quickest …"""
@@ -96,12 +96,8 @@ class Requests:
         Bytes of all requests sent, headers included.
     link_ms
         Estimate of the round trip, in which a missed deadline counts as the deadline; NaN before the first.
-    fleet
-        Other edges and their sums, as a worker last sent them; None if none came since somebody took them.
-    share_problem
-        Why the worker refused the latest sums; empty if it did not.
-    shares_under_way
-        How many sums the worker has not answered yet.
+    shares
+        Sums for other edges, under way and come back.
     """
 
     def __init__(self, peers: Sequence[Peer], fingerprint: str, deadline_ms: float, window: int) -> None:
@@ -109,9 +105,7 @@ class Requests:
         self.fingerprint, self.deadline_ms, self.window = fingerprint, deadline_ms, window
         self.bytes_sent, self.link_ms, self.due = 0, math.nan, -math.inf
         self.counts: Counter[str] = Counter()
-        self.fleet: tuple[int, NDArray[Any]] | None = None
-        self.share_problem = ""
-        self.shares_under_way = 0
+        self.shares = Shares()
         self._awaited: dict[int, Awaited] = {}  # in the order sent, which is the order of the deadlines
         self._replies: list[Reply] = []
 
@@ -132,18 +126,10 @@ class Requests:
 
     def report(self) -> dict[str, Any]:
         """What happened so far, as plain JSON values."""
-        workers = [
-            {
-                "endpoint": peer.endpoint,
-                "state": peer.state,
-                "breaker": "closed" if peer.breaker.closed else "open",
-                "round_trip_ms": None if math.isnan(peer.round_trip_ms) else round(peer.round_trip_ms, 3),
-                **{name: peer.counts[name] for name in ("requests", "replies", "connections_lost", "silences")},
-            }
-            | ({"answerers": list(peer.answerers)} if peer.answerers else {})
-            for peer in self.peers
-        ]
-        return {"workers": workers, **{name: self.counts[name] for name in COUNTS}}
+        return {
+            "workers": [peer.report() for peer in self.peers],
+            **{name: self.counts[name] for name in COUNTS},
+        }
 
     def forget(self) -> None:
         """Give up everything that is awaited, without a reply."""
@@ -224,17 +210,11 @@ class Requests:
         return now + max(HEDGE_LEAST_S, HEDGE_AFTER * min(usual_ms) / 1000)
 
     def share(self, now: float, policy: str, edge: str, layout: Layout, sums: NDArray[np.float32]) -> bool:
-        """Send what was learned to the first worker that is alive; its answer becomes `fleet`. Whether it was sent."""
-        header = SumsHeader(
-            SUMS_ID, self.fingerprint, policy, edge, exits=layout.exits, bins=layout.bins, coarse=layout.coarse
-        )
+        """Send what was learned to the first worker that is alive; whether it was sent."""
         peer = next((peer for peer in self.peers if peer.alive(now)), None)
-        message = pack(header, sums)
-        if peer is None or not peer.send(message):
-            return False
+        message = [] if peer is None else self.shares.send(peer, self.fingerprint, policy, edge, layout, sums)
         self.bytes_sent += sum(memoryview(frame).nbytes for frame in message)
-        self.shares_under_way += 1
-        return True
+        return bool(message)
 
     # ---- in
 
@@ -257,15 +237,10 @@ class Requests:
             self._greeted(peer, header)
         elif isinstance(header, Pong):
             peer.answered_ping(header, self.deadline_ms, now)
-        elif isinstance(header, FleetHeader):
-            self.fleet, self.share_problem = (header.edges, arrays[0].copy()), ""
-            self.shares_under_way = max(0, self.shares_under_way - 1)
         elif isinstance(header, ReplyHeader) and header.id == HELLO_ID:
             peer.rejected(_refusal(header))
-        elif isinstance(header, ReplyHeader) and header.id == SUMS_ID:
-            self.shares_under_way = max(0, self.shares_under_way - 1)
-            if header.refusal != "busy":  # a busy worker read the sums before these late, and so found these too soon
-                self.share_problem = header.error
+        elif isinstance(header, FleetHeader) or (isinstance(header, ReplyHeader) and header.id == SUMS_ID):
+            self.shares.answered(header, arrays)
         elif isinstance(header, ReplyHeader):
             awaited = self._awaited.get(header.id)
             if awaited is None or peer not in awaited.at:
@@ -278,7 +253,7 @@ class Requests:
     def _greeted(self, peer: Peer, welcome: Welcome) -> None:
         if welcome.model == self.fingerprint:
             peer.greeted(welcome)
-            self.shares_under_way = 0  # a worker that was restarted answers none of them
+            self.shares.restarted()
             self.due = -math.inf  # the first ping
         else:
             peer.rejected(
