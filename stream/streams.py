@@ -11,8 +11,6 @@ from eex.policies.core.base import Bools, Context, Floats, Ints, Policy, State, 
 from eex.policies.core.learners import Learners
 from eex.policies.core.price import Meter, Price
 
-PLAYED = ("exit_at", "skip_below", "arm", "probability", "audited")
-"""Columns of `Thresholds`."""
 FEWEST = 8
 """Streams that there is room for at first; the tables double when they are full."""
 
@@ -132,11 +130,18 @@ class Streams:
         run = self.learner[stream]
         context = Context(frames=len(stream), overhead=overhead, link_ms=link_ms, **seen)
         frame, chosen = self.learners.choose(run, context)
+        if self.frozen:
+            chosen = self.played(stream, chosen)
         columns = {
             "run": run,
             "frame": frame,
             "stream": self.name[stream],
             "source": stream,
+            "exit_at": chosen.exit_at,
+            "skip_below": chosen.skip_below,
+            "arm": chosen.arm,
+            "probability": chosen.probability,
+            "audited": chosen.audited,
             "queue": context.queue,
             "link_estimate_ms": link_ms,
             "reachable": context.reachable,
@@ -144,9 +149,8 @@ class Streams:
             "scarcity": scarcity,
         }
         if self.frozen:
-            chosen = self.played(stream, chosen)
             columns["frozen"] = np.isin(stream, list(self.frozen))
-        return columns | {name: getattr(chosen, name) for name in PLAYED}
+        return columns
 
     def played(self, stream: Ints, chosen: Thresholds) -> Thresholds:
         """What is played of what the learners chose for some frames: frozen streams keep their thresholds.

@@ -108,10 +108,9 @@ def pooled(parts: Sequence[pd.DataFrame], spread: str | None = None) -> pd.DataF
     placed = [p.assign(place=p.groupby(texts, dropna=False).cumcount() if texts else range(len(p))) for p in parts]
     rows = pd.concat(placed).groupby([*texts, "place"], sort=False, dropna=False)
     low, high, mean = rows.min(), rows.max(), rows.mean()
-    found = low.copy()  # values that are equal stay as they are, to the last bit
-    for name in mean:
-        if not low[name].equals(high[name]):
-            found[name] = mean[name].where(low[name] != high[name], low[name])
+    # values that are equal stay as they are, to the last bit
+    columns = {c: low[c] if low[c].equals(high[c]) else mean[c].where(low[c] != high[c], low[c]) for c in mean}
+    found = pd.DataFrame(columns, index=low.index)
     if spread is not None:
         halves = rows[spread].agg(lambda v: np.nan_to_num(seeds_interval(v.dropna())[1]) if len(v.dropna()) else 0.0)
         found["half"] = np.hypot(halves, found["half"].fillna(0.0) if "half" in found else 0.0)

@@ -210,7 +210,7 @@ def _differences(
 ) -> Iterator[dict[str, Any]]:
     """How much more is right, of the same images: exit 3 less branch 2, and the crossing less exit 3.
 
-    And with what does not reach a p_tar at branch 2 sent on, less without, where that gains most.
+    And with everything sent on that would leave at branch 2, less with nothing: the two ends of p_tar.
     """
 
     def right(**options: Any) -> Bools:
@@ -222,8 +222,8 @@ def _differences(
     if not np.isnan(crossing):
         found["crossing less exit 3"] = difference(right(p_d=crossing), last)
     p_d = 0.5 if np.isnan(crossing) else crossing
-    sent = [right(p_d=p_d, p_tar=p_tar, extended=True) for p_tar in P_TAR]
-    found["extended less plain"] = difference(max(sent, key=np.mean), sent[0])
+    none, all_of_them = (right(p_d=p_d, p_tar=p_tar, extended=True) for p_tar in (P_TAR[0], P_TAR[-1]))
+    found["extended less plain"] = difference(all_of_them, none)
     for what, (change, half) in found.items():
         yield {"dataset": name, "what": what, "difference": change, "half": half}
 
@@ -543,7 +543,7 @@ CLAIMS = (
               lambda f: larger(f.late, f.early)),
         Claim("{name}: answering all at branch 2 is less accurate",
               "{published[accuracy][0]:.2f} against {published[accuracy][1]:.2f}",
-              "{at_two:.3f} against {at_three:.3f}, {less.value:.3f} ± {less.half:.3f} less", lambda f: f.less,
+              "{at_two:.3f} against {at_three:.3f}", lambda f: f.less,
               "our B-AlexNet is trained from scratch at 32 pixels, the paper's starts from ImageNet weights at 224; "
               "the last layers of ours add little to what branch 2 sees"),
         Claim("{name}: from some p_d on, branch 2 is more accurate than exit 3, each on its own images",

@@ -348,7 +348,7 @@ def _covariance(cases: Sequence[Case], label: Ints) -> pd.DataFrame:
             if c.model == "SEM":
                 for name, each in shares.items():
                     at.setdefault((t, name), []).append(each)
-    added |= {f"mean {t:g} {name}": np.mean(each, axis=0) for (t, name), each in at.items()}
+    added |= {f"mean {t:g} {name}": pd.DataFrame(each).mean().to_numpy() for (t, name), each in at.items()}
     ends = (at[t, "edge_accuracy"] for t in (COMPARED[0], COMPARED[-1]))
     added |= {f"gap-{k + 1}": low - high for k, (low, high) in enumerate(zip(*ends, strict=True))}
     found = pd.DataFrame(np.cov(np.stack(list(added.values()))) / len(label), columns=list(added))

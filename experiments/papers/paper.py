@@ -478,10 +478,8 @@ def mean_of(values: Any) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def difference(a: Any, b: Any, known_from: int = 0) -> tuple[float, float]:
+def difference(a: Any, b: Any) -> tuple[float, float]:
     """Mean of a - b over the same images, (N,) each, and half its 95 % interval; NaN where either is unknown.
-
-    `known_from` is how many of the values are independent, where that is not all.
 
     Examples
     --------
@@ -490,7 +488,7 @@ def difference(a: Any, b: Any, known_from: int = 0) -> tuple[float, float]:
     (0.5, 0.566)
     """
     apart = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    return float(apart.mean()), float(1.96 * apart.std(ddof=1) / (known_from or len(apart)) ** 0.5)
+    return float(apart.mean()), float(1.96 * apart.std(ddof=1) / len(apart) ** 0.5)
 
 
 def among(right: Bools, chosen: Bools) -> Floats:

@@ -1,7 +1,7 @@
 """Learners of one policy that come and go, each at its own frame: one per stream, or one that all streams share."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,17 @@ from eex.policies.core.base import (
     is_foreign,
 )
 from eex.policies.core.fleet import sharing
-from eex.policies.core.parts import Composite
+from eex.policies.core.stores import OneByOne, SideBySide
 
 FEWEST = 8
 """Rows that a joint policy has at first; it doubles when they are all taken."""
-MOST_AT_ONCE = 64
-"""Learners that choose or learn in one call; for each number of them up to this, a policy is made and kept."""
 
 
 class Learners:
     """Independent learners of one policy; those whose frames arrive together choose and learn together.
 
-    If the policy is `joint`, the learners are rows of one policy's arrays. The rows that have frames are moved to a
-    policy of just as many runs, which chooses or learns, and back. Otherwise, each learner is a policy of its own.
-    Both ways give the same choices, which do not depend on the other learners.
+    If the policy is `joint`, the learners are runs of one policy, otherwise each is a policy of its own
+    (`eex.policies.core.stores`). Both ways give the same choices, which do not depend on the other learners.
 
     Parameters
     ----------
@@ -44,6 +41,8 @@ class Learners:
 
     Attributes
     ----------
+    example
+        A policy as theirs, to be looked at only.
     next
         Number of each learner's next frame, (rows,).
     learned
@@ -62,11 +61,10 @@ class Learners:
     def __init__(self, make: Callable[[int], Policy]) -> None:
         self._make = make
         self._fleet: Floats | None = None
-        self._whole = make(1)
-        self.exits, self.joint = self._whole.exits, self._whole.joint
-        self._foreign = is_foreign(self._whole)
-        self._parts: dict[int, Policy] = {}
-        self._own: list[Policy | None] = []  # by row, of a policy that is not joint
+        self.example = make(1)
+        self.exits, self.joint = self.example.exits, self.example.joint
+        self._foreign = is_foreign(self.example)
+        self._store: OneByOne | SideBySide = SideBySide(self.example) if self.joint else OneByOne()
         self._free: list[int] = []
         self.next: Ints = np.zeros(0, dtype=np.int64)
         self.learned: Ints = np.zeros(0, dtype=np.int64)
@@ -84,8 +82,8 @@ class Learners:
             raise ValueError(f"a stream is one run, got a policy of {policy.runs}")
         learners = cls.__new__(cls)
         learners._make = lambda runs: policy  # there will be no other
-        learners._whole, learners.exits, learners.joint = policy, policy.exits, False
-        learners._parts, learners._own, learners._free, learners._fleet = {}, [policy], [], None
+        learners.example, learners.exits, learners.joint = policy, policy.exits, False
+        learners._store, learners._free, learners._fleet = OneByOne(policy), [], None
         learners._foreign = is_foreign(policy)
         learners.next, learners.learned = np.array([first]), np.array([first])
         return learners
@@ -104,32 +102,19 @@ class Learners:
             return policy
 
         self._make = counting
-        for policy in (self._whole, *self._parts.values(), *filter(None, self._own)):
+        for policy in (self.example, *self._store.policies()):
             policy.reward, policy.exit_cost = kind, exit_cost
 
     # ---- a fleet
 
-    @property
-    def example(self) -> Policy:
-        """A policy as theirs, to be looked at only."""
-        return self._whole
-
     def sums(self) -> Floats | None:
         """What all learners have learned together, (size,); None if the policy does not share (`core.fleet`)."""
-        if self.joint:
-            whole = sharing(self._whole)
-            there = np.setdiff1d(np.arange(len(self.next)), self._free)
-            return None if whole is None else whole.sums()[there].sum(axis=0)
-        total = None
-        for policy in filter(None, self._own):
-            if (part := sharing(policy)) is not None:
-                total = part.sums().sum(axis=0) + (0.0 if total is None else total)
-        return total
+        return self._store.sums(np.setdiff1d(np.arange(len(self.next)), self._free))
 
     def take_fleet(self, flat: Floats) -> None:
         """Let all learners, those to come too, borrow from what others have learned, (1, size)."""
         self._fleet = flat
-        for policy in (self._whole, *self._parts.values(), *filter(None, self._own)):
+        for policy in (self.example, *self._store.policies()):
             if (part := sharing(policy)) is not None:
                 part.take_fleet(flat)
 
@@ -162,20 +147,13 @@ class Learners:
         if not self._free:
             self._grow()
         row = self._free.pop()
-        if self.joint:
-            self._put(self._whole, fresh, np.array([row]))
-            keys = self._whole.keys.copy()
-            keys[row] = key
-            self._whole.keys = keys
-        else:
-            self._own[row] = fresh
+        self._store.put(row, fresh)
         self.next[row] = self.learned[row] = first
         return row
 
     def remove(self, row: int) -> None:
         """Remove a learner; its row is free for another."""
-        if not self.joint:
-            self._own[row] = None
+        self._store.drop(row)
         self._free.append(row)
 
     def set_state(self, row: int, state: State, first: int) -> None:
@@ -188,30 +166,18 @@ class Learners:
         """
         fresh = self._made(1)
         go_on_from(fresh, state)
-        if self.joint:
-            self._put(self._whole, fresh, np.array([row]))
-        else:
-            fresh.keys = self.policy(row).keys
-            self._own[row] = fresh
+        policy, run = self._store.place_of(row)
+        fresh.keys = policy.keys[run : run + 1]
+        self._store.put(row, fresh)
         self.next[row] = self.learned[row] = first
 
     def state_of(self, row: int) -> dict[str, NDArray[Any]]:
         """A copy of what a learner has learned: the state of a policy of one run."""
-        if not self.joint:
-            return self.policy(row).state_dict()
-        alone = self._made(1)
-        self._get(self._whole, alone, np.array([row]))
-        return alone.state_dict()
+        return self._store.state_of(row, self._made)
 
     def place_of(self, row: int) -> tuple[Policy, int]:
         """The policy that a learner is part of, read-only, and its run there."""
-        return (self._whole, row) if self.joint else (self.policy(row), 0)
-
-    def policy(self, row: int) -> Policy:
-        """The policy of a learner that is not a row of a joint one."""
-        policy = self._own[row]
-        assert policy is not None
-        return policy
+        return self._store.place_of(row)
 
     # ---- choose, learn
 
@@ -236,7 +202,7 @@ class Learners:
         if count == 1:
             return self._choose_one(int(run[0]), context)
         price = np.broadcast_to(np.asarray(context.overhead, dtype=float), (count,))
-        groups = list(_alike(run, price, MOST_AT_ONCE if self.joint else 1))
+        groups = list(_alike(run, price, self._store.most))
         if len(groups) == 1 and groups[0].shape[0] == 1:
             return self._choose(groups[0], run, price, context, slice(None))
         frame = np.empty(count, dtype=np.int64)
@@ -268,16 +234,14 @@ class Learners:
         rows = np.unique(run) if len(run) > 1 and (run != run[0]).any() else run[:1]
         rank = self.learned[run] + (np.arange(len(run)) if len(rows) == 1 else _earlier(run))
         np.add.at(self.learned, run, 1)
-        if not self.joint:
-            for row in rows.tolist():
-                mine = outcomes if len(rows) == 1 else outcomes[run == row]
-                self.policy(row).learn(replace(mine, run=np.zeros(len(mine), dtype=np.int64)))
-            return rank, chosen
-        for start in range(0, len(rows), MOST_AT_ONCE):
-            some = rows[start : start + MOST_AT_ONCE]
-            mine = outcomes if len(some) == len(rows) else outcomes[np.isin(run, some)]
-            with _Moved(self, some) as policy:
-                policy.learn(replace(mine, run=np.searchsorted(some, mine.run)))
+        for start in range(0, len(rows), self._store.most):
+            some = rows[start : start + self._store.most]
+            mine = outcomes
+            if len(some) < len(rows):
+                mine = outcomes[np.isin(run, some) if len(some) > 1 else run == some[0]]
+            policy = self._store.lend(some, self._made)
+            policy.learn(replace(mine, run=np.searchsorted(some, mine.run)))
+            self._store.take_back(policy)
         return rank, chosen
 
     def _choose_one(self, row: int, context: Context) -> tuple[Ints, Thresholds]:
@@ -295,12 +259,9 @@ class Learners:
             link_ms=context.link_ms,
             reachable=context.reachable,
         )
-        if self.joint:
-            with _Moved(self, np.array([row])) as policy:
-                chosen = policy.choose(asked)
-        else:
-            policy = self.policy(row)
-            chosen = policy.choose(asked)
+        policy = self._store.lend(np.array([row]), self._made)
+        chosen = policy.choose(asked)
+        self._store.take_back(policy)
         if self._foreign:
             check_thresholds(policy, chosen, 1)
         of_run = (chosen.exit_at[0], chosen.skip_below[0], chosen.arm[0], chosen.probability[0], chosen.audited[0])
@@ -312,11 +273,9 @@ class Learners:
         self.learned[row] += 1
         if row:  # policies of one run know their run as 0
             outcomes = replace(outcomes, run=np.zeros(1, dtype=np.int64))
-        if self.joint:
-            with _Moved(self, np.array([row])) as policy:
-                policy.learn(outcomes)
-        else:
-            self.policy(row).learn(outcomes)
+        policy = self._store.lend(np.array([row]), self._made)
+        policy.learn(outcomes)
+        self._store.take_back(policy)
         return rank, chosen
 
     def _choose(
@@ -337,12 +296,9 @@ class Learners:
             )
         else:
             asked = replace(context, frames=frames, first=first, overhead=overhead, distortion=distortion)
-        if self.joint:
-            with _Moved(self, rows) as policy:
-                chosen = policy.choose(asked)
-        else:
-            policy = self.policy(int(rows[0]))
-            chosen = policy.choose(asked)
+        policy = self._store.lend(rows, self._made)
+        chosen = policy.choose(asked)
+        self._store.take_back(policy)
         if self._foreign:
             check_thresholds(policy, chosen, frames)
         if len(rows) == 1:
@@ -350,79 +306,13 @@ class Learners:
         flat = {f.name: getattr(chosen, f.name) for f in fields(Thresholds)}
         return numbers, Thresholds(**{k: v.reshape(-1, *v.shape[2:]) for k, v in flat.items()})
 
-    # ---- rows
-
     def _grow(self) -> None:
         before = len(self.next)
         rows = max(FEWEST, 2 * before)
-        more = rows - before
-        self.next = np.concatenate([self.next, np.zeros(more, dtype=np.int64)])
-        self.learned = np.concatenate([self.learned, np.zeros(more, dtype=np.int64)])
+        more = np.zeros(rows - before, dtype=np.int64)
+        self.next, self.learned = (np.concatenate([column, more]) for column in (self.next, self.learned))
         self._free += range(rows - 1, before - 1, -1)
-        if not self.joint:
-            self._own += [None] * more
-            return
-        whole = self._made(rows)
-        if before:
-            self._put(whole, self._whole, np.arange(before))
-            whole.keys = np.concatenate([self._whole.keys, np.zeros(more, dtype=np.int64)])
-        self._whole = whole
-
-    def _part(self, runs: int) -> Policy:
-        if runs not in self._parts:
-            self._parts[runs] = self._made(runs)
-        return self._parts[runs]
-
-    @staticmethod
-    def _get(whole: Policy, part: Policy, rows: Any) -> None:
-        for (there, name), (here, _) in zip(_arrays(whole), _arrays(part), strict=True):
-            values = getattr(there, name)  # `take` needs a fifth of the time that an index needs
-            setattr(here, name, values[rows] if isinstance(rows, slice) else values.take(rows, axis=0))
-
-    @staticmethod
-    def _put(whole: Policy, part: Policy, rows: Any) -> None:
-        for (there, name), (here, _) in zip(_arrays(whole), _arrays(part), strict=True):
-            values, target = getattr(here, name), getattr(there, name)
-            if values.base is not target:  # else it was written in place
-                target[rows] = values
-
-
-@dataclass
-class _Moved:
-    """Some rows of a joint policy, as a policy of their own while the block runs."""
-
-    learners: Learners
-    rows: Ints
-
-    def __enter__(self) -> Policy:
-        rows, whole = self.rows, self.learners._whole
-        self.part = self.learners._part(len(rows))
-        # rows side by side are used in place
-        side_by_side = rows[-1] - rows[0] == len(rows) - 1
-        self.at: Any = slice(int(rows[0]), int(rows[-1]) + 1) if side_by_side else rows
-        self.learners._get(whole, self.part, self.at)
-        self.part.keys = whole.keys[self.at]
-        return self.part
-
-    def __exit__(self, *_: object) -> None:
-        self.learners._put(self.learners._whole, self.part, self.at)
-
-
-def _arrays(policy: Policy) -> list[tuple[Any, str]]:
-    """The owner and name of each array of a policy's state; looked up once per policy."""
-    places: list[tuple[Any, str]] | None = vars(policy).get("_places")
-    if places is None:
-        places = list(_places(policy))
-        vars(policy)["_places"] = places
-    return places
-
-
-def _places(policy: Any) -> Iterator[tuple[Any, str]]:
-    for name in policy.state:
-        yield policy, name
-    if isinstance(policy, Composite):
-        for part in policy.parts:
-            yield from _places(getattr(policy, part))
+        self._store.grow(rows, self._made)
 
 
 def _alike(run: Ints, price: NDArray[Any], most: int) -> Iterator[Ints]:

@@ -36,6 +36,7 @@ class Outbox:
         self.sinks = [(sink, Counter[str]()) for sink in sinks]
         self.missed, self.over = 0, False
         self._sinking = threading.RLock()
+        self._sinks_in: int | None = None  # the thread that calls the sinks now
         self._waiting: deque[Answer | Refusal] = deque(maxlen=ANSWERS_KEPT)
         self._news = threading.Condition()
 
@@ -53,12 +54,19 @@ class Outbox:
         if not self.sinks:
             return
         with self._sinking:
+            before, self._sinks_in = self._sinks_in, threading.get_ident()
             for (_, one), (sink, errors) in itertools.product(given, self.sinks):
                 try:
                     sink(one)
                 except Exception as error:
                     kind = f"{type(error).__name__}: {error}"[:200]
                     errors[kind if kind in errors or len(errors) < ERRORS_NAMED else "others"] += 1
+            self._sinks_in = before
+
+    @property
+    def in_sink(self) -> bool:
+        """Whether a sink calls this."""
+        return self._sinks_in == threading.get_ident()
 
     def answers(self) -> Iterator[Answer | Refusal]:
         """Yield what is given away, until it is `over` and all are taken."""

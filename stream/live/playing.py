@@ -194,7 +194,6 @@ class Playing:
         ):
             frame = self._under_way[slot]
             assert frame is not None
-            self._under_way[slot] = None
             its = self._streams[frame.stream]
             its.under_way -= 1
             its.answered += 1
@@ -215,6 +214,8 @@ class Playing:
             )
             given.append((frame.future, answer))
         self._outbox.give(given)
+        for slot in slots.tolist():  # only now: whatever goes wrong before, `abandon` knows the frame
+            self._under_way[slot] = None
 
     def abandon(self) -> list[Waiting]:
         """Give up on what is under way: the frames that have no answer."""
@@ -235,7 +236,7 @@ class Playing:
         if its.number < 0:
             return
         learners = self.engine_streams.learners
-        keeper = aims_of(learners.policy(int(self.engine_streams.learner[its.number])))
+        keeper = aims_of(learners.place_of(int(self.engine_streams.learner[its.number]))[0])
         if keeper is None:
             return
         before, its.problem, its.aims = its.problem, keeper.problems(), keeper.report()

@@ -91,14 +91,15 @@ class Rounds:
             left += [frame for frame in self.playing.abandon() if frame not in self._batch]
             unanswered = [frame for frame in left if not frame.future.done()]
             self._intake.refuse(unanswered, "failed", f"the session failed: {error}")
-        self._tasks.end()
-        self._outbox.end()
+        finally:
+            self._tasks.end()
+            self._outbox.end()
 
     def _round(self) -> bool:
         """One round; whether there will be another."""
         playing, sharing, now = self.playing, self.playing.sharing, self._clock()
         with self._intake.lock:
-            tasks = self._tasks.take()
+            tasks = self._tasks.waiting
             room = playing.room
             batch, due = self._intake.take(room, now)
             self._batch = batch
@@ -106,8 +107,7 @@ class Rounds:
                 if self._intake.closing and not self._intake.arrivals.waiting:
                     return False
                 self._tasks.asleep = True
-        for task in tasks:
-            task()
+        self._tasks.do()
         if batch:
             playing.feed(batch)
         elif not tasks:

@@ -288,8 +288,8 @@ class Session:
         """
         self._intake.refuse(self._intake.close(drain=drain), "closed", "the session was closed")
         self._tasks.rouse()
-        if self._tasks.here:
-            return  # a sink closes it: the thread ends after this frame's round
+        if self._tasks.here or self._outbox.in_sink:
+            return  # the thread, which waits for the sink, ends after this round
         self._rounds.thread.join()
         with self._intake.lock:
             resources = self._resources.pop_all()

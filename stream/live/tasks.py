@@ -1,6 +1,7 @@
 """What other threads ask of a session's thread, and the pipe that wakes it."""
 
 import contextlib
+import logging
 import os
 import select
 import threading
@@ -10,6 +11,8 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 Found = TypeVar("Found")
+
+log = logging.getLogger("eex")
 
 
 class Tasks:
@@ -70,11 +73,15 @@ class Tasks:
         self.put(task)
         return reply.result()
 
-    def take(self) -> list[Callable[[], object]]:
-        """What is to be done now; with the lock held."""
-        tasks = list(self._waiting)
-        self._waiting.clear()
-        return tasks
+    @property
+    def waiting(self) -> int:
+        """How many are to be done."""
+        return len(self._waiting)
+
+    def do(self) -> None:
+        """Do what waits; if one raises, the others still wait."""
+        for _ in range(len(self._waiting)):
+            self._waiting.popleft()()
 
     def rouse(self) -> None:
         """Wake the thread if it sleeps; what it is to find must have been put there under the lock before."""
@@ -94,9 +101,11 @@ class Tasks:
         """The thread ends: it does what is left, and no more comes."""
         with self.lock:
             self.over = True
-            tasks = self.take()
-        for task in tasks:
-            task()
+        while self._waiting:
+            try:
+                self.do()
+            except Exception:
+                log.exception("what was asked of a session that has ended failed")
 
     def close(self) -> None:
         """Close the pipe."""

@@ -5,7 +5,21 @@ import pandas as pd
 import pytest
 import torch
 
-from eex.experiments.papers.calibration import BATCH, CALIBRATIONS, Outputs, b_alexnet, batch_order, exit_ms, failing
+from eex.experiments.papers.calibration import (
+    BATCH,
+    CALIBRATIONS,
+    CLAIMS,
+    RECIPES,
+    Outputs,
+    b_alexnet,
+    batch_order,
+    exit_ms,
+    failing,
+    own_target,
+)
+from eex.experiments.papers.claims import by_seed, evaluate
+from eex.experiments.papers.page import RESULTS
+from eex.experiments.papers.paper import of_seeds, read_kept
 from eex.models.network import feature_shapes
 
 # ---- by hand
@@ -82,6 +96,20 @@ def test_how_well_the_probability_of_an_outage_is_known(p_tar):
 def test_scores_that_are_all_alike_always_fail_or_never():
     assert failing(np.full(10, -0.1)).tolist() == [1.0] * 10
     assert failing(np.zeros(10)).tolist() == [0.0] * 10
+
+
+def test_seeds_whose_own_targets_differ_are_judged_together():
+    kept = by_seed(read_kept(RESULTS / "calibration")[1])[0]
+    own, parts = own_target(kept), []
+    for shift in (0.0, 0.0013, -0.004):
+        part = {name: rows.copy() for name, rows in kept.items()}
+        for name in ("deadlines", "differences"):
+            part[name].loc[np.isclose(part[name]["p_tar"], own), "p_tar"] += shift
+        part["exits"]["validation_accuracy"] += shift
+        parts.append(part)
+    claims = evaluate(CLAIMS, of_seeds(parts), RECIPES["standard"])
+    assert len(claims) == len(evaluate(CLAIMS, kept, RECIPES["standard"]))
+    assert claims["claim"].str.contains(f"p_tar {own - 0.0009:.3g}").any()  # the mean of theirs
 
 
 # ---- the quick run

@@ -1,7 +1,9 @@
 """A session gives each frame one answer or one refusal, whatever happens, and each as soon as it can."""
 
+import contextlib
 import gc
 import io
+import itertools
 import threading
 import time
 from collections import Counter, defaultdict
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from livenet import Cloud, images, three_exits
+from loopback import until
 from nets import CLASSES
 from PIL import Image
 
@@ -21,6 +24,7 @@ from eex.stream.driver import Driver
 from eex.stream.engine import exit_cost_of
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
+from eex.stream.live import playing
 from eex.stream.live import session as module
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.promises import Refused
@@ -404,6 +408,33 @@ def test_a_session_that_fails_refuses_and_says_so(net, caplog):
     with pytest.raises(EexError, match="the session failed: out of memory"):
         session.close()
     assert session.submit(images(1)[0]).result(0).reason == "failed"
+
+
+def test_a_fault_between_replies_leaves_no_frame_without_an_end(net, monkeypatch):
+    with contextlib.suppress(EexError), opened(net, Cloud(held=True), **ALL_TO_CLOUD) as session:
+        futures = [session.submit(image) for image in images(6)]
+        until(lambda: session._playing.driver.engine.awaited == 6)
+        built = itertools.count()
+
+        def third_is_faulty(**given):
+            if next(built) == 2:
+                raise RuntimeError("a fault")
+            return Answer(**given)
+
+        monkeypatch.setattr(playing, "Answer", third_is_faulty)
+        session._playing.offloader.held = False
+        session._playing.offloader.release()
+        ends = [future.result(10) for future in futures]
+        assert any(isinstance(end, Refusal) and end.reason == "failed" for end in ends)
+
+
+def test_a_sink_may_close_the_session_from_a_thread_that_submits(net):
+    session = opened(net, sinks=[lambda given: session.close() if isinstance(given, Refusal) else None])
+    futures = [session.submit(image) for image in images(20)]
+    assert session.submit(b"no image").result(10).reason == "undecodable"
+    assert all(isinstance(future.result(10), Answer) for future in futures)
+    session.close()
+    assert session.closed
 
 
 # ---- streams

@@ -23,10 +23,9 @@ def thread(tasks):
     def run():
         while not stopped:
             with tasks.lock:
-                there = tasks.take()
+                there = tasks.waiting
                 tasks.asleep = not there
-            for task in there:
-                task()
+            tasks.do()
             if not there:
                 tasks.sleep(10.0)
 
@@ -53,6 +52,18 @@ def test_what_is_asked_after_the_end_is_done_by_who_asks(tasks):
     tasks.put(task)
     assert tasks.ask(threading.current_thread) is threading.current_thread()
     assert done == ["done", "done"]
+
+
+def test_a_task_that_raises_costs_no_other(tasks, caplog):
+    done = []
+    for task in (lambda: 1 // 0, lambda: done.append("second"), lambda: [].pop(), lambda: done.append("last")):
+        tasks.put(task)
+    with pytest.raises(ZeroDivisionError):
+        tasks.do()
+    assert (done, tasks.waiting) == ([], 3)
+    tasks.end()
+    assert done == ["second", "last"]
+    assert "pop from empty list" in caplog.text
 
 
 def test_only_a_thread_that_sleeps_is_woken(tasks):
