@@ -38,3 +38,29 @@ def test_who_comes_after_is_not_frozen():
     streams.remove(door)
     assert streams.add("gate") == door
     assert not streams.frozen
+
+
+def test_each_stream_pays_by_its_own_price_and_budget():
+    streams, door, yard = made()
+    streams.set_price(yard, parse_price("0.2+0.1/s+budget=1/s:2"))
+    of = np.array([door, yard, yard, door, yard])
+    scarcity, overhead = streams.arrive(of, 0.0, 100.0)
+    assert overhead[[0, 3]].tolist() == [0.1, 0.1]
+    assert (overhead[[1, 2, 4]] >= 0.2).all()
+    assert streams.admits(of).tolist() == [True, True, True, True, False]  # the yard's budget lets two through
+    [(rows, paid)] = streams.paid(of, scarcity, 500.0, 0.0)  # the door's price is known before
+    assert rows.tolist() == [1, 2, 4]
+    np.testing.assert_allclose(paid, 0.2 + 0.1 * 0.5 + scarcity[rows])
+
+
+def test_frames_are_chosen_for_at_the_price_of_their_stream():
+    streams, door, yard = made()
+    streams.set_price(yard, parse_price("0.3"))
+    columns = streams.choose(np.array([yard, door]), 0.0, link_ms=20.0, queue=3, reachable=True)
+    assert columns["stream"].tolist() == ["yard", "door"]
+    assert columns["overhead"].tolist() == [0.3, 0.1]
+    assert columns["exit_at"].shape == (2, 3)
+    assert (columns["queue"], columns["link_estimate_ms"]) == (3, 20.0)
+    assert "frozen" not in columns
+    streams.frozen[door] = None
+    assert streams.choose(np.array([yard, door]), 0.0, link_ms=20.0)["frozen"].tolist() == [False, True]
