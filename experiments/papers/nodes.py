@@ -9,6 +9,7 @@ socket on the loopback, encrypted; nothing is pickled. A batch is sent when all 
 """
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -422,6 +423,8 @@ class EdgeNode:
 
         if self._offloader is not None:
             self._offloader.close()
+        self._offloader = self._engine = None
+        gc.collect()  # models hold themselves in circles, and memory may be limited
         register()
         net = load(self.models[begin.model])
         public, secret, worker = begin.keys
