@@ -51,8 +51,8 @@ class Session:
         The options; by default those of `LiveConfig`.
     sinks
         Called with every answer and refusal as it is known, one after another, by the session's thread and by threads
-        that submit; they must not wait. One that raises is counted and named in the summary, and called again for the
-        next frame.
+        that submit; they must not wait, nor ask the session for its `summary` or the like. One that raises is counted
+        and named in the summary, and called again for the next frame.
     net, offloader
         A network and an offloader to use instead of those that the options name.
     options
