@@ -49,9 +49,9 @@ P_TAR = np.round(np.arange(0, 1.01, 0.1), 2)
 """Targets at branch 2 below which frames are sent on."""
 MISSING = """
 - Side branch and final exit as far apart as the paper's, 0.70 and 0.91: these come from ImageNet weights at 224
-  pixels, which we did not have. From scratch it takes the recipe "standard": three networks, up to 100 epochs, three
-  seeds. The trainings take 5 hours of one core with AVX-512, 27 hours of one with AVX2 (`--estimate`).
-- Until then, each network was trained once: the spread is that of the test images and of repeated timings alone.
+  pixels, which we did not have. From scratch, 100 epochs set them four points apart.
+- Several seeds: the recipe "standard" has three, and was run with one (`--seeds 1`). A seed takes 1.6 hours of one core
+  with AVX-512, 9 hours of one with AVX2 (`--estimate`).
 """
 PUBLISHED: dict[str, dict[str, Any]] = {
     "binary": {
