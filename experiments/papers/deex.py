@@ -554,8 +554,8 @@ CLAIMS = (
         Claim("{name}: time saved at the crossing, at about the accuracy of exit 3",
               "{published[text]:.0f} % (text), {published[caption]:.0f} % (caption)",
               "{there}", lambda f: f.pays,
-              otherwise="branch 2 and exit 3 are {apart:.1f} points apart, where the paper's are 16 and 21: branch 2 is "
-              "the better on its own images from a p_d on at which nearly all leave there"),
+              otherwise="branch 2 and exit 3 are {apart:.1f} points apart, where the paper's are 16 and 21: branch 2 "
+              "is the better on its own images from a p_d on at which nearly all leave there"),
     )),
     Group(_of_future_work, (
         Claim("future work: with four side branches, skipping those in between saves work", NOT_PUBLISHED,
