@@ -80,12 +80,13 @@ def test_quick_accuracy_and_drops(quick):
 
 def test_quick_shares_of_the_same_images_vary_together(quick):
     images = pd.read_csv(quick.out / "images.csv").set_index("split").at["test", "images"]
-    covariance = pd.read_csv(quick.out / "covariance.csv").set_index("share")
+    table = pd.read_csv(quick.out / "covariance.csv")
+    covariance = table.set_index("share")
     assert list(covariance) == list(covariance.index)
     final = pd.read_csv(quick.out / "final.csv").set_index(["model", "weighting", "exit"])
     right = final.loc["SEM", "equal", 3]["edge"]
     assert covariance.at["SEM-3 edge", "SEM-3 edge"] == pytest.approx(right * (1 - right) / (images - 1), rel=0.01)
-    spread = Spread({"covariance": covariance.reset_index()})
+    spread = Spread({"covariance": table})
     margin = spread.above(0.5, 0.4, "SEM-3 edge", "SEM-3 edge", by=0.1)
     assert margin.value == pytest.approx(0.0)
     assert margin.half == pytest.approx([0.0])

@@ -219,7 +219,7 @@ def test_a_peer_that_hangs_costs_the_edge_little_memory(tmp_path):
 
 FULL = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # files end there, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (550_000, 550_000))  # files end there, as on a full disk
 from eex.stream.commands.stream import main
 main()
 """
@@ -230,7 +230,7 @@ def test_the_disk_is_full(tmp_path):
         "--worker",
         "none",
         "--frames",
-        "3000",
+        "8000",
         "--threads",
         "1",
         "--no-regret",
@@ -244,9 +244,9 @@ def test_the_disk_is_full(tmp_path):
     assert done.returncode == UNRECORDED, done.stderr
     assert done.stderr.startswith("warning: ")
     summary = json.loads(done.stdout)
-    assert summary["frames"] == summary["answered"] == 3000
+    assert summary["frames"] == summary["answered"] == 8000
     assert "cannot write records" in summary["unrecorded"]
-    assert 0 < read_records(Path(summary["folder"]) / "records").num_rows < 3000
+    assert 0 < read_records(Path(summary["folder"]) / "records").num_rows < 8000
 
 
 # ---- the edge
