@@ -5,7 +5,8 @@
                              ◄─  classes, as soon as they are known         ◄─
 
 Both processes are `EmbeddedWorker`s, with keys drawn anew. Test and edge node exchange msgpack messages over a ZeroMQ
-socket on the loopback, encrypted; nothing is pickled. A batch is sent when all frames of the previous one are answered.
+socket on the loopback, encrypted; nothing is pickled. Edge and cloud node are on the loopback too, or on the two sides
+of an emulated link. A batch is sent when all frames of the previous one are answered.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Thresholds, check_threshold
 from eex.policies.core.errors import EexError, OffloadError
 from eex.stream.guard import guarded, share_cores
+from eex.stream.wire.emulated_link import emulated
 from eex.stream.wire.keys import EdgeKeys, Pair
 from eex.stream.wire.protocol import one_line
 from eex.stream.wire.security import secure_edge
@@ -54,12 +56,13 @@ EDGE, CLOUD, FALLBACK, DROPPED = range(4)
 
 @dataclass(frozen=True)
 class Resources:
-    """Limits of an edge node."""
+    """Limits of an edge node, and its way to the cloud node."""
 
     name: str = "all cores"  # in tables and figures
     threads: int = 0  # each on a processor of its own; 0 = half of the machine's; the cloud node has the other half
     memory_mb: int = 0  # of private memory (RLIMIT_DATA); 0 = no limit
     share: float = 1.0  # of each 20 ms; it is stopped for the rest, as under a container's processor quota
+    link: str = ""  # to the cloud node (`eex.policies.core.link`); "" = the loopback itself
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class Nodes:
     models
         Folders of models with one local exit, which end on the cloud node.
     resources
-        Limits of the edge node.
+        Limits of the edge node, and its link to the cloud node.
     cloud_threads
         Threads of the cloud node's model; 0 = one for each of its processors.
 
@@ -209,6 +212,9 @@ class Nodes:
                 endpoint = self.edge.endpoint(START_S)
             except OffloadError as error:
                 raise EexError(f"the edge node did not start{self._limited}: {error}") from None
+            self._cloud = self.cloud.endpoint(START_S)
+            if self.resources.link:
+                [self._cloud] = stack.enter_context(emulated(self.resources.link, [self._cloud]))
             context = stack.enter_context(zmq.Context())
             self._socket: zmq.Socket[bytes] = stack.enter_context(context.socket(zmq.DEALER))
             self._socket.linger = 0
@@ -243,7 +249,7 @@ class Nodes:
         """
         keys = self.cloud.keys
         handed = (keys.own.public, keys.own.secret, keys.worker)
-        begin = Begin(model, threshold, drop_above, self.cloud.endpoint(START_S), handed)
+        begin = Begin(model, threshold, drop_above, self._cloud, handed)
         self._socket.send(pack(begin))
         if (received := self._receive(START_S)) != begin:
             raise EexError(f"expected the edge node to be ready, got {type(received).__name__}")

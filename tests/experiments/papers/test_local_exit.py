@@ -117,6 +117,11 @@ def test_quick_latencies_of_three_processes(quick):
     assert both["edge_ms"].median() < both["cloud_ms"].median()
     assert (latency.loc[latency["drop_above"] < 1, "dropped"] > 0).any()
     assert (latency["peak_mb"] > 50).all()
+    linked = {edge.name for edge in recipe.edges if edge.link}
+    over = latency[latency["edge"].isin(linked)]
+    assert (over["cloud_ms"].dropna() >= 12).all()  # the link's round trip
+    claims = pd.read_csv(out / "claims.csv")["claim"]
+    assert claims.str.contains("over the emulated link sao-paulo").sum() == 4
 
 
 def test_a_second_start_does_nothing_anew(quick):

@@ -98,6 +98,17 @@ def test_all_leave_or_go_on_or_are_dropped_and_a_dead_edge_node_is_reported(mode
 
 
 @pytest.mark.process
+def test_a_link_delays_what_the_cloud_answers_and_nothing_else(model):
+    with Nodes([model], Resources(link="300"), cloud_threads=1) as nodes:
+        there = nodes.measure(0, 0.0, IMAGES[:8])
+        assert (there.where == CLOUD).all()
+        assert there.latency_ms.min() >= 300
+        here = nodes.measure(0, 1.0, IMAGES[:8])
+        assert (here.where == EDGE).all()
+        assert here.latency_ms.max() < 300
+
+
+@pytest.mark.process
 def test_too_little_memory_is_reported_in_one_line(model):
     nodes = Nodes([model], Resources(threads=1, memory_mb=40), cloud_threads=1)
     with (
