@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from eex.experiments.papers.adaee import (
     _play_bins,
     at_marks,
     first_exits,
+    less_in_median,
     slowing,
 )
-from eex.experiments.papers.page import RESULTS
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace
 
@@ -76,7 +75,7 @@ def trace(confidence):
 
 def test_fixed_thresholds_by_hand():
     """One kind of frame, sure by 0.55 at the edge and by 0.95 in the cloud: offloading at 0.1 gains 0.3 a frame."""
-    recipe = RECIPES["quick"].__class__((), frames=0, rounds=40, runs=2, long=40, overheads=(0.1,))
+    recipe = RECIPES["quick"].__class__((), frames=0, rounds=40, runs=2, overheads=(0.1,))
     rows = _play(Stream("one", trace([[0.55, 0.95]] * 5)), recipe, 0, ("ucb",))
     fixed = rows[rows["policy"] == "fixed"].round({"threshold": 3}).set_index("threshold")
     assert fixed.loc[0.5, "offloaded"] == 0
@@ -98,21 +97,19 @@ def test_at_marks_by_hand():
 
 
 def test_slowing_by_hand():
-    curves = pd.DataFrame({"policy": "ucb", "stream": "s", "exits": 1, "overhead": 0.1, "round": [5, 10]})
-    assert slowing(curves.assign(regret=[4.0, 5.0])).tolist() == [0.25]
-    assert slowing(curves.assign(regret=[4.0, 8.0])).tolist() == [1.0]  # grows as fast as before
+    assert slowing(np.array([[4.0, 5.0]]))[0] == 0.25
+    assert slowing(np.array([[4.0, 8.0]]))[0] == 1.0  # grows as fast as before
+    assert np.isnan(slowing(np.zeros((2, 4)))).all()
+    share, half = slowing(np.array([[4.0, 5.0], [4.0, 7.0]]))
+    assert share == 0.5
+    # residuals -1 and 1 over a first half of 4: standard deviation sqrt(2) / 4, Student's t 12.706, over sqrt(2)
+    assert half == pytest.approx(12.706 / 4, abs=1e-3)
 
 
-def test_curves_that_are_mixed_up_are_refused():
-    curves = pd.DataFrame({"stream": "s", "exits": 1, "overhead": 0.1, "round": [5, 10, 10], "regret": [4.0, 5.0, 9.0]})
-    with pytest.raises(ValueError, match="several curves have the same stream, exits, overhead"):
-        slowing(curves)
-
-
-def test_long_runs_are_shown_once_per_overhead():
-    claims = pd.read_csv(RESULTS / "adaee" / "claims.csv")
-    for ours in claims.loc[claims["claim"].str.contains("plays for long"), "ours"]:
-        assert re.findall(r"overhead ([\d.]+)", ours) == ["0.05", "0.2", "0.4"]
+def test_the_median_may_be_off_by_as_much_as_its_row():
+    rows = pd.DataFrame({"slowing": [0.9, 0.3, 0.1], "slowing_half": [0.5, 0.05, 0.7]})
+    margin = less_in_median(rows)
+    assert (margin.value, margin.half) == (pytest.approx(0.2), 0.05)
 
 
 def test_bins_by_hand():

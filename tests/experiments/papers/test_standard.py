@@ -15,7 +15,7 @@ from eex.models.network import make
 pytestmark = [pytest.mark.paper, pytest.mark.timeout(900)]
 
 SMALL = {
-    "adaee": {"frames": 100, "rounds": 200, "runs": 2, "long": 400, "overheads": (0.05, 0.3)},
+    "adaee": {"frames": 100, "rounds": 200, "runs": 2, "overheads": (0.05, 0.3)},
     "calibration": {"epochs": 1, "batch": 32, "draws": 3, "seeds": 2},
     "deex": {
         "epochs": 1, "pair_epochs": 1, "more_epochs": 1, "batch": 32, "step": 0.5, "repeats": 2, "timed": 64,
