@@ -36,7 +36,7 @@ def test_quick_run_writes_tables_and_figures(quick):
     assert "claim nothing" in quick.output
     for name in ("regret-1", "regret-3", "thresholds-1", "chosen-3", "accuracy-1"):
         assert (out / f"{name}.png").stat().st_size > 10_000
-    assert len(pd.read_csv(out / "claims.csv")) == 10
+    assert len(pd.read_csv(out / "claims.csv")) == 9
     assert json.loads((out / "run.json").read_text())["paper"] == "adaee"
 
 
