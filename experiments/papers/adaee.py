@@ -13,6 +13,7 @@ import pandas as pd
 
 from eex.experiments.papers.claims import (
     NONE,
+    SUBLINEAR,
     Claim,
     Facts,
     Group,
@@ -20,8 +21,10 @@ from eex.experiments.papers.claims import (
     Tables,
     above,
     larger,
+    less_in_median,
     listed,
     seeds_interval,
+    slowing,
 )
 from eex.experiments.papers.paper import PaperRecipe, Work, condition_name, routed
 from eex.experiments.plotting import Plot
@@ -60,8 +63,6 @@ MARKS = 16
 """Rounds at which curves are kept."""
 FAR = 0.3
 """From which distance on a fixed threshold counts as far from the best."""
-SUBLINEAR = 0.5
-"""Regret of the second half of the rounds, as a share of the first half's, that counts as well below it."""
 AGAINST = ["regret", "slowing", "slowing_half"]
 """Columns that are kept for both definitions of regret: against the best threshold, and against the oracle."""
 STATIC = 0.8
@@ -278,25 +279,6 @@ def at_marks(marks: Ints, lost: Floats, thresholds: Floats) -> pd.DataFrame:
     return table
 
 
-def slowing(regret: Floats) -> tuple[float, float]:
-    """Regret of the second half of the rounds as a share of that of the first half, and half its 95 % interval.
-
-    From cumulative regret, (runs, rounds); the share is that of the sums over all runs. NaN if nothing is lost in the
-    first half.
-
-    Examples
-    --------
-    >>> slowing(np.array([[2.0, 4.0, 4.5, 5.0], [1.0, 2.0, 2.5, 3.0]]))[0]
-    0.3333333333333333
-    """
-    first = regret[:, regret.shape[1] // 2 - 1]
-    second = regret[:, -1] - first
-    if not first.sum():
-        return float("nan"), float("nan")
-    share = float(second.sum() / first.sum())
-    return share, seeds_interval((second - share * first) / first.mean())[1]
-
-
 # ---- figures
 
 
@@ -378,12 +360,6 @@ def _played(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The last round of each policy, by stream, exits and overhead."""
     last = rows[rows["round"] == rows["round"].max()]
     return {str(policy): part.set_index(CELL) for policy, part in last.groupby("policy")}
-
-
-def less_in_median(rows: pd.DataFrame, of: str = "slowing") -> Margin:
-    """The median over rows is below `SUBLINEAR`; it may be off by as much as the row that it is taken from."""
-    middle = rows.sort_values(of).iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
-    return Margin(float(SUBLINEAR - middle[of].mean()), float(middle[f"{of}_half"].max()))
 
 
 def _total(played: pd.DataFrame) -> tuple[float, float]:
@@ -554,6 +530,7 @@ CLAIMS = (
               "{offloads}", lambda f: above(f.static.drop(PRISTINE), f.static[PRISTINE], f.frames)),
         Claim("a static threshold is rigid: the one that is best on pristine images loses to UCB on distorted ones",
               NONE,
+    SUBLINEAR,
               "regret over all overheads, of UCB and of pristine's best threshold: {regrets}",
               lambda f: f.adapts,
               "in {rounds:,} rounds exploring costs more than a threshold that is somewhat off; adapting pays only "

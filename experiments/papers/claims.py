@@ -13,6 +13,8 @@ from eex.policies.core.base import Floats
 
 NOT_PUBLISHED = "not published"
 NONE = "—"
+SUBLINEAR = 0.5
+"""Regret of the second half of the rounds, as a share of the first half's, that counts as well below it."""
 
 Tables = Mapping[str, pd.DataFrame]
 """The kept tables of a run, by name."""
@@ -160,6 +162,31 @@ def seeds_interval(values: Any) -> tuple[float, float]:
     if len(found) < 2:
         return float(found.mean()) if len(found) else float("nan"), float("nan")
     return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.std(ddof=1) / len(found) ** 0.5)
+
+
+def slowing(regret: Floats) -> tuple[float, float]:
+    """Regret of the second half of the rounds as a share of that of the first half, and half its 95 % interval.
+
+    From cumulative regret, (runs, rounds); the share is that of the sums over all runs. NaN if nothing is lost in the
+    first half.
+
+    Examples
+    --------
+    >>> slowing(np.array([[2.0, 4.0, 4.5, 5.0], [1.0, 2.0, 2.5, 3.0]]))[0]
+    0.3333333333333333
+    """
+    first = regret[:, regret.shape[1] // 2 - 1]
+    second = regret[:, -1] - first
+    if not first.sum():
+        return float("nan"), float("nan")
+    share = float(second.sum() / first.sum())
+    return share, seeds_interval((second - share * first) / first.mean())[1]
+
+
+def less_in_median(rows: pd.DataFrame, of: str = "slowing") -> Margin:
+    """The median over rows is below `SUBLINEAR`; it may be off by as much as the row that it is taken from."""
+    middle = rows.sort_values(of).iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
+    return Margin(float(SUBLINEAR - middle[of].mean()), float(middle[f"{of}_half"].max()))
 
 
 def share_half(share: Any, images: Any) -> Any:

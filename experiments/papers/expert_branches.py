@@ -380,8 +380,7 @@ def _latency(work: Work, recipe: ExpertsRecipe, net: "EarlyExitNet", images: Ima
     model, ours = work.exported("model", net)
     standard = optimised(load(model))
     standard.classifier = None  # every image goes to the first expert, pristine
-    picked = np.random.default_rng(work.seed).permutation(len(images.test[0]))[: recipe.timed]
-    pixels, labels = images.test[0][picked], images.test[1][picked]
+    pixels, labels = (part[images.drawn(recipe.timed)] for part in images.test)
     timed = [c for c in conditions() if c[0] != MIXTURE and c[1] in recipe.timed_levels]
     for link in recipe.links:
         with cloud(model, ours.fingerprint, link) as offloader:

@@ -393,7 +393,7 @@ def _latency(
         folders.append(work.out / "work" / f"{case.model.lower()}-exit-{case.exit}")
         save(one_exit(nets[case.trained], case.exit), folders[-1], name=folders[-1].name, half=False)
     rng = np.random.default_rng(0)
-    chosen = rng.permutation(len(images.test[1]))[: recipe.images]  # they lie class by class
+    chosen = images.drawn(recipe.images)
     pixels, label = images.test[0].numpy()[chosen], images.test[1].numpy()[chosen]
     for number, edge in enumerate(recipe.edges):
         settings = [(T, 1.0)]

@@ -211,11 +211,15 @@ class Images:
         for split in ("train", "validation", "test"):
             yield {"split": split, "images": len(getattr(self, split)[1])}
 
+    def drawn(self, most: int = 0) -> Ints:
+        """So many of the test images, which lie class by class, in an order drawn once and for all; 0 = all."""
+        order = np.random.default_rng(0).permutation(len(self.test[1]))
+        return order[: most or len(order)]
+
     def frames(self, most: int = 0) -> "tuple[Tensor, Tensor]":
-        """The first test images as floats in [0, 1], and their classes; 0 = all."""
-        images, labels = self.test
-        most = most or len(images)
-        return images[:most].float() / 255, labels[:most]
+        """Test images as floats in [0, 1], and their classes, as `drawn`."""
+        images, labels = (part[self.drawn(most)] for part in self.test)
+        return images.float() / 255, labels
 
 
 @dataclass(frozen=True)

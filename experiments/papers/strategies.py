@@ -535,7 +535,7 @@ def _energy(trained: Trained) -> pd.DataFrame:
     for temperatures, t in zip(net.temperature, model.temperatures(), strict=True):
         temperatures[PRISTINE] = t
     threshold, costs, fast = min(cheapest(model.trade()), 1.0), net.costs(), optimised(net)
-    order = np.random.default_rng(0).permutation(len(trained.images.test[0]))[: trained.recipe.timed]
+    order = trained.images.drawn(trained.recipe.timed)
     images, labels = trained.images.test[0][order].float() / 255, trained.images.test[1][order]
     whole, macs, bytes_so_far = (
         model.right("test")[order, -1].mean(),

@@ -29,10 +29,17 @@ def test_extended_sends_on_what_branch_two_is_unsure_of():
 
 def test_the_crossing_is_where_branch_two_comes_to_be_the_better_one():
     rows = pd.DataFrame(
-        {"p_d": [0.0, 0.5, 0.75, 1.0], "accuracy_2": [0.7, 0.8, 0.9, np.nan], "accuracy_3": [np.nan, 0.85, 0.9, 0.91]}
+        {
+            "p_d": [0.0, 0.25, 0.5, 0.75, 1.0],
+            "accuracy_2": [0.7, 0.8, 0.8, 0.9, np.nan],
+            "accuracy_3": [np.nan, 0.1, 0.85, 0.9, 0.91],
+            "ratio_2": [1.0, 0.999, 0.5, 0.4, 0.0],
+            "ratio_3": [0.0, 0.001, 0.5, 0.6, 1.0],
+        }
     )
-    assert cross(rows) == 0.75
-    assert np.isnan(cross(rows.assign(accuracy_2=0.1)))
+    assert cross(rows, 1000) == 0.75  # at 0.25 a single image went on
+    assert cross(rows, 30_000) == 0.25
+    assert np.isnan(cross(rows.assign(accuracy_2=0.05), 1000))
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,9 @@ def test_quick_run_leaves_tables_and_figures(quick):
     first, last = answers[answers["p_d"] == 0], answers[answers["p_d"] == 1]
     assert (first["ratio_2"] == 1).all()
     assert (last["ratio_3"] > 0.95).all()  # a confidence may round to 1
+    times = pd.read_csv(quick.out / "times.csv")
+    assert set(times["batch"]) == {1, 128}
+    assert {0.75, 0.85} <= set(times["p_d"])  # the paper's crossings
     sent = pd.read_csv(quick.out / "partitioned.csv")
     assert (sent["fallback"] == 0).all()
     assert sent.groupby("p_d")["offloaded"].mean().is_monotonic_increasing
