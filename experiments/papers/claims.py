@@ -3,6 +3,7 @@
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +12,10 @@ import pandas as pd
 
 from eex.policies.core.base import Floats
 
-NOT_PUBLISHED = "not published"
+OWN = "not in the paper"
+"""Published about a sentence of ours: future work that a paper names, or a check."""
 NONE = "—"
+"""Published about a sentence without a figure."""
 SUBLINEAR = 0.5
 """Regret of the second half of the rounds, as a share of the first half's, that counts as well below it."""
 
@@ -43,17 +46,26 @@ def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
     """What findings come to, all of which a claim needs.
 
     It holds if every margin is above its spread, does not hold if one is below it, and is undecided otherwise, also
-    where nothing was measured.
+    where nothing was measured. Of many margins one falls below its spread by chance alone, so that it has to be the
+    further below the more there are (Bonferroni's correction).
 
     Examples
     --------
     >>> verdict(Margin(0.3, 0.2)), verdict([True, Margin(0.1, 0.2)]), verdict([Margin(0.1, 0.2), Margin(-0.3, 0.2)])
     ('holds', 'undecided', 'does not hold')
+    >>> verdict(Margin([-0.3], 0.2)), verdict(Margin([-0.3] + 99 * [0.1], 0.2))
+    ('does not hold', 'undecided')
     """
     margins = [_as_margin(f) for f in _several(findings)]
-    if any((value < -half).any() for value, half in margins):
+    wider = _of_many(sum(len(value) for value, _ in margins))
+    if any((value < -wider * half).any() for value, half in margins):
         return "does not hold"
     return "holds" if all(len(value) and (value >= half).all() for value, half in margins) else "undecided"
+
+
+def _of_many(margins: int) -> float:
+    """By how much a 95 % interval widens if each of so many is to be one of them all."""
+    return NormalDist().inv_cdf(1 - 0.025 / max(margins, 1)) / NormalDist().inv_cdf(0.975)
 
 
 def _several(findings: "Finding | Sequence[Finding]") -> "Sequence[Finding]":

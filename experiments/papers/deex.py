@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from eex.experiments.papers.claims import (
-    NOT_PUBLISHED,
+    OWN,
     SUBLINEAR,
     Claim,
     Facts,
@@ -605,28 +605,28 @@ CLAIMS = (
               "answered early", lambda f: f.pays_at_theirs),
     )),
     Group(_of_future_work, (
-        Claim("future work: with four side branches, skipping those in between saves work", NOT_PUBLISHED,
+        Claim("future work: with four side branches, skipping those in between saves work", OWN,
               "DEEx extended, p_d {best.threshold:g}: accuracy {best.accuracy:.3f} for {best.million:.1f} M "
               "multiply-adds; fixed {rival.threshold:g}: {rival.accuracy:.3f} for {rival.million:.1f} M",
               lambda f: f.saves,
               "a skipped frame saves a few cheap branches, and loses what they would have answered"),
-        Claim("future work: cut after branch 2, a higher p_d costs communication too", NOT_PUBLISHED,
+        Claim("future work: cut after branch 2, a higher p_d costs communication too", OWN,
               "{near}: {near_ms[0]:.2f} to {near_ms[1]:.2f} ms per frame; {far}: {far_ms[0]:.2f} to {far_ms[1]:.2f}",
               lambda f: f.dearer),
         Claim("future work: an edge between device and cloud, with side branches of its own, answers sooner",
-              NOT_PUBLISHED,
+              OWN,
               "latency {three.latency_ms:.0f} ms against {two.latency_ms:.0f} ms without it, accuracy "
               "{three.accuracy:.3f} against {two.accuracy:.3f}; {edge:.0f} % answered at the edge",
               lambda f: f.nearer,
               "an early answer at the edge must save more than all other frames lose to one more link and queue"),
         Claim("future work: sending on what does not reach p_tar at branch 2 is more accurate and offloads more",
-              NOT_PUBLISHED,
+              OWN,
               "accuracy {first.accuracy:.3f} to {last.accuracy:.3f}, offloaded {offloaded[0]:.1f} to "
               "{offloaded[1]:.1f} %",
               lambda f: [f.gained,
                          above(f.last["offloaded"], f.first["offloaded"], f.images)]),
         Claim("future work: p_d can be learned while the stream runs (deex-ucb, the overhead prices an offload)",
-              NOT_PUBLISHED,
+              OWN,
               "{learned} after {rounds:,} frames", lambda f: f.slower,
               "limit: median below {limit:g}"),
     )),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from eex.experiments.papers.claims import (
+    OWN,
     Claim,
     Facts,
     Group,
@@ -859,18 +860,18 @@ CLAIMS = (
     )),
     Group(_of_weights, (
         Claim("Future work: weights that are larger at {towards} exits make the MEM's {towards} exits better",
-              "not measured",
+              OWN,
               "mean over exits {exits} {part:+.1f} points, over all eight {all:+.1f}; cloud {cloud:+.1f}",
               lambda f: f.better, otherwise="{trained}"),
     )),
     Group(_of_restriction, (
-        Claim("Future work: with restricted edge nodes ({restricted}) an earlier exit is the fastest", "not measured",
+        Claim("Future work: with restricted edge nodes ({restricted}) an earlier exit is the fastest", OWN,
               "{slow_fastest} of {slow:.3g} ms, where with {free} it is {fastest}; at most {peak:.0f} MB in use",
               lambda f: f.earlier, otherwise="{shared}"),
     )),
     Group(_of_dropping, (
         Claim("A drop threshold saves the cloud's work on frames that it would not get right (SEM-{exit}, dropped "
-              "above {above:g}; here: it would have answered less than half of them right)", "future work",
+              "above {above:g}; here: it would have answered less than half of them right)", OWN,
               "{row.dropped:%} dropped, {row.cloud_saved:%} of what went to the cloud; accuracy over answered frames "
               "{row.accuracy_answered:%} instead of {all_in:%}; the cloud would have answered {row.lost:%} of the "
               "dropped right; {ms:.3f} ms per frame instead of {all_ms:.3f} ms",
@@ -878,7 +879,7 @@ CLAIMS = (
               otherwise="the cloud is still right about most of what this exit is unsure of"),
     )),
     Group(_of_agreement, (
-        Claim("The three processes answer as the exits' logits say (our own check)", "—",
+        Claim("The three processes answer as the exits' logits say (our own check)", OWN,
               "at least {agrees:%} of the frames in each measurement; {fallback:%} fallbacks at most",
               lambda f: bool(f.agrees >= 0.99)),
     )),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from eex.experiments.papers.claims import VERDICTS, by_seed
+from eex.experiments.papers.claims import OWN, VERDICTS, by_seed
 from eex.experiments.papers.paper import PAPERS, follows, judge, read_kept, script
 from eex.policies.core.files import write_file
 
@@ -23,12 +23,16 @@ eex implements what these papers propose, and for each of them a script trains n
 beside the published ones. This page lists what each paper claims, its figure, our figure, and whether ours bears the
 claim out.
 
-A claim *holds* if our figures keep its limit by more than their spread, *does not hold* if they miss it by more, and
-is *undecided* in between. The spread is half the 95 % interval over test images, repeated measurements, or runs,
-whichever the figures come from; where two networks or rules answer the same images, it is that of the difference,
-image by image. Where networks were trained with several seeds, the figures are their means and the
-spread counts the seeds too; where each network was trained once, it says nothing about other seeds. Nothing was tuned
-until it agreed.
+Each claim is turned into a limit, which is named where it is not plain. The claim *holds* if our figures are inside
+the limit by more than their margin of error, *does not hold* if they are outside by more, and is *undecided* in
+between. The margin is half the 95 % interval over test images, repeated measurements, or runs, whichever the figures
+come from; where two networks or rules answer the same images, it is that of the difference, image by image; where a
+claim says something of many figures at once, it widens with their number before one of them can refute it. Where
+networks were trained with several seeds, the figures are their means and the margin counts the seeds too; where each
+network was trained once, it says nothing about other seeds. Nothing was tuned until it agreed.
+
+Some rows are our own, marked "not in the paper": future work that a paper names, and checks. The first table counts
+them apart.
 
 The scripts run in a checkout:
 
@@ -42,7 +46,8 @@ The scripts run in a checkout:
 
 An interrupted run goes on when the same command is given again. `--seeds N` trains every network N times, also after a
 run has finished with fewer. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this
-page is made from them by `python -m eex.experiments.papers.page`.
+page is made from them by `python -m eex.experiments.papers.page`. Weights are not kept there, since those of any one
+paper are larger than all the rest together (5 to 60 MB): a run has them in its folder's `work/`.
 """
 
 
@@ -58,8 +63,9 @@ def page() -> str:
         if (seeds := len(by_seed(tables))) > 1:
             recipe += f", {seeds} seeds"
         parts.append(f"## {name}\n\n{about}\n\n{paper.TITLE}. {recipe}.\n")
-        holding, failing, open = (f"{n} {VERBS[v][n != 1]}" for v, n in _counts(claims).items())
-        parts.append(f"Of {len(claims)} claims, {holding}, {failing}, and {open}.\n")
+        parts.append(
+            f"{_in_words(claims[~claims['own']], 'claims')}{_in_words(claims[claims['own']], 'rows of ours')}\n"
+        )
         parts.append(_table(claims))
         parts.append(paper.NOTES.strip() + "\n")
         parts.append("What was not done, and what it would take:\n\n" + paper.MISSING.strip() + "\n")
@@ -78,11 +84,22 @@ def _counts(claims: pd.DataFrame) -> dict[str, int]:
     return {verdict: int((claims["verdict"] == verdict).sum()) for verdict in VERDICTS}
 
 
+def _in_words(claims: pd.DataFrame, called: str) -> list[str]:
+    """How many have each verdict, as a sentence, if there are any."""
+    holding, failing, open = (f"{n} {VERBS[v][n != 1]}" for v, n in _counts(claims).items())
+    return [f"Of {len(claims)} {called}, {holding}, {failing}, and {open}."] if len(claims) else []
+
+
 def _overview(judged: dict[str, pd.DataFrame]) -> str:
-    """The verdicts of each paper and of all, as Markdown."""
+    """The verdicts of each paper, of all, and of rows of our own, as Markdown."""
     every = pd.concat(judged.values())
+    theirs = {name: claims[claims["published"] != OWN] for name, claims in judged.items()}
     lines = [f"| paper | claims | {' | '.join(VERDICTS)} |", "|---|---|---|---|---|"]
-    for name, claims in {**judged, "all": every}.items():
+    for name, claims in {
+        **theirs,
+        "all": every[every["published"] != OWN],
+        OWN: every[every["published"] == OWN],
+    }.items():
         lines.append(f"| {name} | {len(claims)} | {' | '.join(map(str, _counts(claims).values()))} |")
     return "\n".join(lines) + "\n"
 

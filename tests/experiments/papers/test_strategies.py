@@ -7,6 +7,7 @@ import pytest
 from eex.experiments.papers.strategies import (
     METHODS,
     STRUCTURES,
+    Scored,
     _auc,
     accuracy_at,
     cheapest,
@@ -14,7 +15,9 @@ from eex.experiments.papers.strategies import (
     difference,
     leaves,
     overthought,
+    redrawn,
     trade,
+    trades,
 )
 
 
@@ -26,7 +29,7 @@ def quick(paper):
 def test_quick_run_writes_tables_and_figures(quick):
     for name in ("methods", "overthinking", "structures", "placements", "rules", "rules-gain"):
         assert (quick.out / f"{name}.png").stat().st_size > 10_000
-    assert len(pd.read_csv(quick.out / "claims.csv")) == 22
+    assert len(pd.read_csv(quick.out / "claims.csv")) == 23
 
 
 def test_rows_are_sane(quick):
@@ -63,6 +66,7 @@ def test_second_start_does_nothing_anew(quick):
 
 SCORE = np.array([[0.9, 0.1], [0.4, 0.8], [0.3, 0.2]])
 RIGHT = np.array([[True, True, False], [False, True, True], [False, False, True]])
+SCORED = Scored(SCORE, RIGHT, [1, 2, 4])
 
 
 def test_leaves_by_hand():
@@ -72,12 +76,23 @@ def test_leaves_by_hand():
 
 
 def test_trade_by_hand():
-    curve = trade(SCORE, RIGHT, [1, 2, 4], points=2)  # thresholds: the least and the greatest score, and none
+    curve = trade(SCORED, points=2)  # thresholds: the least and the greatest score, and none
     assert curve["macs"].tolist() == pytest.approx([1, 3, 4])
     assert curve["accuracy"].tolist() == pytest.approx([1 / 3, 1, 2 / 3])
     assert curve["early"].tolist() == pytest.approx([1, 1 / 3, 0])
     assert cheapest(curve, lost=0) == pytest.approx(0.9)
     assert cheapest(curve, lost=0.5) == pytest.approx(0.1)
+
+
+def test_trades_of_selections_of_the_images():
+    first, twice = trades(SCORED, np.array([[1.0, 0, 0], [2, 2, 2]]), points=2)
+    assert first["macs"].tolist() == [1, 1, 4]
+    assert first["accuracy"].tolist() == [1, 1, 0]
+    pd.testing.assert_frame_equal(twice, trade(SCORED, points=2))
+    counts = redrawn(50, draws=3)
+    assert (counts.sum(axis=1) == 50).all()
+    assert (counts == redrawn(50, draws=3)).all()  # the same images for every network
+    assert counts.max() > 1
 
 
 def test_cost_and_accuracy_between_points():
