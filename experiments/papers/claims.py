@@ -88,10 +88,12 @@ def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
 
 def closest(findings: "Finding | Sequence[Finding]") -> str:
     """Of what leaves a claim undecided, the margin that misses most, in words."""
-    margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True) if abs(v) < h]
-    if not margins:
+    margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True)]
+    wider = _of_many(len(margins))
+    open = [(v, h * wider if v < 0 else h) for v, h in margins if v < h]
+    if not open:
         return "nothing was measured that could decide it"
-    value, half = min(margins, key=lambda margin: margin[0] - margin[1])
+    value, half = min(open, key=lambda margin: margin[0] - margin[1])
     return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}"
 
 
@@ -168,12 +170,17 @@ def _worst(margins: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 def seeds_interval(values: Any) -> tuple[float, float]:
     """Mean and half-width of its 95 % interval (Student's t); the latter is NaN for one value, both without any."""
-    from scipy.special import stdtrit
-
     found = np.asarray(values, dtype=float)
     if len(found) < 2:
         return float(found.mean()) if len(found) else float("nan"), float("nan")
-    return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.std(ddof=1) / len(found) ** 0.5)
+    return float(found.mean()), float(1.96 * stretch(len(found)) * found.std(ddof=1) / len(found) ** 0.5)
+
+
+def stretch(values: int) -> float:
+    """By how much the 95 % interval of a mean of so few values is wider than that of many (Student's t)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(values - 1, 0.975)) / 1.96 if values > 1 else float("nan")
 
 
 def slowing(regret: Floats) -> tuple[float, float]:

@@ -20,11 +20,11 @@ from eex.experiments.papers.claims import (
     Tables,
     at_least,
     images_tested,
-    larger,
     least_among,
     listed,
     seeds_interval,
     share_half,
+    stretch,
 )
 from eex.experiments.papers.nodes import DROPPED, EDGE, FALLBACK, Nodes, Resources
 from eex.experiments.papers.paper import Images, PaperRecipe, Work, among, intervals, long, mean_of
@@ -573,11 +573,16 @@ def column(rows: pd.DataFrame, quantity: str, model: str = "SEM", **where: objec
     return values
 
 
-def _halves(rows: pd.DataFrame, quantity: str, model: str = "SEM") -> Floats:
-    """Half the 95 % interval of a measured quantity at exits 1…8, over the rounds."""
-    found = intervals(_equal(rows, model=model), ["exit"], quantity).set_index("exit")["half"]
-    values: Floats = found.reindex(range(1, EXITS + 1)).to_numpy(dtype=float)
-    return values
+def by_round(rows: pd.DataFrame, quantity: str, model: str = "SEM") -> pd.DataFrame:
+    """A measured quantity in each round (rows) at exits 1…8 (columns)."""
+    return _equal(rows, model=model).pivot(index="round", columns="exit", values=quantity)
+
+
+def least_at(rounds: pd.DataFrame, exits: Sequence[int]) -> Margin:
+    """The least of what `by_round` tells is at one of these exits, counted from 0; compared round by round."""
+    n = len(rounds)
+    spread = rounds.cov().to_numpy() / n * stretch(n) ** 2 if n > 1 else np.nan
+    return least_among(rounds.mean().to_numpy(), spread, exits)
 
 
 def _first(values: Floats, name: str = "SEM-") -> str:
@@ -671,17 +676,16 @@ def trained_for(recipe: LocalExitRecipe) -> str:
 
 
 def _of_latency(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
-    """How fast three processes are, over each link between edge and cloud node.
-
-    Each latency is a pair of its values at exits 1…8 and half their intervals.
-    """
+    """How fast three processes are, over each link between edge and cloud node; rounds are compared one by one."""
     for resources in (e for e in recipe.edges if e.threads == 0):
         at_t = _plain(tables, edge=resources.name, threshold=T)
-        edge, cloud, overall, mem = (
-            (column(at_t, name, model), _halves(at_t, name, model))
+        rounds = [
+            by_round(at_t, name, model)
             for name, model in (("edge_ms", "SEM"), ("cloud_ms", "SEM"), ("overall_ms", "SEM"), ("overall_ms", "MEM"))
-        )
-        shortest, longest = (tuple(part[k] for part in cloud) for k in (np.nanargmin(cloud[0]), np.nanargmax(cloud[0])))
+        ]
+        edge, cloud, overall, mem = (measured.mean().to_numpy() for measured in rounds)
+        in_cloud = rounds[1].to_numpy()
+        spans = 1.5 * in_cloud[:, np.nanargmin(cloud)] - in_cloud[:, np.nanargmax(cloud)]
         noise = at_t.groupby(KEYS)["overall_ms"].std().median()
         link = f"the emulated link {resources.link}" if resources.link else "the loopback"
         yield Facts(
@@ -690,13 +694,16 @@ def _of_latency(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
             cloud=cloud,
             overall=overall,
             mem=mem,
-            alike=larger((1.5 * shortest[0], 1.5 * shortest[1]), longest),
-            shortest=_first(edge[0]),
-            longest=_first(-overall[0]),
-            fastest=_first(overall[0]),
-            mem_fastest=_first(mem[0], "exit "),
-            slower=(mem[0] > overall[0]).sum(),
-            shared=f"edge and cloud node share this machine's processors, over {link}; the same measurement differs by "
+            ends=[least_at(rounds[0], [0]), least_at(-rounds[2], [0])],
+            alike=Margin(*seeds_interval(spans)),
+            middle=[least_at(measured, range(1, 7)) for measured in rounds[2:]],
+            mem_slower=Margin(*np.transpose([seeds_interval(apart) for _, apart in (rounds[3] - rounds[2]).items()])),
+            shortest=_first(edge),
+            longest=_first(-overall),
+            fastest=_first(overall),
+            mem_fastest=_first(mem, "exit "),
+            slower=(mem > overall).sum(),
+            shared=f"over {link}, sender, nodes and system share this machine's processors; repeats scatter by "
             f"{noise:.3f} ms (standard deviation over rounds)",
         )
 
@@ -705,9 +712,9 @@ def _of_thresholds(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     """How overall latency moves with the threshold."""
     plain = _plain(tables, edge=_free(tables))
     by_t = [(t, column(plain, "overall_ms", threshold=t).mean()) for t in sorted(plain["threshold"].unique())]
-    rounds = _equal(plain, model="SEM").groupby(["threshold", "round"])["overall_ms"].mean()
+    rounds = _equal(plain, model="SEM").pivot_table(index="round", columns="threshold", values="overall_ms")
     yield Facts(
-        rises=[larger(a, b) for a, b in pairwise(seeds_interval(part) for _, part in rounds.groupby("threshold"))],
+        rises=[Margin(*seeds_interval(rounds[low] - rounds[high])) for low, high in pairwise(rounds)],
         by_threshold=listed("T = {t:g}: {ms:.3f} ms", [{"t": t, "ms": ms} for t, ms in by_t]),
     )
 
@@ -739,15 +746,15 @@ def _of_restriction(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
     latency = tables["latency"]
     last = latency["edge"].iloc[-1]
     rows = _plain(tables, edge=last, threshold=T)
-    slow, half = column(rows, "overall_ms"), _halves(rows, "overall_ms")
+    slow = by_round(rows, "overall_ms")
     facts = next(_of_latency(tables, recipe))
     yield Facts(
         free=_free(tables),
         restricted=last,
-        slow=slow,
-        slow_fastest=_first(slow),
+        slow=slow.mean().to_numpy(),
+        slow_fastest=_first(slow.mean().to_numpy()),
         fastest=facts.fastest,
-        earlier=least_among(slow, half, range(facts.overall[0].argmin())),
+        earlier=least_at(slow, range(facts.overall.argmin())),
         peak=latency.loc[latency["edge"] == last, "peak_mb"].max(),
         shared=facts.shared,
     )
@@ -816,17 +823,17 @@ CLAIMS = (
     Group(_of_latency, (
         Claim("SEM-1 has the shortest edge latency and the longest overall latency{over}", "SEM-1, SEM-1",
               "{shortest}, {longest}",
-              lambda f: [least_among(f.edge[0], f.edge[1], [0]), least_among(-f.overall[0], f.overall[1], [0])],
+              lambda f: f.ends,
               otherwise="{shared}"),
         Claim("Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest){over}", "similar",
-              "{cloud[0]:.3g} ms from the batch's sending", lambda f: f.alike, otherwise="{shared}"),
+              "{cloud:.3g} ms from the batch's sending", lambda f: f.alike, otherwise="{shared}"),
         Claim("An exit in the middle is the fastest (overall latency): SEM-5, and exit 3 of the MEM{over}",
               "SEM-5 3.795 ms; MEM 4.82 ms at exit 3, 4.886 ms at exit 5",
-              "{fastest} of {overall[0]:.3g} ms; MEM {mem_fastest} of {mem[0]:.3g} ms",
-              lambda f: [least_among(ms, half, range(1, 7)) for ms, half in (f.overall, f.mem)], otherwise="{shared}"),
+              "{fastest} of {overall:.3g} ms; MEM {mem_fastest} of {mem:.3g} ms",
+              lambda f: f.middle, otherwise="{shared}"),
         Claim("At every exit the MEM is slower than the SEM{over}", "at exit 5 4.886 ms against 3.795 ms",
-              "{slower} of 8; at exit 5 {mem[0][4]:.3f} ms against {overall[0][4]:.3f} ms",
-              lambda f: larger(f.mem, f.overall), otherwise="{shared}"),
+              "{slower} of 8; at exit 5 {mem[4]:.3f} ms against {overall[4]:.3f} ms",
+              lambda f: f.mem_slower, otherwise="{shared}"),
     )),
     Group(_of_exits, (
         Claim("Edge, cloud and overall accuracy rise as the threshold falls (mean of the SEMs at T = 0.1 / 0.3 / 0.5)",

@@ -44,7 +44,7 @@ def test_verdicts(findings, expected):
 
 
 def test_what_is_undecided_is_undecided_by_the_margin_that_misses_most():
-    assert closest([True, Margin([0.5, 0.1, -0.2], [0.1, 0.2, 0.3])]) == "the limit is missed by 0.2 ± 0.3"
+    assert closest([True, Margin([0.5, 0.1, -0.2], [0.1, 0.2, 0.3])]) == "the limit is missed by 0.2 ± 0.38"
     assert closest(Margin(np.nan)) == "nothing was measured that could decide it"
 
 
@@ -94,6 +94,15 @@ def test_a_claim_within_the_spread_of_the_seeds_is_undecided():
     assert (
         within["why"] == "the limit is kept by 0.1 ± 0.5"
     )  # Student's t of two degrees of freedom: 4.303 x 0.2 / 3^0.5
+
+
+def test_one_of_many_margins_has_to_miss_by_more():
+    many = Margin(np.array([-0.12, *[0.3] * 9]), 0.1)
+    assert verdict(Margin(-0.12, 0.1)) == "does not hold"
+    assert verdict(many) == "undecided"
+    assert closest(many) == "the limit is missed by 0.12 ± 0.14"  # the normal distribution's 99.75 % instead of 97.5 %
+    assert verdict(Margin(np.array([-0.15, *[0.3] * 9]), 0.1)) == "does not hold"
+    assert verdict(Margin(np.full(10, 0.11), 0.1)) == "holds"
 
 
 def test_facts_that_differ_between_seeds_decide_nothing():

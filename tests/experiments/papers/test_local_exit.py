@@ -18,6 +18,7 @@ from eex.experiments.papers.local_exit import (
     Spread,
     at_threshold,
     entropies,
+    least_at,
     network,
     one_exit,
     plan,
@@ -101,6 +102,18 @@ def test_values_rise_beyond_what_they_may_vary_by():
     loose, together = np.eye(8) * 0.05**2, np.full((8, 8), 0.05**2)
     assert rising(values, loose).half > 0.1
     assert rising(values, together).half == pytest.approx(0.0, abs=1e-6)  # all move up and down as one
+
+
+def test_rounds_that_are_slow_throughout_decide_as_the_others_do():
+    slow = np.array([[0.0], [5.0], [1.0]])  # a machine that is busy in one round
+    measured = pd.DataFrame(np.linspace(2, 1, 8) + slow)
+    margin = least_at(measured, [7])
+    assert margin.value == pytest.approx(1 / 7)
+    assert margin.half == pytest.approx(0, abs=1e-9)
+    noisy = measured.copy()
+    noisy.loc[1, 7] += 1
+    assert least_at(noisy, [7]).half > margin.value
+    assert np.isnan(least_at(pd.DataFrame(np.full((3, 8), np.nan)), [0]).value)
 
 
 def test_quick_latencies_of_three_processes(quick):
