@@ -112,9 +112,9 @@ def measure(work: Work, recipe: AdaEERecipe) -> None:
     elif not work.quiet:
         print("adaee: without --published FOLDER of its authors' CSV files, on our recordings alone", file=sys.stderr)
     for name, streams in sources.items():
-        work.table(name, partial(_play_all, streams, recipe, work.seed))
+        work.table(name, partial(_play_all, work, name, streams, recipe))
         if name == "authors":
-            work.table("bins", partial(_play_bins, streams, recipe, work.seed))
+            work.table("bins", partial(_play_bins, work, streams, recipe))
 
 
 # ---- streams
@@ -189,11 +189,15 @@ def first_exits(trace: Trace, exits: int) -> Trace:
 # ---- what is played
 
 
-def _play_all(streams: Callable[[], list[Stream]], recipe: AdaEERecipe, seed: int) -> pd.DataFrame:
-    return pd.concat([_play(stream, recipe, seed) for stream in streams()], ignore_index=True)
+def _play_all(work: Work, source: str, streams: Callable[[], list[Stream]], recipe: AdaEERecipe) -> pd.DataFrame:
+    tables = []
+    for stream in streams():
+        name = f"{source}-{stream.trace.edge_exits}-{stream.name}"
+        tables.append(work.kept_table(name, partial(_play, stream, recipe, work.seed)))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _play_bins(streams: Callable[[], list[Stream]], recipe: AdaEERecipe, seed: int) -> pd.DataFrame:
+def _play_bins(work: Work, streams: Callable[[], list[Stream]], recipe: AdaEERecipe) -> pd.DataFrame:
     """UCB alone, as its authors play it: on the frames of each bin of the confidence gained, at each of `THEIRS`."""
     priced = dataclasses.replace(recipe, overheads=THEIRS)
     tables = []
@@ -202,7 +206,9 @@ def _play_bins(streams: Callable[[], list[Stream]], recipe: AdaEERecipe, seed: i
         for lower in np.arange(10) / 10:
             here = np.flatnonzero((gained >= lower) & (gained <= lower + 0.1))
             if len(here):
-                rows = _play(Stream(stream.name, stream.trace[here]), priced, seed, ("ucb",))
+                part = Stream(stream.name, stream.trace[here])
+                name = f"bin-{stream.name}-{lower:.1f}"
+                rows = work.kept_table(name, partial(_play, part, priced, work.seed, ("ucb",)))
                 tables.append(rows[rows["policy"] == "ucb"].assign(bin=f"{lower:.1f} to {lower + 0.1:.1f}"))
     columns = ["stream", "bin", "overhead", "round", "half", "threshold", *AGAINST, *(f"{a}_oracle" for a in AGAINST)]
     return pd.concat(tables, ignore_index=True)[columns]

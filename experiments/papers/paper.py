@@ -320,6 +320,10 @@ class Work:
             write_file(path, pd.DataFrame(make()).to_csv(index=False, float_format="%.6g"))
         return pd.read_csv(path)
 
+    def kept_table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A part of a table that takes long, kept among the run's own files until the table is whole."""
+        return dataclasses.replace(self, out=self.out / "work").table(name, make)
+
     def tables(self, **make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> dict[str, pd.DataFrame]:
         """The tables of these names, made one after another if they are not there yet."""
         return {name: self.table(name, each) for name, each in make.items()}

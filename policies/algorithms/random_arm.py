@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID, Arms
-from eex.policies.core.base import Context, Thresholds
+from eex.policies.core.base import FOREVER, Context, Thresholds
 
 
 class Random(Arms):
@@ -38,3 +38,7 @@ class Random(Arms):
     def choose(self, context: Context) -> Thresholds:
         """Thresholds drawn anew for every frame."""
         return self.draw(np.full(self.counts.shape, 1 / self.grid.size), context)
+
+    def settled_for(self, first: int) -> int:
+        """For ever: whatever it learns, it draws alike."""
+        return FOREVER

@@ -20,6 +20,7 @@ from eex.experiments.papers.adaee import (
     less_in_median,
     slowing,
 )
+from eex.experiments.papers.paper import Work
 from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace
 
@@ -112,11 +113,12 @@ def test_the_median_may_be_off_by_as_much_as_its_row():
     assert (margin.value, margin.half) == (pytest.approx(0.2), 0.05)
 
 
-def test_bins_by_hand():
+def test_bins_by_hand(tmp_path):
     """A bin of frames that gain 0.35 and one of frames that gain nothing: where nothing is gained nothing is lost."""
     recipe = dataclasses.replace(RECIPES["quick"], rounds=64, runs=2)
     streams = [Stream("one", trace([[0.55, 0.9], [0.55, 0.55], [0.9, 0.2]]))]  # the last loses confidence: in no bin
-    rows = _play_bins(lambda: streams, recipe, 0)
+    (tmp_path / "work").mkdir()
+    rows = _play_bins(Work(tmp_path), lambda: streams, recipe)
     assert set(rows["bin"]) == {"0.0 to 0.1", "0.3 to 0.4"}
     assert set(rows["overhead"]) == set(THEIRS)
     # all frames of a bin are alike, so that one threshold does what the oracle does
