@@ -23,7 +23,7 @@ from eex.stream.frames.batch import Batch
 if TYPE_CHECKING:
     from eex.stream.wire.offload import Offloader
 
-PATIENCE_MS = 60_000.0
+PATIENCE_MS = 20_000.0
 """Deadline of a reply: long, because a paper's slow link must not turn into a fallback."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eex.experiments.papers import adaee
 from eex.experiments.papers.adaee import (
     RECIPES,
     THEIRS,
@@ -111,6 +112,26 @@ def test_the_median_may_be_off_by_as_much_as_its_row():
     rows = pd.DataFrame({"slowing": [0.9, 0.3, 0.1], "slowing_half": [0.5, 0.05, 0.7]})
     margin = less_in_median(rows)
     assert (margin.value, margin.half) == (pytest.approx(0.2), 0.05)
+
+
+def test_streams_that_were_played_are_not_played_again(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    recipe = dataclasses.replace(RECIPES["quick"], rounds=64, runs=2)
+    streams = [Stream(name, trace([[0.55, 0.9], [0.55, 0.55]])) for name in ("one", "two")]
+    played, play = [], adaee._play
+
+    def interrupted(stream, *given):
+        played.append(stream.name)
+        if played == ["one", "two"]:
+            raise KeyboardInterrupt
+        return play(stream, *given)
+
+    monkeypatch.setattr(adaee, "_play", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        adaee._play_all(Work(tmp_path), "ours", lambda: streams, recipe)
+    rows = adaee._play_all(Work(tmp_path), "ours", lambda: streams, recipe)
+    assert played == ["one", "two", "two"]
+    assert list(dict.fromkeys(rows["stream"])) == ["one", "two"]
 
 
 def test_bins_by_hand(tmp_path):

@@ -368,7 +368,9 @@ def test_the_frames_of_each_run_may_be_given():
 
 
 @pytest.mark.parametrize("delay", [0, 50])
-@pytest.mark.parametrize(("name", "exits"), [("stop-curve", 3), ("stop-curve", 1), ("gain-curve", 2), ("fixed", 2)])
+@pytest.mark.parametrize(
+    ("name", "exits"), [("stop-curve", 3), ("stop-curve", 1), ("gain-curve", 2), ("fixed", 2), ("random", 2)]
+)
 def test_rounds_for_which_a_policy_is_settled_are_played_at_once_and_change_nothing(name, exits, delay):
     easy, hard = make_trace(exits, frames=600), make_trace(exits, frames=600)
     hard.confidence[:, :-1] *= 0.6  # so that some runs begin anew, each at its own time
