@@ -3,7 +3,6 @@
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ OWN = "not in the paper"
 """Published about a sentence of ours: future work that a paper names, or a check."""
 NONE = "—"
 """Published about a sentence without a figure."""
+FEW = 5
 SUBLINEAR = 0.5
 """Regret of the second half of the rounds, as a share of the first half's, that counts as well below it."""
 
@@ -47,7 +47,7 @@ def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
 
     It holds if every margin is above its spread, does not hold if one is below it, and is undecided otherwise, also
     where nothing was measured. Of many margins one falls below its spread by chance alone, so that it has to be the
-    further below the more there are (Bonferroni's correction).
+    further below the more there are (Bonferroni's correction, `of_many`).
 
     Examples
     --------
@@ -57,15 +57,18 @@ def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
     ('does not hold', 'undecided')
     """
     margins = [_as_margin(f) for f in _several(findings)]
-    wider = _of_many(sum(len(value) for value, _ in margins))
+    wider = of_many(sum(len(value) for value, _ in margins))
     if any((value < -wider * half).any() for value, half in margins):
         return "does not hold"
     return "holds" if all(len(value) and (value >= half).all() for value, half in margins) else "undecided"
 
 
-def _of_many(margins: int) -> float:
-    """By how much a 95 % interval widens if each of so many is to be one of them all."""
-    return NormalDist().inv_cdf(1 - 0.025 / max(margins, 1)) / NormalDist().inv_cdf(0.975)
+def of_many(margins: int) -> float:
+    """By how much a 95 % interval widens that is to hold for so many values at once.
+
+    As for means of five values: most are of more, which widen less, so that a claim is rather left undecided.
+    """
+    return student(FEW, 0.025 / max(margins, 1)) / student(FEW)
 
 
 def _several(findings: "Finding | Sequence[Finding]") -> "Sequence[Finding]":
@@ -89,7 +92,7 @@ def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
 def closest(findings: "Finding | Sequence[Finding]") -> str:
     """Of what leaves a claim undecided, the margin that misses most, in words."""
     margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True)]
-    wider = _of_many(len(margins))
+    wider = of_many(len(margins))
     open = [(v, h * wider if v < 0 else h) for v, h in margins if v < h]
     if not open:
         return "nothing was measured that could decide it"
@@ -154,7 +157,7 @@ def over_seeds(findings: "Sequence[Finding | Sequence[Finding]]") -> "Finding | 
     for alike in zip(*margins, strict=True):
         values, halves = (np.stack(part) for part in zip(*alike, strict=True))
         spreads = [seeds_interval(value[~np.isnan(value)]) for value in values.T]
-        each = pd.DataFrame(halves).mean().to_numpy()
+        each = pd.DataFrame(np.where(np.isnan(values), np.nan, halves)).mean().fillna(0.0).to_numpy()
         found.append(Margin(np.array([s[0] for s in spreads]), np.hypot(np.nan_to_num([s[1] for s in spreads]), each)))
     return found
 
@@ -173,14 +176,14 @@ def seeds_interval(values: Any) -> tuple[float, float]:
     found = np.asarray(values, dtype=float)
     if len(found) < 2:
         return float(found.mean()) if len(found) else float("nan"), float("nan")
-    return float(found.mean()), float(1.96 * stretch(len(found)) * found.std(ddof=1) / len(found) ** 0.5)
+    return float(found.mean()), float(student(len(found)) * found.std(ddof=1) / len(found) ** 0.5)
 
 
-def stretch(values: int) -> float:
-    """By how much the 95 % interval of a mean of so few values is wider than that of many (Student's t)."""
+def student(values: int, beyond: float = 0.025) -> float:
+    """How many standard errors a mean of so many values exceeds with this probability; NaN for one value."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(values - 1, 0.975)) / 1.96 if values > 1 else float("nan")
+    return float(stdtrit(values - 1, 1 - beyond)) if values > 1 else float("nan")
 
 
 def slowing(regret: Floats) -> tuple[float, float]:
@@ -204,6 +207,7 @@ def slowing(regret: Floats) -> tuple[float, float]:
 
 def less_in_median(rows: pd.DataFrame, of: str = "slowing") -> Margin:
     """The median over rows is below `SUBLINEAR`; it may be off by as much as the row that it is taken from."""
+    rows = rows.dropna(subset=[of])
     middle = rows.sort_values(of).iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
     return Margin(float(SUBLINEAR - middle[of].mean()), float(middle[f"{of}_half"].max()))
 

@@ -551,8 +551,8 @@ def _of_latency(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
             sooner=Margin(less["less"].mean(), less["less_half"].agg(lambda h: np.hypot.reduce(h) / len(h))),
             latency=listed("{link} {expert:.1f} against {standard:.1f} ms", by_link.reset_index(), "; "),
             answers=listed(
-                "{level:g}: experts send on {expert:.0f} % and {right_expert:.0f} % of all are right, the standard "
-                "network sends on {standard:.0f} and {right_standard:.0f} are right",
+                "{level:g} experts send on {expert:.0f} % and answer {right_expert:.0f} % correctly, the standard "
+                "network sends on {standard:.0f} % and answers {right_standard:.0f} % correctly",
                 _shares(middle),
                 "; ",
             ),

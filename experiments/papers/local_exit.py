@@ -24,7 +24,7 @@ from eex.experiments.papers.claims import (
     listed,
     seeds_interval,
     share_half,
-    stretch,
+    student,
 )
 from eex.experiments.papers.nodes import DROPPED, EDGE, FALLBACK, Nodes, Resources
 from eex.experiments.papers.paper import Images, PaperRecipe, Work, among, intervals, long, mean_of
@@ -102,8 +102,8 @@ NOTES = """
   the first sending to the last class, per frame.
 - The paper names neither the machine that its containers ran on nor a link between them: compare shapes, not
   milliseconds. At T = 0.3 latencies are measured over an emulated link between edge and cloud node too (`sao-paulo`:
-  a round trip of 12 ms, 93 Mbit/s). Each node has a processor of its own. Edge and cloud node run on processors, also
-  where training ran on a GPU.
+  a round trip of 12 ms, 93 Mbit/s). Edge and cloud node have half of the processors each, also where training ran on a
+  GPU.
 - Future work, done here: weights of the losses that rise or fall with depth (their mean is 1), in the recipes
   "reduced" and "paper"; an edge node on one processor with limited memory, and one that gets a quarter of a processor
   besides; dropping frames whose entropy is above a threshold (`eex-stream --drop-below` on any stream).
@@ -576,6 +576,15 @@ def column(rows: pd.DataFrame, quantity: str, model: str = "SEM", **where: objec
     return values
 
 
+LATENCIES = (
+    "SEM-1, SEM-1",
+    "similar",
+    "SEM-5 3.795 ms; MEM 4.82 ms at exit 3, 4.886 ms at exit 5",
+    "at exit 5 4.886 ms against 3.795 ms",
+)
+"""Published about latencies, in the order of the claims."""
+
+
 def by_round(rows: pd.DataFrame, quantity: str, model: str = "SEM") -> pd.DataFrame:
     """A measured quantity in each round (rows) at exits 1…8 (columns)."""
     return _equal(rows, model=model).pivot(index="round", columns="exit", values=quantity)
@@ -584,7 +593,7 @@ def by_round(rows: pd.DataFrame, quantity: str, model: str = "SEM") -> pd.DataFr
 def least_at(rounds: pd.DataFrame, exits: Sequence[int]) -> Margin:
     """The least of what `by_round` tells is at one of these exits, counted from 0; compared round by round."""
     n = len(rounds)
-    spread = rounds.cov().to_numpy() / n * stretch(n) ** 2 if n > 1 else np.nan
+    spread = rounds.cov().to_numpy() / n * (student(n) / 1.96) ** 2 if n > 1 else np.nan
     return least_among(rounds.mean().to_numpy(), spread, exits)
 
 
@@ -683,9 +692,10 @@ def _of_latency(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
         in_cloud = rounds[1].to_numpy()
         spans = 1.5 * in_cloud[:, np.nanargmin(cloud)] - in_cloud[:, np.nanargmax(cloud)]
         noise = at_t.groupby(KEYS)["overall_ms"].std().median()
-        link = f"the emulated link {resources.link}" if resources.link else "the loopback"
+        why = "early exits send larger maps" if resources.link else "sender and system share the nodes' processors"
         yield Facts(
-            over=f" (over {link})" if resources.link else "",
+            over=f", over the emulated link {resources.link}" if resources.link else "",
+            published=(OWN,) * len(LATENCIES) if resources.link else LATENCIES,
             edge=edge,
             cloud=cloud,
             overall=overall,
@@ -699,8 +709,7 @@ def _of_latency(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
             fastest=_first(overall),
             mem_fastest=_first(mem, "exit "),
             slower=(mem > overall).sum(),
-            shared=f"over {link}, sender, nodes and system share this machine's processors; repeats scatter by "
-            f"{noise:.3f} ms (standard deviation over rounds)",
+            shared=f"{why}; repeats scatter by {noise:.3f} ms (standard deviation over rounds)",
         )
 
 
@@ -730,7 +739,7 @@ def _of_weights(tables: Tables, recipe: LocalExitRecipe) -> Iterator[Facts]:
                 towards=towards,
                 exits=exits,
                 part=part.mean(),
-                better=Margin(part.mean() / 100, 2**0.5 * share_half(level, len(part) * images_tested(tables))),
+                better=Margin(part.mean() / 100, 2**0.5 * share_half(level, images_tested(tables))),
                 all=gained.mean(),
                 cloud=cloud[0],
             )
@@ -815,17 +824,18 @@ CLAIMS = (
               otherwise="by {behind:.1f} points in the mean, at worst {closest:+.1f} at {closest_at}"),
     )),
     Group(_of_latency, (
-        Claim("SEM-1 has the shortest edge latency and the longest overall latency{over}", "SEM-1, SEM-1",
+        Claim("SEM-1 has the shortest edge latency and the longest overall latency{over}", "{published[0]}",
               "{shortest}, {longest}",
               lambda f: f.ends,
               otherwise="{shared}"),
-        Claim("Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest){over}", "similar",
+        Claim("Cloud latency is similar in all SEMs (here: the longest within 1.5 times the shortest){over}",
+              "{published[1]}",
               "{cloud:.3g} ms from the batch's sending", lambda f: f.alike, otherwise="{shared}"),
         Claim("An exit in the middle is the fastest (overall latency): SEM-5, and exit 3 of the MEM{over}",
-              "SEM-5 3.795 ms; MEM 4.82 ms at exit 3, 4.886 ms at exit 5",
+              "{published[2]}",
               "{fastest} of {overall:.3g} ms; MEM {mem_fastest} of {mem:.3g} ms",
               lambda f: f.middle, otherwise="{shared}"),
-        Claim("At every exit the MEM is slower than the SEM{over}", "at exit 5 4.886 ms against 3.795 ms",
+        Claim("At every exit the MEM is slower than the SEM{over}", "{published[3]}",
               "{slower} of 8; at exit 5 {mem[4]:.3f} ms against {overall[4]:.3f} ms",
               lambda f: f.mem_slower, otherwise="{shared}"),
     )),

@@ -26,10 +26,11 @@ claim out.
 Each claim is turned into a limit, which is named where it is not plain. The claim *holds* if our figures are inside
 the limit by more than their margin of error, *does not hold* if they are outside by more, and is *undecided* in
 between. The margin is half the 95 % interval over test images, repeated measurements, or runs, whichever the figures
-come from; where two networks or rules answer the same images, it is that of the difference, image by image; where a
-claim says something of many figures at once, it widens with their number before one of them can refute it. Where
-networks were trained with several seeds, the figures are their means and the margin counts the seeds too; where each
-network was trained once, it says nothing about other seeds. Nothing was tuned until it agreed.
+come from; where two networks or rules answer the same images, it is that of the difference, image by image, unless
+they are far apart; where a claim says something of many figures at once, it widens with their number before one of
+them can refute it. Where networks were trained with several seeds, the figures are their means and the margin counts
+the seeds too; where each network was trained once, it says nothing about other seeds. Nothing was tuned until it
+agreed.
 
 Some rows are our own, marked "not in the paper": future work that a paper names, and checks. The first table counts
 them apart.
@@ -63,9 +64,8 @@ def page() -> str:
         if (seeds := len(by_seed(tables))) > 1:
             recipe += f", {seeds} seeds"
         parts.append(f"## {name}\n\n{about}\n\n{paper.TITLE}. {recipe}.\n")
-        parts.append(
-            f"{_in_words(claims[~claims['own']], 'claims')}{_in_words(claims[claims['own']], 'rows of ours')}\n"
-        )
+        own = claims["published"] == OWN
+        parts.append(" ".join(_in_words(claims[~own], "claims") + _in_words(claims[own], "rows of ours")) + "\n")
         parts.append(_table(claims))
         parts.append(paper.NOTES.strip() + "\n")
         parts.append("What was not done, and what it would take:\n\n" + paper.MISSING.strip() + "\n")

@@ -38,6 +38,8 @@ SAMPLE = Path(__file__).parent.parent / "shipped" / "cifar10-train-sample.zip"
 """2,000 training images of CIFAR-10, 200 per class."""
 SAMPLED = {"train": 400, "test": 600}
 """How many of the shipped images are used: enough to see that everything works, in little time."""
+VERSION = 2
+"""Of the tables; a run of another version cannot go on."""
 STEPS = 5
 """Steps of a training that are measured to tell how long it takes."""
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -226,8 +228,8 @@ class Images:
 class Work:
     """Where a script works: what is finished is kept in its folder and not done again.
 
-    Tables (CSV), figures (PNG) and `run.json` lie in the folder itself; weights, checkpoints and logits in `work/`.
-
+    Tables (CSV), figures (PNG) and `run.json` lie in the folder itself; weights, checkpoints, logits and parts of
+    tables in `work/`.
     """
 
     out: Path
@@ -252,6 +254,7 @@ class Work:
         """
         run = {
             "paper": name,
+            "version": VERSION,
             "recipe": plain(recipe),
             "data": Path(self.data).name,
             "size": self.size,
@@ -262,6 +265,8 @@ class Work:
         try:
             if path.exists():
                 kept = json.loads(path.read_text())
+                if kept.get("version") != VERSION:
+                    raise EexError(f"{self.out}: holds a run of an older version; choose another folder with --out")
                 if not follows(kept["recipe"], recipe) or kept | {"recipe": run["recipe"]} != run:
                     raise EexError(f"{self.out}: holds a run with other settings; choose another folder with --out")
                 return
@@ -321,7 +326,7 @@ class Work:
         return pd.read_csv(path)
 
     def kept_table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A part of a table that takes long, kept among the run's own files until the table is whole."""
+        """A part of a table that takes long, kept in `work/`, so that an interrupted run goes on after it."""
         return dataclasses.replace(self, out=self.out / "work").table(name, make)
 
     def tables(self, **make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> dict[str, pd.DataFrame]:

@@ -1,6 +1,7 @@
 """The survey of deployment strategies: training, branch structures, placement, overthinking, exit rules and energy."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -125,9 +126,9 @@ def measure(work: Work, recipe: StrategiesRecipe) -> None:
     trained = networks(work, recipe)
     makers = {
         "gradients": _gradients, "methods": _methods, "differences": _differences, "phases": _phases,
-        "structures": _structures, "structure_pairs": _structure_pairs, "gates": _gates, "placements": _placements,
-        "placement_pairs": _placement_pairs, "overthinking": _overthinking, "rules": _rules, "rule_gains": _rule_gains,
-        "thresholds": _thresholds, "energy": _energy,
+        "structures": _structures, "structure_pairs": _structure_pairs, "gates": _gates, "places": _places,
+        "placements": _placements, "placement_pairs": _placement_pairs, "overthinking": _overthinking, "rules": _rules,
+        "rule_gains": _rule_gains, "thresholds": _thresholds, "energy": _energy,
     }  # fmt: skip
     work.tables(images=trained.images.counts, **{name: partial(make, trained) for name, make in makers.items()})
 
@@ -485,6 +486,11 @@ def _gates(trained: Trained) -> pd.DataFrame:
     return pd.DataFrame({"after": range(len(cost)), "cost": cost, "stopped": share, "kept": kept})
 
 
+def _places(trained: Trained) -> Iterator[dict[str, Any]]:
+    for name, after in _placed(trained).items():
+        yield {"placement": name, "after": " ".join(map(str, after))}
+
+
 def _placed(trained: Trained) -> dict[str, list[int]]:
     """Blocks after which the side branches of each placement stand."""
     gates, places = trained.work.table("gates", lambda: _gates(trained)), trained.places()
@@ -494,19 +500,20 @@ def _placed(trained: Trained) -> dict[str, list[int]]:
 
 def _placements(trained: Trained) -> pd.DataFrame:
     """Accuracy against multiply-adds under the confidence rule, for each placement."""
-    curves = {name: (after, trade(trained.at(after).scored("test"))) for name, after in _placed(trained).items()}
-    return pd.concat([c.assign(placement=n, after=" ".join(map(str, after))) for n, (after, c) in curves.items()])
+    curves = {name: trade(trained.at(after).scored("test")) for name, after in _placed(trained).items()}
+    return pd.concat([curve.assign(placement=name) for name, curve in curves.items()])
 
 
 def _placement_pairs(trained: Trained) -> Iterator[dict[str, Any]]:
     """What one placement spends more than another for the same accuracy, on the same images, and its spread."""
-    scored = {name: trained.at(after).scored("test") for name, after in _placed(trained).items()}
-    images = len(trained.images.test[1])
-    drawn = {name: trades(of, np.vstack([np.ones(images), redrawn(images)])) for name, of in scored.items()}
+    placed, images = _placed(trained), len(trained.images.test[1])
+    counts = np.vstack([np.ones(images), redrawn(images)])
+    drawn = {name: trades(trained.at(after).scored("test"), counts) for name, after in placed.items()}
     costs = [costs_alike(dict(zip(drawn, curves, strict=True)))[1] for curves in zip(*drawn.values(), strict=True)]
-    for one, other in (("uniform", "by cost"), ("uniform", "gates"), ("by cost", "gates")):
-        apart = [c[one] - c[other] for c in costs]
-        half = 1.96 * np.nanstd(apart[1:], ddof=1)
+    for one, other in itertools.combinations(placed, 2):
+        # there is nothing to compare where both are the same network
+        apart = [c[one] - c[other] if placed[one] != placed[other] else np.nan for c in costs]
+        half = 1.96 * np.std(apart[1:], ddof=1)
         yield {"placement": one, "less": other, "difference": apart[0], "half": half}
 
 
@@ -806,7 +813,8 @@ def _of_placements(tables: Tables, recipe: StrategiesRecipe) -> Iterator[Facts]:
     curves = {str(name): part for name, part in tables["placements"].groupby("placement", sort=False)}
     finals = {n: c.loc[c["threshold"].idxmax(), "accuracy"] for n, c in curves.items()}
     target, cost = costs_alike(curves)
-    rows = [{"n": n, "after": c["after"].iloc[0], "m": cost[n] / 1e6, "final": finals[n]} for n, c in curves.items()]
+    after = tables["places"].groupby("placement")["after"].agg(lambda a: " or ".join(dict.fromkeys(a)))  # by seed
+    rows = [{"n": n, "after": after[n], "m": cost[n] / 1e6, "final": finals[n]} for n in curves]
     pairs = tables["placement_pairs"].set_index(["placement", "less"]) / 1e6
     saved = {pair: Margin(*pairs.loc[pair]) for pair in pairs.index}
     yield Facts(
@@ -814,6 +822,7 @@ def _of_placements(tables: Tables, recipe: StrategiesRecipe) -> Iterator[Facts]:
         cheaper=saved["uniform", "by cost"],
         learned=[saved[n, "gates"] for n in ("uniform", "by cost")],
         costs=listed("{n} (after blocks {after}) {m:.2f} M, final {final:%}", rows),
+        trained="one training each, and " if recipe.seeds == 1 else "",
         stopped=tables["gates"].loc[tables["gates"]["kept"], "stopped"].sum(),
     )
 
@@ -960,11 +969,11 @@ CLAIMS = (
     Group(_of_placements, (
         Claim("placement by cost targets the greatest computational saving", NONE,
               "multiply-adds per frame for {target:%}: {costs}", lambda f: f.cheaper,
-              "one training each, and the networks' final exits differ, which shifts what a given accuracy costs"),
+              "{trained}the networks' final exits differ, which shifts what a given accuracy costs"),
         Claim("gating learns good places", NONE,
               "multiply-adds per frame for {target:%}: {costs}; the places kept stop {stopped:%} of the validation "
               "images", lambda f: f.learned,
-              "one training each; gates look at images one by one and at no other place, so that places close to each "
+              "{trained}gates look at images one by one and at no other place, so that places close to each "
               "other are kept"),
     )),
     Group(_of_overthinking, (
@@ -997,7 +1006,7 @@ CLAIMS = (
               "{work:.2f} times fewer multiply-adds, {clock:.2f} times the frames a second (accuracy "
               "{whole.accuracy:%} and {early.accuracy:%})",
               lambda f: [Margin(f.faster.value - 1, f.faster.half), f.little]),
-        Claim("leaving early doubles the speed at least",
+        Claim("leaving early at least doubles the speed",
               "2 to 6 times (BranchyNet: LeNet, AlexNet, ResNet on CPUs and GPUs)",
               "{clock:.2f} times the frames a second; all side branches cost {extra:%} of the network without them",
               lambda f: Margin(f.faster.value - 2, f.faster.half),

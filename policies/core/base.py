@@ -126,7 +126,7 @@ SUMS = frozenset(
 """Names of learned arrays that are always finite."""
 ROUNDING = 1e-6
 FOREVER = 2**62
-"""Frames for which a policy that never learns is settled."""
+"""Frames for which a policy is settled whose choice does not depend on what it learns."""
 
 
 class Arrays:

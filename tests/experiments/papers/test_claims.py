@@ -100,8 +100,8 @@ def test_one_of_many_margins_has_to_miss_by_more():
     many = Margin(np.array([-0.12, *[0.3] * 9]), 0.1)
     assert verdict(Margin(-0.12, 0.1)) == "does not hold"
     assert verdict(many) == "undecided"
-    assert closest(many) == "the limit is missed by 0.12 ± 0.14"  # the normal distribution's 99.75 % instead of 97.5 %
-    assert verdict(Margin(np.array([-0.15, *[0.3] * 9]), 0.1)) == "does not hold"
+    assert closest(many) == "the limit is missed by 0.12 ± 0.2"  # Student's t of four degrees: 99.75 % for 97.5 %
+    assert verdict(Margin(np.array([-0.25, *[0.3] * 9]), 0.1)) == "does not hold"
     assert verdict(Margin(np.full(10, 0.11), 0.1)) == "holds"
 
 
