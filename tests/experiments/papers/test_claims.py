@@ -44,7 +44,7 @@ def test_verdicts(findings, expected):
 
 
 def test_what_is_undecided_is_undecided_by_the_margin_that_misses_most():
-    assert closest([True, Margin([0.5, 0.1, -0.2], [0.1, 0.2, 0.3])]) == "the limit is missed by 0.2 ± 0.38"
+    assert closest([True, Margin([0.5, 0.1, -0.2], [0.1, 0.2, 0.3])]) == "the limit is missed by 0.2 ± 0.47"
     assert closest(Margin(np.nan)) == "nothing was measured that could decide it"
 
 

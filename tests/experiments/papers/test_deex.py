@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eex.experiments.papers.deex import cross
+from eex.experiments.papers.deex import cross, rivals
 from eex.experiments.papers.paper import routed
 from eex.policies.algorithms.deex import DEEx
 
@@ -66,6 +66,10 @@ def test_quick_run_leaves_tables_and_figures(quick):
     sent = pd.read_csv(quick.out / "partitioned.csv")
     assert (sent["fallback"] == 0).all()
     assert sent.groupby("p_d")["offloaded"].mean().is_monotonic_increasing
+    best, rival = rivals(pd.read_csv(quick.out / "more_branches.csv"))
+    pairs = pd.read_csv(quick.out / "more_pairs.csv").set_index("what")["difference"]
+    assert pairs["macs"] == pytest.approx(best["macs"] - rival["macs"], rel=1e-3, abs=50)
+    assert pairs["accuracy"] == pytest.approx(best["accuracy"] - rival["accuracy"], abs=1e-5)
     confusion = pd.read_csv(quick.out / "confusion.csv")
     assert set(confusion.groupby(["dataset", "case"])["count"].sum()) <= {120, 600}
 

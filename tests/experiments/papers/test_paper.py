@@ -98,6 +98,16 @@ def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path):
         work.begin("expert-branches", dataclasses.replace(recipe, backbone="efficientnet_lite0"))
 
 
+def test_a_run_whose_tables_are_of_an_older_version_is_left_alone(tmp_path):
+    work, path = Work(tmp_path), tmp_path / "run.json"
+    work.begin("deex", script("deex").RECIPES["quick"])
+    kept = json.loads(path.read_text())
+    for older in ({k: v for k, v in kept.items() if k != "version"}, kept | {"version": kept["version"] - 1}):
+        path.write_text(json.dumps(older))
+        with pytest.raises(EexError, match="a run of an older version; choose another folder with --out"):
+            work.begin("deex", script("deex").RECIPES["quick"])
+
+
 def test_tables_of_several_seeds_have_a_column_seed(tmp_path):
     paper, seen = mock.Mock(PLOTS=(), CLAIMS=()), []
 

@@ -12,8 +12,10 @@ from eex.experiments.papers.strategies import (
     accuracy_at,
     cheapest,
     cost_at,
+    costs_alike,
     difference,
     leaves,
+    middle,
     overthought,
     redrawn,
     trade,
@@ -52,6 +54,27 @@ def test_rows_are_sane(quick):
     energy = pd.read_csv(quick.out / "energy.csv")
     assert energy["meter"].notna().all()
     assert energy["macs"].min() > 0
+
+
+def test_differences_on_the_same_images_are_those_of_the_curves(quick):
+    placements, rules = (pd.read_csv(quick.out / f"{name}.csv") for name in ("placements", "rules"))
+    _, costs = costs_alike(dict(iter(placements.groupby("placement"))))
+    places = pd.read_csv(quick.out / "places.csv").set_index("placement")["after"]
+    for row in pd.read_csv(quick.out / "placement_pairs.csv").itertuples():
+        if places[row.placement] == places[row.less]:
+            assert np.isnan(row.difference)
+        else:
+            assert row.difference == pytest.approx(costs[row.placement] - costs[row.less], rel=1e-3, abs=1)
+            assert row.half > 0
+    curves = dict(iter(rules.groupby(["condition", "rule"])))
+    gains = pd.read_csv(quick.out / "rule_gains.csv")
+    for row in gains[gains["condition"] != "all"].itertuples():
+        at = [accuracy_at(curves[row.condition, rule], middle(rules)) for rule in (row.rule, "confidence")]
+        assert row.gain == pytest.approx(at[0] - at[1], abs=1e-5)
+        assert row.half > 0
+    means = gains[gains["condition"] != "all"].groupby("rule")["gain"].mean()
+    every = gains[gains["condition"] == "all"].set_index("rule")["gain"]
+    np.testing.assert_allclose(every[means.index], means, atol=1e-6)
 
 
 def test_two_stage_training_leaves_the_backbone_alone(quick):
