@@ -401,7 +401,7 @@ def _facts(name: str, tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
         below_1=(steady["slowing"] < 1).sum(),
         cells=len(ucb),
         limits={
-            "slows": less_in_median(steady),
+            "slows": less_in_median(steady["slowing"], steady["slowing_half"]),
             "random": larger((random["regret"], random["half"]), (ucb["regret"], ucb["half"])),
             "fixed": larger((far["regret"], far["half"]), (far["ucb"], far["ucb_half"])),
             "lower": larger(*((part["threshold"], part["threshold_half"]) for part in (cheap, dear))),
@@ -522,7 +522,7 @@ def _of_bins(tables: Tables, recipe: AdaEERecipe) -> Iterator[Facts]:
         cells=len(last),
         theirs=last["slowing_oracle"].median(),
         below=(last["slowing_oracle"] < SUBLINEAR).sum(),
-        slows=less_in_median(last, "slowing_oracle"),
+        slows=less_in_median(last["slowing_oracle"], last["slowing_half_oracle"]),
         sums=listed("overhead {overhead:g} {regret_oracle:.0f} and {regret:.0f}", sums),
     )
 

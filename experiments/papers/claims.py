@@ -205,11 +205,11 @@ def slowing(regret: Floats) -> tuple[float, float]:
     return share, seeds_interval((second - share * first) / first.mean())[1]
 
 
-def less_in_median(rows: pd.DataFrame, of: str = "slowing") -> Margin:
-    """The median over rows is below `SUBLINEAR`; it may be off by as much as the row that it is taken from."""
-    rows = rows.dropna(subset=[of])
-    middle = rows.sort_values(of).iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
-    return Margin(float(SUBLINEAR - middle[of].mean()), float(middle[f"{of}_half"].max()))
+def less_in_median(slowing: pd.Series, half: pd.Series) -> Margin:
+    """The median is below `SUBLINEAR`; it may be off by as much as the value that it is taken from."""
+    known = pd.DataFrame({"value": slowing, "half": half}).dropna(subset=["value"]).sort_values("value")
+    middle = known.iloc[(len(known) - 1) // 2 : len(known) // 2 + 1]
+    return Margin(float(SUBLINEAR - middle["value"].mean()), float(middle["half"].max()))
 
 
 def share_half(share: Any, images: Any) -> Any:

@@ -588,7 +588,7 @@ def _of_future_work(tables: Tables, recipe: DEExRecipe) -> Iterator[Facts]:
             "; ",
         ),
         limit=SUBLINEAR,
-        slower=less_in_median(final),
+        slower=less_in_median(final["slowing"], final["slowing_half"]),
     )
 
 
