@@ -46,18 +46,30 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with a trace as AdaEE's authors publish theirs: every other frame gains confidence in the cloud."""
+    rows = "".join(f"{k},{k % 2},{k},0.6,{k % 2},1,{0.75 + 0.2 * (k % 2)},{k % 2},1\n" for k in range(40))
+    columns = ("target", "id", "conf_branch_1", "infered_class_branches_1", "correct_branch_1", "conf_branch_2")
+    header = ",".join(("", *columns, "infered_class_branches_2", "correct_branch_2"))
+    folder = tmp_path_factory.mktemp("authors")
+    (folder / "one-branch.csv").write_text(f"{header}\n{rows}")
+    return folder
+
+
 def few_images(name: str) -> dict[str, int]:
     """So many of the shipped images; a batch of calibration's outages takes 512 of them."""
     return {"train": 160, "test": 520 if name == "calibration" else 60}
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_standard_in_miniature(name, tmp_path, monkeypatch, weights):
+def test_standard_in_miniature(name, tmp_path, monkeypatch, weights, published):
     torch.set_num_threads(1)
     monkeypatch.setattr(shared, "SAMPLED", few_images(name))
     recipe, drawn = miniature(name), []
     monkeypatch.setattr(shared, "draw", lambda paper, out, tables: drawn.extend(shared.figures(paper, tables)))
-    work = Work(tmp_path, quiet=True, threads=1, weights=weights if name == "expert-branches" else None)
+    given = {"expert-branches": {"weights": weights}, "adaee": {"published": published}}
+    work = Work(tmp_path, quiet=True, threads=1, **given.get(name, {}))
     work.begin(name, recipe)
     claims = reproduce(script(name), work, recipe)
     assert set(claims["verdict"]) <= set(VERDICTS)
