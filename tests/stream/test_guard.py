@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 
 import pytest
 from commands import ENVIRONMENT, command
@@ -62,7 +63,8 @@ def test_the_shipped_model_takes_no_more_memory_however_long_it_plays(tmp_path):
             process.kill()
     assert process.returncode == 0
     third = len(resident) // 3
-    middle, late = max(resident[third : 2 * third]), max(resident[2 * third :])
+    # medians: memory rises until it is given back every ten seconds, and pictures are drawn at the end
+    middle, late = median(resident[third : 2 * third]), median(resident[2 * third :])
     assert late - middle < 0.1 * middle, f"grew from {middle} to {late} MiB"
 
 
