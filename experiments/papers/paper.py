@@ -272,6 +272,8 @@ class Work:
                 return
             (self.out / "work").mkdir(parents=True, exist_ok=True)
             write_file(path, json.dumps(run, indent=1) + "\n")
+        except EexError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EexError(f"{path}: cannot be used: {error}; choose another folder with --out") from None
 
