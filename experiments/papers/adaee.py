@@ -58,8 +58,8 @@ NOTES = """
 """
 MISSING = """
 - The authors' curves beside ours. They are published as six drawings (`plots/cumulative_regret_delta_conf_bin_overhead_
-  0.0.pdf` to `0.5.pdf` in github.com/pachecobeto95/adaptive_early_exit), which we did not have: with them it takes an
-  hour. Their traces are played instead, with their definition of regret (against the per-frame oracle) beside ours.
+  0.0.pdf` to `0.5.pdf` in github.com/pachecobeto95/adaptive_early_exit), which we did not have and would have to
+  read off. Their traces are played instead, with their definition of regret (against the per-frame oracle) beside ours.
 """
 POLICIES = ("ucb", "gain-curve", "random")
 MARKS = 16

@@ -16,6 +16,7 @@ OWN = "not in the paper"
 NONE = "—"
 """Published about a sentence without a figure."""
 FEW = 5
+"""Values that a mean is taken to be of where many margins are judged at once."""
 SUBLINEAR = 0.5
 """Regret of the second half of the rounds, as a share of the first half's, that counts as well below it."""
 

@@ -96,7 +96,7 @@ NOTES = """
   link; four side branches; `extended`, where what does not reach p_tar at the last branch goes to the cloud; three
   tiers; and p_d learned online (the policy `deex-ucb`).
 - Over the links frames are fed as fast as the edge runs. What a link cannot take falls back to branch 2: about half of
-  the frames at p_d = 1 over `wifi`, where the curve would otherwise go on to 14 ms.
+  the frames at p_d = 1 over `wifi`, where the link's rate allows one frame in 14 ms.
 """
 
 

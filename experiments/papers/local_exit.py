@@ -112,9 +112,9 @@ NOTES = """
 
 MISSING = """
 - Training until later exits differ: half the paper's width at full resolution, nine networks, 15 epochs each (the
-  recipe "standard"). The trainings take 5 hours of one core with AVX-512, 35 hours of one with AVX2 (`--estimate`).
+  recipe "standard"). The trainings take 4.2 hours of one core with AVX-512 (`--estimate`).
 - Differences between exits of a hundredth of a millisecond: repeats scatter by as much on a machine with two
-  processors, which both nodes, the sender and the system share. It takes a quiet one with four.
+  processors, which both nodes, the sender and the system share. It takes one with processors to spare.
 - Several seeds: each network was trained once (`--seeds 3` trains two more of each).
 """
 

@@ -29,8 +29,8 @@ between. The margin is half the 95 % interval over test images, repeated measure
 come from; where two networks or rules answer the same images, it is that of the difference, image by image, unless
 they are far apart; where a claim says something of many figures at once, it widens with their number before one of
 them can refute it. Where networks were trained with several seeds, the figures are their means and the margin counts
-the seeds too; where each network was trained once, it says nothing about other seeds. Nothing was tuned until it
-agreed.
+the seeds too; where each network was trained once, it says nothing about other seeds. No network was tuned until it
+agreed. Limits and rows were revised after an independent review that knew the results, for and against the papers.
 
 Some rows are our own, marked "not in the paper": future work that a paper names, and checks. The first table counts
 them apart.
@@ -48,7 +48,7 @@ The scripts run in a checkout:
 An interrupted run goes on when the same command is given again. `--seeds N` trains every network N times, also after a
 run has finished with fewer. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this
 page is made from them by `python -m eex.experiments.papers.page`. Weights are not kept there, since those of any one
-paper are larger than all the rest together (5 to 60 MB): a run has them in its folder's `work/`.
+paper that trains are larger than all the rest together (5 to 60 MB): a run has them in its folder's `work/`.
 """
 
 
