@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from eex.envs.checkpoint import read_checkpoint, save_checkpoint
 from eex.envs.evaluate import held_out, score
 from eex.policies.algorithms.agent import save_agent
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import parse_json, replacing, take_paths, write_file
+from eex.policies.core.files import take_paths
 from eex.policies.core.link import parse_link
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
@@ -36,7 +37,7 @@ ALGORITHMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 """Package and class of each algorithm, and the actions it can choose."""
 # A threshold hardly changes what later frames earn, so rewards are not looked ahead for (gamma = 0); rewards are noisy,
-# so batches are large. experiments/rl_search.py compares others.
+# so batches are large.
 PPO = {"n_steps": 32, "batch_size": 8192, "n_epochs": 4, "gamma": 0.0, "ent_coef": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": PPO,
@@ -47,6 +48,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "td3": {"buffer_size": 1_000_000, "batch_size": 4096, "gamma": 0.0, "gradient_steps": 8, "learning_starts": 50_000},
 }
 
+CHECKPOINT = "checkpoint.safetensors"
+"""Name of the file in OUT/training from which a training goes on."""
 RIVALS = {kind: ("ucb", "gain-curve") for kind in ("confidence", "accuracy")} | {"utility": ("ucb", "stop-curve")}
 """Policies that an agent is evaluated beside, by what it was trained for."""
 
@@ -190,21 +193,20 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
     if config.threads:
         torch.set_num_threads(config.threads)
     settings_text = json.dumps(_deciding(config), sort_keys=True)
-    state = _read_state(folder / "state.json", settings_text)
-    if state["steps"]:
-        try:
-            model = maker.load(folder / "last.zip", env=env, device="cpu")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise EexError(f"{folder / 'last.zip'}: cannot be read, delete {folder} to begin anew: {reason}") from None
-    else:
-        model = _make(maker, config, settings, env)
+    model, best = _make(maker, config, settings, env), None
+    if (path := folder / CHECKPOINT).exists():
+        checkpoint = read_checkpoint(path)
+        if checkpoint.settings != settings_text:
+            raise EexError(f"{folder} holds another training; delete it, or name another folder (--out)")
+        checkpoint.restore(model)
+        best = checkpoint.best
+    state = {"steps": model.num_timesteps, "best": best}
     rivals = {name: _score(config, name, test) for name in RIVALS[config.reward]}
     if state["steps"] < config.steps:
         callback = _checkpoints(config, test, rivals, state, settings_text, say)
         model.learn(config.steps - state["steps"], callback=callback, reset_num_timesteps=not state["steps"])
-    best: dict[str, Any] = state["best"]
-    return best
+    found: dict[str, Any] = state["best"]
+    return found
 
 
 def algorithm_class(name: str, action: str, tensorboard: bool = False) -> type["BaseAlgorithm"]:
@@ -308,13 +310,7 @@ def _checkpoints(
                 state["best"] = found | {name: {"reward": r, "regret": g} for name, (r, g) in rivals.items()}
                 card = dataclasses.replace(agent.card, evaluated=_evaluated(config, test, state["best"]))
                 save_agent(dataclasses.replace(agent, card=card), config.out)
-                self._save("best.zip")
-            self._save("last.zip")
-            write_file(folder / "state.json", json.dumps(state | {"config": settings_text}))
-
-        def _save(self, name: str) -> None:
-            with replacing(folder / name) as part:
-                self.model.save(part)
+            save_checkpoint(folder / CHECKPOINT, self.model, settings_text, state["best"])
 
     def text() -> str:
         best = state["best"]
@@ -367,18 +363,3 @@ def _deciding(config: TrainRLConfig) -> dict[str, Any]:
     plain |= {name: value.name for name, value in plain.items() if isinstance(value, Path)}
     found: dict[str, Any] = json.loads(json.dumps(plain))
     return found
-
-
-def _read_state(path: Path, settings_text: str) -> dict[str, Any]:
-    """Steps done and best evaluation of an earlier run of the same command."""
-    fresh = {"steps": 0, "best": None}
-    if not path.exists():
-        return fresh
-    try:
-        state = parse_json(path.read_bytes())
-        same = state.pop("config") == settings_text
-        if same and path.with_name("last.zip").exists():
-            return {name: state[name] for name in fresh}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise EexError(f"{path}: cannot be read, delete the folder to begin anew: {error}") from None
-    raise EexError(f"{path.parent} holds another training; delete it, or name another folder (--out)")

@@ -161,7 +161,7 @@ RECIPES = {
         ),
     ),
     "reduced": LocalExitRecipe(16, 2, 5, validation=2000),
-    "standard": LocalExitRecipe(32, 1, 15, images=128, weightings=("equal",)),
+    "standard": LocalExitRecipe(24, 2, 15, images=480, weightings=("equal",)),
     "paper": LocalExitRecipe(
         64,
         1,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import tyro
 
-from eex.envs.train import Say, TrainRLConfig, train_rl
+from eex.envs.train import RIVALS, Say, TrainRLConfig, train_rl
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def _main() -> None:
     with _bar(config) as say:
         best = train_rl(config, say)
     if not config.quiet:
-        rivals = ", ".join(f"{name} {best[name]['regret']:.2f}" for name in ("ucb", "gain-curve"))
+        rivals = ", ".join(f"{name} {best[name]['regret']:.2f}" for name in RIVALS[config.reward])
         print(f"{config.out}: regret {best['regret']:.2f} per 1,000 frames on held-out schedules ({rivals})")
 
 

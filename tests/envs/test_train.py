@@ -2,11 +2,11 @@
 
 import dataclasses
 import importlib.util
-import json
 
 import numpy as np
 import pytest
 
+from eex.envs.checkpoint import read_checkpoint, save_checkpoint
 from eex.envs.export import exported
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, train_rl
@@ -166,7 +166,8 @@ def test_stopped_training_goes_on(config, monkeypatch, algorithm):
     monkeypatch.setattr(train, "_score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_rl(config)
-    assert json.loads((config.out / "training" / "state.json").read_text())["steps"] == 128
+    assert read_checkpoint(config.out / "training" / "checkpoint.safetensors").counters["num_timesteps"] == 128
+    monkeypatch.setattr("cloudpickle.loads", lambda *_: pytest.fail("something was unpickled"))
     steps = []
     train_rl(config, lambda done, text: steps.append(done))
     assert steps[0] > 128
@@ -177,6 +178,47 @@ def test_stopped_training_goes_on(config, monkeypatch, algorithm):
     assert best == load_agent(config.out).card.evaluated["per_1000_frames"]
     with pytest.raises(EexError, match="holds another training"):
         train_rl(dataclasses.replace(config, lr=0.5))
+
+
+@pytest.mark.parametrize(("algorithm", "action"), [*CASES, pytest.param("recurrent-ppo", "box", marks=needs_contrib)])
+def test_a_checkpoint_puts_a_new_model_where_the_old_one_stood(make_trace, tmp_path, algorithm, action):
+    import torch
+
+    env = ThresholdVecEnv(make_trace(), 4, action=action, rounds=50)
+    few = {"learning_starts": 16, "batch_size": 8, "buffer_size": 100}
+    settings = few if algorithm in ("dqn", "sac", "td3") else {"n_steps": 8}
+    if "ppo" in algorithm:
+        settings |= {"batch_size": 16}
+    policy = "MlpLstmPolicy" if algorithm == "recurrent-ppo" else "MlpPolicy"
+    old, new = (algorithm_class(algorithm, action)(policy, env, seed=s, device="cpu", **settings) for s in (0, 1))
+    old.learn(64)
+    save_checkpoint(tmp_path / "it.safetensors", old, "settings", None)
+    read_checkpoint(tmp_path / "it.safetensors").restore(new)
+    assert (new.num_timesteps, new._n_updates) == (64, old._n_updates)
+    assert new._n_updates > 0
+    for (name, theirs), ours in zip(old.get_parameters().items(), new.get_parameters().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=name)
+    for name in old._get_torch_save_params()[1]:
+        torch.testing.assert_close(getattr(new, name), getattr(old, name), rtol=0, atol=0)
+    x = env.reset()
+    np.testing.assert_array_equal(new.predict(x, deterministic=True)[0], old.predict(x, deterministic=True)[0])
+
+
+def test_a_checkpoint_of_anything_else_is_refused(config, make_trace):
+    path = config.out / "training" / "checkpoint.safetensors"
+    path.parent.mkdir(parents=True)
+    for content in (b"", b"PK\x03\x04", b"\x80\x04cos\nsystem\n."):
+        path.write_bytes(content)
+        with pytest.raises(EexError, match=rf"^{path}: not a checkpoint of this training; delete {path.parent} to "):
+            train_rl(config)
+    env = ThresholdVecEnv(make_trace(), 4, rounds=50)
+    model = algorithm_class("ppo", "box")("MlpPolicy", env, device="cpu", policy_kwargs={"net_arch": [3]})
+    save_checkpoint(path, model, "settings", None)
+    with pytest.raises(EexError, match=rf"^{path.parent} holds another training"):
+        train_rl(config)
+    other = algorithm_class("a2c", "box")("MlpPolicy", env, device="cpu")
+    with pytest.raises(EexError, match=rf"^{path}: not a checkpoint of this training"):
+        read_checkpoint(path).restore(other)
 
 
 @pytest.mark.parametrize(

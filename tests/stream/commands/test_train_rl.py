@@ -38,3 +38,9 @@ def test_a_librarys_warning_is_one_line(trained):
     lines = [line for line in done.stderr.splitlines() if "mini-batch" in line]
     assert len(lines) == 1
     assert lines[0].startswith("warning: stable_baselines3: You have specified a mini-batch size of 60")
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_end_says_how_it_did_beside_the_policies_it_is_meant_to_beat(trained):
+    done = trained("--reward", "utility")
+    assert (done.returncode, done.stdout.count("ucb"), done.stdout.count("stop-curve")) == (0, 1, 1)
