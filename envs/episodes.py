@@ -23,7 +23,7 @@ from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.core.world import Step, step
 
-RewardKind = Literal["confidence", "utility", "accuracy"]
+RewardKind = Literal["adaee", "utility", "accuracy"]
 _OVERHEAD = 10  # purpose of draws
 Late = tuple[Ints, Floats, Floats, Floats, Floats]  # envs, confidences, gains (NaN: lost), thresholds, milliseconds
 _OF_EACH = ("seeds", "overhead", "recent", "previous", "queue", "link_ms", "row", "played", "exit", "chosen")
@@ -47,7 +47,7 @@ class Episodes:
     of the next frame, then the threshold of the last frame with feedback (`previous`; `previous_i` at edge exit i), 0
     before there is one. All lie in [0, 1]; `names` has their names.
 
-    **Reward**, summed over the window. "confidence": AdaEE's, :math:`\max(0, \Delta C) - o` for an offloaded frame and
+    **Reward**, summed over the window. "adaee": AdaEE's, :math:`\max(0, \Delta C) - o` for an offloaded frame and
     :math:`-o` for one whose reply never came, else 0. "utility": that and the
     confidence at the last edge exit that it visited. "accuracy": 1 for a right answer, less :math:`o` for an
     offloaded frame. Both less `exit_cost` for each further edge exit. The reward is what the frame earns in the end,
@@ -87,7 +87,7 @@ class Episodes:
         action: ActionKind = "grid",
         grid: Sequence[float] = GRID,
         window: int = 1,
-        reward: RewardKind = "confidence",
+        reward: RewardKind = "adaee",
         order: EpisodeOrder = "in-order",
         rounds: int = 0,
         switch: tuple[int, int] = (500, 3000),

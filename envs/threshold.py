@@ -72,8 +72,8 @@ class ThresholdEnv(gym.Env[Observation, Any]):
     Action: Discrete(K), a threshold of the grid for all exits; or Box(0, 1, (exits,)), one per edge exit. What lies
     outside the space is refused, not clipped.
     Observation: Box(0, 1, (F,)), what a live policy knows before inference; `names` lists it.
-    Reward: the confidence gained by offloading less its overhead, 0 for a frame answered on the edge; or accuracy less
-    cost. Episode end: never terminated; truncated after `rounds` frames, and a further step needs a reset.
+    Reward: the confidence gained by offloading less its overhead, 0 for a frame answered on the edge; the utility; or
+    accuracy less costs. Episode end: never terminated; truncated after `rounds` frames; a further step needs a reset.
 
     `eex.envs.episodes.Episodes` explains all of this and the options.
 

@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 CHECKPOINT = "checkpoint.safetensors"
 """Name of the file in OUT/training from which a training goes on."""
-RIVALS = {kind: ("ucb", "gain-curve") for kind in ("confidence", "accuracy")} | {"utility": ("ucb", "stop-curve")}
+RIVALS = {kind: ("ucb", "gain-curve") for kind in ("adaee", "accuracy")} | {"utility": ("ucb", "stop-curve")}
 """Policies that an agent is evaluated beside, by what it was trained for."""
 
 
@@ -82,7 +82,7 @@ class TrainRLConfig:
     """Thresholds of the action 'grid'."""
     window: int = 4
     """Frames for which an action holds in training. In the stream, every frame gets its own, except with an LSTM."""
-    reward: Literal["confidence", "utility", "accuracy"] = "confidence"
+    reward: Literal["adaee", "utility", "accuracy"] = "adaee"
     """What a frame earns: AdaEE's confidence gain, its utility, or its accuracy less costs (for traces with labels)."""
     overhead: tuple[float, float] = (0.02, 0.5)
     """Lowest and highest price of offloading, drawn for each episode."""

@@ -96,7 +96,8 @@ class Outcomes:
         Column("Price of offloading: as expected, or as paid if the frame was sent.", "float64", "", "confidence"),
     ]
     reward: Annotated[
-        Floats, Column("AdaEE's reward; missing where the frame teaches nothing.", "float64?", "", "confidence")
+        Floats,
+        Column("Reward, as `--reward` says; missing where the frame teaches nothing.", "float64?", "", "confidence"),
     ]
     latency_ms: Annotated[
         Floats, Column("From capture or arrival to the answer, waiting included.", "float32", "", "ms")

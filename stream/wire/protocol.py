@@ -4,10 +4,10 @@
 sides authenticate and encrypt with CURVE, unless plain text was asked for (`eex.stream.wire.security`). A message
 arrives whole or not at all. Nothing else is assumed: replies may come in any order, late, twice or never.
 
-**Messages.** A message is a list of frames, which are the parts of a ZeroMQ multipart message. The first frame is the
-header: a msgpack map with the fields of one of the eight structures below, tagged by `kind`. The other frames are the
-arrays that the header announces, little-endian, in C order, without padding. A message with unknown fields, more or
-fewer frames, or a frame of another length than announced is refused as a whole.
+**Messages.** A message is a ZeroMQ multipart message. Its first part is the header: a msgpack map with the fields of
+one of the eight structures below, tagged by `kind`. The other parts are the arrays that the header announces,
+little-endian, in C order, without padding. A message with unknown fields, more or fewer parts, or a part of another
+length than announced is refused as a whole.
 
     edge                          worker
     Hello                  ─►
@@ -38,7 +38,7 @@ classes. The welcome names it by its fingerprint, `answerer`, beside the edge's 
 **Replies.** A `ReplyHeader` carries the id of the request. Two arrays follow: confidence, float32 of shape (n,) in
 [0, 1], and prediction, int32 of shape (n,), an index into the welcome's `classes`.
 
-**Refusals.** A worker that cannot do what it is asked answers with a `ReplyHeader` without frames, with two empty
+**Refusals.** A worker that cannot do what it is asked answers with a `ReplyHeader` whose `frames` are 0, two empty
 arrays, the kind of refusal and a line with the reason. A message whose id cannot be read is dropped. The kinds:
 
 - "message": the message is malformed or beyond a limit, or its features do not fit the stage;
@@ -69,7 +69,7 @@ more often than ten times a second as "busy".
 both numbers in the reason; a change to the structures is a new version.
 
 **Safety.** Nothing that is received is unpickled or evaluated. A header is checked against the limits before any
-array is made, and arrays are views of the frames they came in.
+array is made, and arrays are views of the parts they came in.
 
 `pack` and `unpack` are inverses of each other and know no socket.
 """
@@ -307,45 +307,45 @@ _IDENTITY = msgspec.msgpack.Decoder(_Identity)
 
 
 def pack(header: Header, *arrays: NDArray[Any]) -> list[Buffer]:
-    """The frames of a message; arrays that are in C order already are not copied.
+    """The parts of a message; arrays that are in C order already are not copied.
 
     Raises
     ------
     OffloadError
         If the arrays do not match the header, or `unpack` would refuse the message.
     """
-    frames: list[Buffer] = [_ENCODER.encode(header)]
-    layout = _layout(_read_header(frames[0]))
+    parts: list[Buffer] = [_ENCODER.encode(header)]
+    layout = _layout(_read_header(parts[0]))
     if len(arrays) != len(layout):
         raise OffloadError(f"a {_kind(header)} takes {len(layout)} arrays, got {len(arrays)}")
     for array, (dtype, shape) in zip(arrays, layout, strict=True):
         if array.dtype != dtype or array.shape != shape:
             raise OffloadError(f"the header announces {dtype} {shape}, the array is {array.dtype} {array.shape}")
         inside = array if array.flags.c_contiguous else np.ascontiguousarray(array)
-        frames.append(inside.data.cast("B") if array.size else b"")
-    return frames
+        parts.append(inside.data.cast("B") if array.size else b"")
+    return parts
 
 
-def unpack(frames: Sequence[Buffer]) -> tuple[Header, list[NDArray[Any]]]:
-    """The header of a message and its arrays, which are views of the frames.
+def unpack(parts: Sequence[Buffer]) -> tuple[Header, list[NDArray[Any]]]:
+    """The header of a message and its arrays, which are views of the parts.
 
     Raises
     ------
     OffloadError
         If the message is not exactly what its header announces, or beyond the limits.
     """
-    if not frames:
-        raise OffloadError("a message needs a header, got no frames")
-    header = _read_header(frames[0])
+    if not parts:
+        raise OffloadError("a message needs a header, got no parts")
+    header = _read_header(parts[0])
     layout = _layout(header)
-    if len(frames) != 1 + len(layout):
-        raise OffloadError(f"a {_kind(header)} has {1 + len(layout)} frames, got {len(frames)}")
+    if len(parts) != 1 + len(layout):
+        raise OffloadError(f"a {_kind(header)} has {1 + len(layout)} parts, got {len(parts)}")
     arrays = []
-    for frame, (dtype, shape) in zip(frames[1:], layout, strict=True):
-        size, takes = memoryview(frame).nbytes, math.prod(shape) * dtype.itemsize
+    for part, (dtype, shape) in zip(parts[1:], layout, strict=True):
+        size, takes = memoryview(part).nbytes, math.prod(shape) * dtype.itemsize
         if size != takes:
             raise OffloadError(f"{dtype} {shape} takes {takes:,} bytes, got {size:,}")
-        arrays.append(np.ndarray(shape, dtype, frame) if size else np.zeros(shape, dtype))
+        arrays.append(np.ndarray(shape, dtype, part) if size else np.zeros(shape, dtype))
     return header, arrays
 
 
@@ -360,12 +360,12 @@ def features_of(request: Request, arrays: Sequence[NDArray[Any]]) -> NDArray[Any
     return decode(request.dtype, request.shape, request.codec, tuple(arrays))
 
 
-def readable_id(frames: Sequence[Buffer]) -> int | None:
+def readable_id(parts: Sequence[Buffer]) -> int | None:
     """The id of a message that `unpack` refused; None if it has none."""
-    if not frames or not 0 < memoryview(frames[0]).nbytes <= MAX_HEADER_BYTES:
+    if not parts or not 0 < memoryview(parts[0]).nbytes <= MAX_HEADER_BYTES:
         return None
     try:
-        return _IDENTITY.decode(frames[0]).id
+        return _IDENTITY.decode(parts[0]).id
     except (ValueError, RecursionError):
         return None
 

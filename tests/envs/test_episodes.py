@@ -62,7 +62,7 @@ def test_same_seed_same_episodes_and_other_ones_afterwards(make_trace):
         ({"order": "random"}, "order must be one of in-order, resampled, segments, switching, got 'random'"),
         ({"switch": (9, 5)}, "switch must be the fewest and most frames of a piece, got 9 and 5"),
         ({"action": "table"}, "action must be one of grid, box, got 'table'"),
-        ({"reward": "fame"}, "reward must be one of confidence, utility, accuracy, got 'fame'"),
+        ({"reward": "fame"}, "reward must be one of adaee, utility, accuracy, got 'fame'"),
         ({"grid": ()}, "grid must hold thresholds"),
         ({"grid": (0.5, 1.5)}, "grid must hold thresholds"),
         ({"window": 0}, "envs and window must be at least 1, got 1 and 0"),

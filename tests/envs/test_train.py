@@ -253,6 +253,6 @@ def test_an_agent_for_the_utility_is_evaluated_by_it(make_trace, tmp_path):
     )
     config = dataclasses.replace(config, switch=(20, 50), evaluate_overheads=(0.1,))
     trace = make_trace()
-    by_reward = train._score(dataclasses.replace(config, reward="confidence"), "ucb", trace)[0]
+    by_reward = train._score(dataclasses.replace(config, reward="adaee"), "ucb", trace)[0]
     assert train._score(config, "ucb", trace)[0] > by_reward + 100
     assert set(train.RIVALS["utility"]) == {"ucb", "stop-curve"}

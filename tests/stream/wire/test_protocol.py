@@ -143,7 +143,7 @@ def test_the_good_messages_of_the_tests_below_pass():
 @pytest.mark.parametrize(
     ("frames", "says"),
     [
-        ([], "no frames"),
+        ([], "no parts"),
         ([b""], "got 0"),
         ([b"\x80" * (protocol.MAX_HEADER_BYTES + 1)], "65,537"),
         ([b"\x91" * 60_000], "not a header"),
@@ -171,9 +171,9 @@ def test_the_good_messages_of_the_tests_below_pass():
         (request_frames(shape=(2, 2)), "16 bytes, got 24"),
         (request_frames(shape=(2, 4)), "32 bytes, got 24"),
         (request_frames(dtype="float16"), "12 bytes, got 24"),
-        (request_frames()[:1], "2 frames, got 1"),
-        ([*request_frames(), b""], "2 frames, got 3"),
-        (reply_frames()[:2], "3 frames, got 2"),
+        (request_frames()[:1], "2 parts, got 1"),
+        ([*request_frames(), b""], "2 parts, got 3"),
+        (reply_frames()[:2], "3 parts, got 2"),
         (reply_frames(prediction=bytes(8)), "4 bytes, got 8"),
         (reply_frames(frames=2**16 + 1), "frames"),
         (reply_frames(compute_ms=-1.0), "compute_ms"),
