@@ -70,7 +70,7 @@ class ThresholdEnv(gym.Env[Observation, Any]):
     """Choose the exit threshold for each frame of a recorded trace.
 
     Action: Discrete(K), a threshold of the grid for all exits; or Box(0, 1, (exits,)), one per edge exit. What lies
-    outside the space is refused, not clipped.
+    outside the space is refused, not clipped, unless it is off by rounding alone.
     Observation: Box(0, 1, (F,)), what a live policy knows before inference; `names` lists it.
     Reward: the confidence gained by offloading less its overhead, 0 for a frame answered on the edge; the utility; or
     accuracy less costs. Episode end: never terminated; truncated after `rounds` frames; a further step needs a reset.

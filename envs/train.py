@@ -117,7 +117,7 @@ class TrainRLConfig:
     tensorboard: bool = False
     """Write TensorBoard's logs to OUT/training/tensorboard."""
     threads: int = 0
-    """Processor threads; 0 = all cores."""
+    """CPU threads; 0 = all cores."""
     seed: int = 0
     """Seed of all random draws."""
     quiet: bool = False

@@ -54,8 +54,8 @@ class RegretConfig:
     """Compare policies over traces: what each loses against hindsight, on the same frames, over many runs."""
 
     trace: tuple[Path, ...] = ()
-    """Traces: Arrow files written by eex-record, the same columns as Parquet, or CSV files from AdaEE's authors. They
-    may be larger than memory."""
+    """Traces: Arrow files written by eex-record, the same columns as Parquet, or CSV files: AdaEE's authors'
+    or with one row per frame and exit. They may be larger than memory."""
     policies: str = ""
     """Comma-separated, options after colons: ucb,ucb:c=0.5,fixed:p_tar=0.9. By default all that need no options;
     eex-stream --list-policies shows them."""

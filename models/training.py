@@ -48,7 +48,7 @@ class Recipe:
         "sgd" (Nesterov momentum) or "adam" (decoupled weight decay); `lr` is the peak rate. Norms and biases do
         not decay.
     stage_lr
-        Peak rate of the stages, where they come pre-trained: None = as `lr`, which applies to the branches; 0 = the
+        Peak rate of the stages, where they come pretrained: None = as `lr`, which applies to the branches; 0 = the
         stages are frozen, norms included.
     schedule
         "one-cycle": linear warm-up over a fifth of the steps, then linearly down to 0. "cosine": from the peak to 0.

@@ -56,7 +56,7 @@ class PolicyConfig:
     """Options that say who chooses thresholds, and what offloading costs."""
 
     policy: str = RECOMMENDED
-    """Policy that chooses the thresholds. Use --list-policies to see all of them."""
+    """Policy that chooses the thresholds. `eex-stream --list-policies` shows all of them."""
     policy_option: tuple[str, ...] = ()
     """Option of the policy, as name=value. Can be repeated."""
     overhead: float | str = 0.1

@@ -69,7 +69,7 @@ class Bench:
     frames: int = 1024
     """Frames in a round at batch 32 and up; batch 1 takes a quarter of them."""
     threads: int = 0
-    """Processor threads; 0 = all cores."""
+    """CPU threads; 0 = all cores."""
     device: str = ""
     """cpu or cuda; by default both, where there is a GPU."""
     runtimes: tuple[Literal["torch", "torch.compile", "onnxruntime", "openvino"], ...] = (

@@ -39,7 +39,7 @@ class Run:
     device: Literal["cpu", "cuda"] = "cpu"
     """Device to train and measure on."""
     threads: int = 0
-    """Processor threads; 0 uses all cores."""
+    """CPU threads; 0 = all cores."""
     seed: int = 0
     """Seed of everything that is drawn."""
     seeds: int = 0

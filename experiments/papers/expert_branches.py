@@ -88,7 +88,7 @@ class ExpertsRecipe(PaperRecipe):
     classifier_epochs: int
     optimizer: str = "sgd"
     lr: float = 0.1  # of the pristine network
-    stage_lr: float = 0.0  # of what comes pre-trained
+    stage_lr: float = 0.0  # of what comes pretrained
     schedule: str = "one-cycle"
     batch: int = 128
     patience: int = 0

@@ -4,7 +4,8 @@ EexError
 ├── ContractError   a policy, an environment or a source does not keep to its contract
 ├── ImageError      one image of a source cannot be used; the stream goes on without it
 ├── ModelError      a model's files are missing, damaged or do not belong together
-└── OffloadError    a message or a peer does not follow the protocol
+├── OffloadError    a message or a peer does not follow the protocol
+└── SourceLost      a source broke off; what came before it stands
 """
 
 

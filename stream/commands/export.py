@@ -22,7 +22,7 @@ class Export:
     out: Path = Path("exported")
     """Folder to write to."""
     network: str = ""
-    """Your own network, as module:function; the function returns it cut into stages."""
+    """Your own network, as module:function, or one of a library, such as timm:name."""
     precision: Literal["fp32", "int8", "fp16"] = "fp32"
     """fp32; int8 for processors with VNNI, AMX or dot-product instructions, quantised by the images that --data names;
     or fp16 for GPUs."""

@@ -12,7 +12,7 @@ from eex.stream.wire.keys import default_folder, make_keys
 class Keys:
     """Make the key pairs with which a worker and its clients authenticate each other.
 
-    Without --names, it makes the pairs 'worker' and 'edge'. A worker serves the clients whose .pub files are in its
+    Without names, it makes the pairs 'worker' and 'edge'. A worker serves the clients whose .pub files are in its
     folder. An edge needs its own .key file and worker.pub. Keep the .key files secret.
     """
 

@@ -60,6 +60,8 @@ class Command:
         from eex.stream.wire.encoding import parse_encoding
 
         self.measure.check()
+        if self.measure.partition:
+            raise EexError("--partition is what eex-partition finds; leave it out")
         if not 0 <= self.threshold <= 1:
             raise EexError(f"--threshold must lie in [0, 1], got {self.threshold:g}")
         if not 0 < self.cloud_speed < math.inf:

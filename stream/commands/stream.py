@@ -44,7 +44,7 @@ class Command:
     """Read options from the config.json of an earlier run. Options given here override those in it."""
     page: int | None = None
     """Port on which this machine can see the live page of the run; 0 takes a free one. To show regret as it grows,
-    every exit of some frames is run besides."""
+    every exit is also run on some frames."""
     list_policies: bool = False
     """List the policies and their options, then exit."""
 

@@ -31,7 +31,7 @@ class Worker:
     models: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of the models to serve. By default, the shipped model."""
     network: str = ""
-    """Your own network, as module:function; the function returns it cut into stages."""
+    """Your own network, as module:function, or one of a library, such as timm:name."""
     answer_with: Path | None = None
     """Folder of another model of the same classes, of any size. It answers frames that edges send as images
     (--send input); frames sent as features are answered by the rest of the edge's own network."""

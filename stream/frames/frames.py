@@ -41,7 +41,7 @@ class NetworkConfig:
     model: Path | None = None
     """Folder of the model's weights and card. By default, the shipped model."""
     network: str = ""
-    """Your own network, as module:function; the function returns it cut into stages."""
+    """Your own network, as module:function, or one of a library, such as timm:name."""
     seed: int = 0
     """Random seed for the image order, the distortions and the policies."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -21,7 +21,7 @@ stale
 full
     Its stream's queue was full, and whoever submitted it did not want to wait.
 undecodable
-    It is not an image of the size that the model takes.
+    No image can be made of it.
 closed
     The session was closed before it was run, and not for draining; or it was submitted after that.
 failed
@@ -125,7 +125,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 Sink = Callable[[Answer | Refusal], None]
-"""Takes every answer and refusal as it is known, in the session's own thread: it must not wait."""
+"""Takes every answer and refusal as it is known, in the session's thread or a submitting one: it must not wait."""
 
 
 def iso(seconds: float) -> str:

@@ -21,13 +21,13 @@ class LiveConfig(PolicyConfig, ConnectionConfig, NetworkConfig):
     """Options of a live session: network, worker and policy as for a played stream, and how frames are taken in."""
 
     batch: int = 32
-    """Frames that are run together, at most. What has arrived is run at once; nothing waits for a batch to fill."""
+    """Frames that are run together, at most. What has arrived is run at once, unless --batch-wait-ms says otherwise."""
     batch_wait_ms: float = 0.0
     """Milliseconds that a frame may wait for others to be run with it, if several streams are open. 0 never waits."""
     keep: Keep = "auto"
     """What to keep of a stream's frames that arrive while others are run: 'all', up to --queue, after which whoever
     brings them waits; or only the 'newest', so that answers are never late, and older ones are refused as stale. 'auto'
-    keeps the newest of cameras and network streams, and all of files and of what a program submits."""
+    keeps the newest of what is live, such as cameras, and all of files and of what a program submits."""
     queue: int = 64
     """Frames of a stream that wait, at most, with --keep all."""
     learn: Literal["each", "shared"] = "each"
@@ -114,7 +114,7 @@ class StreamOptions:
         if self.queue is not None and self.queue < 1:
             raise EexError(f"{where}: queue must be at least 1, got {self.queue}")
         if self.keep not in (None, "auto", "all", "newest"):
-            raise EexError(f"{where}: keep must be all or newest, got {self.keep!r}")
+            raise EexError(f"{where}: keep must be auto, all or newest, got {self.keep!r}")
         if isinstance(self.thresholds, tuple):
             if len(self.thresholds) != exits or not all(0 <= threshold <= 1 for threshold in self.thresholds):
                 given = list(self.thresholds)

@@ -23,7 +23,7 @@ class ServeConfig:
     """Port to listen on; 0 takes a free one."""
     token_file: Path | None = None
     """File that holds the token which clients must send, as 'Authorization: Bearer TOKEN': one line of at least 16
-    printable characters."""
+    printable ASCII characters without spaces."""
     tls_cert: Path | None = None
     """Certificate chain for HTTPS, a PEM file."""
     tls_key: Path | None = None

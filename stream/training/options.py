@@ -107,10 +107,10 @@ class TrainConfig:
     lr: float | None = None
     """Peak learning rate. By default 0.12 with sgd and 0.003 with adam."""
     stage_lr: float | None = None
-    """Peak learning rate of the backbone's stages if they are pre-trained (--weights, --start). By default
-    it is --lr, with --teach a hundredth of it; 0 freezes the stages."""
+    """Peak learning rate of the backbone's stages, where they are pretrained for example. By default it is --lr, with
+    --teach a hundredth of it; 0 freezes the stages."""
     freeze: bool = False
-    """Keep the pre-trained backbone as it is, and train branches and final exit on features that are computed once, for
+    """Keep the pretrained backbone as it is, and train branches and final exit on features that are computed once, for
     a few versions of each image. An interrupted training starts again."""
     teach: bool = False
     """Learn from the answers of the network's final exit instead of labels, which are not looked at: adds exits to a
@@ -191,7 +191,7 @@ class TrainConfig:
             raise EexError(f"--crop must lie in (0, 1], got {self.crop:g}")
         if self.freeze:
             if not (self.network or self.weights or self.start or self.pretrained):
-                raise EexError("--freeze needs a pre-trained backbone: --pretrained, --network, --weights or --start")
+                raise EexError("--freeze needs a pretrained backbone: --pretrained, --network, --weights or --start")
             for name in ("method", "loss_weights", "stage_lr", "patience"):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise EexError(f"--{name.replace('_', '-')} does not go with --freeze")

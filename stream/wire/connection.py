@@ -96,7 +96,8 @@ class ConnectionConfig:
     each other, comma-separated, each for a time: 40@10:30s, down:5s, jitter=5."""
     send: str = "auto"
     """Encoding of offloaded frames: features as fp32, fp16 or int8, or the image (input), each optionally with +zstd.
-    auto chooses the fastest over the link."""
+    auto sends the image where another model answers, features as they are to a worker on this machine, and
+    otherwise what is fastest over the link."""
     deadline_ms: float = 1000.0
     """Time in milliseconds after which an offloaded frame is answered on the edge."""
     require_worker: bool = False

@@ -549,7 +549,7 @@ def test_streams_that_come_and_go_leave_nothing_behind(net):
         ({"deadline_ms": 5000}, r"stream 'door': deadline_ms must lie in \(0, 1000\], got 5000"),
         ({"deadline_ms": -1}, "deadline_ms"),
         ({"queue": 0}, "queue must be at least 1"),
-        ({"keep": "oldest"}, "keep must be all or newest"),
+        ({"keep": "oldest"}, "keep must be auto, all or newest"),
         ({"fps": 3}, "unknown option 'fps'"),
     ],
 )

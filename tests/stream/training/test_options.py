@@ -32,7 +32,7 @@ def test_the_defaults_are_in_range():
         ({"exits": "3"}, "--exits goes with --network"),
         ({"network": "mine:make", "exits": "1"}, "--exits must be auto or a number from 2 on"),
         ({"network": "mine:make", "exits": "some"}, "--exits must be auto or a number from 2 on"),
-        ({"freeze": True}, "--freeze needs a pre-trained backbone"),
+        ({"freeze": True}, "--freeze needs a pretrained backbone"),
         ({"freeze": True, "network": "mine:make", "patience": 2}, "--patience does not go with --freeze"),
         ({"mean": (0.5,)}, "--mean goes with --network"),
         ({"mix": "snow@1..2"}, "--mix: 'snow@1..2': expected a kind among rotation, fog"),
