@@ -97,12 +97,17 @@ def main() -> None:
 
 
 def _main() -> int:
+    from matplotlib.figure import Figure
+
     picture = tyro.cli(Picture, prog="python -m eex.experiments.stop_curves")
+    kinds = Figure().canvas.get_supported_filetypes()
+    if (kind := picture.out.suffix.lstrip(".").lower() or "png") not in kinds:
+        raise EexError(f"--out {picture.out}: no picture ends so; expected one of {', '.join(sorted(kinds))}")
     if picture.rounds < 1:
         raise EexError(f"--rounds must be at least 1, got {picture.rounds}")
     figure = draw(picture, read_trace(picture.trace))
     with replacing(picture.out) as part:
-        figure.savefig(part, dpi=110, format=picture.out.suffix.lstrip(".") or "png")
+        figure.savefig(part, dpi=110, format=kind)
     return 0
 
 

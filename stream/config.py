@@ -1,6 +1,6 @@
 """The options of a run and their parsed form. Heavy libraries are not imported, so --help is instant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,17 @@ from eex.policies.registry import RECOMMENDED, split_option, split_policies
 from eex.stream.frames.frames import FrameConfig
 from eex.stream.wire.connection import Connection, ConnectionConfig
 
-__all__ = ["Choice", "FrameConfig", "PolicyConfig", "Resolved", "StreamConfig", "earlier", "from_json", "to_json"]
+__all__ = [
+    "Choice",
+    "FrameConfig",
+    "PolicyConfig",
+    "Resolved",
+    "StreamConfig",
+    "earlier",
+    "from_json",
+    "overridden",
+    "to_json",
+]
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,7 @@ class StreamConfig(PolicyConfig, ConnectionConfig, FrameConfig):
             If an option is out of range or cannot be parsed.
         """
         FrameConfig.check(self)
+        self._at_least(commit=0)
         return Resolved(self.schedule(), self.price(), self.connection(self.usual_answerer), self._choices())
 
     def _choices(self) -> tuple[Choice, ...]:
@@ -171,6 +182,19 @@ def earlier(arguments: list[str], kind: type[Config]) -> Config:
     if at := [a for a in arguments if a.startswith("--config=")]:
         return from_json(Path(at[0].partition("=")[2]), kind)
     return kind()
+
+
+def overridden(config: Config, arguments: list[str]) -> Config:
+    """An earlier configuration whose repeatable options are empty where the arguments name them.
+
+    They would add to them otherwise. The options of another policy go with that policy.
+    """
+    named = {a.partition("=")[0].removeprefix("--").replace("-", "_") for a in arguments if a.startswith("--")}
+    if "policy" in named:
+        named.add("policy_option")
+    repeatable = {field.name for field in fields(config) if isinstance(getattr(config, field.name), tuple)}
+    emptied: dict[str, Any] = dict.fromkeys(named & repeatable, ())
+    return replace(config, **emptied)
 
 
 def to_json(config: StreamConfig) -> Any:

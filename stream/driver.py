@@ -274,7 +274,7 @@ class Driver:
             slots = self._awaited.pop(reply.id, None)
             if slots is None:
                 continue
-            if self.deadlines_ms and (slots < 0).any():
+            if (slots < 0).any():  # given up, by a deadline that its stream may have no more
                 there = slots >= 0
                 slots = slots[there]
                 if not reply.failed:

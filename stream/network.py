@@ -1,9 +1,11 @@
 """The network of a run: the model, its device and partition point."""
 
+import contextlib
 import logging
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +51,8 @@ def load_network(config: NetworkConfig) -> "Network":
     weights = folder is None or not exported or (folder / WEIGHTS).exists()
     if config.backend == "torch" and not weights:
         raise EexError(f"--backend torch: {folder} holds no {WEIGHTS}, only ONNX files; name the folder they came from")
-    if config.backend == "onnx" or (config.backend == "auto" and exported):
+    on_gpu = config.device == "cuda" and weights  # ONNX files run on the processor here
+    if config.backend == "onnx" or (config.backend == "auto" and exported and not on_gpu):
         from eex.models.onnx import int8_instructions, load_onnx
 
         if folder is None:
@@ -233,27 +236,50 @@ def _of_library(name: str, library: str, network: str, classes: int, pretrained:
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the latter
         raise EexError(f"--network {name}: {library} cannot be imported: {error}; pip install {library}") from None
     try:
-        if library == "timm":
-            made = importlib.import_module("timm").create_model(
-                network, pretrained=pretrained, **({"num_classes": classes} if classes else {})
-            )
-        elif library == "torchvision":
-            get = importlib.import_module("torchvision.models").get_model
-            made = get(network, weights="DEFAULT") if pretrained else get(network, weights=None, num_classes=classes)
-            if pretrained and classes:
-                _replace_head(made, classes)
-        else:
-            transformers: Any = importlib.import_module("transformers")
-            auto = transformers.AutoModelForImageClassification
-            if pretrained:
-                sized: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
-                made = auto.from_pretrained(network, **sized)
-            else:
-                made = auto.from_config(transformers.AutoConfig.from_pretrained(network, num_labels=classes))
+        with _tensors_alone():
+            made = _made_by(library, network, classes, pretrained)
     except Exception as error:  # whatever the library raises: an unknown name, no connection
         lines = " ".join(str(error).split())
         raise EexError(f"--network {name}: {library} cannot make it: {type(error).__name__}: {lines[:300]}") from None
     return made
+
+
+def _made_by(library: str, network: str, classes: int, pretrained: bool) -> "nn.Module":
+    import importlib
+
+    made: nn.Module
+    if library == "timm":
+        more = {"num_classes": classes} if classes else {}
+        made = importlib.import_module("timm").create_model(network, pretrained=pretrained, **more)
+    elif library == "torchvision":
+        get = importlib.import_module("torchvision.models").get_model
+        made = get(network, weights="DEFAULT") if pretrained else get(network, weights=None, num_classes=classes)
+        if pretrained and classes:
+            _replace_head(made, classes)
+    else:
+        transformers: Any = importlib.import_module("transformers")
+        auto = transformers.AutoModelForImageClassification
+        if pretrained:
+            sized: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
+            made = auto.from_pretrained(network, **sized)
+        else:
+            made = auto.from_config(transformers.AutoConfig.from_pretrained(network, num_labels=classes))
+    return made
+
+
+@contextlib.contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Let `torch.load` take nothing but tensors while a library loads weights, whatever it asks for: nothing is run."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _replace_head(module: "nn.Module", classes: int) -> None:

@@ -70,8 +70,10 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def _check_out(path: Path) -> None:
     """Raise `EexError` early if the trace could not be written at the end."""
-    if path.suffix.lower() == ".csv":
-        raise EexError(f"{path}: a trace is an Arrow file; one that ends in .csv would be read as text (--out)")
+    if path.name.lower().endswith(ending := (".csv", ".csv.gz", ".parquet")):
+        raise EexError(
+            f"{path}: a trace is an Arrow file; one that ends in {' or '.join(ending)} is read otherwise (--out)"
+        )
     folder = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise EexError(f"{path}: cannot be written (--out)")

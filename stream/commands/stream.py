@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from eex.policies.core.errors import EexError
-from eex.stream.config import StreamConfig, earlier, from_json
+from eex.stream.config import StreamConfig, earlier, from_json, overridden
 from eex.stream.guard import (
     SOURCE_LOST,
     UNRECORDED,
@@ -117,7 +117,10 @@ def _main() -> int:
 
 def _parse(arguments: list[str]) -> Command:
     resumed = [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == "--resume"]
+    if resumed and any(a.partition("=")[0] == "--config" for a in arguments):
+        raise EexError("--config and --resume exclude each other: a run goes on with its own options")
     start = from_json(Path(resumed[-1]) / "config.json", StreamConfig) if resumed else earlier(arguments, StreamConfig)
+    start = overridden(start, arguments)
     # also the flags' form that repeats what an earlier run had, as in --no-regret
     one = () if start != StreamConfig() else (tyro.conf.FlagCreatePairsOff,)
     config = (*one, tyro.conf.UseAppendAction)

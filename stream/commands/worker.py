@@ -102,8 +102,15 @@ class Worker:
             raise EexError(f"--batch-wait-ms must lie in [0, 1000], got {self.batch_wait_ms:g}")
         if self.ray and self.processes > 1:
             raise EexError("--ray and --processes exclude each other: only one of the two can run the models")
-        if self.plain_beyond_loopback and not self.plain:
-            raise EexError("--plain-beyond-loopback goes with --plain")
+        if self.ray and self.device != Worker.device:
+            raise EexError("--device does not go with --ray: actors take GPUs where there are enough for all")
+        for name, other, there in (
+            ("plain_beyond_loopback", "plain", self.plain),
+            ("ray_address", "ray", self.ray),
+            ("metrics_host", "metrics_port", self.metrics_port is not None),
+        ):
+            if getattr(self, name) != getattr(Worker, name) and not there:
+                raise EexError(f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}")
         if self.answer_network and self.answer_with is None:
             raise EexError("--answer-network goes with --answer-with")
         if self.answer_with is not None and self.upstream:

@@ -51,6 +51,8 @@ class LiveConfig(PolicyConfig, ConnectionConfig, NetworkConfig):
         for name, known in (("keep", ("auto", "all", "newest")), ("learn", ("each", "shared"))):
             if getattr(self, name) not in known:
                 raise EexError(f"--{name} must be {', '.join(known[:-1])} or {known[-1]}, got {getattr(self, name)!r}")
+        if self.keep_records and self.records is None:
+            raise EexError("--keep-records goes with --records")
         self.price()
         self.connection(self.usual_answerer)
         self.retention()

@@ -151,7 +151,8 @@ def open_input(
         return _url(spec, options, size, preprocessing)
     path = Path(spec)
     if path.is_dir():
-        return Input(lambda stop: watch(path, stop, options.existing, least), endless=True)
+        taken = Taken()
+        return Input(lambda stop: watch(path, stop, options.existing, least, taken), endless=True)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         clock = _Paced if options.realtime else None
         file = f"file:{path}"  # whatever the name looks like, it is no URL
@@ -291,11 +292,19 @@ def _images(spec: str, size: tuple[int, int] | None, classes: tuple[str, ...], p
     return True
 
 
-def watch(folder: Path, stop: Event, existing: bool = False, least: int = 0) -> Shots:
+@dataclass
+class Taken:
+    """What was taken of a watched folder: time in ns and size of each image by name; None before the first look."""
+
+    files: dict[str, tuple[int, int]] | None = None
+
+
+def watch(folder: Path, stop: Event, existing: bool = False, least: int = 0, taken: Taken | None = None) -> Shots:
     """Yield each file that is new in a folder, or written anew, once its size and time stand still; oldest first.
 
     Hidden files and those that end in .part or .tmp are left alone: write a file under such a name and rename it, and
-    it is taken whole and at once. Each side of a frame keeps at least `least` pixels, 0 for all of them.
+    it is taken whole and at once. Each side of a frame keeps at least `least` pixels, 0 for all of them. Given what an
+    earlier watch has `taken`, whose folder could not be read for a while, it goes on from there.
     """
     from eex.stream.frames.decoding import IMAGE_SUFFIXES, read_bytes
 
@@ -318,7 +327,7 @@ def watch(folder: Path, stop: Event, existing: bool = False, least: int = 0) -> 
         except ImageError as error:
             return Broken(shown_as, str(error))
 
-    taken: dict[str, tuple[int, int]] = {}
+    taken = taken or Taken()
     before: dict[str, tuple[int, int]] | None = None
     while not stop.is_set():
         begun = time.perf_counter()
@@ -326,16 +335,14 @@ def watch(folder: Path, stop: Event, existing: bool = False, least: int = 0) -> 
             found = look()
         except OSError as error:
             raise VideoError(f"{folder}: cannot be watched: {error.strerror}") from None
-        if before is None:
-            taken = {} if existing else found
-        ready = [
-            name for name, state in found.items() if taken.get(name) != state and (before or {}).get(name) == state
-        ]
+        if taken.files is None:
+            taken.files = {} if existing else found
+        ready = [n for n, state in found.items() if taken.files.get(n) != state and (before or {}).get(n) == state]
         for name in sorted(ready, key=lambda name: (found[name], name)):
             if stop.is_set():
                 return True
             yield take(name)
-        taken = {name: state for name, state in taken.items() if name in found} | {n: found[n] for n in ready}
+        taken.files = {n: state for n, state in taken.files.items() if n in found} | {n: found[n] for n in ready}
         before = found
         yield None
         stop.wait(max(POLL_S, 10 * (time.perf_counter() - begun)) if not ready else 0)

@@ -1,5 +1,6 @@
 """The engine of a session: streams enter and leave it, and their frames are run, answered and summed up."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -9,6 +10,8 @@ import numpy as np
 
 from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Ints, Policy
+from eex.policies.core.errors import EexError
+from eex.policies.core.files import write_file
 from eex.policies.core.price import parse_price
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import aims_of, keeping
@@ -108,6 +111,7 @@ class Playing:
         price, make = config.price(), partial(policy_for, config, net.edge_exits)
         self.engine_streams = Streams(make, price, usual_bytes(net, price), config.learn == "shared")
         self._deadlines_ms: dict[int, float] = {}
+        exit_cost = exit_cost_of(config.exit_cost, net)
         self.driver = Driver(
             net,
             self.engine_streams,
@@ -116,7 +120,7 @@ class Playing:
             waits=False,
             deadlines_ms=self._deadlines_ms,
             left=self.answer,
-            exit_cost=exit_cost_of(config.exit_cost, net),
+            exit_cost=exit_cost,
             kind=config.reward,
             gather=config.gather,
             drop_below=config.drop_below,
@@ -129,6 +133,15 @@ class Playing:
         self.labels: Labels | None = None
         records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
         self.totals = Totals(net.edge_exits + 1, records, config.retention(), note)
+        if config.records is not None:  # what the rewards in the records count, for whoever reads them
+            priced = {
+                "reward": config.reward,
+                "exit_cost": ",".join(f"{cost:.6g}" for cost in np.atleast_1d(exit_cost)),
+            }
+            try:
+                write_file(config.records / "config.json", json.dumps(priced) + "\n")
+            except EexError as error:  # on a full disk, frames are answered all the same
+                note(str(error))
         made_for = {
             "policy": ":".join([config.policy, *config.policy_option]),
             "reward": config.reward,
@@ -218,9 +231,14 @@ class Playing:
             self._under_way[slot] = None
 
     def abandon(self) -> list[Waiting]:
-        """Give up on what is under way: the frames that have no answer."""
+        """Give up on what is under way, the frames that have no answer; those that have one are recorded."""
         left = [frame for frame in self._under_way if frame is not None]
         self._under_way = [None] * len(self._under_way)
+        for last in (self.sum_up, self.totals.close):
+            try:
+                last()
+            except Exception as error:  # whatever it is, the session has failed already
+                self._note(f"not all that was answered is recorded: {error}")
         return left
 
     def sum_up(self) -> None:
@@ -251,9 +269,9 @@ class Playing:
             its.tally = Tally(self.net.edge_exits + 1, curves=False)
         return its.tally
 
-    def relabel(self, stream: str, given: Labelled) -> None:
-        """Count the true label of a frame, in the place of the one that it had."""
-        for tally in (self.totals.all, self._tally_of(stream) if stream in self._streams else None):
+    def relabel(self, its: Stream | None, given: Labelled) -> None:
+        """Count the true label of a frame of a stream, open or closed, in the place of the one that it had."""
+        for tally in (self.totals.all, None if its is None else its.tally):
             if tally is not None:
                 tally.relabel(given.before, given.label, given.answer)
 

@@ -140,9 +140,9 @@ class Live:
         keep = feed.keep
         if options.keep == "auto" and self.session.config.keep != "auto":
             keep = self.session.config.keep
-        self.session.open_stream(
-            name, overhead=options.overhead, deadline_ms=options.deadline_ms, keep=keep, queue=options.queue
-        )
+        named = {key: getattr(options, key) for key in ("overhead", "deadline_ms", "queue")}
+        given = {key: value for key, value in named.items() if value is not None}
+        self.session.open_stream(name, self.session.settings_of(name), keep=keep, **given)
 
 
 def live(
@@ -197,7 +197,7 @@ def live(
             run.feeds[name] = run.make(name, options)
         start(run.feeds.values(), require_all)
         shown = time.monotonic()
-        while not (stop.wait(LOOK_S) or run.over):
+        while not (stop.wait(LOOK_S) or run.over or session.closed):
             if stop.reread():
                 try:
                     run.change(sources.read())

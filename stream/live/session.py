@@ -239,6 +239,10 @@ class Session:
         """The options of a stream; of one that is not open, those that it will have when it opens."""
         return self._intake.options_of(name)
 
+    def settings_of(self, name: str) -> StreamOptions:
+        """The options that `set_options` gave a stream, perhaps before a restart; the usual ones if it gave none."""
+        return self._intake.settings.get(name, StreamOptions())
+
     def set_options(self, name: str, **given: Any) -> StreamOptions:
         """Change some options of a stream from its next frame on, and keep them in the state file.
 
@@ -394,7 +398,7 @@ class Session:
                 raise EexError("true labels are not taken: call take_labels first")
             self._playing.sum_up()
             given = self._playing.labels.give(stream, frame, label)
-            self._playing.relabel(stream, given)
+            self._playing.relabel(self._intake.known(stream), given)
             return given.answer == given.label
 
         return self._tasks.ask(give)

@@ -111,9 +111,11 @@ class Sink:
             self._changed.notify()
 
     def close(self, seconds: float = 5.0) -> None:
-        """Hand over what waits, for at most so many seconds; what is left then is lost."""
+        """Hand over what waits, for at most so many seconds; what is left then is lost. Once closed, it stays so."""
         until = time.monotonic() + seconds
         with self._changed:
+            if self._closing:
+                return
             self._closing = True
             self._changed.notify()
         self._thread.join(seconds)

@@ -85,7 +85,9 @@ def _figures(tally: "Tally") -> dict[str, Any]:
         "fallbacks": tally.fallbacks,
         "dropped": tally.dropped,
         "bytes_offloaded": int(tally.bytes),
-        "latency_ms": {name: tally.latency_ms(q) if tally.frames else None for name, q in quantiles.items()},
+        "latency_ms": {
+            name: tally.latency_ms(q) if tally.frames > tally.dropped else None for name, q in quantiles.items()
+        },
         "threshold": tally.threshold,
         "agreement": agreement(tally.agreement),
     }

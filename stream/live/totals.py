@@ -67,8 +67,9 @@ class Totals:
 
     def close(self) -> None:
         """Record what is left."""
-        if self._records is not None:
-            self._records(self._records.writer.close)
+        if (records := self._records) is not None:
+            records(records.writer.close)
+            records(partial(self._retention.apply, records.writer))
 
     @property
     def labels(self) -> Path | None:

@@ -79,7 +79,7 @@ def print_summary(summary: dict[str, Any], console: Console | None = None) -> No
     """Print the policies side by side, then the gain from adapting in sentences."""
     console = console or Console()
     policies = [cells(row) for row in summary["policies"]]
-    names = list(policies[0])
+    names = list(dict.fromkeys(name for column in policies for name in column))
     label = 2 + max(map(len, names))
     widths = [2 + max(len(line) for cell in column.values() for line in cell.split("\n")) for column in policies]
     start = 0
@@ -92,7 +92,7 @@ def print_summary(summary: dict[str, Any], console: Console | None = None) -> No
         for k in range(start, stop):
             table.add_column(policies[k][POLICY], justify="right", style="bold" if k == 0 else "")
         for name in names[1:]:
-            table.add_row(name, *(policies[k][name] for k in range(start, stop)))
+            table.add_row(name, *(policies[k].get(name, "–") for k in range(start, stop)))
         console.print(table)
         console.print()
         start = stop
@@ -117,8 +117,8 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "accuracy": _percent(row["accuracy"]),
         "reward per frame": "–" if row["mean_reward"] is None else f"{row['mean_reward']:+.4f}",
     }
-    if (came := row.get("accuracy_less_costs")) is not None:  # runs of an older eex have none
-        cells["accuracy less costs"] = f"{came:+.4f}"
+    came = row.get("accuracy_less_costs")  # runs of an older eex have none
+    cells["accuracy less costs"] = "–" if came is None else f"{came:+.4f}"
     if "regret_best_arm" in row:
         cells["regret, best threshold"] = _plain(row["regret_best_arm"])
         cells["regret, oracle"] = _plain(row["regret_oracle"])

@@ -74,6 +74,8 @@ class RecordWriter:
     ----------
     part, part_begun
         The part that is being written, None between two; and since when, in seconds since 1970.
+    pruned
+        When old parts were last looked for (`Retention`); minus infinity if a part has ended since.
     problem
         Why the last attempt to write failed; empty if it did not.
     lost
@@ -95,7 +97,7 @@ class RecordWriter:
         self._sink: IO[bytes] | None = None
         self._held: list[Rows] = []
         self.part: Path | None = None
-        self.part_begun, self.problem = 0.0, ""
+        self.part_begun, self.problem, self.pruned = 0.0, "", -math.inf
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder)
@@ -221,6 +223,7 @@ class RecordWriter:
             raise self._failed(error) from None
         self._sink, self._rows_in_part, self.part = None, 0, None
         self._parts += 1
+        self.pruned = -math.inf
 
     def _failed(self, error: OSError) -> EexError:
         self.problem = f"{self.folder}: cannot write records: {error.strerror or error}"

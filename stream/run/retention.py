@@ -1,6 +1,7 @@
 """Records that do not grow without bound: the oldest parts go, by size or by age."""
 
 import itertools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Retention:
     def apply(self, writer: "RecordWriter", now: float | None = None) -> list[Path]:
         """End the part that is being written if it is due, and delete the oldest; the parts deleted.
 
-        It is cheap: call it after each `write`, or every second.
+        It is cheap, as it looks at the folder only where a part has ended or a tenth of the time has passed: call it
+        after each `write`, or every second.
 
         Parameters
         ----------
@@ -48,14 +50,18 @@ class Retention:
         EexError
             If the disk is full or not writable.
         """
+        if self == Retention():
+            return []
         now = time.time() if now is None else now
-        if writer.part is None:
+        if writer.part is not None:
+            large = self.bytes is not None and writer.part_bytes > self.bytes / PARTS
+            old = self.seconds is not None and now - writer.part_begun > self.seconds / PARTS
+            if large or old:
+                writer.commit()
+        again = math.inf if self.seconds is None else writer.pruned + self.seconds / PARTS
+        if writer.pruned > -math.inf and now <= again:
             return []
-        large = self.bytes is not None and writer.part_bytes > self.bytes / PARTS
-        old = self.seconds is not None and now - writer.part_begun > self.seconds / PARTS
-        if not (large or old):
-            return []
-        writer.commit()
+        writer.pruned = now
         return self.prune(writer.folder, now)
 
     def prune(self, folder: Path, now: float) -> list[Path]:

@@ -91,7 +91,9 @@ def _policy_row(played: Played, reference: "Reference | None", exit_cost: ExitCo
         "device_probability": float(t.by_exit[:-1].sum()) / frames,
         "bytes_offloaded": int(t.bytes),
         "bytes_per_offloaded_frame": t.bytes_per_frame,
-        "latency_ms": {name: t.latency_ms(q) if t.frames else None for name, q in (("p50", 0.5), ("p99", 0.99))},
+        "latency_ms": {
+            name: t.latency_ms(q) if t.frames > t.dropped else None for name, q in (("p50", 0.5), ("p99", 0.99))
+        },
         "agreement": agreement(t.agreement),
         "latency_split_ms": dict(zip(("edge", "link", "cloud"), (t.split_ms / frames).tolist(), strict=True)),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.base import Ints
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames.frames import matching
 from eex.stream.frames.sources import Skipped, Source, load_all, open_source
 from eex.stream.training.options import TrainConfig
@@ -106,7 +106,7 @@ def read_data(config: TrainConfig, shape: tuple[int, ...] | None) -> Data:
     held = config.held_out(len(images))
     test = None
     if config.measure:
-        test, why_not = _test_split(config.data, source, classes, fitted)
+        test, why_not = _test_split(config.data, source, classes, {"shape": images.shape[1:]} | fitted)
         if why_not:
             notes.append(why_not)
     return Data(images, labels, classes, kept=order[held:], held=order[:held], notes=tuple(notes), test=test)
@@ -127,6 +127,22 @@ def _unlabelled(config: TrainConfig, source: Source, fitted: dict[str, Any]) -> 
         notes.append(f"{source.name} has no test split: agreement is measured on the held-out images")
     labels = np.full(len(images), -1, dtype=np.int64)
     return Data(images, labels, (), kept=order[held:], held=order[:held], notes=tuple(notes), test=test)
+
+
+def _check_usable(test: Source, known: Sequence[int], name: str) -> None:
+    """Raise `EexError` before hours of training if no test image can be used, because of their size for example."""
+    first: ImageError | None = None
+    assert test.read is not None
+    for k in known:
+        try:
+            test.read(k)
+            return
+        except ImageError as error:
+            first = first or error
+    raise EexError(
+        f"{name}: none of its {len(known)} test images can be used; the first, {test.names[known[0]]}: {first}; "
+        "--size N scales all images, --no-measure leaves these out"
+    )
 
 
 def _skipped(skipped: Sequence[Skipped]) -> list[str]:
@@ -160,6 +176,7 @@ def _test_split(data: str, train: Source, classes: Sequence[str], fitted: dict[s
         return None, f"the test split of {train.name} has no labels: {unmeasured}"
     read = test.read
     assert read is not None
+    _check_usable(test, known, train.name)
     chosen = replace(
         test,
         classes=tuple(classes),

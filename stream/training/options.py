@@ -14,6 +14,9 @@ from eex.stream.frames.folders import printable
 
 Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc", "norm_conv", "squeeze_conv"]
 
+MOST_SEED = 2**32 - 1
+"""Largest seed: libraries take no larger ones."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -165,9 +168,11 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range, as far as can be checked without the data."""
-        for name, low in (("threads", 0), ("seed", 0), ("size", 0), ("classifier_epochs", 1)):
+        for name, low in (("threads", 0), ("seed", 0), ("size", 0), ("epochs", 0), ("classifier_epochs", 1)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if self.seed > MOST_SEED:
+            raise EexError(f"--seed must be at most {MOST_SEED}, got {self.seed}")
         if not self.holdout >= 0 or (self.holdout >= 1 and self.holdout % 1):
             raise EexError(f"--holdout must be a whole number, or a share below 1, got {self.holdout:g}")
         if self.network and self.weights is not None:

@@ -135,6 +135,9 @@ class ConnectionConfig:
             raise EexError(
                 f"--share goes with a worker that other edges use, tcp://host:port; got --worker {self.worker}"
             )
+        for name in ("link", "require_worker"):
+            if getattr(self, name) and not (processes or endpoints):
+                raise EexError(f"--{name.replace('_', '-')} goes with a worker, got --worker none")
         encoding = None if self.send == "auto" else parse_encoding(self.send)
         images = encoding is None or encoding.kind == "input"
         if self.answer_with not in ("auto", "own", None):

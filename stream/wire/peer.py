@@ -72,6 +72,7 @@ class Peer:
     def __init__(self, endpoint: str, send: Callable[[list[Buffer]], bool]) -> None:
         self.endpoint, self.send = endpoint, send
         self.welcome: Welcome | None = None
+        self.classes = 0  # of the latest welcome: replies to requests may come after a refusal
         self.answerers: list[str] = []  # fingerprints of the models that have answered images, the present one last
         self.problem, self.turned_away = "", False
         self.connected = self.silent = self.hangs = self.draining = False
@@ -156,6 +157,7 @@ class Peer:
     def greeted(self, welcome: Welcome) -> None:
         """It welcomed the edge, with the right model."""
         self.welcome, self.problem, self.turned_away = welcome, "", False
+        self.classes = len(welcome.classes)
         if welcome.answerer != (self.answerers[-1] if self.answerers else ""):
             self.answerers.append(welcome.answerer)
         self.draining = self.hangs = False

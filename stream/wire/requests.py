@@ -278,9 +278,8 @@ class Requests:
     def _answered(
         self, peer: Peer, awaited: Awaited, header: ReplyHeader, arrays: list[NDArray[Any]], now: float
     ) -> None:
-        assert peer.welcome is not None
         confidence, prediction = arrays[0].astype(np.float64), arrays[1].astype(np.int64)
-        problem = _problem(confidence, prediction, awaited.request.shape[0], len(peer.welcome.classes))
+        problem = _problem(confidence, prediction, awaited.request.shape[0], peer.classes)
         if problem:
             self._fail(awaited, now, f"bad reply: {problem}")
             return

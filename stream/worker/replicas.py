@@ -218,7 +218,8 @@ def serve_on_ray(models: Models, count: int, address: str = "") -> Served:
     gpus = 1 if resources.get("GPU", 0) >= count else 0
     options = {"num_cpus": max(1, models.threads), "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
     folders = tuple(folder.absolute() for folder in models.folders)
-    theirs = replace(models, folders=folders, device="cuda" if gpus else "cpu")
+    other = models.answer_with and models.answer_with.absolute()
+    theirs = replace(models, folders=folders, answer_with=other, device="cuda" if gpus else "cpu")
     actor = ray.remote(**options)(_Actor)
     actors: list[Any] = [actor.remote(theirs) for _ in range(count)]
     try:

@@ -1,12 +1,14 @@
 """The picture of what stop-curve learns: in hindsight by hand, and written whole."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eex.experiments import stop_curves
 from eex.experiments.stop_curves import Picture, draw, hindsight
-from eex.policies.core.trace import Trace
+from eex.policies.core.trace import Trace, write_trace
 
 
 @pytest.fixture
@@ -29,3 +31,13 @@ def test_hindsight_is_optimal_stopping(trace):
 def test_each_exit_has_a_panel(trace):
     figure = draw(Picture(Path(), rounds=50), trace)
     assert [panel.get_title() for panel in figure.axes] == ["exit 1", "exit 2"]
+
+
+def test_the_kind_of_picture_is_checked(trace, tmp_path, monkeypatch, capsys):
+    write_trace(tmp_path / "t.arrow", trace)
+    for name, status in (("x.png", 0), ("x.xyz", 2)):
+        monkeypatch.setattr(sys, "argv", ["stop_curves", str(tmp_path / "t.arrow"), "--out", str(tmp_path / name)])
+        with pytest.raises(SystemExit) as end:
+            stop_curves.main()
+        assert (end.value.code, (tmp_path / name).exists()) == (status, not status)
+    assert "x.xyz: no picture ends so; expected one of" in capsys.readouterr().err

@@ -107,6 +107,12 @@ def test_an_exported_model_needs_no_weights(exported):
         load_network(config(exported, "onnx", "cuda"))
 
 
+def test_a_gpu_takes_the_weights_of_a_model_in_both_forms(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EexError, match="--device cuda: this torch sees no GPU"):
+        load_network(config(model, "auto", "cuda"))
+
+
 def test_what_is_not_exported():
     with pytest.raises(EexError, match="run eex-export --out DIR"):
         load_network(config(None, "onnx"))

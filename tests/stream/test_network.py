@@ -1,8 +1,11 @@
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 
 from eex.policies.core.errors import EexError
-from eex.stream.network import pick_device
+from eex.stream.network import make_module, pick_device
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:one", "cuda:-1", "cpu:0", "auto:0", ""])
@@ -22,3 +25,23 @@ def test_a_gpu_by_number(monkeypatch):
     assert [pick_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
     with pytest.raises(EexError, match=r"--device cuda:2: this machine has 2, counted from cuda:0"):
         pick_device("cuda:2")
+
+
+class Run:
+    """Runs something when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("this was run",)
+
+
+def test_a_librarys_weights_are_not_run(monkeypatch, tmp_path, capsys):
+    torch.save({"weight": torch.zeros(2), "more": Run()}, tmp_path / "published.pth")
+
+    def get_model(name, weights):
+        return torch.load(tmp_path / "published.pth", weights_only=False)
+
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", SimpleNamespace(get_model=get_model))
+    with pytest.raises(EexError, match="torchvision cannot make it: UnpicklingError"):
+        make_module("torchvision:resnet18", pretrained=True)
+    assert capsys.readouterr().out == ""

@@ -40,6 +40,7 @@ def test_the_command(tmp_path):
     [
         (["--threshold", 2], "--threshold must lie in [0, 1], got 2"),
         (["--cloud-speed", 0], "--cloud-speed must be more than 0, got 0"),
+        (["--partition", 2], "--partition is what eex-partition finds; leave it out"),
         (["--at-once", 0], "--at-once must lie in 1…4096, got 0"),
         (["--link", "rio"], "link 'rio'"),
         (["--link", "paris", "--worker", "tcp://127.0.0.1:1"], "--link and --worker"),

@@ -224,6 +224,8 @@ BAD = {
     "out is a folder": (["--out", "odd"], "cannot be written (--out)"),
     "out below a file": (["--out", "file/trace.arrow"], "cannot be written (--out)"),
     "out is CSV": (["--out", "trace.csv"], "a trace is an Arrow file"),
+    "out is packed CSV": (["--out", "trace.csv.gz"], "a trace is an Arrow file"),
+    "out is Parquet": (["--out", "trace.parquet"], "a trace is an Arrow file"),
     "missing configuration": (["--config", "nowhere.json"], "cannot be read"),
     "broken configuration": (["--config", "file"], "not the configuration of a run"),
 }

@@ -186,6 +186,16 @@ def test_summary_screen_fits_80_columns(compared):
     assert done.stderr.count("\n") == 4  # a line a policy, and hindsight
 
 
+def test_policies_that_answer_nothing_are_shown_beside_others(tmp_path):
+    options = ("--distortion", "gaussian_blur@6:40", "--worker", "none", "--drop-below", 1, "--no-regret")
+    rivals = ("--policy", "fixed", "--policy-option", "p_tar=0.5", "--compare", "fixed:p_tar=1")
+    done = call("stream", *options, *rivals, "--no-pictures", "--out", tmp_path)
+    assert (done.returncode, "answered at exit 1" in done.stdout) == (0, True)
+    (path,) = tmp_path.glob("*/summary.json")
+    row = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["policies"][1]
+    assert (row["accuracy"], row["latency_ms"]) == (None, {"p50": None, "p99": None})
+
+
 def test_again_from_its_configuration(compared, tmp_path):
     _, summary = compared
     config = Path(summary["folder"]) / "config.json"
@@ -209,6 +219,8 @@ def test_options_in_a_configuration_survive(tmp_path):
     assert (Path(again["folder"]) / "config.json").read_text() == config.read_text()
     assert outcome(again) == outcome(first)
     assert again["policy"] == "fixed:p_tar=0.5"
+    assert stream(tmp_path, "--config", config, "--policy-option", "p_tar=0.9")["policy"] == "fixed:p_tar=0.9"
+    assert stream(tmp_path, "--config", config, "--policy", "ucb")["policy"] == "ucb"
     assert set(records_of(again["folder"])["exit_at_1"].to_pylist()) == {0.5}
 
 
@@ -445,6 +457,10 @@ BAD = {
     "negative threads": (["--threads", "-1"], "--threads must be at least 0"),
     "drop-below": (["--drop-below", "1.5"], "--drop-below must lie in [0, 1]"),
     "deadline 0": (["--deadline-ms", "0"], "--deadline-ms must be more than 0"),
+    "commit": (["--commit", "-1"], "--commit must be at least 0"),
+    "a link to no worker": (["--link", "paris"], "--link goes with a worker, got --worker none"),
+    "no worker, which is required": (["--require-worker"], "--require-worker goes with a worker"),
+    "two configurations": (["--config", "batch0.json", "--resume", "runs"], "--config and --resume exclude each other"),
     "missing configuration": (["--config", "nowhere.json"], "cannot be read"),
     "broken configuration": (["--config", "broken.json"], "not the configuration of a run"),
     "configuration out of range": (["--config", "batch0.json"], "--batch must be at least 1"),

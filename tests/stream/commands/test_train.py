@@ -180,6 +180,18 @@ def test_a_network_that_is_not_cut_is_cut_trained_and_offloaded(home, tmp_path, 
     assert (summary["answered"], summary["fallbacks"], summary["offloaded_share"]) == (20, 0, 1.0)
 
 
+def test_what_does_not_fit_the_images_is_said_before_the_training(home, tmp_path):
+    refused(
+        call("train", *TINY, "--shift", 16, "--out", tmp_path / "a", cwd=home), "--shift must be less than the side"
+    )
+    draw_images(tmp_path / "images", 16)
+    for path in (tmp_path / "images" / "test").rglob("*.png"):
+        Image.new("RGB", (24, 24)).save(path)
+    done = call("train", "--data", tmp_path / "images", "--holdout", 10, "--out", tmp_path / "b")
+    refused(done, "none of its 20 test images can be used; the first, ")
+    assert not (tmp_path / "b" / "training").exists()
+
+
 def test_a_frozen_backbone_keeps_its_weights(home, tmp_path):
     few = (*TINY, "--epochs", 2, "--experts", "gaussian_noise@10..30", "--expert-epochs", 1, "--classifier-epochs", 1)
     train(*few, "--freeze", "--no-measure", "--quiet", "--out", tmp_path, cwd=home)

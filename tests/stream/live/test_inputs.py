@@ -1,6 +1,7 @@
 """What sources yield: watched folders, standard input, images, ZeroMQ sockets."""
 
 import io
+import itertools
 import os
 import socket
 import sys
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eex.policies.core.errors import EexError
+from eex.stream.frames.video import VideoError
 from eex.stream.live import inputs, sockets
-from eex.stream.live.inputs import Broken, Shot, open_input, read_pipe, split_images, watch
+from eex.stream.live.inputs import Broken, Shot, Taken, open_input, read_pipe, split_images, watch
 from eex.stream.live.streams import SourceOptions
 from eex.stream.wire import keys
 
@@ -95,6 +97,19 @@ def test_files_that_are_there_already_if_asked_for_oldest_first(watched):
     os.utime(folder / "older.jpg", (8, 8))
     assert look(existing=True) == []
     assert [s.name for s in look(existing=True)] == ["older.jpg", "old.jpg"]
+
+
+def test_a_folder_that_comes_back_is_watched_on(watched):
+    folder, look = watched
+    taken = Taken()
+    assert look(taken=taken) == []
+    os.rename(folder, folder.with_name("away"))
+    with pytest.raises(VideoError, match="cannot be watched"):
+        look(taken=taken)
+    os.rename(folder.with_name("away"), folder)
+    (folder / "new.jpg").write_bytes(jpeg(50))
+    again = watch(folder, threading.Event(), taken=taken)
+    assert [shot and shot.name for shot in itertools.islice(again, 2)] == [None, "new.jpg"]
 
 
 def test_what_is_no_image_in_a_folder(watched):

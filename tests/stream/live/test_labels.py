@@ -4,6 +4,7 @@ import json
 
 import pytest
 from livenet import Cloud, images, three_exits
+from loopback import until
 
 from eex.policies.core.errors import EexError
 from eex.stream.live import labels as labels_module
@@ -58,6 +59,17 @@ def test_labels_count_for_the_frames_of_their_own_session(tmp_path):
                 session.label("door", 0, label)
                 assert session.summary()["accuracy"] is not None
     assert read_records(tmp_path)["label"].to_pylist() == ["h", None]
+
+
+def test_labels_of_a_closed_stream_count_in_its_row_too(tmp_path):
+    with opened(tmp_path) as session:
+        session.take_labels()
+        session.answer(images(1)[0], "door")
+        session.close_stream("door")
+        until(lambda: not session.summary()["open_streams"])
+        right = session.label("door", 0, "h")
+        summary = session.summary()
+    assert summary["accuracy"] == summary["streams"][0]["accuracy"] == float(right)
 
 
 def test_without_take_labels_none_are_taken(tmp_path):

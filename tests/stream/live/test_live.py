@@ -173,6 +173,21 @@ def test_options_of_a_stream_change_while_it_runs(net, tmp_path):
     assert "unknown scheme 'ftp'" in said[4]
 
 
+def test_what_was_set_by_hand_holds_where_the_source_says_nothing_else(net, tmp_path):
+    folder, state = str(tmp_path), tmp_path / "learned.npz"
+    with opened(net, state=state) as session:
+        session.set_options("a", overhead=0.4, thresholds="frozen")
+    with opened(net, state=state) as session:
+        live = Live(session, lambda line: None)
+        live.change({"a": SourceOptions(source=folder)})
+        assert (session.options_of("a").overhead, session.options_of("a").thresholds) == (0.4, "frozen")
+        live.change({"a": SourceOptions(source=folder, overhead=0.2, fps=3)})
+        assert (session.options_of("a").overhead, session.options_of("a").thresholds) == (0.2, "frozen")
+        live.change({"a": SourceOptions(source=folder, fps=3)})
+        assert session.options_of("a").overhead == 0.4
+        live.stop()
+
+
 def test_a_clocked_source_is_not_held_back_by_a_full_queue(net, tmp_path):
     """With everything kept, what a camera brings to a full queue is refused at once, and no frame gets older."""
     path = clip(tmp_path / "a.mp4", frames=60, rate=1000)

@@ -1,5 +1,6 @@
 """A live run: sources in, answers out, streams that come and go, an end that loses nothing."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -65,6 +66,25 @@ def test_every_picture_is_answered_or_refused(pictures, tmp_path):
     }
     assert summary["streams"][0]["source"]["frames"] == 5
     assert summary["sinks"][0]["delivered"] == 12
+
+
+def test_a_publisher_is_closed_once(pictures, tmp_path):
+    summary = live(CONFIG, Sources((f"a=images:{pictures}",)), (f"zmq+pub://{tmp_path}/p",))
+    assert (summary["answered"], summary["sinks"][0]["lost"]) == (5, 0)
+
+
+def test_a_run_ends_when_its_session_has_failed(pictures):
+    def boom(batch):
+        raise RuntimeError("no more")
+
+    @contextlib.contextmanager
+    def broken(session):
+        session._playing.feed = boom
+        yield
+
+    folder = f"a={pictures}"  # watched, and so without an end
+    with pytest.raises(EexError, match=r"^the session failed: no more$"):
+        live(CONFIG, Sources((folder,), defaults={"existing": True}), (), beside=broken)
 
 
 def test_a_source_that_fails_names_itself_and_the_others_go_on(pictures):

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import itertools
+import json
 import threading
 import time
 from collections import Counter, defaultdict
@@ -30,6 +31,7 @@ from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.promises import Refused
 from eex.stream.live.run import status
 from eex.stream.live.session import Session
+from eex.stream.run.estimates import estimates_of
 from eex.stream.run.records import feedback_of, read_records
 from eex.stream.wire.offload import NoOffloader
 
@@ -200,6 +202,17 @@ def test_a_stream_has_a_deadline_of_its_own(net):
         cloud.held = False
         cloud.release()
         assert patient.result(10).where == "cloud"
+
+
+def test_a_late_reply_comes_after_the_deadline_was_taken_away(net):
+    cloud = Cloud(held=True)
+    with opened(net, cloud, **ALL_TO_CLOUD) as session:
+        session.open_stream("hasty", deadline_ms=20)
+        assert session.answer(images(1)[0], "hasty", timeout_s=10).fallback
+        session.open_stream("hasty")
+        cloud.held = False
+        cloud.release()
+        assert session.answer(images(1)[0], "hasty", timeout_s=10).where == "cloud"
 
 
 def test_a_stream_has_a_price_of_its_own(net):
@@ -567,6 +580,7 @@ def test_options_of_a_stream_are_checked(net, options, message):
         ({"policy": "ubc"}, "unknown policy 'ubc'"),
         ({"batch": 0}, "--batch must be at least 1"),
         ({"batch_wait_ms": -1}, "--batch-wait-ms must be at least 0"),
+        ({"keep_records": "10GB"}, "--keep-records goes with --records"),
         ({"keep": "some"}, "--keep must be auto, all or newest"),
         ({"learn": "none"}, "--learn must be each or shared"),
         ({"overhead": 7}, "overhead"),
@@ -583,6 +597,32 @@ def test_options_of_a_session_are_checked(net, options, message):
 
 
 # ---- what is kept
+
+
+def test_what_was_answered_before_a_failure_is_recorded_and_the_folder_is_free(net, tmp_path):
+    def boom(batch):
+        raise RuntimeError("no more")
+
+    session = opened(net, records=tmp_path)
+    session.answer(images(1)[0], "door")
+    session._playing.feed = boom
+    with pytest.raises(Refused, match="no more"):
+        session.answer(images(1)[0], "door")
+    until(lambda: session.closed)
+    with opened(net, records=tmp_path):  # though the other one was not closed
+        pass
+    assert len(read_records(tmp_path)) == 1
+    with pytest.raises(EexError, match="no more"):
+        session.close()
+
+
+def test_estimates_from_the_records_of_a_session(net, tmp_path):
+    with opened(net, policy="random", records=tmp_path, exit_cost=0.25) as session:
+        for image in images(200):
+            session.answer(image)
+    (estimate,), _ = estimates_of(tmp_path, [[0.0]], None)  # all leave at the first exit, which has no price
+    assert estimate.dr.value == pytest.approx(np.mean(read_records(tmp_path)["confidence_1"].to_numpy()), abs=1e-3)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"reward": "utility", "exit_cost": "0.25"}
 
 
 def test_records_name_the_stream_and_replay(net, tmp_path):

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from eex.policies.core.errors import EexError
+from eex.stream.run import records
 from eex.stream.run.records import ROWS_IN_BATCH, RecordWriter, parts_of, read_records
 from eex.stream.run.retention import Retention, parse_retention
 
@@ -30,6 +31,31 @@ def test_the_oldest_parts_go_when_there_are_too_many_bytes(tmp_path, make_rows):
     frames = read_records(tmp_path)["frame"].to_pylist()
     assert frames == list(range(frames[0], 40 * ROWS_IN_BATCH))  # the newest, without a gap
     assert frames[0] > 0
+
+
+def test_parts_that_are_full_before_they_are_due_go_too(tmp_path, make_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_IN_PART", ROWS_IN_BATCH)
+    write(tmp_path, make_rows, parse_retention("3MB"), 20)
+    monkeypatch.undo()
+    assert 2e6 < size_of(tmp_path) < 3.3e6
+
+
+def test_what_earlier_runs_left_goes_at_the_start(tmp_path, make_rows):
+    write(tmp_path, make_rows, Retention(), 1)
+    write(tmp_path, make_rows, Retention(), 10)
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        gone = parse_retention("1MB").apply(writer)
+    assert [path.name for path in gone] == ["part-00000.arrows", "part-00001.arrows"]
+
+
+def test_old_parts_go_though_nothing_new_comes(tmp_path, make_rows):
+    week = parse_retention("7d")
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        writer.write(make_rows(0, ROWS_IN_BATCH))
+        begun = writer.part_begun
+        assert week.apply(writer, begun + 86_400) == []  # ends the part
+        assert week.apply(writer, begun + 7 * 86_400) == []
+        assert len(week.apply(writer, begun + 8 * 86_400)) == 1
 
 
 def test_a_later_run_goes_on_and_overwrites_nothing(tmp_path, make_rows):

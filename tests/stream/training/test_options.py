@@ -25,6 +25,8 @@ def test_the_defaults_are_in_range():
     [
         ({"threads": -1}, "--threads must be at least 0, got -1"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"seed": 2**32}, "--seed must be at most 4294967295"),
+        ({"epochs": -1}, "--epochs must be at least 0"),
         ({"size": -1}, "--size must be at least 0"),
         ({"classifier_epochs": 0}, "--classifier-epochs must be at least 1"),
         ({"epochs": 0}, "--epochs 0 needs --start"),

@@ -289,6 +289,17 @@ def test_what_a_worker_does_not_take_goes_to_another_with_the_time_that_is_left(
     assert edge.requests.counts["sent_again"] == 1
 
 
+@pytest.mark.parametrize("kind", ["clients", "model"])
+def test_a_worker_that_refuses_one_request_may_answer_another(kind):
+    edge = Edge()
+    edge.submit(1)
+    edge.submit(2)
+    edge.give(edge.peers[0], refusal(1, kind, "not you"), now=0.1)
+    edge.reply(edge.peers[0], 2, (0.5,), (2,), now=0.2)
+    refused, answered = edge.requests.replies()
+    assert (refused.id, refused.failed, answered.id, answered.failed) == (1, "not you", 2, "")
+
+
 def test_what_a_lost_worker_had_goes_to_another_and_then_has_failed():
     edge = Edge(workers=2)
     edge.submit(1)
