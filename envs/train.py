@@ -200,6 +200,8 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
             raise EexError(f"{folder} holds another training; delete it, or name another folder (--out)")
         checkpoint.restore(model)
         best = checkpoint.best
+    elif (folder / "last.zip").exists():
+        raise EexError(f"{folder} holds a training of an earlier eex; delete it, or name another folder (--out)")
     state = {"steps": model.num_timesteps, "best": best}
     rivals = {name: _score(config, name, test) for name in RIVALS[config.reward]}
     if state["steps"] < config.steps:

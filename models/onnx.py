@@ -294,7 +294,7 @@ class OnnxNet:
 
 
 def default_threads() -> int:
-    """Processor threads where no number is asked for: OMP_NUM_THREADS, or all cores that this process may use."""
+    """CPU threads where no number is asked for: OMP_NUM_THREADS, or all cores that this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked):
         return int(asked)
@@ -309,7 +309,7 @@ def load_onnx(folder: Path | str, threads: int = 0, provider: str = "cpu", spin:
     folder
         Folder of the ONNX files, their manifest and the model's card.
     threads
-        Processor threads; 0 takes `default_threads`.
+        CPU threads; 0 takes `default_threads`.
     provider
         Execution provider, a name in `PROVIDERS`.
     spin

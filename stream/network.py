@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +26,11 @@ ZOOS = ("timm", "torchvision", "transformers")
 
 
 _threads = 0
+_one_at_a_time = threading.Lock()
 
 
 def use_threads(count: int) -> None:
-    """Let networks that are loaded from now on use so many processor threads; 0 leaves the number to their runtime."""
+    """Let networks that are loaded from now on use so many CPU threads; 0 leaves the number to their runtime."""
     global _threads
     _threads = count
 
@@ -37,7 +39,7 @@ def load_network(config: NetworkConfig) -> "Network":
     """Load the configured network, optimised for inference, on its device, to be run by the configured backend.
 
     With `backend` "auto", a folder that holds both weights and ONNX files is run by the backend that takes less time
-    for a micro-batch on this machine; otherwise by the one that can. torch is imported only if it may run the network.
+    for a micro-batch on this machine, on a GPU by torch; otherwise by the one that can. torch is imported only if it may run the network.
 
     Raises
     ------
@@ -269,17 +271,20 @@ def _made_by(library: str, network: str, classes: int, pretrained: bool) -> "nn.
 
 @contextlib.contextmanager
 def _tensors_alone() -> Iterator[None]:
-    """Let `torch.load` take nothing but tensors while a library loads weights, whatever it asks for: nothing is run."""
+    """Let `torch.load` take nothing but tensors while a library loads weights, whatever it asks for: nothing is run.
+
+    This holds for the whole process, and for one library at a time.
+    """
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with _one_at_a_time:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
 
 
 def _replace_head(module: "nn.Module", classes: int) -> None:

@@ -102,6 +102,7 @@ class Playing:
         from eex.stream.driver import Driver
         from eex.stream.engine import exit_cost_of, usual_bytes
         from eex.stream.live.totals import Totals
+        from eex.stream.run.estimates import PRICED
         from eex.stream.run.records import RecordWriter
         from eex.stream.sharing import Sharing
         from eex.stream.streams import Streams
@@ -139,7 +140,7 @@ class Playing:
                 "exit_cost": ",".join(f"{cost:.6g}" for cost in np.atleast_1d(exit_cost)),
             }
             try:
-                write_file(config.records / "config.json", json.dumps(priced) + "\n")
+                write_file(config.records / PRICED, json.dumps(priced) + "\n")
             except EexError as error:  # on a full disk, frames are answered all the same
                 note(str(error))
         made_for = {
@@ -231,20 +232,24 @@ class Playing:
             self._under_way[slot] = None
 
     def abandon(self) -> list[Waiting]:
-        """Give up on what is under way, the frames that have no answer; those that have one are recorded."""
+        """Give up on what is under way: the frames that have no answer."""
         left = [frame for frame in self._under_way if frame is not None]
         self._under_way = [None] * len(self._under_way)
+        return left
+
+    def record_what_is_left(self) -> None:
+        """After a failure, record the finished frames before the first that is not, and let the records go."""
         for last in (self.sum_up, self.totals.close):
             try:
                 last()
             except Exception as error:  # whatever it is, the session has failed already
                 self._note(f"not all that was answered is recorded: {error}")
-        return left
 
     def sum_up(self) -> None:
         """Sum up and record the frames that have left the engine."""
         for rows in self.driver.take():
             self.totals.add(rows, self._tally_of)
+        self.totals.prune()
         if self.config.aim:
             for its in tuple(self._streams.values()):
                 self._look_at_wishes(its)

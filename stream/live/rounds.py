@@ -91,6 +91,7 @@ class Rounds:
             left += [frame for frame in self.playing.abandon() if frame not in self._batch]
             unanswered = [frame for frame in left if not frame.future.done()]
             self._intake.refuse(unanswered, "failed", f"the session failed: {error}")
+            self.playing.record_what_is_left()
         finally:
             self._tasks.end()
             self._outbox.end()

@@ -133,7 +133,13 @@ class Session:
         offloader.wake_on(self._tasks.fd)
         self._intake = Intake(config, net.architecture, self._outbox, self._tasks.lock, self._tasks.rouse)
         self._playing = Playing(config, net, offloader, encoding, self._intake.streams, self._outbox, self._note)
-        self._intake.settings = self._playing.kept.settings
+        self._intake.settings = settings = self._playing.kept.settings
+        for name, options in list(settings.items()):  # of another network, or of longer deadlines
+            try:
+                options.check(name, config.deadline_ms, net.edge_exits)
+            except EexError as error:
+                del settings[name]
+                self._note(f"{error}; what was set for it earlier is left out")
         self._rounds = Rounds(config, self._playing, self._intake, self._tasks, self._outbox)
         gc.collect()
         gc.freeze()  # else a full collection walks torch and the network, and no frame is answered meanwhile
@@ -263,7 +269,7 @@ class Session:
         """
         options: StreamOptions = _with(self.options_of(name), given)
         self.open_stream(name, options)
-        self._playing.kept.put_settings(name, options)
+        self._playing.kept.put_settings(name, _with(self.settings_of(name), given))
         return options
 
     def close_stream(self, name: str) -> None:
@@ -398,7 +404,9 @@ class Session:
                 raise EexError("true labels are not taken: call take_labels first")
             self._playing.sum_up()
             given = self._playing.labels.give(stream, frame, label)
-            self._playing.relabel(self._intake.known(stream), given)
+            with self._intake.lock:
+                its = self._intake.known(stream)
+            self._playing.relabel(its, given)
             return given.answer == given.label
 
         return self._tasks.ask(give)

@@ -182,7 +182,7 @@ def open_sink(spec: str, *, say: Callable[[str], None] = lambda line: None) -> S
     `-`                                 JSON Lines on standard output
     `FILE`                              JSON Lines; `FILE?size=100MB&keep=9` says when it is rotated, and how
                                         many earlier files stay
-    `zmq+pub://HOST:PORT`               messages of two frames: the stream's name, and the JSON
+    `zmq+pub://HOST:PORT`               messages of two parts: the stream's name, and the JSON
     `mqtt://[USER@]HOST[:PORT]/TOPIC`   TOPIC/answers/STREAM, and TOPIC/status, which is retained
     ==================================  =====================================================================
 

@@ -45,6 +45,7 @@ class Totals:
         self._records = None if records is None else Attempts(records, note)
         self._retention = retention
         self.watchers: list[Callable[[str, Rows], None]] = []
+        self.prune()
 
     def add(self, rows: Rows, tally_of: Callable[[str], Tally]) -> None:
         """Add finished frames.
@@ -62,13 +63,18 @@ class Totals:
                 watcher(name, mine)
         if (records := self._records) is not None:
             records(partial(records.writer.write, rows))
-            records(partial(self._retention.apply, records.writer))
         self.seconds += time.perf_counter() - started
 
     def close(self) -> None:
-        """Record what is left."""
+        """Record what is left, delete what is too old, and let the folder go."""
         if (records := self._records) is not None:
+            records(records.writer.commit)
+            self.prune()
             records(records.writer.close)
+
+    def prune(self) -> None:
+        """Delete the oldest records if there are too many; call it now and then, also while no frames come."""
+        if (records := self._records) is not None:
             records(partial(self._retention.apply, records.writer))
 
     @property

@@ -1,6 +1,6 @@
 """Terminal output of `eex-stream`: a live line while it streams, tables at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def print_summary(summary: dict[str, Any], console: Console | None = None) -> No
     """Print the policies side by side, then the gain from adapting in sentences."""
     console = console or Console()
     policies = [cells(row) for row in summary["policies"]]
-    names = list(dict.fromkeys(name for column in policies for name in column))
+    names = titles(policies)
     label = 2 + max(map(len, names))
     widths = [2 + max(len(line) for cell in column.values() for line in cell.split("\n")) for column in policies]
     start = 0
@@ -135,6 +135,11 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     for quantile, ms in row["latency_ms"].items():
         cells[f"latency {quantile}, ms"] = "–" if ms is None else f"{ms:,.1f}"
     return cells
+
+
+def titles(columns: Iterable[dict[str, str]]) -> list[str]:
+    """Titles of the rows that columns of `cells` have side by side, that of the policies first."""
+    return list(dict.fromkeys(name for column in columns for name in column))
 
 
 def bought(summary: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from eex.policies.core.files import parse_json
 from eex.policies.core.schedule import Piece
 from eex.stream.config import StreamConfig, from_json, to_json
 from eex.stream.run import pictures
-from eex.stream.run.display import bought, cells
+from eex.stream.run.display import bought, cells, titles
 from eex.stream.run.scan import Scan, scan
 
 FAULTS_SHOWN = 40
@@ -208,7 +208,7 @@ def _table(run: Run) -> str:
             rows.append((f"latency {name}, ms", "–" if ms is None else f"{ms:,.1f}"))
         return _rows(rows)
     columns = [cells(row) for row in run.summary["policies"]]
-    head, *names = columns[0]
+    head, *names = titles(columns)
     table = _rows(
         [[name, *(column.get(name, "–") for column in columns)] for name in names], ["", *(c[head] for c in columns)]
     )
@@ -278,8 +278,8 @@ def _faults(run: Run) -> str:
         )
         for f in faults[:FAULTS_SHOWN]
     ]
-    titles = ["began, UTC", "seconds", "frames", "fell back", "while no worker was reachable", "stream before it"]
-    parts.append(_rows(rows, titles))
+    heads = ["began, UTC", "seconds", "frames", "fell back", "while no worker was reachable", "stream before it"]
+    parts.append(_rows(rows, heads))
     if more := len(faults) - FAULTS_SHOWN:
         parts.append(_soft(f"and {more} more faults") if more > 0 else "")
     return "".join(parts)

@@ -10,6 +10,8 @@ from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.off_policy import Estimate, Mean, estimate
 from eex.stream.config import StreamConfig, from_json
 
+PRICED = "priced.json"
+"""Name of the file in a session's records that says what rewards count, as a run's config.json does."""
 ESTIMATORS = ("dr", "snips", "ips")
 """Fields of an `Estimate`: doubly robust, self-normalised importance sampling, importance sampling."""
 
@@ -40,7 +42,7 @@ def estimates_of(run: Path, thresholds: list[list[float]], overhead: float | Non
             "not known, and they are not like the rest"
         )
     outcomes = outcomes_of(table)
-    configs = [folder / "config.json" for folder in (run, run.parent)]
+    configs = [folder / name for folder in (run, run / "records", run.parent) for name in ("config.json", PRICED)]
     config = next((path for path in configs if path.exists()), None)
     settings = StreamConfig() if config is None else from_json(config, StreamConfig)
     reward = outcomes.reward[~np.isnan(outcomes.reward)]

@@ -242,6 +242,7 @@ class RecordWriter:
             else:
                 part.unlink()
         self._parts += bool(self._good)
+        self.pruned = -math.inf
 
     @property
     def part_bytes(self) -> int:

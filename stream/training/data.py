@@ -120,9 +120,11 @@ def _unlabelled(config: TrainConfig, source: Source, fitted: dict[str, Any]) -> 
     held, test = config.held_out(len(images)), None
     if config.measure and source.stream is None:
         with contextlib.suppress(EexError):
-            test = open_source(config.data, split="test", **fitted)
+            test = open_source(config.data, split="test", **({"shape": images.shape[1:]} | fitted))
     if test is not None and list(test.names) == list(source.names):
         test = None
+    if test is not None:
+        _check_usable(test, range(len(test)), source.name)
     if test is None and config.measure:
         notes.append(f"{source.name} has no test split: agreement is measured on the held-out images")
     labels = np.full(len(images), -1, dtype=np.int64)

@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data = dataclasses.replace(data, classes=classes)
     own, cuts = own_network(config, made, data)
     net = first_network(config, own, data)
-    if config.shift >= (side := min(net.architecture.input_shape[1:])) and net.architecture.takes_images:
+    if net.architecture.takes_images and config.shift >= (side := min(net.architecture.input_shape[1:])):
         raise EexError(f"--shift must be less than the side of the images, {side} pixels; got {config.shift}")
     source = _source(config, net)
     net = net.to(pick_device(config.device))

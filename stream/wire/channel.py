@@ -84,10 +84,10 @@ class Channel:
             self.monitor.close(linger=0)
             self.socket.close(linger=0)
 
-    def send(self, frames: list[Buffer]) -> bool:
+    def send(self, parts: list[Buffer]) -> bool:
         """Hand a message to the socket; False if its queue is full or there is no connection."""
         try:
-            send(self.socket, frames)
+            send(self.socket, parts)
         except zmq.Again:
             return False
         return True

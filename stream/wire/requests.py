@@ -218,16 +218,16 @@ class Requests:
 
     # ---- in
 
-    def take_in(self, now: float, peer: Peer, frames: list[Buffer]) -> None:
+    def take_in(self, now: float, peer: Peer, parts: list[Buffer]) -> None:
         """One message of a worker."""
-        self._take_in(now, peer, frames)
+        self._take_in(now, peer, parts)
         peer.spoke()
 
-    def _take_in(self, now: float, peer: Peer, frames: list[Buffer]) -> None:
+    def _take_in(self, now: float, peer: Peer, parts: list[Buffer]) -> None:
         try:
-            header, arrays = unpack(frames)
+            header, arrays = unpack(parts)
         except OffloadError as error:
-            id = readable_id(frames)
+            id = readable_id(parts)
             if peer.welcome is None:
                 peer.rejected(str(error))
             elif id is not None and (awaited := self._awaited.get(id)):

@@ -35,7 +35,7 @@ class Models:
     network
         For a network of the user's own, "module:function".
     threads
-        Processor threads per model; 0 leaves it to torch.
+        CPU threads per model; 0 leaves it to torch.
     device
         "auto", "cpu" or "cuda".
     batch_frames

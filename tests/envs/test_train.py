@@ -216,6 +216,10 @@ def test_a_checkpoint_of_anything_else_is_refused(config, make_trace):
     save_checkpoint(path, model, "settings", None)
     with pytest.raises(EexError, match=rf"^{path.parent} holds another training"):
         train_rl(config)
+    path.rename(path.with_name("last.zip"))
+    with pytest.raises(EexError, match=rf"^{path.parent} holds a training of an earlier eex; delete it, or name "):
+        train_rl(config)
+    path.with_name("last.zip").rename(path)
     other = algorithm_class("a2c", "box")("MlpPolicy", env, device="cpu")
     with pytest.raises(EexError, match=rf"^{path}: not a checkpoint of this training"):
         read_checkpoint(path).restore(other)

@@ -1,5 +1,6 @@
 """Sources, session and sinks together: every frame that a source gives is accounted for."""
 
+import os
 import threading
 import time
 from collections import Counter
@@ -183,9 +184,15 @@ def test_what_was_set_by_hand_holds_where_the_source_says_nothing_else(net, tmp_
         assert (session.options_of("a").overhead, session.options_of("a").thresholds) == (0.4, "frozen")
         live.change({"a": SourceOptions(source=folder, overhead=0.2, fps=3)})
         assert (session.options_of("a").overhead, session.options_of("a").thresholds) == (0.2, "frozen")
+        session.set_options("a", thresholds="learning")  # which keeps nothing of what the source says
         live.change({"a": SourceOptions(source=folder, fps=3)})
         assert session.options_of("a").overhead == 0.4
         live.stop()
+    with opened(net, state=state) as session:
+        session.set_options("a", deadline_ms=900.0)
+    with opened(net, state=state, deadline_ms=500.0) as session:
+        assert session.options_of("a").deadline_ms is None
+        assert "what was set for it earlier is left out" in session.notes[0]
 
 
 def test_a_clocked_source_is_not_held_back_by_a_full_queue(net, tmp_path):
@@ -217,6 +224,18 @@ def test_records_of_a_session_are_kept_by_size(net, tmp_path):
                 session.summary()
     assert sum(path.stat().st_size for path in parts_of(tmp_path / "records")) < 700_000
     assert 0 < len(read_records(tmp_path)) < total
+
+
+def test_records_of_earlier_sessions_go_at_the_start_of_another(net, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (64, 2, 2, 3), dtype=np.uint8)
+    for _ in range(3):
+        with opened(net, records=tmp_path) as session:
+            session.submit(images[0], "door")
+    (oldest, *_) = parts_of(tmp_path)
+    os.utime(oldest, (0, 0))
+    with opened(net, records=tmp_path, keep_records="7d"):
+        assert parts_of(tmp_path)
+        assert oldest not in parts_of(tmp_path)
 
 
 def wait_for(what):

@@ -622,7 +622,7 @@ def test_estimates_from_the_records_of_a_session(net, tmp_path):
             session.answer(image)
     (estimate,), _ = estimates_of(tmp_path, [[0.0]], None)  # all leave at the first exit, which has no price
     assert estimate.dr.value == pytest.approx(np.mean(read_records(tmp_path)["confidence_1"].to_numpy()), abs=1e-3)
-    assert json.loads((tmp_path / "config.json").read_text()) == {"reward": "utility", "exit_cost": "0.25"}
+    assert json.loads((tmp_path / "priced.json").read_text()) == {"reward": "utility", "exit_cost": "0.25"}
 
 
 def test_records_name_the_stream_and_replay(net, tmp_path):
