@@ -39,7 +39,8 @@ def load_network(config: NetworkConfig) -> "Network":
     """Load the configured network, optimised for inference, on its device, to be run by the configured backend.
 
     With `backend` "auto", a folder that holds both weights and ONNX files is run by the backend that takes less time
-    for a micro-batch on this machine, on a GPU by torch; otherwise by the one that can. torch is imported only if it may run the network.
+    for a micro-batch on this machine, on a GPU by torch; otherwise by the one that can. torch is imported only if it
+    may run the network.
 
     Raises
     ------
