@@ -29,7 +29,8 @@ between. The margin is half the 95 % interval over test images, repeated measure
 come from; where two networks or rules answer the same images, it is that of the difference, image by image, unless
 they are far apart; where a claim says something of many figures at once, it widens with their number before one of
 them can refute it. Where networks were trained with several seeds, the figures are their means and the margin counts
-the seeds too; where each network was trained once, it says nothing about other seeds. No network was tuned until it
+the seeds too; where each network was trained once, it says nothing about other seeds. By how much a limit is kept or
+missed is in the unit of the figures; of shares, 0.01 is one point. No network was tuned until it
 agreed. Limits and rows were revised after an independent review that knew the results, for and against the papers.
 
 Some rows are our own, marked "not in the paper": future work that a paper names, and checks. The first table counts
