@@ -135,6 +135,7 @@ class ConnectionConfig:
             raise EexError(
                 f"--share goes with a worker that other edges use, tcp://host:port; got --worker {self.worker}"
             )
+        link = parse_link(self.link) if self.link else None
         for name in ("link", "require_worker"):
             if getattr(self, name) and not (processes or endpoints):
                 raise EexError(f"--{name.replace('_', '-')} goes with a worker, got --worker none")
@@ -151,7 +152,7 @@ class ConnectionConfig:
         return Connection(
             processes,
             endpoints,
-            parse_link(self.link) if self.link else None,
+            link,
             self.link,
             encoding,
             self.deadline_ms,
