@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import parse_json, replacing
+from eex.policies.core.files import read_metadata, replacing
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls")
 """Attributes that an algorithm of stable-baselines3 counts in, if it has them."""
@@ -116,8 +116,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         data = path.read_bytes()
         tensors = load(data)
-        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        meta = msgspec.convert(parse_json(header["__metadata__"]["meta"]), type=_Meta)
+        meta = msgspec.convert(read_metadata(data, "meta"), type=_Meta)
         if not {COUNTERS[0]} <= meta.counters.keys() <= set(COUNTERS):
             raise ValueError(f"counts {', '.join(meta.counters) or 'nothing'}")
     except (SafetensorError, KeyError, ValueError, OSError) as error:

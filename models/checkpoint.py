@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eex.models.network import EarlyExitNet
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import parse_json, replacing
+from eex.policies.core.files import read_metadata, replacing
 
 
 class _State(msgspec.Struct):
@@ -64,8 +64,7 @@ class Checkpoint:
         try:
             data = path.read_bytes()  # a path need not be UTF-8, which safe_open wants
             tensors = load(data)
-            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            meta = msgspec.convert(parse_json(header["__metadata__"]["state"]), type=_State)
+            meta = msgspec.convert(read_metadata(data, "state"), type=_State)
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise EexError(f"{path}: not a training checkpoint ({error}); delete it to start anew") from None
         theirs = meta.run if isinstance(meta.run, dict) else {}  # an older eex wrote a text

@@ -111,8 +111,9 @@ NOTES = """
 
 
 MISSING = """
-- Full resolution at half the paper's width: `--estimate` said of nine such networks, 15 epochs each, 4.2 hours of one
-  core with AVX-512, and 20 hours of one with AVX2 alone, where those of the recipe "standard" take 4.
+- The recipe "standard", of which no latencies have been measured. Its networks are larger and trained for longer, so
+  that later exits can differ more. Full resolution at half the paper's width would be the next step: `--estimate`
+  said of nine such networks, 15 epochs each, 4.2 hours of one core with AVX-512, and 20 hours of one with AVX2 alone.
 - Differences between exits of a hundredth of a millisecond: repeats scatter by as much on a machine with two
   processors, which both nodes, the sender and the system share. It takes one with processors to spare.
 - Several seeds: each network was trained once (`--seeds 3` trains two more of each).

@@ -58,6 +58,15 @@ class ExitPrices(NamedTuple):
         return np.array(self.each)
 
 
+def written(cost: ExitCost) -> str:
+    """An exit cost as `parse_exit_cost` reads it.
+
+    >>> written(0.25), written(np.array([0.01, 0.03]))
+    ('0.25', '0.01,0.03')
+    """
+    return ",".join(f"{price:.6g}" for price in np.atleast_1d(cost))
+
+
 def parse_exit_cost(text: float | str) -> ExitPrices:
     """Read an exit cost: a number, comma-separated ones, `auto`, or `auto:` and the mean price.
 

@@ -116,6 +116,21 @@ def parse_json(text: str | bytes) -> Any:
     return values
 
 
+def read_metadata(data: bytes, name: str) -> Any:
+    """The plain values that stand as JSON under a name in the metadata of a safetensors file, given its bytes.
+
+    Raises
+    ------
+    ValueError
+        If they are no JSON (`parse_json`), or there is nothing of this name.
+    """
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if name not in metadata:
+        raise ValueError(f"its metadata has no '{name}'")
+    return parse_json(metadata[name])
+
+
 def check_plain_values(values: Any) -> None:
     """Raise `ValueError` for values of JSON or TOML that are nested too deeply or hold impossible texts or numbers."""
     level = [values]

@@ -11,6 +11,7 @@ import numpy as np
 from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Ints, Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import written
 from eex.policies.core.files import write_file
 from eex.policies.core.price import parse_price
 from eex.policies.registry import make_policy
@@ -135,10 +136,7 @@ class Playing:
         records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
         self.totals = Totals(net.edge_exits + 1, records, config.retention(), note)
         if config.records is not None:  # what the rewards in the records count, for whoever reads them
-            priced = {
-                "reward": config.reward,
-                "exit_cost": ",".join(f"{cost:.6g}" for cost in np.atleast_1d(exit_cost)),
-            }
+            priced = {"reward": config.reward, "exit_cost": written(exit_cost)}
             try:
                 write_file(config.records / PRICED, json.dumps(priced) + "\n")
             except EexError as error:  # on a full disk, frames are answered all the same

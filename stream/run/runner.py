@@ -16,7 +16,7 @@ import numpy as np
 from eex.models.architecture import Network
 from eex.policies.core.base import ExitCost, Policy
 from eex.policies.core.errors import EexError
-from eex.policies.core.exit_cost import parse_exit_cost
+from eex.policies.core.exit_cost import parse_exit_cost, written
 from eex.policies.core.schedule import Piece, Schedule
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import keeping
@@ -91,7 +91,7 @@ def run(
 
         costs = np.atleast_1d(exit_cost_of(config.exit_cost, net))
         if len(costs) > 1 or config.exit_cost != float(costs[0]):  # what is kept of the run holds numbers
-            config = replace(config, exit_cost=",".join(f"{cost:.6g}" for cost in costs))
+            config = replace(config, exit_cost=written(costs))
         policies = _policies(config, resolved, net)
         frames = open_frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
