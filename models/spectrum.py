@@ -169,9 +169,9 @@ def fit_classifier(
         order = torch.randperm(len(images), generator=generator)
         started, total, right = time.perf_counter(), 0.0, 0
         for step in range(steps):
-            x = images[order[step * batch : (step + 1) * batch]].float() / 255
+            x = images[order[step * batch : (step + 1) * batch]].to(device).float() / 255
             kind = torch.randint(len(classifier.kinds), (len(x),), generator=generator)
-            x = _distorted(x, kind, classifier.kinds, distorts, generator).to(device)
+            x = _distorted(x, kind, classifier.kinds, distorts, generator)
             logits = classifier(x)
             loss = cross_entropy(logits, kind.to(device))
             optimizer.zero_grad(set_to_none=True)
@@ -265,8 +265,8 @@ def _logits_by_kind(
         parts = []
         for part in torch.split(images, AT_ONCE):
             kind = torch.full((len(part),), k)
-            x = _distorted(part.float() / 255, kind, classifier.kinds, distorts, generator)
-            parts.append(classifier(x.to(classifier.luma.device)).cpu())
+            part = part.to(classifier.luma.device).float() / 255
+            parts.append(classifier(_distorted(part, kind, classifier.kinds, distorts, generator)).cpu())
         found.append((name, torch.cat(parts)))
     for module, mode in modes:
         module.training = mode
@@ -279,8 +279,8 @@ def _distorted(
     """Images (B, C, H, W) in [0, 1], each distorted to its kind (B,)."""
     x = x.clone()
     for k, name in enumerate(kinds):
-        of_kind = kind == k
-        if name != PRISTINE and bool(of_kind.any()):
+        of_kind = (kind == k).nonzero()[:, 0].to(x.device)
+        if name != PRISTINE and len(of_kind):
             x[of_kind] = distorts[name](x[of_kind], generator)
     return x
 

@@ -25,7 +25,8 @@ REPORT_S = 0.1
 AT_ONCE = 1 << 31
 """Bytes of training images that are kept on the GPU, at most."""
 Distort = Callable[[Tensor, torch.Generator], Tensor]
-"""Distorts images (B, C, H, W) in [0, 1], drawing kind and level from the generator; or token ids (B, T)."""
+"""Distorts images (B, C, H, W) in [0, 1], on the network's device, drawing kind and level from the CPU's generator; or
+token ids (B, T)."""
 
 
 @dataclass(frozen=True)
@@ -332,17 +333,17 @@ def _fit_epoch(
     rate = learning_rate(recipe, steps * recipe.epochs)
     started, total, reported = time.perf_counter(), torch.zeros((), device=device), -math.inf
     # what fits is augmented where it is trained on: copying every batch would take longer than its step on a GPU
-    there = task.distort is None and task.images.numel() < AT_ONCE
-    images = task.images.to(device) if there else task.images
+    images = task.images.to(device) if task.images.numel() < AT_ONCE else task.images
     for step, (x, y) in enumerate(_batches(images, task.labels, recipe, generator)):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch * steps + step) * group["share"]
         if task.teacher is not None:
             y = task.teacher(x)
+        x = x.to(device, non_blocking=True)
         if task.distort is not None:
             share = round(len(x) * recipe.distorted_share)
             x = torch.cat([task.distort(x[:share], generator), x[share:]])
-        x = laid_out(x.to(device, non_blocking=True))
+        x = laid_out(x)
         with _autocast(recipe.precision, device):
             loss = _loss(net, x, y.to(device), phase, task.expert, task.weights, recipe)
         optimizer.zero_grad(set_to_none=True)
@@ -547,11 +548,11 @@ def all_logits(
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, len(images), batch):
-        x = as_taken(images[start : start + batch])
+        x = as_taken(images[start : start + batch].to(device))
         if distort is not None:
             x = distort(x, generator)
         with _autocast(precision, device):
-            outputs = net(laid_out(x.to(device)), expert)
+            outputs = net(laid_out(x), expert)
         parts.append(torch.stack([out.float().cpu() for out in outputs]))
     for module, mode in modes:
         module.training = mode

@@ -324,7 +324,7 @@ def _logits(net: "EarlyExitNet", images: "Tensor", levels: tuple[float, float]) 
     half = use_bf16("auto", device)
     with torch.inference_mode():
         for at in range(0, len(images), 250):
-            x = distorted(images[at : at + 250], levels, at).to(device)
+            x = distorted(images[at : at + 250].to(device), levels, at)
             outputs = [net.classifier(x)]
             x = x.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
@@ -361,9 +361,10 @@ def _recalls(net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
     for kind, k, levels in conditions():
         with torch.inference_mode():
             batches = (
-                distorted(images.test[0][at : at + 500], levels, at) for at in range(0, len(images.test[0]), 500)
+                distorted(images.test[0][at : at + 500].to(net.mean.device), levels, at)
+                for at in range(0, len(images.test[0]), 500)
             )
-            kinds = torch.cat([net.classifier(x.to(net.mean.device)).argmax(1) for x in batches]).cpu()
+            kinds = torch.cat([net.classifier(x).argmax(1) for x in batches]).cpu()
         shares = {f"as_{e}": float((kinds == n).double().mean()) for n, e in enumerate(net.experts)}
         yield {"distortion": kind, "number": k, "blur": levels[0], "noise": levels[1]} | shares
 

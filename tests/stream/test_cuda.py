@@ -10,13 +10,13 @@ from eex.models.card import load
 from eex.models.fast import optimised
 from eex.models.network import EarlyExitNet, make
 from eex.models.spectrum import DistortionClassifier, fit_classifier, recall
-from eex.models.training import Recipe, evaluate, fit
+from eex.models.training import Recipe, all_logits, evaluate, fit
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.errors import EexError
 from eex.policies.core.schedule import KINDS
 from eex.stream.driver import Driver
 from eex.stream.frames.batch import Batch
-from eex.stream.frames.distortions import distort, random_distortion
+from eex.stream.frames.distortions import distort, random_distortion, random_mixture
 from eex.stream.frames.sources import load_all, open_source
 from eex.stream.groups import every_exit
 from eex.stream.network import pick_device
@@ -164,6 +164,28 @@ def test_a_killed_training_goes_on(method, optimizer, tmp_path):
     assert net.mean.is_cuda
     after = evaluate(net, images, labels)
     assert all(a < b for a, b in zip(after.loss, before.loss, strict=True))
+
+
+def test_an_expert_learns_from_images_that_are_distorted_on_the_gpu():
+    images, labels = few()
+    torch.manual_seed(0)
+    net = make("resnet", ["a", "b", "c"], shares=(0.3, 0.6), width=8)
+    net.add_expert("spoiled")
+    mixture, devices = random_mixture({"gaussian_blur": (1, 2), "gaussian_noise": (10, 20)}, 1.0), set()
+
+    def spoil(x, generator):
+        devices.add(x.device.type)
+        return mixture(x, generator)
+
+    here = all_logits(net, images, expert="spoiled", distort=mixture)
+    before = evaluate(net.to("cuda"), images, labels, expert="spoiled", distort=spoil)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        torch.testing.assert_close(all_logits(net, images, expert="spoiled", distort=spoil), here, atol=1e-3, rtol=0)
+    recipe = Recipe("expert", 6, batch=32, lr=0.05, distorted_share=1.0)
+    fit(net, images, labels, recipe, expert="spoiled", distort=spoil)
+    after = evaluate(net, images, labels, expert="spoiled", distort=spoil)
+    assert all(a < b for a, b in zip(after.loss, before.loss, strict=True))
+    assert devices == {"cuda"}
 
 
 def test_the_distortion_classifier_learns_on_the_gpu():
