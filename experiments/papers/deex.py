@@ -122,7 +122,7 @@ class DEExRecipe(PaperRecipe):
 RECIPES = {
     "quick": DEExRecipe(2, 2, 1, validation=200, step=0.25, repeats=2, timed=100, sent=64, links=("",), rounds=1000),
     "reduced": DEExRecipe(16, 20, 8, timed=2000),
-    "standard": DEExRecipe(150, 100, 60, timed=2000, seeds=3),
+    "standard": DEExRecipe(100, 100, 60, timed=2000, seeds=3),
     "paper": DEExRecipe(60, 60, 60),
 }
 

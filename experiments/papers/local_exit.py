@@ -163,15 +163,15 @@ RECIPES = {
     ),
     "reduced": LocalExitRecipe(16, 2, 5, validation=2000),
     "standard": LocalExitRecipe(
-        32,
-        1,
+        24,
+        2,
         15,
         images=128,
         edges=(
             Resources(),
             Resources("all cores, link sao-paulo", link="sao-paulo"),
-            Resources("one core, 1 GB", threads=1, memory_mb=1024),
-            Resources("a quarter of a core, 1 GB", threads=1, memory_mb=1024, share=0.25),
+            Resources("one core, 768 MB", threads=1, memory_mb=768),
+            Resources("a quarter of a core, 768 MB", threads=1, memory_mb=768, share=0.25),
         ),
     ),
     "paper": LocalExitRecipe(
@@ -399,7 +399,7 @@ def _epochs(recipe: LocalExitRecipe, histories: dict[str, pd.DataFrame]) -> Iter
 
 def _latency(
     work: Work, recipe: LocalExitRecipe, nets: "dict[str, EarlyExitNet]", cases: Sequence[Case], images: Images
-) -> Iterator[dict[str, Any]]:
+) -> pd.DataFrame:
     """Latencies and answers of three processes, one row per case, threshold, edge node and round."""
     from eex.models.card import save
 
@@ -408,33 +408,49 @@ def _latency(
     for case in played:
         folders.append(work.out / "work" / f"{case.model.lower()}-exit-{case.exit}")
         save(one_exit(nets[case.trained], case.exit), folders[-1], name=folders[-1].name, half=False)
-    rng = np.random.default_rng(0)
-    chosen = images.drawn(recipe.images)
-    pixels, label = images.test[0].numpy()[chosen], images.test[1].numpy()[chosen]
-    for number, edge in enumerate(recipe.edges):
+
+    def measured(number: int, edge: Resources) -> pd.DataFrame:
         settings = [(T, 1.0)]
         if number == 0:
             settings = [*((t, 1.0) for t in recipe.thresholds), (T, recipe.drop_above)]
         with Nodes(folders, edge) as nodes:
-            for round in range(recipe.rounds):
-                for k in rng.permutation(len(played)):
-                    for threshold, drop_above in settings:
-                        found = nodes.measure(int(k), threshold, pixels, drop_above=drop_above)
-                        entropy, local, cloud = (
-                            column[chosen] for column in (played[k].entropy, played[k].local, played[k].cloud)
-                        )
-                        expected = np.where(entropy < threshold, local, np.where(entropy > drop_above, -1, cloud))
-                        here, answered = found.where == EDGE, found.where != DROPPED
-                        yield played[k].key | {
-                            "edge": edge.name, "threshold": threshold, "drop_above": drop_above, "round": round,
-                            "local": here.mean(), "dropped": 1 - answered.mean(),
-                            "fallback": (found.where == FALLBACK).mean(), "edge_ms": mean_of(found.latency_ms[here]),
-                            "cloud_ms": mean_of(found.latency_ms[answered & ~here]),
-                            "mean_ms": mean_of(found.latency_ms[answered]),
-                            "overall_ms": 1000 * found.seconds / len(label),
-                            "accuracy": mean_of((found.prediction == label)[answered]),
-                            "agrees": (found.prediction == expected).mean(), "peak_mb": found.peak_mb,
-                        }  # fmt: skip
+            return pd.DataFrame(_rounds(nodes, edge.name, played, settings, images, recipe))
+
+    edges = enumerate(recipe.edges)
+    return pd.concat([work.kept_table(f"latency-{n + 1}", partial(measured, n, edge)) for n, edge in edges])
+
+
+def _rounds(
+    nodes: Nodes,
+    edge: str,
+    played: Sequence[Case],
+    settings: Sequence[tuple[float, float]],
+    images: Images,
+    recipe: LocalExitRecipe,
+) -> Iterator[dict[str, Any]]:
+    """What one edge node does with each case, in an order that is drawn anew in every round."""
+    rng = np.random.default_rng(0)
+    chosen = images.drawn(recipe.images)
+    pixels, label = images.test[0].numpy()[chosen], images.test[1].numpy()[chosen]
+    for round in range(recipe.rounds):
+        for k in rng.permutation(len(played)):
+            for threshold, drop_above in settings:
+                found = nodes.measure(int(k), threshold, pixels, drop_above=drop_above)
+                entropy, local, cloud = (
+                    column[chosen] for column in (played[k].entropy, played[k].local, played[k].cloud)
+                )
+                expected = np.where(entropy < threshold, local, np.where(entropy > drop_above, -1, cloud))
+                here, answered = found.where == EDGE, found.where != DROPPED
+                yield played[k].key | {
+                    "edge": edge, "threshold": threshold, "drop_above": drop_above, "round": round,
+                    "local": here.mean(), "dropped": 1 - answered.mean(),
+                    "fallback": (found.where == FALLBACK).mean(), "edge_ms": mean_of(found.latency_ms[here]),
+                    "cloud_ms": mean_of(found.latency_ms[answered & ~here]),
+                    "mean_ms": mean_of(found.latency_ms[answered]),
+                    "overall_ms": 1000 * found.seconds / len(label),
+                    "accuracy": mean_of((found.prediction == label)[answered]),
+                    "agrees": (found.prediction == expected).mean(), "peak_mb": found.peak_mb,
+                }  # fmt: skip
 
 
 # ---- figures

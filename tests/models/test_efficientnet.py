@@ -43,16 +43,26 @@ def test_nothing_is_enlarged_by_less_than_one():
 
 
 def published(net: EarlyExitNet) -> dict[str, torch.Tensor]:
-    """A state dict in the published order, each tensor with values of its own."""
-    values = enumerate(net.stages.state_dict().values())
-    state = {f"_blocks.{i}": torch.full_like(v, i if v.dtype == torch.long else 0.5 + i / 1000) for i, v in values}
+    """A state dict with the published names, in the published order, each tensor with values of its own."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    layers = [("_conv_stem", "_bn0"), ("_blocks.0._depthwise_conv", "_blocks.0._bn1")]
+    layers += [("_blocks.0._project_conv", "_blocks.0._bn2")]
+    for block in range(1, 16):
+        convolutions = enumerate(("_expand_conv", "_depthwise_conv", "_project_conv"))
+        layers += [(f"_blocks.{block}.{convolution}", f"_blocks.{block}._bn{k}") for k, convolution in convolutions]
+    layers.append(("_conv_head", "_bn1"))
+    names = [name for c, n in layers for name in (f"{c}.weight", *(f"{n}.{part}" for part in norm))]
+    values = enumerate(zip(names, net.stages.state_dict().values(), strict=True))
+    state = {name: torch.full_like(v, i if v.dtype == torch.long else 0.5 + i / 1000) for i, (name, v) in values}
     return state | {"_fc.weight": torch.full((1000, 1280), 2.0), "_fc.bias": torch.full((1000,), 3.0)}
 
 
-def test_loads_the_published_state_dict_in_its_order():
+@pytest.mark.parametrize("turned", [False, True], ids=["as published", "in another order, as safetensors has it"])
+def test_loads_the_published_state_dict(turned):
     net = lite0()
     state = published(net)
-    load_published(net, {f"module.{name}": value for name, value in state.items()})
+    items = reversed(state.items()) if turned else state.items()
+    load_published(net, {f"module.{name}": value for name, value in items})
     assert all(torch.equal(a, b) for a, b in zip(net.stages.state_dict().values(), state.values(), strict=False))
     assert net.branches[-1]["pristine"].state_dict()["1.bias"].unique().tolist() == [3.0]  # type: ignore[union-attr,index]
 
@@ -60,12 +70,12 @@ def test_loads_the_published_state_dict_in_its_order():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("_blocks.7"), "has 294 weights, the state dict 293"),
+        (lambda state: state.pop("_blocks.7._bn1.bias"), "_blocks.7._bn1.bias is missing"),
         (
-            lambda state: state.update({"_blocks.0": torch.zeros(3)}),
-            r"_blocks.0 has shape \(3,\), expected \(32, 3, 3, 3\)",
+            lambda state: state.update({"_conv_stem.weight": torch.zeros(3)}),
+            r"_conv_stem.weight has shape \(3,\), expected \(32, 3, 3, 3\)",
         ),
-        (lambda state: state.clear(), "has 294 weights, the state dict 0"),
+        (lambda state: state.clear(), "_conv_stem.weight is missing"),
     ],
     ids=["missing", "shape", "empty"],
 )
