@@ -85,5 +85,5 @@ def _of_torch(path: Path) -> Any:
             f"code; write the weights alone: {CONVERT}"
         ) from None
     except Exception as error:  # damaged archives and TorchScript raise all kinds of exceptions
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).partition("(Could this")[0].split())[:200].rstrip(".")  # no plea to report it
         raise EexError(f"{path}: not a state dict that torch.save wrote: {reason}; write one: {CONVERT}") from None

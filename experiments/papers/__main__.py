@@ -45,6 +45,9 @@ class Run:
     seeds: int = 0
     """How many times each network is trained, each time with another seed; 0 is the recipe's number. A finished run
     goes on with more of them."""
+    jobs: int = 1
+    """Networks that are trained at the same time, each in a process of its own; --threads is then for each. Small
+    networks are trained sooner so, on several cores and on a GPU."""
     estimate: bool = False
     """Print the processor time that the trainings that are left would take on this machine, from a few measured steps
     of each, and end."""
@@ -75,9 +78,9 @@ def run(config: Run) -> pd.DataFrame | None:
     EexError
         If images, recipe or folder cannot be used, or memory runs out.
     """
-    for name in ("threads", "seed", "seeds", "size"):
-        if getattr(config, name) < 0:
-            raise EexError(f"--{name} must be at least 0, got {getattr(config, name)}")
+    for name, least in {"threads": 0, "seed": 0, "seeds": 0, "size": 0, "jobs": 1}.items():
+        if getattr(config, name) < least:
+            raise EexError(f"--{name} must be at least {least}, got {getattr(config, name)}")
     paper = script(config.name)
     if config.effort not in paper.RECIPES:
         raise EexError(f"--recipe {config.effort}: expected one of {', '.join(paper.RECIPES)}")
@@ -110,6 +113,10 @@ def run(config: Run) -> pd.DataFrame | None:
                 print_estimate(estimate(paper, work, recipe))
                 return None
             work.begin(config.name, recipe)
+            if config.jobs > 1:
+                from eex.experiments.papers.side_by_side import train_side_by_side
+
+                train_side_by_side(config.name, work, recipe, config.jobs)
             return reproduce(paper, work, recipe)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):

@@ -138,8 +138,9 @@ def networks(work: Work, recipe: ExpertsRecipe) -> "tuple[Images, EarlyExitNet]"
     same |= {"epochs": recipe.epochs, "lr": recipe.lr, "batch": recipe.batch}
     work.train("pristine", net, images, stage_lr=(recipe.stage_lr or None) if pretrained else None, **same)
     for kind, distort in distortions().items():
+        before = net.experts[-1]  # whose file the weights so far are in
         net.add_expert(kind)
-        work.train(kind, net, images, expert=kind, distort=distort, method="expert", **expert)
+        work.train(kind, net, images, expert=kind, distort=distort, needs=[before], method="expert", **expert)
     return images, net
 
 

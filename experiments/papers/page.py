@@ -47,7 +47,8 @@ The scripts run in a checkout:
 ```
 
 An interrupted run goes on when the same command is given again. `--seeds N` trains every network N times, also after a
-run has finished with fewer. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this
+run has finished with fewer. `--jobs N` trains N networks at the same time, with the same result: small ones leave a GPU,
+and most of many processors, idle. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this
 page is made from them by `python -m eex.experiments.papers.page`. Weights are not kept there, since those of any one
 paper that trains are larger than all the rest together (5 to 60 MB): a run has them in its folder's `work/`.
 """

@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -113,7 +113,12 @@ def estimate(paper: Paper, work: "Work", recipe: Any) -> dict[str, float]:
     found: dict[str, float] = {}
     for part in work.by_seed(recipe.seeds):
         steps: dict[str, float] = {}
-        paper.networks(dataclasses.replace(part, steps=steps), recipe)
+
+        def measured(training: Training, steps: dict[str, float] = steps) -> bool:
+            steps[training.name] = step_seconds(training)
+            return True
+
+        paper.networks(dataclasses.replace(part, instead=measured), recipe)
         found |= {name if part is work else f"{name}, {part.out.name}": seconds for name, seconds in steps.items()}
     return found
 
@@ -225,6 +230,28 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training that is not done yet: its name, and those of the trainings whose networks it builds on."""
+
+    name: str
+    needs: Sequence[str]
+    net: "EarlyExitNet"
+    images: Images
+    recipe: "Recipe"
+    given: dict[str, Any]  # further arguments of `eex.models.training.fit`
+
+
+def nothing(training: Training) -> bool:
+    """What is done instead of a training, usually."""
+    return False
+
+
+def unreported(name: str) -> Callable[[Any], None]:
+    """Progress bars that are not there."""
+    return lambda progress: None
+
+
+@dataclass(frozen=True)
 class Work:
     """Where a script works: what is finished is kept in its folder and not done again.
 
@@ -241,8 +268,8 @@ class Work:
     quiet: bool = False  # no progress bars
     weights: Path | None = None  # published weights to start from, where a script can
     published: Path | None = None  # folder of a paper's own results, where it published any
-    steps: dict[str, float] | None = None  # trainings are not done but estimated: their processor seconds, by name
-    bars: Callable[[str], Any] = field(default=lambda name: lambda progress: None)
+    instead: Callable[[Training], bool] = nothing  # True: the training is not to be done
+    bars: Callable[[str], Any] = unreported
 
     def begin(self, name: str, recipe: Any) -> None:
         """Make the folder, or continue in it.
@@ -354,12 +381,14 @@ class Work:
         expert: str = "",
         distort: "Distort | None" = None,
         seed: int = 0,
+        needs: Sequence[str] = (),
         **recipe: Any,
     ) -> pd.DataFrame:
         """Train a network in place, or load what was trained; returns one row per epoch.
 
         The rows have phase, epoch, loss, validation_loss, seconds and the validation accuracy of each exit
-        (`accuracy_1` …). `recipe` are arguments of `eex.models.training.Recipe`; `seed` is added to the run's.
+        (`accuracy_1` …). `recipe` are arguments of `eex.models.training.Recipe`; `seed` is added to the run's; `needs`
+        names the trainings that come before.
         """
         from safetensors.torch import load_file
 
@@ -374,8 +403,7 @@ class Work:
             net.eval()
             return pd.read_csv(epochs)
         same: dict[str, Any] = {"expert": expert or PRISTINE, "distort": distort}
-        if self.steps is not None:
-            self.steps[name] = step_seconds(net, *images.train, settings, **same)
+        if self.instead(Training(name, needs, net, images, settings, same)):
             return pd.DataFrame()
         checkpoint = self.out / "work" / f"{name}.checkpoint"
         history = fit(
@@ -424,8 +452,8 @@ class Work:
         return folder, optimised(saved)
 
 
-def step_seconds(net: "EarlyExitNet", images: "Tensor", labels: "Tensor", recipe: "Recipe", **given: Any) -> float:
-    """Processor seconds of a training, by the median of `STEPS` steps of each phase, done on a copy of the network.
+def step_seconds(training: Training) -> float:
+    """Processor seconds that it takes, by the median of `STEPS` steps of each phase, done on a copy of the network.
 
     Of all threads together, so that other programs on the machine do not count.
     """
@@ -436,9 +464,10 @@ def step_seconds(net: "EarlyExitNet", images: "Tensor", labels: "Tensor", recipe
     def report(progress: Progress) -> None:
         ends.setdefault(progress.phase, []).append(time.process_time())
 
+    (images, labels), recipe = training.images.train, training.recipe
     few = STEPS * recipe.batch
     once = dataclasses.replace(recipe, epochs=1, patience=0)
-    fit(copy.deepcopy(net), images[:few], labels[:few], once, report=report, **given)
+    fit(copy.deepcopy(training.net), images[:few], labels[:few], once, report=report, **training.given)
     steps = recipe.epochs * max(1, len(images) // recipe.batch)
     return steps * sum(float(np.median(np.diff(at))) for at in ends.values())
 

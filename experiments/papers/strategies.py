@@ -340,11 +340,11 @@ class Trained:
         """An untrained network with uniformly placed branches."""
         return self.network(self.places()["uniform"], self.recipe.structure)
 
-    def train(self, name: str, net: "EarlyExitNet", method: str) -> Model:
+    def train(self, name: str, net: "EarlyExitNet", method: str, needs: Sequence[str] = ()) -> Model:
         """Train in place, or load."""
         r, (pixels, labels) = self.recipe, self.images.validation
         few = dataclasses.replace(self.images, validation=(pixels[:1000], labels[:1000]))
-        epochs = self.work.train(name, net, few, method=method, epochs=r.epochs, lr=r.lr, batch=r.batch)
+        epochs = self.work.train(name, net, few, needs=needs, method=method, epochs=r.epochs, lr=r.lr, batch=r.batch)
         return Model(name, net, epochs, self.work, self.images)
 
     def of_method(self, method: str) -> Model:
@@ -357,7 +357,7 @@ class Trained:
         net = self.network(frozen.architecture.after, structure).to(frozen.mean.device)
         net.stages.load_state_dict(frozen.stages.state_dict())
         net.branches[-1].load_state_dict(frozen.branches[-1].state_dict())
-        return self.train(f"structure-{structure}", net, "expert")
+        return self.train(f"structure-{structure}", net, "expert", ["two-stage"])
 
     def at(self, after: Sequence[int]) -> Model:
         """A network with side branches after these blocks, trained jointly."""
