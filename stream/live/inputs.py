@@ -342,7 +342,8 @@ def watch(folder: Path, stop: Event, existing: bool = False, least: int = 0, tak
             if stop.is_set():
                 return True
             yield take(name)
-        taken.files = {n: state for n, state in taken.files.items() if n in found} | {n: found[n] for n in ready}
+        if found:  # an empty folder may be one whose disk is away for a while
+            taken.files = {n: state for n, state in taken.files.items() if n in found} | {n: found[n] for n in ready}
         before = found
         yield None
         stop.wait(max(POLL_S, 10 * (time.perf_counter() - begun)) if not ready else 0)

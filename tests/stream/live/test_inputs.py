@@ -112,6 +112,17 @@ def test_a_folder_that_comes_back_is_watched_on(watched):
     assert [shot and shot.name for shot in itertools.islice(again, 2)] == [None, "new.jpg"]
 
 
+def test_a_folder_whose_disk_is_away_for_a_while_is_watched_on(watched):
+    folder, look = watched
+    look()
+    os.rename(folder / "old.jpg", folder.with_name("old.jpg"))
+    assert look() == []
+    os.rename(folder.with_name("old.jpg"), folder / "old.jpg")
+    (folder / "new.jpg").write_bytes(jpeg(50))
+    assert look() == []
+    assert [s.name for s in look()] == ["new.jpg"]
+
+
 def test_what_is_no_image_in_a_folder(watched):
     folder, look = watched
     look()
