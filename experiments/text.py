@@ -292,7 +292,7 @@ def blanked(ids: "Tensor", generator: Any) -> "Tensor":
     import torch
 
     chosen = torch.rand(ids.shape, generator=generator) < BLANKED
-    return torch.where(chosen & (ids != PADDING), UNKNOWN, ids)
+    return torch.where(chosen.to(ids.device) & (ids != PADDING), UNKNOWN, ids)
 
 
 def texts_of(config: TextConfig, classes: Sequence[str]) -> Texts:

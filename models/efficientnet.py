@@ -123,7 +123,7 @@ def load_published(net: Any, state: Mapping[str, Tensor]) -> None:
     Raises
     ------
     ValueError
-        If the network is another backbone, or a weight is missing or has another shape.
+        If the network is another backbone, or a weight is missing, has another shape or belongs to another network.
     """
     from eex.models.state import without_wrappers
 
@@ -139,8 +139,11 @@ def load_published(net: Any, state: Mapping[str, Tensor]) -> None:
             shapes = f"has shape {tuple(given[name].shape)}, expected {tuple(place.shape)}"
             raise ValueError(f"efficientnet_lite0: {name} {shapes}")
         loaded[ours] = given[name]
+    strange = given.keys() - {*published_names(), *(f"{HEAD}.{part}" for part in ("weight", "bias"))}
+    if strange:  # EfficientNet-B0 has all that Lite0 has, and more
+        raise ValueError(f"efficientnet_lite0 has no {min(strange)}")
     net.stages.load_state_dict(loaded)
     classifier = {part: given[f"{HEAD}.{part}"] for part in ("weight", "bias") if f"{HEAD}.{part}" in given}
-    fits = [len(part) for part in classifier.values()] == [len(net.classes)] * 2
+    fits = [part.shape[:1] for part in classifier.values()] == [(len(net.classes),)] * 2
     if net.architecture.structures[-1] == "pool_fc" and fits:
         net.branches[-1][PRISTINE][1].load_state_dict(classifier)

@@ -25,8 +25,8 @@ REPORT_S = 0.1
 AT_ONCE = 1 << 31
 """Bytes of training images that are kept on the GPU, at most."""
 Distort = Callable[[Tensor, torch.Generator], Tensor]
-"""Distorts images (B, C, H, W) in [0, 1], on the network's device, drawing kind and level from the CPU's generator; or
-token ids (B, T)."""
+"""Distorts images (B, C, H, W) in [0, 1] on their device, in `fit` the network's, drawing kind and level from a
+generator on the CPU; or token ids (B, T)."""
 
 
 @dataclass(frozen=True)

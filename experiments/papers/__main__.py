@@ -46,8 +46,8 @@ class Run:
     """How many times each network is trained, each time with another seed; 0 is the recipe's number. A finished run
     goes on with more of them."""
     jobs: int = 1
-    """Networks that are trained at the same time, each in a process of its own; --threads is then for each. Small
-    networks are trained sooner so, on several cores and on a GPU."""
+    """Networks that are trained at the same time, each in a process of its own: small networks finish sooner this way,
+    on several cores and on a GPU. --threads is then for each of them; 0 divides the cores among them."""
     estimate: bool = False
     """Print the processor time that the trainings that are left would take on this machine, from a few measured steps
     of each, and end."""

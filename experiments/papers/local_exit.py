@@ -104,15 +104,16 @@ NOTES = """
   milliseconds. At T = 0.3 latencies are measured over an emulated link between edge and cloud node too (`sao-paulo`:
   a round trip of 12 ms, 93 Mbit/s). Edge and cloud node have half of the processors each, also where training ran on a
   GPU.
-- Future work, done here: weights of the losses that rise or fall with depth (their mean is 1); an edge node on one processor with limited memory, and one that gets a quarter of a processor
-  besides; dropping frames whose entropy is above a threshold (`eex-stream --drop-below` on any stream).
+- Future work, done here: weights of the losses that rise or fall with depth (their mean is 1); an edge node on one
+  processor with limited memory, and one that gets a quarter of a processor besides; dropping frames whose entropy is
+  above a threshold (`eex-stream --drop-below` on any stream).
 """
 
 
 MISSING = """
-- Full resolution at half the paper's width, for final exits that are right about 86 % of the images and more; here it
-  is 80 to 83 %. `--estimate` says of nine such networks, 15 epochs each, 4.2 hours of one core with AVX-512, and 20
-  hours of one with AVX2 alone. Those of "standard" took 4.6 hours of one with AVX2.
+- Full resolution at half the paper's width, for final exits that answer 86 % of the images right, and more; here they
+  reach 80 to 83 %. `--estimate` says of nine such networks, the SEMs and the paper's MEM, 15 epochs each: 4.2 hours of
+  one core with AVX-512, 20 hours of one with AVX2 alone. The nine of "standard" took 4.6 hours of one with AVX2.
 - Differences between exits of a few hundredths of a millisecond: repeats scatter by as much on a machine with two
   processors, which both nodes, the sender and the system share. It takes one with processors to spare.
 - Several seeds: each network was trained once (`--seeds 3` trains two more of each).

@@ -242,7 +242,7 @@ class Training:
 
 
 def nothing(training: Training) -> bool:
-    """What is done instead of a training, usually."""
+    """Do nothing instead of a training, which is done."""
     return False
 
 
@@ -453,9 +453,9 @@ class Work:
 
 
 def step_seconds(training: Training) -> float:
-    """Processor seconds that it takes, by the median of `STEPS` steps of each phase, done on a copy of the network.
+    """Processor seconds that a training takes, by `STEPS` steps of each phase, done on a copy of the network.
 
-    Of all threads together, so that other programs on the machine do not count.
+    The median of the steps, of all threads together, so that other programs on the machine do not count.
     """
     from eex.models.training import Progress, fit
 

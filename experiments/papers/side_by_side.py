@@ -1,12 +1,13 @@
-"""Trainings of a paper at the same time, each in a process of its own: small networks leave a GPU, and most of many
-processors, idle."""
+"""Trainings of a paper at the same time, each in a process of its own: one small network alone leaves a GPU, or most
+cores, idle."""
 
 import dataclasses
 import multiprocessing
 import queue
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,8 +16,8 @@ from eex.experiments.papers.paper import Training, Work, out_of_memory, script, 
 from eex.models.training import REPORT_S, Progress
 from eex.policies.core.errors import EexError
 
-Key = tuple[str, str]
-"""A training: the folder that it is kept in, and its name."""
+Needs = Mapping[str, Sequence[str]]
+"""Trainings by name, and those whose networks each of them builds on."""
 
 
 def train_side_by_side(paper: str, work: Work, recipe: Any, jobs: int) -> None:
@@ -25,60 +26,85 @@ def train_side_by_side(paper: str, work: Work, recipe: Any, jobs: int) -> None:
     Raises
     ------
     EexError
-        If a training cannot go on, or its process ends. The others are stopped, and go on from their checkpoints when
-        they are started again.
-    MemoryError
-        If memory runs out in one.
+        If a training cannot go on. The others are stopped, and go on from their checkpoints when they are started
+        again.
     """
-    waiting = {
-        (str(part.out), t.name): (part, t) for part in work.by_seed(recipe.seeds) for t in left(paper, part, recipe)
-    }
-    threads = work.threads or max(1, len(cores()) // jobs)
+    parts = {str(part.out): part for part in work.by_seed(recipe.seeds)}
+    needs = {out: left(paper, part, recipe) for out, part in parts.items()}
+    at_once = min(jobs, sum(at_most_at_once(these) for these in needs.values()) or 1)
+    threads = work.threads or max(1, len(cores()) // at_once)
+    waiting = [(out, name) for out, these in needs.items() for name in these]
     context = multiprocessing.get_context("spawn")
     reports: Any = context.Queue()
     bars: dict[str, Callable[[Progress], None]] = {}
-    running: dict[Key, multiprocessing.process.BaseProcess] = {}
+    running: dict[tuple[str, str], multiprocessing.process.BaseProcess] = {}
     with stopped_at_the_end(running):
         while waiting or running:
-            for key, (part, training) in list(waiting.items()):
-                needed = {(key[0], name) for name in training.needs}
-                if len(running) < jobs and not needed & (waiting.keys() | running.keys()):
-                    del waiting[key]
-                    label = training.name if part is work else f"{training.name}, {part.out.name}"
-                    bare = dataclasses.replace(part, bars=unreported)
-                    given = (paper, bare, recipe, training.name, label, threads, reports)
-                    started = context.Process(target=_train, args=given, name=label, daemon=True)
-                    started.start()
-                    running[key] = started
+            for out, name in list(waiting):
+                undone = {*waiting, *running}
+                if len(running) < jobs and not any((out, needed) in undone for needed in needs[out][name]):
+                    waiting.remove((out, name))
+                    label = name if parts[out] is work else f"{name}, {parts[out].out.name}"
+                    part = dataclasses.replace(parts[out], bars=unreported)
+                    given = (paper, part, recipe, name, label, threads, reports)
+                    process = context.Process(target=_train, args=given, name=label, daemon=True)
+                    with deaf_to_ctrl_c():
+                        process.start()
+                    running[out, name] = process
             over = [key for key, process in running.items() if process.exitcode is not None]
             for label, what in arrived(reports):
-                if isinstance(what, Exception):
+                if isinstance(what, EexError):
                     raise what
-                bars.setdefault(label, work.bars(label))(what)
+                if label not in bars:
+                    bars[label] = work.bars(label)
+                bars[label](what)
             for key in over:
-                process = running.pop(key)
-                if process.exitcode:
-                    raise EexError(
-                        f"{process.name}: the process of its training ended ({_how(process.exitcode or 0)}); what is "
-                        "finished is kept. If memory ran out, take fewer --jobs"
-                    )
+                if code := running[key].exitcode:
+                    how = f"signal {-code}; if memory ran out, take fewer --jobs" if code < 0 else f"exit status {code}"
+                    raise EexError(f"{running[key].name}: the process of this training ended by {how}")
+                del running[key]
             time.sleep(REPORT_S)
 
 
-def left(paper: str, part: Work, recipe: Any) -> list[Training]:
+def left(paper: str, part: Work, recipe: Any) -> Needs:
     """The trainings of one seed that are not done."""
-    found: list[Training] = []
+    found: dict[str, Sequence[str]] = {}
 
     def note(training: Training) -> bool:
-        found.append(training)
+        found[training.name] = training.needs
         return True
 
-    script(paper).networks(dataclasses.replace(part, instead=note), recipe)
+    script(paper).networks(dataclasses.replace(part, instead=note, device="cpu"), recipe)
     return found
 
 
+def at_most_at_once(needs: Needs) -> int:
+    """How many of these can be trained at the same time at most.
+
+    Examples
+    --------
+    >>> at_most_at_once({"a": [], "b": ["a"], "c": ["a"], "d": ["c"]})
+    2
+    """
+
+    def depth(name: str) -> int:
+        return 1 + max((depth(needed) for needed in needs[name] if needed in needs), default=0)
+
+    return max(Counter(depth(name) for name in needs).values(), default=0)
+
+
 @contextmanager
-def stopped_at_the_end(running: dict[Key, multiprocessing.process.BaseProcess]) -> Iterator[None]:
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started here ignore Ctrl-C, which a terminal sends to them too: their parent stops them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def stopped_at_the_end(running: Mapping[Any, multiprocessing.process.BaseProcess]) -> Iterator[None]:
     """Stop the processes that still run then."""
     try:
         yield
@@ -96,21 +122,17 @@ def arrived(reports: Any) -> Iterator[tuple[str, Any]]:
             yield reports.get_nowait()
 
 
-def _how(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
-
-
 def _train(paper: str, part: Work, recipe: Any, name: str, label: str, threads: int, reports: Any) -> None:
     """In a process of its own: do one training, whose network is loaded like the others from then on."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
     torch.set_num_threads(threads)
     parent, last = multiprocessing.parent_process(), 0.0
 
     def report(progress: Progress) -> None:
         nonlocal last
         if parent is not None and not parent.is_alive():
+            reports.cancel_join_thread()  # nobody reads what is still to be sent
             raise SystemExit(1)
         now = time.perf_counter()
         if progress.resumed or progress.accuracy or now - last > REPORT_S:
@@ -124,7 +146,7 @@ def _train(paper: str, part: Work, recipe: Any, name: str, label: str, threads: 
         script(paper).networks(dataclasses.replace(part, instead=others, bars=lambda _: report), recipe)
     except EexError as error:
         reports.put((label, EexError(f"{label}: {error}")))
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not out_of_memory(error):
             raise
-        reports.put((label, MemoryError()))
+        reports.put((label, EexError(f"{label}: memory ran out; take fewer --jobs, a smaller --size or recipe")))

@@ -76,8 +76,12 @@ def test_loads_the_published_state_dict(turned):
             r"_conv_stem.weight has shape \(3,\), expected \(32, 3, 3, 3\)",
         ),
         (lambda state: state.clear(), "_conv_stem.weight is missing"),
+        (
+            lambda state: state.update({"_blocks.0._se_reduce.weight": torch.zeros(8, 32, 1, 1)}),
+            "efficientnet_lite0 has no _blocks.0._se_reduce.weight",
+        ),
     ],
-    ids=["missing", "shape", "empty"],
+    ids=["missing", "shape", "empty", "of EfficientNet-B0"],
 )
 def test_a_wrong_state_dict_gives_one_clear_line(change, message):
     net = lite0()
