@@ -888,8 +888,8 @@ CLAIMS = (
         Claim("SEM-3 beats the MEM's exit 4", "77.76 % against 76.06 %",
               "{single[2]:%} against {several[3]:%}",
               lambda f: f.spread.above(f.single[2], f.several[3], "SEM-3 edge", "MEM-4 edge"),
-              otherwise="an exit to itself brings SEM-3 {alone:+.1f} points over the MEM's exit 3, another block brings "
-              "exit 4 {deeper:+.1f}"),
+              otherwise="an exit to itself brings SEM-3 {alone:+.1f} points over the MEM's exit 3, another block "
+              "brings exit 4 {deeper:+.1f}"),
         Claim("SEM-6's local exit beats the MEM's cloud exit", "88.92 % against 88.58 %",
               "{single[5]:%} against {mem_cloud[5]:%}",
               lambda f: f.spread.above(f.single[5], f.mem_cloud[5], "SEM-6 edge", "MEM-6 cloud")),
