@@ -150,8 +150,9 @@ def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats
     Where the thresholds are numbers, those of a single frame, so are all four. On a GPU, all four come back in one
     transfer, so there is one synchronisation per exit.
     """
+    alone = isinstance(exit_at, float)
     if on_cpu(confidence):
-        if isinstance(exit_at, float):
+        if alone:
             sure = np.float64(confidence.item())
             return sure, prediction.item(), *leave(sure, exit_at, skip_below)
         sure = to_numpy(confidence).astype(float)
@@ -159,10 +160,11 @@ def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats
     import torch
 
     confidence = confidence.double()
-    at, below = (torch.from_numpy(thresholds).to(confidence.device) for thresholds in (exit_at, skip_below))
+    at, below = (torch.as_tensor(thresholds, device=confidence.device) for thresholds in (exit_at, skip_below))
     parts = (confidence, prediction, *leave(confidence, at, below))
     columns = torch.stack([part.double() for part in parts]).cpu().numpy()
-    return columns[0], columns[1].astype(np.int64), columns[2] > 0, columns[3] > 0
+    sure, index, here, skipped = columns[:, 0] if alone else columns
+    return sure, index.astype(np.int64), here > 0, skipped > 0
 
 
 def every_exit(net: Network, images: Any, cloud: Answers | None = None) -> tuple[Floats, Ints, Floats | None]:

@@ -163,15 +163,16 @@ RECIPES = {
     ),
     "reduced": LocalExitRecipe(16, 2, 5, validation=2000),
     "standard": LocalExitRecipe(
-        24,
-        2,
+        32,
+        1,
         15,
         images=128,
+        weightings=("equal",),
         edges=(
             Resources(),
             Resources("all cores, link sao-paulo", link="sao-paulo"),
-            Resources("one core, 768 MB", threads=1, memory_mb=768),
-            Resources("a quarter of a core, 768 MB", threads=1, memory_mb=768, share=0.25),
+            Resources("one core, 1 GB", threads=1, memory_mb=1024),
+            Resources("a quarter of a core, 1 GB", threads=1, memory_mb=1024, share=0.25),
         ),
     ),
     "paper": LocalExitRecipe(

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
-from eex.stream.groups import LONGEST_GATHER, Group, Queues, merged, runs
+from eex.stream import groups
+from eex.stream.groups import LONGEST_GATHER, Group, Queues, decide, merged, runs
 
 
 def group(*slots, experts=None):
@@ -31,6 +33,25 @@ def test_earlier_stages_run_first_and_groups_together():
         (0, False, [2, 3]), (1, False, [1]), (2, True, [4]),
     ]  # fmt: skip
     assert taken[3] is None
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_what_a_gpu_decides_comes_back_as_from_the_processor(frames, monkeypatch):
+    for first in range(5 - frames):
+        confidence, prediction = (
+            torch.tensor([0.2, 0.5, 0.7, 0.9])[first:][:frames],
+            torch.tensor([3, 1, 2, 0])[:frames],
+        )
+        thresholds = np.array([0.8, 0.4, 0.7, 0.95])[first:][:frames], np.array([0.3, 0.1, 0.75, 0.0])[first:][:frames]
+        if frames == 1:
+            thresholds = tuple(each[0] for each in thresholds)
+        here = decide(confidence, prediction, *thresholds)
+        with monkeypatch.context() as patched:
+            patched.setattr(groups, "on_cpu", lambda x: False)
+            there = decide(confidence, prediction, *thresholds)
+        for a, b in zip(here, there, strict=True):
+            assert np.shape(a) == np.shape(b) == (() if frames == 1 else (4,))
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("to_the_end", [False, True])

@@ -10,6 +10,7 @@ import torch
 from eex.experiments.papers import paper as shared
 from eex.experiments.papers.claims import VERDICTS
 from eex.experiments.papers.paper import PaperRecipe, Work, reproduce, script
+from eex.models.efficientnet import published_names
 from eex.models.network import make
 
 pytestmark = [pytest.mark.paper, pytest.mark.timeout(900)]
@@ -42,7 +43,7 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     net = make("efficientnet_lite0", map(str, range(1000)), uniform=1, structure="pool_fc")
     path = tmp_path_factory.mktemp("published") / "lite0.pth"
-    torch.save(net.stages.state_dict(), path)
+    torch.save(dict(zip(published_names(), net.stages.state_dict().values(), strict=True)), path)
     return path
 
 

