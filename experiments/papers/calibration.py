@@ -104,7 +104,7 @@ class CalibrationRecipe(PaperRecipe):
 RECIPES = {
     "quick": CalibrationRecipe(2, batch=16, validation=200, draws=5, networks=("one branch", "two branches")),
     "reduced": CalibrationRecipe(10, networks=("one branch", "two branches")),
-    "standard": CalibrationRecipe(100, batch=256, networks=("one branch", "two branches"), seeds=3),
+    "standard": CalibrationRecipe(40, batch=256, networks=("one branch", "two branches")),
     "paper": CalibrationRecipe(100, batch=512),
 }
 
