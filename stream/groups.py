@@ -150,9 +150,8 @@ def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats
     Where the thresholds are numbers, those of a single frame, so are all four. On a GPU, all four come back in one
     transfer, so there is one synchronisation per exit.
     """
-    alone = isinstance(exit_at, float)
     if on_cpu(confidence):
-        if alone:
+        if isinstance(exit_at, float):
             sure = np.float64(confidence.item())
             return sure, prediction.item(), *leave(sure, exit_at, skip_below)
         sure = to_numpy(confidence).astype(float)
@@ -163,7 +162,7 @@ def decide(confidence: Any, prediction: Any, exit_at: Floats, skip_below: Floats
     at, below = (torch.as_tensor(thresholds, device=confidence.device) for thresholds in (exit_at, skip_below))
     parts = (confidence, prediction, *leave(confidence, at, below))
     columns = torch.stack([part.double() for part in parts]).cpu().numpy()
-    sure, index, here, skipped = columns[:, 0] if alone else columns
+    sure, index, here, skipped = columns[:, 0] if isinstance(exit_at, float) else columns
     return sure, index.astype(np.int64), here > 0, skipped > 0
 
 
