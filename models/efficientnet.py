@@ -130,16 +130,15 @@ def load_published(net: Any, state: Mapping[str, Tensor]) -> None:
     if net.architecture.backbone != "efficientnet_lite0":
         raise ValueError(f"expected an efficientnet_lite0 backbone, got {net.architecture.backbone}")
     given = without_wrappers(state)
-    own = net.stages.state_dict()
-    loaded = {}
-    for name, (ours, place) in zip(published_names(), own.items(), strict=True):
+    names, loaded = published_names(), {}
+    for name, (ours, place) in zip(names, net.stages.state_dict().items(), strict=True):
         if name not in given:
             raise ValueError(f"efficientnet_lite0: {name} is missing")
         if given[name].shape != place.shape:
             shapes = f"has shape {tuple(given[name].shape)}, expected {tuple(place.shape)}"
             raise ValueError(f"efficientnet_lite0: {name} {shapes}")
         loaded[ours] = given[name]
-    strange = given.keys() - {*published_names(), *(f"{HEAD}.{part}" for part in ("weight", "bias"))}
+    strange = given.keys() - {*names, *(f"{HEAD}.{part}" for part in ("weight", "bias"))}
     if strange:  # EfficientNet-B0 has all that Lite0 has, and more
         raise ValueError(f"efficientnet_lite0 has no {min(strange)}")
     net.stages.load_state_dict(loaded)

@@ -89,9 +89,9 @@ NOTES = """
 - The table with the paper's widths and training parameters is not in the text that we have. The network here has the
   usual widths (64, 64, 128, 128, 256, 256, 512, 512, 512, halving the map where they double), and is trained by SGD
   with momentum 0.9 and a one-cycle rate. It has nine blocks: an exit after each of the first eight, and after exit 8
-  "just one more convolutional block", as the text says, before the cloud's exit. In the recipe "standard" it
-  has half of the width and is trained for 15 epochs; in "reduced" it has a quarter of the width, starts with a
-  convolution of stride 2, which halves every map, and is trained for five.
+  "just one more convolutional block", as the text says, before the cloud's exit. In the recipe "standard" it has
+  half of the width and is trained for 15 epochs; in "reduced" it has a quarter of the width, starts with a convolution
+  of stride 2, which halves every map, and is trained for five.
 - The networks of "standard" were trained on a GPU (an NVIDIA H200, in bfloat16), and their weights were kept in half
   precision. Everything else was done on two cores.
 - 5,000 training images (2,000 in the recipe "reduced") are held out; accuracy over epochs (Fig. 9) is measured on
@@ -114,12 +114,23 @@ NOTES = """
 
 MISSING = """
 - Networks of the paper's width, trained for 100 epochs (`--recipe paper --device cuda`): 730 hours of one core with
-  AVX2, by `--estimate`. Those of "standard" took two minutes on the GPU, all nine at the same time, and would take 20
+  AVX2, by `--estimate`. Those of "standard" took two minutes on the GPU, all nine at the same time, and would take 21
   hours of such a core; their final exits answer 84 to 87 % of the images right.
 - Differences between exits of a tenth of a millisecond: repeats scatter by as much on a machine with two processors,
   which both nodes, the sender and the system share. It takes one with processors to spare.
 - Several seeds: each network was trained once (`--seeds 3` trains two more of each).
 """
+
+
+def edge_nodes(memory_mb: int) -> tuple[Resources, ...]:
+    """The paper's edge node, the same over a link, on one core with so much memory, and with a quarter of that core."""
+    memory = f"{memory_mb} MB" if memory_mb < 1024 else f"{memory_mb // 1024} GB"
+    return (
+        Resources(),
+        Resources("all cores, link sao-paulo", link="sao-paulo"),
+        Resources(f"one core, {memory}", threads=1, memory_mb=memory_mb),
+        Resources(f"a quarter of a core, {memory}", threads=1, memory_mb=memory_mb, share=0.25),
+    )
 
 
 @dataclass(frozen=True)
@@ -138,12 +149,7 @@ class LocalExitRecipe(PaperRecipe):
     rounds: int = 8  # how many times it does, in turn
     drop_above: float = 0.6  # entropy above which frames are dropped, for latencies with dropping
     # of the edge node; the first are the paper's, for the others latencies are measured at T = 0.3 alone
-    edges: tuple[Resources, ...] = (
-        Resources(),
-        Resources("all cores, link sao-paulo", link="sao-paulo"),
-        Resources("one core, 384 MB", threads=1, memory_mb=384),
-        Resources("a quarter of a core, 384 MB", threads=1, memory_mb=384, share=0.25),
-    )
+    edges: tuple[Resources, ...] = edge_nodes(384)
 
 
 RECIPES = {
@@ -157,11 +163,7 @@ RECIPES = {
         thresholds=(T, 0.8),
         images=64,
         rounds=1,
-        edges=(
-            Resources(),
-            Resources("all cores, link sao-paulo", link="sao-paulo"),
-            Resources("one core, 384 MB", threads=1, memory_mb=384),
-        ),
+        edges=edge_nodes(384)[:3],
     ),
     "reduced": LocalExitRecipe(16, 2, 5, validation=2000),
     "standard": LocalExitRecipe(
@@ -170,23 +172,13 @@ RECIPES = {
         15,
         images=128,
         weightings=("equal",),
-        edges=(
-            Resources(),
-            Resources("all cores, link sao-paulo", link="sao-paulo"),
-            Resources("one core, 1 GB", threads=1, memory_mb=1024),
-            Resources("a quarter of a core, 1 GB", threads=1, memory_mb=1024, share=0.25),
-        ),
+        edges=edge_nodes(1024),
     ),
     "paper": LocalExitRecipe(
         64,
         1,
         100,
-        edges=(
-            Resources(),
-            Resources("all cores, link sao-paulo", link="sao-paulo"),
-            Resources("one core, 4 GB", threads=1, memory_mb=4096),
-            Resources("a quarter of a core, 4 GB", threads=1, memory_mb=4096, share=0.25),
-        ),
+        edges=edge_nodes(4096),
     ),
 }
 

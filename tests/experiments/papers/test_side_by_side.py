@@ -1,5 +1,6 @@
 """Trainings in processes of their own make the same networks as one after the other, and end with their parent."""
 
+import dataclasses
 import multiprocessing
 import signal
 import subprocess
@@ -63,7 +64,7 @@ def test_each_seed_has_its_networks_and_each_training_one_bar(tmp_path):
         return lambda progress: None
 
     recipe = script("calibration").RECIPES["quick"]
-    recipe = type(recipe)(**{**vars(recipe), "seeds": 2, "networks": ("one branch",), "epochs": 1})
+    recipe = dataclasses.replace(recipe, seeds=2, networks=("one branch",), epochs=1)
     train_side_by_side("calibration", Work(tmp_path, threads=1, bars=bar), recipe, 2)
     assert sorted(bars) == ["one-branch", "one-branch, seed-1"]
     first, second = (load_file(tmp_path / at / "work" / "one-branch.safetensors") for at in ("", "seed-1"))
