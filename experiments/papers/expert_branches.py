@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -373,41 +374,47 @@ def _recalls(net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
 # ---- latency
 
 
-def _latency(work: Work, recipe: ExpertsRecipe, net: "EarlyExitNet", images: Images) -> Iterator[dict[str, Any]]:
-    """Milliseconds from image to answer, one image after the other, with a worker process over each link.
+def _latency(work: Work, recipe: ExpertsRecipe, net: "EarlyExitNet", images: Images) -> pd.DataFrame:
+    """Milliseconds from image to answer, one image after the other, with a worker process over each link."""
+    model, ours = work.exported("model", net)
+    over = partial(_over_link, recipe, images, model, ours)
+    return pd.concat([work.kept_table(f"latency-{link}", partial(over, link)) for link in recipe.links])
 
-    `less` is by how much experts answer the same images sooner, and `less_half` half its 95 % interval.
+
+def _over_link(
+    recipe: ExpertsRecipe, images: Images, model: Path, ours: "EarlyExitNet", link: str
+) -> Iterator[dict[str, Any]]:
+    """Latencies over one link. `less` is by how much experts answer the same images sooner, and `less_half` half its
+    95 % interval.
     """
     from eex.experiments.papers.live import cloud, play
     from eex.models.card import load
     from eex.models.fast import optimised
 
-    model, ours = work.exported("model", net)
     standard = optimised(load(model))
     standard.classifier = None  # every image goes to the first expert, pristine
     pixels, labels = (part[images.drawn(recipe.timed)] for part in images.test)
     timed = [c for c in conditions() if c[0] != MIXTURE and c[1] in recipe.timed_levels]
-    for link in recipe.links:
-        with cloud(model, ours.fingerprint, link) as offloader:
-            models = {"expert": ours, "standard": standard}
-            for fast in models.values():
-                all_go = Fixed(1.0, exits=fast.edge_exits)
-                play(fast, all_go, pixels[:2].float() / 255, labels[:2], offloader=offloader)
-            for kind, k, levels in timed:
-                x, policy = distorted(pixels, levels), Fixed(P_TAR, exits=ours.edge_exits)
-                found = {
-                    name: play(fast, policy, x, labels, offloader=offloader, batch=1, one_by_one=True)[0]
-                    for name, fast in models.items()
-                }
-                less, less_half = seeds_interval(found["standard"].latency_ms - found["expert"].latency_ms)
-                for name, rows in found.items():
-                    mean, half = seeds_interval(rows.latency_ms)
-                    yield {
-                        "link": link, "model": name, "distortion": kind, "level": LEVELS[kind][k], "latency_ms": mean,
-                        "half": half, "less": less, "less_half": less_half, "edge_ms": float(rows.edge_ms.mean()),
-                        "offloaded": float(rows.offloaded.mean()),
-                        "accuracy": float((rows.answer == rows.label).mean()),
-                    }  # fmt: skip
+    with cloud(model, ours.fingerprint, link) as offloader:
+        models = {"expert": ours, "standard": standard}
+        for fast in models.values():
+            all_go = Fixed(1.0, exits=fast.edge_exits)
+            play(fast, all_go, pixels[:2].float() / 255, labels[:2], offloader=offloader)
+        for kind, k, levels in timed:
+            x, policy = distorted(pixels, levels), Fixed(P_TAR, exits=ours.edge_exits)
+            found = {
+                name: play(fast, policy, x, labels, offloader=offloader, batch=1, one_by_one=True)[0]
+                for name, fast in models.items()
+            }
+            less, less_half = seeds_interval(found["standard"].latency_ms - found["expert"].latency_ms)
+            for name, rows in found.items():
+                mean, half = seeds_interval(rows.latency_ms)
+                yield {
+                    "link": link, "model": name, "distortion": kind, "level": LEVELS[kind][k], "latency_ms": mean,
+                    "half": half, "less": less, "less_half": less_half, "edge_ms": float(rows.edge_ms.mean()),
+                    "offloaded": float(rows.offloaded.mean()),
+                    "accuracy": float((rows.answer == rows.label).mean()),
+                }  # fmt: skip
 
 
 # ---- figures

@@ -354,7 +354,7 @@ class Work:
             write_file(path, pd.DataFrame(make()).to_csv(index=False, float_format="%.6g"))
         return pd.read_csv(path)
 
-    def kept_table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    def kept_table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> pd.DataFrame:
         """A part of a table that takes long, kept in `work/`, so that an interrupted run goes on after it."""
         return dataclasses.replace(self, out=self.out / "work").table(name, make)
 

@@ -79,3 +79,12 @@ def test_quick_run(quick):
     assert (latency["latency_ms"] > 0).all()
     assert set(latency["model"]) == {"expert", "standard"}
     assert "claim nothing" in quick.output
+
+
+def test_latencies_of_a_link_are_measured_once(quick):
+    measured = (quick.out / "latency.csv").read_text()
+    (quick.out / "latency.csv").unlink()
+    links = {path: time for path, time in quick.again().items() if path.name.startswith("latency-")}
+    assert (quick.out / "latency.csv").read_text() == measured
+    assert links
+    assert links.items() <= quick.times().items()
