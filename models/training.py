@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -305,8 +305,9 @@ def _fit_phase(task: _Task, number: int, phase: Phase, state: Checkpoint) -> Non
         if state.stopped:
             break
         started = time.perf_counter()
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number * 10_007 + epoch)
-        loss, speed = _fit_epoch(task, phase, epoch, optimizer, generator)
+        seed = recipe.seed * 1_000_003 + number * 10_007 + epoch
+        with _seeded(seed, task.net.mean.device):
+            loss, speed = _fit_epoch(task, phase, epoch, optimizer, torch.Generator().manual_seed(seed))
         _check_weights(task.net, epoch)
         row: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "loss": loss}
         if task.validation is not None:
@@ -323,6 +324,14 @@ def _fit_phase(task: _Task, number: int, phase: Phase, state: Checkpoint) -> Non
         task.report(Progress(*at, loss, speed, validation_loss, accuracy))
         state.end_epoch(epoch + 1, optimizer, validation_loss)
     state.end_phase()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generator, which dropout draws from: a resumed run draws what an unbroken one does."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _fit_epoch(

@@ -44,6 +44,27 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, method, phase, epoch,
     assert [f.name for f in checkpoint.parent.iterdir()] == ["half.safetensors"]
 
 
+def test_a_resumed_training_drops_out_what_an_unbroken_one_does(tmp_path):
+    def forgetful():
+        net = tiny_network()
+        net.branches[0]["pristine"] = nn.Sequential(nn.Dropout(0.5), net.branches[0]["pristine"])
+        return net
+
+    (images, labels), plan = tiny_data(), tiny_recipe(epochs=3)
+    whole, again, resumed = forgetful(), forgetful(), forgetful()
+    fit(whole, images, labels, plan)
+    torch.rand(7)  # whatever else is drawn
+    fit(again, images, labels, plan)
+    assert same(weights(whole), weights(again))
+    checkpoint = tmp_path / "half.safetensors"
+    with pytest.raises(Killed):
+        fit(forgetful(), images, labels, plan, checkpoint=checkpoint, report=killer("joint", 1))
+    before = torch.get_rng_state()
+    fit(resumed, images, labels, plan, checkpoint=checkpoint)
+    assert same(weights(whole), weights(resumed))
+    assert torch.equal(torch.get_rng_state(), before)  # of whoever calls
+
+
 def test_a_checkpoint_of_other_settings_gives_one_clear_line(tmp_path):
     path, (images, labels) = tmp_path / "run.safetensors", tiny_data()
     fit(tiny_network(), images, labels, tiny_recipe(epochs=1), checkpoint=path)
