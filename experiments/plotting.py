@@ -107,7 +107,8 @@ def regret_curves(rows: pd.DataFrame, quantity: str, by: str = "overhead", title
     panels[0, 0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
     for panel in panels[:, 0]:
         panel.set_ylabel("cumulative regret")
-    for panel in panels[-1]:
+    for panel in panels.ravel()[len(values) - across : len(values)]:  # also where the panel below is left out
+        panel.tick_params(labelbottom=True)
         panel.set_xlabel("round")
     figure.suptitle(title, fontsize=10)
     lines = [Line2D([], [], **_style(k), label=policy) for k, policy in enumerate(policies)]
@@ -152,8 +153,9 @@ class Plot:
         Query over the kept tables, by name; or the name of one of them.
     x, y, line, panel
         Columns: one line per value of `line`, one panel per value of `panel`. All but `y` may be texts that hold
-        columns in braces, filled in for each row. Where the rows have a column `source`, what is "published" is dashed;
-        where they have `half`, it is the half-width of each value's interval.
+        columns in braces, filled in for each row. Where the rows have a column `source`, what is "published" is dashed,
+        or single points where it has fewer than ours; where they have `half`, it is the half-width of each value's
+        interval.
     per
         Unit of x: its values are divided by this.
     each
@@ -162,6 +164,8 @@ class Plot:
         Where to draw a grey horizontal line.
     identity
         Whether to draw a grey line where y = x.
+    scales
+        Whether each panel has a y axis of its own.
     matrix
         Draw confusion matrices instead, one per panel: true classes in `y`, answers in `x`, counts in `line`.
     """
@@ -179,6 +183,7 @@ class Plot:
     each: str = ""
     level: float | None = None
     identity: bool = False
+    scales: bool = False
     matrix: bool = False
 
 
@@ -207,7 +212,7 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
     sources = list(dict.fromkeys(rows["source"]))
     height = 2.9 * down + 0.5 + 0.2 * math.ceil((len(names) + len(sources)) / 4)
     figure = Figure(figsize=(max(3.6 * across, 6.5), height), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=not plot.scales).ravel()
     for value, axis in itertools.zip_longest(values, axes):
         if value is None:
             axis.set_visible(False)
@@ -215,7 +220,9 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
         shown = rows[rows[plot.panel] == value] if plot.panel else rows
         for (k, name), source in itertools.product(enumerate(names), sources):
             part = shown[(shown[plot.line] == name) & (shown["source"] == source)]
-            _line(axis, part.dropna(subset=[plot.y]).sort_values(plot.x), plot, k, source)
+            few = shown["source"].nunique() > 1 and part[plot.x].nunique() < shown[plot.x].nunique()
+            dashes = ("" if few else "--") if source == "published" else "-"
+            _line(axis, part.dropna(subset=[plot.y]).sort_values(plot.x), plot, k, dashes)
         if plot.level is not None:
             axis.axhline(plot.level, color="0.6", lw=0.8, zorder=0)
         if plot.identity:
@@ -223,9 +230,11 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
             axis.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
         axis.set_title(f"{value}", fontsize=9, loc="left")
         axis.grid(color="0.9", lw=0.5)
+    if rows[plot.x].dtype.kind in "iuf" and (rows[plot.x] % 1 == 0).all():
+        axes[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    for axis in axes[len(values) - across : len(values)]:  # also where the panel below is left out
+        axis.tick_params(labelbottom=True)
         axis.set_xlabel(plot.xlabel or plot.x)
-    for axis in axes[len(values) - across : len(values)]:
-        axis.tick_params(labelbottom=True)  # also where the panel below is left out
     for axis in axes[::across]:
         axis.set_ylabel(textwrap.fill(plot.ylabel or plot.y, 32))  # a longer line would not fit beside a panel
     figure.suptitle(plot.title, fontsize=10)
@@ -233,8 +242,12 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
     return figure
 
 
-def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, source: str) -> None:
-    style: dict[str, Any] = _plain_style(k) | {"ls": "--" if source == "published" else "-"}
+def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, dashes: str) -> None:
+    style: dict[str, Any] = _plain_style(k) | {"ls": dashes}
+    drawn = [line for line in axis.lines if np.array_equal(line.get_xdata(), part[plot.x])]
+    near = 0.005 * np.ptp(part[plot.y]) if len(part) else 0.0
+    if dashes == "-" and any(np.allclose(line.get_ydata(), part[plot.y], rtol=0, atol=near) for line in drawn):
+        style |= {"ls": ":", "ms": 2}  # so that the line below shows
     axis.plot(part[plot.x], part[plot.y], **style)
     if "half" in part:
         low, high = part[plot.y] - part["half"], part[plot.y] + part["half"]
@@ -266,7 +279,7 @@ def confusion_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
         axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
         for i, j in np.ndindex(*shares.shape):
-            if shares[i, j] >= 0.005:
+            if shares[i, j] > 0.005:
                 colour = "white" if shares[i, j] > 0.5 else "black"
                 axis.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
         axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
@@ -274,4 +287,5 @@ def confusion_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("answer")
     figure.axes[0].set_ylabel("class")
+    figure.suptitle(plot.title, fontsize=10)
     return figure

@@ -10,9 +10,9 @@ from typing import Literal
 import pandas as pd
 import tyro
 
-from eex.experiments.papers.paper import Work, estimate, out_of_memory, reproduce, script
+from eex.experiments.papers.paper import Name, Work, estimate, out_of_memory, reproduce, script
 from eex.policies.core.errors import EexError
-from eex.stream.guard import guarded
+from eex.stream.guard import guarded, hush
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Run:
     An interrupted run continues where it stopped when the same command is given again.
     """
 
-    name: tyro.conf.Positional[Literal["expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies"]]
+    name: tyro.conf.Positional[Name]
     """Paper to reproduce; strategies is the survey of deployment strategies."""
     quick: bool = False
     """Run for a few minutes on the shipped images, to see that everything works; such figures claim nothing."""
@@ -33,7 +33,8 @@ class Run:
     """Images with a train and a test split: a folder or zip of train/class/image, or the original folder of CIFAR-10 or
     Caltech-256."""
     size: int = 0
-    """Scale and crop images to squares of this side, in pixels; 0 keeps them as they are."""
+    """Scale and crop images to squares of this side, in pixels; 0 keeps them as they are, or as large as the recipe of
+    expert-branches has them."""
     out: Path | None = None
     """Folder for tables and figures; by default runs/papers/NAME-RECIPE."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -41,7 +42,7 @@ class Run:
     threads: int = 0
     """CPU threads; 0 = all cores."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of the trainings, and of what policies and links draw. The images that are held out are always the same."""
     seeds: int = 0
     """How many times each network is trained, each time with another seed; 0 is the recipe's number. A finished run
     goes on with more of them."""
@@ -84,6 +85,12 @@ def run(config: Run) -> pd.DataFrame | None:
     paper = script(config.name)
     if config.effort not in paper.RECIPES:
         raise EexError(f"--recipe {config.effort}: expected one of {', '.join(paper.RECIPES)}")
+    if config.weights and config.name != "expert-branches":
+        raise EexError(f"--weights: {config.name} starts from none; only expert-branches does")
+    if config.published and not paper.OF_AUTHORS:
+        raise EexError(f"--published: {config.name} takes none; only expert-branches and adaee do")
+    if config.estimate and config.device != "cpu":
+        raise EexError(f"--estimate: tells processor time; expected --device cpu, got {config.device}")
     if not config.data and not config.quick:
         raise EexError("--data: name the images to train and measure on, or take --quick, which uses the shipped ones")
     from eex.stream.network import pick_device
@@ -110,6 +117,7 @@ def run(config: Run) -> pd.DataFrame | None:
         )
         try:
             if config.estimate:
+                work.begin(config.name, recipe, only_look=True)
                 print_estimate(estimate(paper, work, recipe))
                 return None
             work.begin(config.name, recipe)
@@ -157,6 +165,8 @@ def main() -> None:
 
 def _main() -> None:
     config = tyro.cli(Run, prog="python -m eex.experiments.papers", config=(tyro.conf.FlagCreatePairsOff,))
+    if config.quiet:
+        hush()
     claims = run(config)
     if claims is not None and not config.quiet:
         print_claims(config, claims)

@@ -78,6 +78,8 @@ MISSING = """
 RATE_MBIT = 18.8
 """Average uplink of the paper's Wi-Fi."""
 P_TAR = (0.75, 0.825, 0.85)
+GRID = np.arange(100, 200) / 200
+"""Targets over which curves are drawn."""
 HARDLY, FULL = 0.05, 0.99
 """Shares of missed deadlines that leave no room for fewer, and for more."""
 NEARLY = 0.87
@@ -107,6 +109,10 @@ RECIPES = {
     "standard": CalibrationRecipe(40, batch=256, networks=("one branch", "two branches")),
     "paper": CalibrationRecipe(100, batch=512),
 }
+
+
+TABLES = ("images", "times", "exits", "reliability", "targets", "deadlines", "differences")
+OF_AUTHORS = ()
 
 
 def networks(work: Work, recipe: CalibrationRecipe) -> "tuple[Images, dict[str, EarlyExitNet]]":
@@ -313,7 +319,7 @@ def batch_order(images: int, draws: int, seed: int, batch: int = BATCH) -> Ints:
 def _targets(name: str, out: Outputs, order: Ints) -> Iterator[dict[str, Any]]:
     """Per calibration and p_tar: what is answered on the device, how well, and how often a batch falls short."""
     for calibration in CALIBRATIONS:
-        for p_tar in np.arange(100, 200) / 200:
+        for p_tar in GRID:
             exit, right = out.leave(calibration, p_tar)
             here = exit < out.prediction.shape[1] - 1
             yield {
@@ -326,15 +332,16 @@ def _targets(name: str, out: Outputs, order: Ints) -> Iterator[dict[str, Any]]:
 
 
 def reachable(exits: pd.DataFrame) -> float:
-    """The extra target: two points below the one-branch network's final exit on the validation images."""
+    """The extra target: two points below the one-branch network's final exit on the validation images, and none of the
+    paper's."""
     one = exits[exits["network"] == "one branch"]
-    return float(np.round(one["validation_accuracy"].iloc[-1] - 0.02, 3))
+    found = np.round(one["validation_accuracy"].iloc[-1] - 0.02, 3)
+    return float(found + 0.001 * np.isclose(found, P_TAR).any())
 
 
 def own_target(tables: Tables) -> float:
     """The target beside the paper's in finished tables; of several seeds, the mean of theirs."""
-    targets = tables["deadlines"]["p_tar"].unique()
-    return float(next(p for p in targets if not np.isclose(p, P_TAR).any()))
+    return float(tables["deadlines"]["p_tar"].iloc[-1])
 
 
 def exit_ms(times: pd.DataFrame) -> Floats:
@@ -426,11 +433,10 @@ def _differences(
     Rows of `case` ("…, calibrated less conventional" or "…, two branches less one"), quantity, p_tar (NaN for the mean
     over all), difference, half. A deadline counts as `missed` if it is however late it is.
     """
-    grid = np.arange(100, 200) / 200
     ms = {name: exit_ms(times[times["network"] == name]) for name in outputs}
     found = {
         (name, calibration): [
-            Answered(out, calibration, p_tar, ms[name], order).found() for p_tar in (*grid, *P_TAR, target)
+            Answered(out, calibration, p_tar, ms[name], order).found() for p_tar in (*GRID, *P_TAR, target)
         ]
         for name, out in outputs.items()
         for calibration in CALIBRATIONS
@@ -442,13 +448,13 @@ def _differences(
         for quantity in found[a][0] if a[0] == b[0] else ("outage", "missed"):
             both = [[each[quantity] for each in found[which]] for which in (a, b)]
             values, added = ([np.array([q[k] for q in each]) for each in both] for k in (0, 1))
-            for k, p_tar in enumerate((*grid, *P_TAR, target)):
+            for k, p_tar in enumerate((*GRID, *P_TAR, target)):
                 yield {
                     "case": case, "quantity": quantity, "p_tar": p_tar, "difference": values[0][k] - values[1][k],
                     "half": difference(added[0][k], added[1][k])[1],
                 }  # fmt: skip
-            mean = [each[: len(grid)].mean(axis=0) for each in added]
-            change = (values[0] - values[1])[: len(grid)].mean()
+            mean = [each[: len(GRID)].mean(axis=0) for each in added]
+            change = (values[0] - values[1])[: len(GRID)].mean()
             yield {
                 "case": case,
                 "quantity": quantity,

@@ -4,7 +4,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ Tables = Mapping[str, pd.DataFrame]
 Facts = SimpleNamespace
 """Named quantities that claims are about, computed from the kept tables."""
 Verdict = Literal["holds", "does not hold", "undecided"]
-VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "undecided")
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 class Margin(NamedTuple):
@@ -94,10 +94,10 @@ def closest(findings: "Finding | Sequence[Finding]") -> str:
     """Of what leaves a claim undecided, the margin that misses most, in words."""
     margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True)]
     wider = of_many(len(margins))
-    open = [(v, h * wider if v < 0 else h) for v, h in margins if v < h]
-    if not open:
+    undecided = [(v, h * wider if v < 0 else h) for v, h in margins if v < h]
+    if not undecided:
         return "nothing was measured that could decide it"
-    value, half = min(open, key=lambda margin: margin[0] - margin[1])
+    value, half = min(undecided, key=lambda margin: margin[0] - margin[1])
     return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}"
 
 
@@ -214,8 +214,14 @@ def less_in_median(slowing: pd.Series, half: pd.Series) -> Margin:
 
 
 def share_half(share: Any, images: Any) -> Any:
-    """Half the 95 % interval of a share of so many images."""
-    return 1.96 * np.sqrt(np.asarray(share) * (1 - np.asarray(share)) / np.maximum(np.asarray(images), 1))
+    """Half the 95 % interval of a share of so many images (Agresti and Coull, 1998), of few that are all right too.
+
+    >>> round(float(share_half(0.5, 1000)), 3), round(float(share_half(1.0, 3)), 3)
+    (0.031, 0.334)
+    """
+    n = np.maximum(np.asarray(images, dtype=float), 1)
+    p = (np.asarray(share) + 2 / n) / (1 + 4 / n)
+    return 1.96 * np.sqrt(p * (1 - p) / (n + 4))
 
 
 def above(a: Any, b: Any, images: Any, by: float = 0.0) -> Margin:
@@ -364,10 +370,10 @@ class Words(string.Formatter):
         if not spec or isinstance(value, str):
             return format(value, spec)
         if spec == "%":
-            return self.format_field(100 * np.asarray(value), ".1f") + " %"
+            return self.format_field(100 * np.asarray(value), "z.1f") + " %"
         if spec == "points":
             shares = tuple(100 * v for v in value) if isinstance(value, tuple) else 100 * value
-            return self.format_field(shares, "+.1f") + " points"
+            return self.format_field(shares, "+z.1f") + " points"
         if isinstance(value, tuple):
             return f"{value[0]:{spec}} ± {value[1]:{spec.lstrip('+')}}"
         if np.ndim(value):

@@ -88,7 +88,7 @@ def fit_controller(
     hidden
         Hidden units; 0 is logistic regression.
     steps, decay
-        Steps of Adam over all images at once, and the weight decay.
+        Steps of AdamW over all images at once, and the weight decay.
 
     Raises
     ------

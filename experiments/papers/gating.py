@@ -75,7 +75,7 @@ def fit_gates(pooled: Sequence[Tensor], losses: Tensor, costs: Tensor, price: fl
     price
         :math:`\lambda`, the price of the whole network's work in units of cross-entropy.
     steps
-        Steps of Adam, each over all images.
+        Steps of AdamW, with a weight decay of 1e-3, each over all images.
     """
     middle, spread = [x.mean(0) for x in pooled], [x.std(0).clamp(min=1e-3) for x in pooled]
     # clones, because tensors from inference mode cannot be trained on

@@ -58,7 +58,7 @@ EDGE, CLOUD, FALLBACK, DROPPED = range(4)
 class Resources:
     """Limits of an edge node, and its way to the cloud node."""
 
-    name: str = "all cores"  # in tables and figures
+    name: str = "half of the cores"  # in tables and figures
     threads: int = 0  # each on a processor of its own; 0 = half of the machine's; the cloud node has the other half
     memory_mb: int = 0  # of private memory (RLIMIT_DATA); 0 = no limit
     share: float = 1.0  # of each 20 ms; it is stopped for the rest, as under a container's processor quota

@@ -23,15 +23,16 @@ eex implements what these papers propose, and for each of them a script trains n
 beside the published ones. This page lists what each paper claims, its figure, our figure, and whether ours bears the
 claim out.
 
-Each claim is turned into a limit, which is named where it is not plain. The claim *holds* if our figures are inside
-the limit by more than their margin of error, *does not hold* if they are outside by more, and is *undecided* in
-between. The margin is half the 95 % interval over test images, repeated measurements, or runs, whichever the figures
-come from; where two networks or rules answer the same images, it is that of the difference, image by image, unless
-they are far apart; where a claim says something of many figures at once, it widens with their number before one of
-them can refute it. Where networks were trained with several seeds, the figures are their means and the margin counts
-the seeds too; where each network was trained once, it says nothing about other seeds. By how much a limit is kept or
-missed is in the unit of the figures; of shares, 0.01 is one point. No network was tuned until it
-agreed. Limits and rows were revised after an independent review that knew the results, for and against the papers.
+Each claim is turned into a limit, which is named where it is not plain. The claim *holds* if our figures are inside the
+limit by more than their margin of error, *does not hold* if they are outside by more, and is *undecided* in between.
+The margin is half the 95 % interval over test images, repeated measurements, or runs, whichever the figures come from;
+where two networks or rules answer the same images, it is mostly that of the difference, image by image (elsewhere both
+count as independent, which widens it); where a claim says something of many figures at once, it widens with their
+number before one of them can refute it. Where networks were trained with several seeds, the figures are their means and
+the margin counts the seeds too; where each network was trained once, it says nothing about other seeds. By how much a
+limit is kept or missed is in the unit of the figures; of shares, 0.01 is one point. No network was tuned until it
+agreed. Limits and rows were revised after independent reviews by readers who knew the results; some of these changes
+favour the papers, others do not.
 
 Some rows are our own, marked "not in the paper": future work that a paper names, and checks. The first table counts
 them apart.
@@ -43,7 +44,7 @@ The scripts run in a checkout:
 .venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip  # "reduced": under two hours on two cores
 .venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip --recipe standard --estimate  # how long?
 .venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip --recipe standard             # hours to days
-.venv/bin/python -m eex.experiments.papers deex --data cifar10-images.zip --recipe paper --device cuda  # as the paper
+.venv/bin/python -m eex.experiments.papers local-exit --data cifar10-images.zip --recipe paper --device cuda  # in full
 ```
 
 An interrupted run goes on when the same command is given again. `--seeds N` trains every network N times, also after a
@@ -51,7 +52,7 @@ run has finished with fewer. `--jobs N` trains N networks at the same time: one 
 most cores, idle. The networks are the same but for rounding; the seconds that are noted for each training are then
 longer. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this page is made from
 them by `python -m eex.experiments.papers.page`. Weights are not kept there, since those of any one paper that trains
-are larger than all the rest together (5 to 60 MB): a run has them in its folder's `work/`.
+are larger than all tables and figures together (5 to 140 MB): a run has them in its folder's `work/`.
 """
 
 
@@ -64,8 +65,9 @@ def page() -> str:
         paper, (run, tables) = script(name), read_kept(folder)
         about = (paper.__doc__ or "").partition("\n")[0]
         recipe = f'Recipe "{recipe_name(name, run)}", on {run["data"]}'
-        if (seeds := len(by_seed(tables))) > 1:
-            recipe += f", {seeds} seeds"
+        seeds, planned = len(by_seed(tables)), paper.RECIPES[recipe_name(name, run)].seeds
+        if planned > 1:
+            recipe += f", {seeds} of {planned} seeds" if seeds < planned else f", {seeds} seeds"
         parts.append(f"## {name}\n\n{about}\n\n{paper.TITLE}. {recipe}.\n")
         own = claims["published"] == OWN
         parts.append(" ".join(_in_words(claims[~own], "claims") + _in_words(claims[own], "rows of ours")) + "\n")
@@ -89,8 +91,10 @@ def _counts(claims: pd.DataFrame) -> dict[str, int]:
 
 def _in_words(claims: pd.DataFrame, called: str) -> list[str]:
     """How many have each verdict, as a sentence, if there are any."""
-    holding, failing, open = (f"{n} {VERBS[v][n != 1]}" for v, n in _counts(claims).items())
-    return [f"Of {len(claims)} {called}, {holding}, {failing}, and {open}."] if len(claims) else []
+    if len(claims) == 1:
+        return [f"One {called.replace('s', '', 1)} {VERBS[claims['verdict'].iloc[0]][0]}."]
+    holding, failing, undecided = (f"{n} {VERBS[v][n != 1]}" for v, n in _counts(claims).items())
+    return [f"Of {len(claims)} {called}, {holding}, {failing}, and {undecided}."] if len(claims) else []
 
 
 def _overview(judged: dict[str, pd.DataFrame]) -> str:

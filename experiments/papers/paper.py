@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,8 @@ VERSION = 2
 STEPS = 5
 """Steps of a training that are measured to tell how long it takes."""
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-PAPERS = ("expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies")
+Name = Literal["expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies"]
+PAPERS: tuple[str, ...] = get_args(Name)
 
 
 class Paper(Protocol):
@@ -57,8 +58,10 @@ class Paper(Protocol):
         How much is trained and measured, by name, each a `PaperRecipe`: "quick" shows that the machinery works,
         "reduced" takes two cores under two hours, "standard" trains until what the paper is about can show, "paper" is
         what the paper did.
+    TABLES, OF_AUTHORS
+        Names of the tables that `measure` makes; and of those that it makes of what the authors published, if given.
     PLOTS, CLAIMS
-        Figures and claims, over the tables that `measure` makes.
+        Figures and claims, over these tables.
     NOTES
         What differs from the paper, in Markdown, for its section of docs/papers.md.
     MISSING
@@ -67,6 +70,8 @@ class Paper(Protocol):
 
     TITLE: str
     RECIPES: dict[str, Any]
+    TABLES: Sequence[str]
+    OF_AUTHORS: Sequence[str]
     PLOTS: Sequence["Plot"]
     CLAIMS: Sequence[Group]
     NOTES: str
@@ -75,11 +80,8 @@ class Paper(Protocol):
     def networks(self, work: "Work", recipe: Any) -> Any:
         """Train the networks that are not trained yet, through `Work.train`; what `measure` works with."""
 
-    def measure(self, work: "Work", recipe: Any) -> dict[str, pd.DataFrame] | None:
-        """Train and measure what is not done yet, with one seed: tables, made through `Work.table`.
-
-        Returned are tables that are not kept, by name: what the paper's authors published.
-        """
+    def measure(self, work: "Work", recipe: Any) -> None:
+        """Train and measure what is not done yet, with one seed: tables, made through `Work.table`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +98,18 @@ def script(name: str) -> Paper:
 
 def reproduce(paper: Paper, work: "Work", recipe: PaperRecipe) -> pd.DataFrame:
     """Make a paper's tables with each seed, draw its figures and judge its claims, which are kept and returned."""
-    others = []
-    for part in work.by_seed(recipe.seeds):
+    for part in unmeasured(paper, work, recipe.seeds):
         (part.out / "work").mkdir(parents=True, exist_ok=True)
-        others.append(paper.measure(part, recipe) or {})
-    tables = read_kept(work.out)[1] | of_seeds(others)
+        paper.measure(part, recipe)
+    tables = of_seeds([_tables(part.out) for part in work.by_seed(recipe.seeds)])
     draw(paper, work.out, tables)
     return judge(paper, work.out, tables, recipe)
+
+
+def unmeasured(paper: Paper, work: "Work", seeds: int) -> "list[Work]":
+    """Where tables are missing: where none is, nothing is trained again, even if the networks are gone."""
+    names = [*paper.TABLES, *(paper.OF_AUTHORS if work.published is not None else ())]
+    return [part for part in work.by_seed(seeds) if not all((part.out / f"{name}.csv").exists() for name in names)]
 
 
 def estimate(paper: Paper, work: "Work", recipe: Any) -> dict[str, float]:
@@ -111,11 +118,12 @@ def estimate(paper: Paper, work: "Work", recipe: Any) -> dict[str, float]:
     Validation after each epoch, and what is measured on the trained networks, come on top.
     """
     found: dict[str, float] = {}
-    for part in work.by_seed(recipe.seeds):
+    for part in unmeasured(paper, work, recipe.seeds):
         steps: dict[str, float] = {}
 
         def measured(training: Training, steps: dict[str, float] = steps) -> bool:
-            steps[training.name] = step_seconds(training)
+            if training.name not in steps:  # several others may build on it
+                steps[training.name] = step_seconds(training)
             return True
 
         paper.networks(dataclasses.replace(part, instead=measured), recipe)
@@ -131,7 +139,7 @@ def figures(paper: Paper, tables: Tables) -> "Iterator[tuple[str, Figure]]":
 
     def rows(plot: "Plot", _: Tables) -> pd.DataFrame:
         found = [part[plot.rows] if isinstance(plot.rows, str) else plot.rows(part) for part in parts]
-        return pooled(found, spread=None if plot.matrix else plot.y)
+        return pooled(found, spread=None if plot.matrix else plot.y) if len(found[0]) else found[0]
 
     plots = [dataclasses.replace(plot, rows=partial(rows, plot)) for plot in paper.PLOTS]
     return draw_all(plots if len(parts) > 1 else paper.PLOTS, tables)
@@ -158,19 +166,24 @@ def judge(paper: Paper, out: Path, tables: Tables, recipe: Any) -> pd.DataFrame:
 
 def read_kept(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """A finished run: its `run.json`, and its tables by name, with a column `seed` where there are several."""
-    first, *more = (
-        {path.stem: pd.read_csv(path) for path in sorted(part.glob("*.csv")) if path.stem != "claims"}
-        for part in (folder, *sorted(folder.glob("seed-*")))
-    )
-    finished = [first, *(part for part in more if part.keys() >= first.keys())]
-    return json.loads((folder / "run.json").read_text()), of_seeds(finished)
+    run = json.loads((folder / "run.json").read_text())
+    work, needed = Work(folder), set(script(run["paper"]).TABLES)
+    seeds = 1 + len(list(folder.glob("seed-*")))
+    parts = [_tables(part.out) for part in work.by_seed(seeds)]
+    return run, of_seeds([parts[0], *(part for part in parts[1:] if part.keys() >= needed)])
+
+
+def _tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables in a folder, by name."""
+    return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
 
 
 def of_seeds(parts: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    """The tables of each seed together, with a column `seed` where there are several."""
+    """The tables that each seed has, together, with a column `seed` where there are several."""
     if len(parts) == 1:
         return parts[0]
-    return {name: pd.concat([part[name].assign(seed=k) for k, part in enumerate(parts)]) for name in parts[0]}
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: pd.concat([part[name].assign(seed=k) for k, part in enumerate(parts)]) for name in names}
 
 
 def plain(recipe: Any) -> dict[str, Any]:
@@ -183,6 +196,8 @@ def plain(recipe: Any) -> dict[str, Any]:
 def follows(kept: dict[str, Any], recipe: Any) -> bool:
     """Whether a kept run's settings are a recipe's; those that are younger than the run had their defaults."""
     younger = {f.name: f.default for f in dataclasses.fields(recipe) if f.name not in kept}
+    if dataclasses.MISSING in younger.values() or not kept.keys() <= {*plain(recipe), "seeds"}:
+        return False
     usual = plain(dataclasses.replace(recipe, **younger))
     return plain(recipe) == usual | {name: kept[name] for name in usual if name in kept}
 
@@ -191,7 +206,7 @@ def follows(kept: dict[str, Any], recipe: Any) -> bool:
 class Images:
     """Images that a script trains and measures on: uint8 (N, C, H, W) and classes (N,).
 
-    `validation` is held out from the training split; nothing is chosen on `test`.
+    `validation` is held out from the training split; no training and no rule of a policy is chosen on `test`.
     """
 
     classes: tuple[str, ...]
@@ -200,9 +215,17 @@ class Images:
     test: "tuple[Tensor, Tensor]"
 
     def of(self, *classes: str) -> "Images":
-        """The images of some classes, which are numbered anew."""
+        """The images of some classes, which are numbered anew.
+
+        Raises
+        ------
+        EexError
+            If there is no such class.
+        """
         import torch
 
+        if strange := [c for c in classes if c not in self.classes]:
+            raise EexError(f"the images have no class {' or '.join(strange)}, but {', '.join(self.classes)}")
         numbers = [self.classes.index(c) for c in classes]
 
         def part(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]":
@@ -264,15 +287,15 @@ class Work:
     size: int = 0  # scale and crop images to this side; 0 = as they are
     device: str = "cpu"  # to train and measure on
     threads: int = 0
-    seed: int = 0  # of everything that is drawn
+    seed: int = 0  # of every training, and of what policies and links draw; images are always held out alike
     quiet: bool = False  # no progress bars
     weights: Path | None = None  # published weights to start from, where a script can
     published: Path | None = None  # folder of a paper's own results, where it published any
     instead: Callable[[Training], bool] = nothing  # True: the training is not to be done
     bars: Callable[[str], Any] = unreported
 
-    def begin(self, name: str, recipe: Any) -> None:
-        """Make the folder, or continue in it.
+    def begin(self, name: str, recipe: Any, *, only_look: bool = False) -> None:
+        """Make the folder, or continue in it; or `only_look` whether one could.
 
         Raises
         ------
@@ -287,6 +310,7 @@ class Work:
             "size": self.size,
             "seed": self.seed,
             "weights": self.weights and self.weights.name,
+            "published": self.published and self.published.name,
         }
         path = self.out / "run.json"
         try:
@@ -294,11 +318,14 @@ class Work:
                 kept = json.loads(path.read_text())
                 if kept.get("version") != VERSION:
                     raise EexError(f"{self.out}: holds a run of an older version; choose another folder with --out")
-                if not follows(kept["recipe"], recipe) or kept | {"recipe": run["recipe"]} != run:
+                theirs = kept.get("published")
+                run |= {"recipe": kept["recipe"], "published": run["published"] or theirs}  # need not be given again
+                before = {**kept, "published": theirs or run["published"]}  # and may be given later
+                if before != run or not follows(kept["recipe"], recipe):
                     raise EexError(f"{self.out}: holds a run with other settings; choose another folder with --out")
-                return
-            (self.out / "work").mkdir(parents=True, exist_ok=True)
-            write_file(path, json.dumps(run, indent=1) + "\n")
+            if not only_look:
+                (self.out / "work").mkdir(parents=True, exist_ok=True)
+                write_file(path, json.dumps(run, indent=1) + "\n")
         except EexError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -331,12 +358,12 @@ class Work:
         if not train.classes or train.classes != test.classes:
             raise EexError(f"{self.data}: expected labelled images, in one folder per class, in train/ and test/")
         pixels, labels, _ = load_all(train)
-        seen, truth, _ = load_all(test)
-        order, tested = np.random.default_rng(0).permutation(len(pixels)), np.arange(len(seen))
+        unseen, truth, _ = load_all(test)
+        order, tested = np.random.default_rng(0).permutation(len(pixels)), np.arange(len(unseen))
         if sample:
             order, tested = (
                 order[: SAMPLED["train"]],
-                np.linspace(0, len(seen), SAMPLED["test"], endpoint=False).astype(int),
+                np.linspace(0, len(unseen), SAMPLED["test"], endpoint=False).astype(int),
             )
         held_out = min(validation, len(order) // 10)
         held, kept = order[:held_out], order[held_out:]
@@ -344,7 +371,7 @@ class Work:
             train.classes,
             (torch.from_numpy(pixels[kept]), torch.from_numpy(labels[kept])),
             (torch.from_numpy(pixels[held]), torch.from_numpy(labels[held])),
-            (torch.from_numpy(seen[tested]), torch.from_numpy(truth[tested])),
+            (torch.from_numpy(unseen[tested]), torch.from_numpy(truth[tested])),
         )
 
     def table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> pd.DataFrame:
@@ -368,7 +395,7 @@ class Work:
         """The network that `make` initialises from the run's seed, trained, and its epochs (`train`)."""
         import torch
 
-        torch.manual_seed(self.seed + recipe.get("seed", 0))
+        torch.manual_seed(self.seed)
         net = make()
         return net, self.train(name, net, images, **recipe)
 
@@ -380,22 +407,21 @@ class Work:
         *,
         expert: str = "",
         distort: "Distort | None" = None,
-        seed: int = 0,
         needs: Sequence[str] = (),
         **recipe: Any,
     ) -> pd.DataFrame:
         """Train a network in place, or load what was trained; returns one row per epoch.
 
         The rows have phase, epoch, loss, validation_loss, seconds and the validation accuracy of each exit
-        (`accuracy_1` …). `recipe` are arguments of `eex.models.training.Recipe`; `seed` is added to the run's; `needs`
-        names the trainings that come before.
+        (`accuracy_1` …). `recipe` are arguments of `eex.models.training.Recipe`; `needs` names the trainings that come
+        before.
         """
         from safetensors.torch import load_file
 
         from eex.models.network import PRISTINE
         from eex.models.training import Recipe, fit
 
-        settings = Recipe(**recipe, seed=self.seed + seed)
+        settings = Recipe(**recipe, seed=self.seed)
         net.to(self.device)
         weights, epochs = self.out / "work" / f"{name}.safetensors", self.out / "work" / f"{name}.csv"
         if weights.exists() and epochs.exists():

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from eex.experiments.papers.nodes import cores
-from eex.experiments.papers.paper import Training, Work, out_of_memory, script, unreported
+from eex.experiments.papers.paper import Training, Work, out_of_memory, script, unmeasured, unreported
 from eex.models.training import REPORT_S, Progress
 from eex.policies.core.errors import EexError
 
@@ -29,7 +29,7 @@ def train_side_by_side(paper: str, work: Work, recipe: Any, jobs: int) -> None:
         If a training cannot go on. The others are stopped, and go on from their checkpoints when they are started
         again.
     """
-    parts = {str(part.out): part for part in work.by_seed(recipe.seeds)}
+    parts = {str(part.out): part for part in unmeasured(script(paper), work, recipe.seeds)}
     needs = {out: left(paper, part, recipe) for out, part in parts.items()}
     at_once = min(jobs, sum(at_most_at_once(these) for these in needs.values()) or 1)
     threads = work.threads or max(1, len(cores()) // at_once)

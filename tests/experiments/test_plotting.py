@@ -30,3 +30,27 @@ def test_a_long_label_is_not_clipped():
     figure.canvas.draw()
     box = figure.axes[0].yaxis.label.get_window_extent()
     assert figure.bbox.ymin <= box.ymin < box.ymax <= figure.bbox.ymax
+
+
+def test_few_published_values_are_points():
+    ours = pd.DataFrame({"x": [1, 2, 3], "y": [0.1, 0.2, 0.3], "line": "a", "source": "ours"})
+    published = pd.DataFrame({"x": [1, 3], "y": [0.2, 0.4], "line": "a", "source": "published"})
+    full = published.merge(pd.DataFrame({"x": [1, 2, 3]}), how="right").assign(line="a", source="published", y=0.5)
+    for rows, dashes in ((published, "None"), (full, "--")):
+        ((_, figure),) = draw_all([Plot("few", "t", "x", "y", "line")], {"t": pd.concat([ours, rows])})
+        assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-", dashes]
+
+
+def test_a_line_upon_another_is_dotted():
+    rows = pd.DataFrame({"x": [1, 2] * 3, "y": [0.1, 0.2, 0.1, 0.2, 0.1, 0.3], "line": list("aabbcc")})
+    ((_, figure),) = draw_all([Plot("same", "t", "x", "y", "line")], {"t": rows})
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-", ":", "-"]
+
+
+def test_whole_numbers_get_whole_ticks_and_panels_their_own_scales():
+    rows = pd.DataFrame({"x": [1, 2, 3] * 2, "y": [1.0, 2, 3, 100, 200, 300], "line": "a", "panel": list("pppqqq")})
+    for scales in (False, True):
+        ((_, figure),) = draw_all([Plot("s", "t", "x", "y", "line", "panel", scales=scales)], {"t": rows})
+        first, second = figure.axes
+        assert all(tick % 1 == 0 for tick in first.get_xticks())
+        assert (first.get_ylim() == second.get_ylim()) != scales

@@ -49,7 +49,9 @@ def test_what_is_undecided_is_undecided_by_the_margin_that_misses_most():
 
 
 def test_shares_spread_with_the_number_of_images():
-    assert share_half(0.5, 10_000) == pytest.approx(0.0098)
+    assert share_half(0.5, 10_000) == pytest.approx(0.0098, abs=1e-5)
+    assert 0.3 < share_half(1.0, 3) < 0.4  # three right of three say little
+    assert verdict(at_least(1.0, 0.8, 3)) == "undecided"
     assert verdict(above(0.72, 0.7, 1000)) == "undecided"
     assert verdict(above(0.72, 0.7, 100_000)) == "holds"
     assert above(0.8, 0.5, (np.inf, 100)).half == pytest.approx(0.098)

@@ -25,7 +25,9 @@ from eex.experiments.papers.paper import (
     difference,
     draw,
     figures,
+    follows,
     judge,
+    plain,
     read_kept,
     reproduce,
     script,
@@ -52,6 +54,12 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         (["deex", "--data", "nowhere", "--out", "OUT"], "nowhere: no such source"),
         (["deex", "--quick", "--threads", "-1"], "--threads must be at least 0, got -1"),
         (["expert-branches", "--quick", "--weights", "OUT/none.safetensors", "--out", "OUT"], "none.safetensors"),
+        (["deex", "--quick", "--weights", "w"], "--weights: deex starts from none; only expert-branches does"),
+        (["deex", "--quick", "--published", "p"], "--published: deex takes none; only expert-branches and adaee do"),
+        (
+            ["deex", "--quick", "--estimate", "--device", "cuda"],
+            "--estimate: tells processor time; expected --device cpu",
+        ),
     ],
 )
 def test_mistakes_are_refused_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
@@ -79,6 +87,8 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
     work.begin("deex", script("deex").RECIPES["quick"])  # the same run goes on
     with pytest.raises(EexError, match=f"^{tmp_path}/run: holds a run with other settings; choose [^;]*$"):
         work.begin("deex", script("deex").RECIPES["reduced"])
+    with pytest.raises(EexError, match="other settings"):  # nor are its networks taken for those of another
+        run(Run("deex", data="sample", estimate=True, out=tmp_path / "run", quiet=True))
     (tmp_path / "file").write_text("")
     with pytest.raises(EexError, match="cannot be used"):
         Work(tmp_path / "file").begin("deex", script("deex").RECIPES["quick"])
@@ -98,6 +108,21 @@ def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path):
         work.begin("expert-branches", dataclasses.replace(recipe, backbone="efficientnet_lite0"))
 
 
+def test_what_authors_published_can_be_given_later_and_once(tmp_path):
+    recipe, authors = script("expert-branches").RECIPES["quick"], tmp_path / "authors"
+    for published in (None, authors, None, authors):
+        Work(tmp_path / "run", published=published).begin("expert-branches", recipe)
+    with pytest.raises(EexError, match="other settings"):
+        Work(tmp_path / "run", published=tmp_path / "others").begin("expert-branches", recipe)
+
+
+def test_settings_that_a_recipe_does_not_have_are_another_recipes():
+    recipe = script("deex").RECIPES["quick"]
+    assert follows(plain(recipe) | {"seeds": 2}, recipe)
+    assert not follows(plain(recipe) | {"gone": 1}, recipe)
+    assert not follows({k: v for k, v in plain(recipe).items() if k != "epochs"}, recipe)
+
+
 def test_a_run_whose_tables_are_of_an_older_version_is_left_alone(tmp_path):
     work, path = Work(tmp_path), tmp_path / "run.json"
     work.begin("deex", script("deex").RECIPES["quick"])
@@ -108,8 +133,9 @@ def test_a_run_whose_tables_are_of_an_older_version_is_left_alone(tmp_path):
             work.begin("deex", script("deex").RECIPES["quick"])
 
 
-def test_tables_of_several_seeds_have_a_column_seed(tmp_path):
-    paper, seen = mock.Mock(PLOTS=(), CLAIMS=()), []
+def test_tables_of_several_seeds_have_a_column_seed(tmp_path, monkeypatch):
+    paper, seen = mock.Mock(PLOTS=(), CLAIMS=(), TABLES=("found",), OF_AUTHORS=()), []
+    monkeypatch.setattr("eex.experiments.papers.paper.script", lambda name: paper)
 
     def measure(work, recipe):
         seen.append((work.seed, work.out))
@@ -117,16 +143,21 @@ def test_tables_of_several_seeds_have_a_column_seed(tmp_path):
 
     paper.measure = measure
     work = Work(tmp_path, seed=3)
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"paper": "any"}')
     reproduce(paper, work, PaperRecipe())
     assert list(read_kept(tmp_path)[1]["found"]) == ["exit", "right"]
     reproduce(paper, work, PaperRecipe(seeds=3))
-    assert seen == [(3, tmp_path), (3, tmp_path), (4, tmp_path / "seed-1"), (5, tmp_path / "seed-2")]
+    assert seen == [(3, tmp_path), (4, tmp_path / "seed-1"), (5, tmp_path / "seed-2")]  # what is finished is left
     found = read_kept(tmp_path)[1]["found"]
     assert found["seed"].tolist() == [0, 0, 1, 1, 2, 2]
     assert found["right"].tolist() == [0.5, 0.8, 0.5, 0.9, 0.5, 1.0]
     (tmp_path / "seed-3").mkdir()  # begun, not finished
     assert read_kept(tmp_path)[1]["found"]["seed"].max() == 2
+    (tmp_path / "more.csv").write_text("a\n1\n")  # which the other seeds do not have
+    reproduce(paper, work, PaperRecipe(seeds=12))
+    found = read_kept(tmp_path)[1]
+    assert list(found) == ["found"]
+    assert found["found"]["right"].tolist()[1::2] == pytest.approx([0.8 + k / 10 for k in range(12)])
 
 
 def test_trainings_are_estimated_and_not_done(tmp_path, monkeypatch, capsys):
@@ -191,6 +222,13 @@ def test_images_of_some_classes_are_numbered_anew():
     assert pair.classes == ("cat", "ape")
     assert pair.test[0][:, 0, 0, 0].tolist() == [0, 1, 3]
     assert pair.test[1].tolist() == [1, 0, 0]
+
+
+def test_images_of_a_class_that_is_not_there():
+    pixels, labels = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1])
+    images = Images(("bird", "cat"), *((pixels, labels),) * 3)
+    with pytest.raises(EexError, match="^the images have no class dog, but bird, cat$"):
+        images.of("cat", "dog")
 
 
 def test_shipped_training_images_are_none_of_the_test_images():
