@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,15 +62,13 @@ def tiers(
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name in ("near", "far"):
             make_keys(keys / name)
-        top, _ = stack.enter_context(_worker(model, "--keys", str(keys / "far")))
+        top, _ = stack.enter_context(_worker(model, keys / "far"))
         if far:
             [top] = stack.enter_context(emulated(far, [top]))
         patience = ("--deadline-ms", str(PATIENCE_MS / 2))
         upstream = ("--upstream", top, "--upstream-keys", str(keys / "far"), "--partition", str(partition))
         middle, metrics = stack.enter_context(
-            _worker(
-                model, "--keys", str(keys / "near"), *upstream, "--p-tar", str(p_tar), *patience, "--metrics-port", "0"
-            )
+            _worker(model, keys / "near", *upstream, "--p-tar", str(p_tar), *patience, "--metrics-port", "0")
         )
         [middle] = stack.enter_context(emulated(near, [middle]))
         offloader = ZmqOffloader([middle], fingerprint, PATIENCE_MS, keys=edge_keys(keys / "near"))
@@ -90,14 +88,20 @@ def tiers(
 
 
 @contextlib.contextmanager
-def _worker(model: Path, *arguments: str) -> Iterator[tuple[str, str]]:
-    """`eex-worker` in a process of its own; yields its endpoint and the address of its metrics."""
+def _worker(model: Path, keys: Path, *arguments: str) -> Iterator[tuple[str, str]]:
+    """`eex-worker` in a process of its own, which ends with this one; yields its endpoint and its metrics' address."""
+    from eex.stream.wire.keys import WORKER, edge_keys, read_pair
     from eex.stream.worker.embedded import COMMAND, READY
 
-    command = [*COMMAND, str(model), "--bind", "tcp://127.0.0.1:*", "--threads", "1", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = [*COMMAND, str(model), "--bind", "tcp://127.0.0.1:*", "--threads", "1", "--with-parent", *arguments]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         try:
+            secret, client = read_pair(keys / f"{WORKER}.key").secret, edge_keys(keys).own.public
+            process.stdin.write(f"{secret.decode()} {client.decode()}\n")
+            process.stdin.flush()
             metrics = ""
             for line in process.stdout:
                 if line.startswith(READY):
