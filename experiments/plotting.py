@@ -22,6 +22,7 @@ from eex.policies.core.errors import EexError
 COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))]
 MARKERS = ["", "o", "^", "s"]
+HOLLOW: dict[str, Any] = {"ls": "", "mfc": "white", "ms": 6}
 TITLES = {
     "regret_best_arm": "regret against the best fixed threshold in hindsight",
     "regret_best_per_exit": "regret against the best fixed thresholds in hindsight, one per exit",
@@ -154,7 +155,7 @@ class Plot:
     x, y, line, panel
         Columns: one line per value of `line`, one panel per value of `panel`. All but `y` may be texts that hold
         columns in braces, filled in for each row. Where the rows have a column `source`, what is "published" is dashed,
-        or single points where it has fewer than ours; where they have `half`, it is the half-width of each value's
+        or hollow points where it has fewer than ours; where they have `half`, it is the half-width of each value's
         interval.
     per
         Unit of x: its values are divided by this.
@@ -231,7 +232,9 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
         axis.set_title(f"{value}", fontsize=9, loc="left")
         axis.grid(color="0.9", lw=0.5)
     if rows[plot.x].dtype.kind in "iuf" and (rows[plot.x] % 1 == 0).all():
-        axes[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        many = rows[plot.x].max() >= 10_000  # whose labels are long
+        axes[0].xaxis.set_major_locator(MaxNLocator(4 if many else 8, integer=True, steps=[1, 2, 5, 10]))
+        axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for axis in axes[len(values) - across : len(values)]:  # also where the panel below is left out
         axis.tick_params(labelbottom=True)
         axis.set_xlabel(plot.xlabel or plot.x)
@@ -243,9 +246,9 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
 
 
 def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, dashes: str) -> None:
-    style: dict[str, Any] = _plain_style(k) | {"ls": dashes}
+    style: dict[str, Any] = _plain_style(k) | ({"ls": dashes} if dashes else HOLLOW)
     drawn = [line for line in axis.lines if np.array_equal(line.get_xdata(), part[plot.x])]
-    near = 0.005 * np.ptp(part[plot.y]) if len(part) else 0.0
+    near = 0.05 * np.ptp(part[plot.y]) if len(part) else 0.0
     if dashes == "-" and any(np.allclose(line.get_ydata(), part[plot.y], rtol=0, atol=near) for line in drawn):
         style |= {"ls": ":", "ms": 2}  # so that the line below shows
     axis.plot(part[plot.x], part[plot.y], **style)
@@ -257,7 +260,8 @@ def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, dashes: str) -> No
 def _legend(figure: Figure, names: Sequence[object], sources: Sequence[str]) -> None:
     handles = [Line2D([], [], **_plain_style(k), label=str(name)) for k, name in enumerate(names)]
     if len(sources) > 1:
-        handles += [Line2D([], [], color="0.4", ls="--" if s == "published" else "-", label=s) for s in sources]
+        styles = {"published": HOLLOW | {"ls": "--", "marker": "o"}}
+        handles += [Line2D([], [], color="0.4", label=s, **styles.get(s, {})) for s in sources]
     longest = max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(4, int(figure.get_figwidth() * 13 / (longest + 8))))
     figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False)

@@ -61,19 +61,19 @@ NOTES = """
 - The paper takes the device's processing delays from another paper's table for an Intel i7, and the cloud's from a
   K80; neither is in its text. Here every stage and exit is timed on this machine, one frame at a time, for device and
   cloud alike. Communication is the paper's: the features at the partition point in float32 over 18.8 Mbit/s.
-- The recipe "standard" trains for 40 epochs, where BranchyNet takes 100 or more: until the loss on training images is
-  a third of that on validation images. The first branch then has a temperature of 1.5 and a calibration error of 8 %,
-  the final exit one of 20 %; after the 10 epochs of the recipe "reduced" they were 1.1, 2 % and 4 %. So the branch is
-  overconfident, but less than the paper's must have been. The recipe "paper" was not run.
-- This network is less accurate than the paper's must have been (a batch accuracy of 0.85 is reached there nine times
-  out of ten), so deadlines are also shown at a target that it can meet: two points below the accuracy of the
-  one-branch network's final exit on the validation images.
+- The recipe "standard" trains for 100 epochs, as BranchyNet does: the loss on validation images is then some twenty
+  times that on training images. The side branch has a temperature of 3.1 and a calibration error of 19 %, the final
+  exit one of 22 %. After 40 epochs they were 1.5, 8 % and 20 %, and hardly any outage showed; after the 10 epochs of the
+  recipe "reduced" 1.1, 2 % and 4 %. The recipe "paper" was not run.
+- This network is less accurate than the paper's must have been. There a batch of 512 reaches 0.85 nine times out of
+  ten, which takes a network that is right about 87 % of the images; here it is 75 % with one branch and 76 % with two.
+  So deadlines are also shown at a target that it can meet: two points below the accuracy of the one-branch network's
+  final exit on the validation images.
 """
 MISSING = """
-- Three seeds (`--seeds 3` goes on with the run): the trainings take an hour of one core of a fast processor for each
-  seed, six hours of a slower one. And 100 epochs (`--recipe paper --device cuda`).
-- A network whose batches reach 0.85 as the paper's do: without augmentation this one is right about 74.5 % of the
-  test images with one branch and 76.5 % with two, two points more than after a quarter of the epochs.
+- A network whose batches reach 0.85 as the paper's do. More epochs do not lead there: without augmentation this one is
+  as accurate after 40 epochs as after 100. It takes augmentation, which the paper does not name (the third network of
+  `--recipe paper`), or a larger network.
 """
 RATE_MBIT = 18.8
 """Average uplink of the paper's Wi-Fi."""
@@ -106,7 +106,7 @@ class CalibrationRecipe(PaperRecipe):
 RECIPES = {
     "quick": CalibrationRecipe(2, batch=16, validation=200, draws=5, networks=("one branch", "two branches")),
     "reduced": CalibrationRecipe(10, networks=("one branch", "two branches")),
-    "standard": CalibrationRecipe(40, batch=256, networks=("one branch", "two branches")),
+    "standard": CalibrationRecipe(100, batch=256, networks=("one branch", "two branches"), seeds=3),
     "paper": CalibrationRecipe(100, batch=512),
 }
 
@@ -713,7 +713,9 @@ def _of_late_deadlines(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Fa
             why=f"the final exit alone is right on {final:.1%} of the test images: hardly a batch reaches {p_tar:g}, "
             "calibrated or not"
             if final < p_tar
-            else "conventionally hardly a deadline is missed",
+            else "conventionally hardly a deadline is missed"
+            if curves.deadlines(p_tar).conventional <= HARDLY
+            else "",
         )
 
 

@@ -152,7 +152,7 @@ def networks(work: Work, recipe: ExpertsRecipe) -> "tuple[Images, EarlyExitNet]"
 def measure(work: Work, recipe: ExpertsRecipe) -> None:
     """Train the network, its experts and the classifier; measure accuracy, device probability and latency."""
     if (folder := work.published) is not None:
-        work.table("published", lambda: read_published(folder))
+        work.table("published", lambda: read_published(folder).query("p_tar == @P_TAR"))
     images, net = networks(work, recipe)
     for i, row in enumerate(work.kept("temperatures", lambda: _temperatures(net, images)).tolist()):
         net.temperature[i] = dict(zip(net.experts, row, strict=True))
