@@ -61,7 +61,7 @@ NOTES = """
 - The paper takes the device's processing delays from another paper's table for an Intel i7, and the cloud's from a
   K80; neither is in its text. Here every stage and exit is timed on this machine, one frame at a time, for device and
   cloud alike. Communication is the paper's: the features at the partition point in float32 over 18.8 Mbit/s.
-- The recipe "standard" trains for 100 epochs, as BranchyNet does: the loss on validation images is then 17 to 29 times
+- The recipe "standard" trains for 100 epochs, as BranchyNet does: the loss on validation images is then 16 to 29 times
   that on training images. The side branch has a temperature of 3.1 and a calibration error of 19 %, the final exit one
   of 23 %. After 40 epochs they were 1.5, 8 % and 20 %, and hardly any outage showed; after the 10 epochs of the recipe
   "reduced" 1.1, 2 % and 4 %. The first 79 to 100 epochs of each network were trained on a GPU (an NVIDIA H200, in
@@ -73,8 +73,8 @@ NOTES = """
 """
 MISSING = """
 - A network whose batches reach 0.85 as the paper's do. More epochs do not lead there: without augmentation this one is
-  as accurate after 40 epochs (74.5 % with one branch, 76.5 % with two) as after 100 (74.4 and 75.9 %). It takes augmentation, which the paper does not name (the third network of
-  `--recipe paper`), or a larger network.
+  as accurate after 40 epochs (74.5 % with one branch, 76.5 % with two) as after 100 (74.4 and 75.9 %). It takes
+  augmentation, which the paper does not name (the third network of `--recipe paper`), or a larger network.
 """
 RATE_MBIT = 18.8
 """Average uplink of the paper's Wi-Fi."""
