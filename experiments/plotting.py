@@ -219,11 +219,14 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
             axis.set_visible(False)
             continue
         shown = rows[rows[plot.panel] == value] if plot.panel else rows
+        values_drawn = (shown if plot.scales else rows)[plot.y]
+        beyond = 0.25 * np.ptp(values_drawn.dropna())
+        reach = values_drawn.min() - beyond, values_drawn.max() + beyond  # of bands, which may be far wider than lines
         for (k, name), source in itertools.product(enumerate(names), sources):
             part = shown[(shown[plot.line] == name) & (shown["source"] == source)]
             few = shown["source"].nunique() > 1 and part[plot.x].nunique() < shown[plot.x].nunique()
             dashes = ("" if few else "--") if source == "published" else "-"
-            _line(axis, part.dropna(subset=[plot.y]).sort_values(plot.x), plot, k, dashes)
+            _line(axis, part.dropna(subset=[plot.y]).sort_values(plot.x), plot, k, dashes, reach)
         if plot.level is not None:
             axis.axhline(plot.level, color="0.6", lw=0.8, zorder=0)
         if plot.identity:
@@ -245,7 +248,7 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
     return figure
 
 
-def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, dashes: str) -> None:
+def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, dashes: str, reach: tuple[float, float]) -> None:
     style: dict[str, Any] = _plain_style(k) | ({"ls": dashes} if dashes else HOLLOW)
     drawn = [line for line in axis.lines if np.array_equal(line.get_xdata(), part[plot.x])]
     near = 0.05 * np.ptp(part[plot.y]) if len(part) else 0.0
@@ -253,7 +256,7 @@ def _line(axis: Axes, part: pd.DataFrame, plot: Plot, k: int, dashes: str) -> No
         style |= {"ls": ":", "ms": 2}  # so that the line below shows
     axis.plot(part[plot.x], part[plot.y], **style)
     if "half" in part:
-        low, high = part[plot.y] - part["half"], part[plot.y] + part["half"]
+        low, high = ((part[plot.y] + sign * part["half"]).clip(*reach) for sign in (-1, 1))
         axis.fill_between(part[plot.x], low, high, color=style["color"], alpha=0.15, lw=0)
 
 

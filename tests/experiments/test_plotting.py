@@ -54,3 +54,10 @@ def test_whole_numbers_get_whole_ticks_and_panels_their_own_scales():
         first, second = figure.axes
         assert all(tick % 1 == 0 for tick in first.get_xticks())
         assert (first.get_ylim() == second.get_ylim()) != scales
+
+
+def test_a_wide_interval_does_not_flatten_the_lines():
+    rows = pd.DataFrame({"x": [1, 2, 3], "y": [0.2, 0.5, 0.8], "half": [0.1, 20.0, 0.1], "line": "a"})
+    ((_, figure),) = draw_all([Plot("wide", "t", "x", "y", "line")], {"t": rows})
+    low, high = figure.axes[0].get_ylim()
+    assert -0.1 < low < high < 1.1

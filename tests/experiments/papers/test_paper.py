@@ -227,7 +227,7 @@ def test_images_of_some_classes_are_numbered_anew():
 def test_images_of_a_class_that_is_not_there():
     pixels, labels = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1])
     images = Images(("bird", "cat"), *((pixels, labels),) * 3)
-    with pytest.raises(EexError, match="^the images have no class dog, but bird, cat$"):
+    with pytest.raises(EexError, match=r"^the images have no class dog, but bird, cat$"):
         images.of("cat", "dog")
 
 
