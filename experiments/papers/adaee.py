@@ -1,7 +1,6 @@
 """AdaEE: a bandit learns the threshold while the stream runs, at any distortion and overhead (Pacheco et al.)."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -117,8 +116,6 @@ def measure(work: Work, recipe: AdaEERecipe) -> None:
     if work.published is not None:
         sources["authors"] = partial(_authors, work.published)
     sources["ours"] = partial(_ours, work, recipe)
-    if work.published is None and not work.quiet:
-        print("adaee: without --published FOLDER of its authors' CSV files, on our recordings alone", file=sys.stderr)
     for name, streams in sources.items():
         work.table(name, partial(_play_all, work, name, streams, recipe))
         if name == "authors":

@@ -217,7 +217,7 @@ def share_half(share: Any, images: Any) -> Any:
     """Half the 95 % interval of a share of so many images (Agresti and Coull, 1998), of few that are all right too.
 
     >>> round(float(share_half(0.5, 1000)), 3), round(float(share_half(1.0, 3)), 3)
-    (0.031, 0.334)
+    (0.031, 0.335)
     """
     n = np.maximum(np.asarray(images, dtype=float), 1)
     p = (np.asarray(share) + 2 / n) / (1 + 4 / n)
