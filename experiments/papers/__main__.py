@@ -125,10 +125,11 @@ def run(config: Run) -> pd.DataFrame | None:
                 from eex.experiments.papers.side_by_side import train_side_by_side
 
                 train_side_by_side(config.name, work, recipe, config.jobs)
+            claims = reproduce(paper, work, recipe)
             theirs = [work.out / f"{name}.csv" for name in paper.OF_AUTHORS]
             if not config.published and not config.quiet and not all(path.exists() for path in theirs):
                 print(f"{config.name}: without --published FOLDER, nothing that its authors measured", file=sys.stderr)
-            return reproduce(paper, work, recipe)
+            return claims
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
