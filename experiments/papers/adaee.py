@@ -539,8 +539,8 @@ CLAIMS = (
         Claim("the best threshold moves with the distortion, and UCB's with it", NONE,
               "range over the levels: {moves}",
               lambda f: [f.follows, f.moved["best_threshold"].max() > 0],
-              "limit: everywhere at least half of the way that the best threshold moves; where several are equally "
-              "good (here 0 and 0.1), hindsight names the lowest"),
+              "limit: everywhere at least half of the way that the best threshold moves; of equally good ones, "
+              "such as all below the lowest confidence, hindsight names the lowest"),
         Claim("distortion lowers confidence, so a static threshold ({limit:g}) offloads more", NONE,
               "{offloads}", lambda f: above(f.static.drop(PRISTINE), f.static[PRISTINE], f.frames)),
         Claim("a static threshold is rigid: the one that is best on pristine images loses to UCB on distorted ones",

@@ -523,10 +523,7 @@ def _of_gain(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
 def _of_expert(tables: Tables, recipe: ExpertsRecipe) -> Iterator[Facts]:
     """An expert at every level of its own distortion, and of the other."""
     at, images = _at(tables), images_tested(tables)
-    for kind, other, published, least in (
-        (BLUR, NOISE, "all levels but 5", 4),
-        (NOISE, BLUR, "all levels", 5),
-    ):
+    for kind, other, published, least in ((BLUR, NOISE, "all levels but 5", 4), (NOISE, BLUR, "all levels", 5)):
         own, pristine = at.xs((kind, kind), level=(0, 2)), at.xs((kind, "pristine"), level=(0, 2))
         there, at_home = at.xs((other, kind), level=(0, 2)), at.xs((other, other), level=(0, 2))
         there_too = at.xs((kind, other), level=(0, 2))
@@ -647,8 +644,8 @@ CLAIMS = (
         Claim("the {kind} expert answers more {kind} images on the device than the {other} expert", "{published}",
               "{more_than_other} of 5 levels ({kind} and {other} expert: {other_devices})",
               lambda f: f.limits["more than other"],
-              "an expert is calibrated for its own distortion and too sure of another: of all these images the two "
-              "answer {rights[0]:.0f} and {rights[1]:.0f} % correctly"),
+              otherwise="an expert is calibrated for its own distortion and too sure of another: of all these images "
+              "the two answer {rights[0]:.0f} and {rights[1]:.0f} % correctly"),
     )),
     Group(_of_latency, (
         Claim("end-to-end latency of {kind} images is lower with experts at every link, above all at intermediate "

@@ -52,7 +52,7 @@ run has finished with fewer. `--jobs N` trains N networks at the same time: one 
 most cores, idle. The networks are the same but for rounding; the seconds that are noted for each training are then
 longer. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this page is made from
 them by `python -m eex.experiments.papers.page`. Weights are not kept there, since those of any one paper that trains
-are larger than all tables and figures together (5 to 140 MB): a run has them in its folder's `work/`.
+are larger than all tables and figures together (5 to 140 MB for each seed): a run has them in its folder's `work/`.
 """
 
 
@@ -70,7 +70,10 @@ def page() -> str:
             recipe += f", {seeds} of {planned} seeds" if seeds < planned else f", {seeds} seeds"
         parts.append(f"## {name}\n\n{about}\n\n{paper.TITLE}. {recipe}.\n")
         own = claims["published"] == OWN
-        parts.append(" ".join(_in_words(claims[~own], "claims") + _in_words(claims[own], "rows of ours")) + "\n")
+        parts.append(
+            " ".join(_in_words(claims[~own], "claim", "claims") + _in_words(claims[own], "row of ours", "rows of ours"))
+            + "\n"
+        )
         parts.append(_table(claims))
         parts.append(paper.NOTES.strip() + "\n")
         parts.append("What was not done, and what it would take:\n\n" + paper.MISSING.strip() + "\n")
@@ -89,12 +92,12 @@ def _counts(claims: pd.DataFrame) -> dict[str, int]:
     return {verdict: int((claims["verdict"] == verdict).sum()) for verdict in VERDICTS}
 
 
-def _in_words(claims: pd.DataFrame, called: str) -> list[str]:
+def _in_words(claims: pd.DataFrame, one: str, several: str) -> list[str]:
     """How many have each verdict, as a sentence, if there are any."""
     if len(claims) == 1:
-        return [f"One {called.replace('s', '', 1)} {VERBS[claims['verdict'].iloc[0]][0]}."]
+        return [f"One {one} {VERBS[claims['verdict'].iloc[0]][0]}."]
     holding, failing, undecided = (f"{n} {VERBS[v][n != 1]}" for v, n in _counts(claims).items())
-    return [f"Of {len(claims)} {called}, {holding}, {failing}, and {undecided}."] if len(claims) else []
+    return [f"Of {len(claims)} {several}, {holding}, {failing}, and {undecided}."] if len(claims) else []
 
 
 def _overview(judged: dict[str, pd.DataFrame]) -> str:

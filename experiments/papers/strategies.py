@@ -51,8 +51,8 @@ MISSING = """
 - Networks of the size that the survey's sources train (`--recipe paper`: width 64, 30 epochs, three seeds) need a
   GPU.
 - Intervals over seeds: the recipe "standard" has three, and was run with one (`--seeds 1`), so that the spreads are
-  those of test images and repeated measurements. A seed takes an hour of one core with AVX-512, 3.7
-  hours of one with AVX2.
+  those of test images and repeated measurements. A seed takes an hour of one core with AVX-512, 3.7 hours of one with
+  AVX2.
 - Energy was not measured: the machine is a virtual one without a counter. It takes one with RAPL.
 - The capsule network and the searched branch structure of the survey's table are not built.
 - BranchyNet's speed-up needs its networks, with far more work after the first exit.
@@ -802,7 +802,7 @@ def _of_structures(tables: Tables, recipe: StrategiesRecipe) -> Iterator[Facts]:
     structures, pairs = tables["structures"], tables["structure_pairs"]
     at = structures[structures["exit"] == 1].set_index("structure")
     side = structures.groupby("structure")["accuracy"].mean().sort_values(ascending=False)
-    template = "{n} {accuracy:%} ({k:,.3g} k multiply-adds, {weights:,.0f} weights)"
+    template = "{n} {accuracy:%} ({k:,.1f} k multiply-adds, {weights:,.0f} weights)"
     first = pairs[pairs["exit"] == 1]
     yield Facts(
         **{n: words(template, {"n": n, "k": row["macs"] / 1e3, **row}) for n, row in at.iterrows()},
@@ -973,8 +973,8 @@ CLAIMS = (
               "mean over the side exits: {sides}",
               lambda f: above(f.side[["conv_fc", "conv_pool_fc", "multi_conv"]].min(), f.side[["fc", "pool_fc"]].max(),
                               f.images),
-              "limit: each branch with a convolution is above fc and pool_fc; multi_fc, which pools first, is below "
-              "fc"),
+              "limit: each branch with a convolution is above fc and pool_fc; multi_fc, which pools first, is left "
+              "out"),
     )),
     Group(_of_placements, (
         Claim("placement by cost targets the greatest computational saving", NONE,

@@ -280,6 +280,7 @@ def test_every_claim_is_judged_with_a_figure_and_the_page_says_what_is_missing(n
     claims = pd.read_csv(page.RESULTS / name / "claims.csv", keep_default_na=False)
     assert set(claims["verdict"]) <= set(VERDICTS)
     assert claims["ours"].str.contains(r"\d").all()
+    assert not claims[["ours", "why"]].apply(lambda texts: texts.str.contains(r"\de[+-]\d")).any(axis=None)
     assert (
         claims.loc[claims["verdict"] == "undecided", "why"]
         .str.contains("the limit is (?:kept|missed) by|nothing was measured")
