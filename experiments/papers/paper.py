@@ -314,11 +314,13 @@ class Work:
         }
         path = self.out / "run.json"
         try:
-            if path.exists():
+            # a mistyped source or file ends a run before anything is made: that folder is still free
+            if path.exists() and any(made.is_file() for made in self.out.rglob("*") if made != path):
                 kept = json.loads(path.read_text())
                 if kept.get("version") != VERSION:
                     raise EexError(f"{self.out}: holds a run of an older version; choose another folder with --out")
-                theirs = kept.get("published")
+                of_authors = any((self.out / f"{table}.csv").exists() for table in script(name).OF_AUTHORS)
+                theirs = kept.get("published") if of_authors else None
                 run |= {"recipe": kept["recipe"], "published": run["published"] or theirs}  # need not be given again
                 before = {**kept, "published": theirs or run["published"]}  # and may be given later
                 if before != run or not follows(kept["recipe"], recipe):

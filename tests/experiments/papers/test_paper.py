@@ -84,6 +84,7 @@ def test_the_package_runs_as_a_command():
 def test_a_folder_of_another_run_is_left_alone(tmp_path):
     work = Work(tmp_path / "run")
     work.begin("deex", script("deex").RECIPES["quick"])
+    (tmp_path / "run" / "images.csv").write_text("")
     work.begin("deex", script("deex").RECIPES["quick"])  # the same run goes on
     with pytest.raises(EexError, match=f"^{tmp_path}/run: holds a run with other settings; choose [^;]*$"):
         work.begin("deex", script("deex").RECIPES["reduced"])
@@ -94,10 +95,17 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
         Work(tmp_path / "file").begin("deex", script("deex").RECIPES["quick"])
 
 
+def test_a_folder_in_which_nothing_was_made_is_free(tmp_path):
+    for data in ("nowhere.zip", "sample"):  # the first is mistyped
+        Work(tmp_path, data).begin("deex", script("deex").RECIPES["quick"])
+    assert json.loads((tmp_path / "run.json").read_text())["data"] == "sample"
+
+
 def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path):
     work = Work(tmp_path / "run")
     recipe = script("expert-branches").RECIPES["quick"]
     work.begin("expert-branches", recipe)
+    (tmp_path / "run" / "images.csv").write_text("")
     kept = json.loads((tmp_path / "run" / "run.json").read_text())
     assert kept["recipe"].pop("backbone") == "mobilenet_v2"
     kept["recipe"]["seeds"] = 2
@@ -110,8 +118,11 @@ def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path):
 
 def test_what_authors_published_can_be_given_later_and_once(tmp_path):
     recipe, authors = script("expert-branches").RECIPES["quick"], tmp_path / "authors"
-    for published in (None, authors, None, authors):
+    mistyped = tmp_path / "mistyped"
+    for published in (None, mistyped, authors, None, authors):
         Work(tmp_path / "run", published=published).begin("expert-branches", recipe)
+        (tmp_path / "run" / "images.csv").write_text("")
+    (tmp_path / "run" / "published.csv").write_text("")
     with pytest.raises(EexError, match="other settings"):
         Work(tmp_path / "run", published=tmp_path / "others").begin("expert-branches", recipe)
 
@@ -126,6 +137,7 @@ def test_settings_that_a_recipe_does_not_have_are_another_recipes():
 def test_a_run_whose_tables_are_of_an_older_version_is_left_alone(tmp_path):
     work, path = Work(tmp_path), tmp_path / "run.json"
     work.begin("deex", script("deex").RECIPES["quick"])
+    (tmp_path / "images.csv").write_text("")
     kept = json.loads(path.read_text())
     for older in ({k: v for k, v in kept.items() if k != "version"}, kept | {"version": kept["version"] - 1}):
         path.write_text(json.dumps(older))
