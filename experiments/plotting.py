@@ -165,6 +165,8 @@ class Plot:
         Where to draw a grey horizontal line.
     identity
         Whether to draw a grey line where y = x.
+    share
+        Whether y is a share, which no band leaves: from 0 to 1.
     scales
         Whether each panel has a y axis of its own.
     matrix
@@ -184,6 +186,7 @@ class Plot:
     each: str = ""
     level: float | None = None
     identity: bool = False
+    share: bool = False
     scales: bool = False
     matrix: bool = False
 
@@ -222,6 +225,7 @@ def lines_figure(rows: pd.DataFrame, plot: Plot) -> Figure:
         values_drawn = (shown if plot.scales else rows)[plot.y]
         beyond = 0.25 * np.ptp(values_drawn.dropna())
         reach = values_drawn.min() - beyond, values_drawn.max() + beyond  # of bands, which may be far wider than lines
+        reach = (max(reach[0], 0.0), min(reach[1], 1.0)) if plot.share else reach
         for (k, name), source in itertools.product(enumerate(names), sources):
             part = shown[(shown[plot.line] == name) & (shown["source"] == source)]
             few = shown["source"].nunique() > 1 and part[plot.x].nunique() < shown[plot.x].nunique()

@@ -495,28 +495,29 @@ PLOTS = (
     ),
     Plot(
         "fig2-device-probability", _thinned, "p_tar", "device_probability", "calibration", "network",
-        title="Fig. 2: probability of classifying on the device", ylabel="probability",
+        title="Fig. 2: probability of classifying on the device", ylabel="probability", share=True,
     ),
     Plot(
         "fig3a-accuracy-confidence", _thinned, "device_confidence", "device_accuracy", "calibration", "network",
         title="Fig. 3(a): accuracy on the device against mean confidence, one point per p_tar",
-        xlabel="mean confidence", ylabel="accuracy", identity=True,
+        xlabel="mean confidence", ylabel="accuracy", identity=True, share=True,
     ),
     Plot(
         "fig3b-device-accuracy", _thinned, "p_tar", "device_accuracy", "calibration", "network",
-        title="Fig. 3(b): accuracy on the device; grey: the target", ylabel="accuracy", identity=True,
+        title="Fig. 3(b): accuracy on the device; grey: the target", ylabel="accuracy", identity=True, share=True,
     ),
     Plot(
         "fig3c-accuracy", _thinned, "p_tar", "accuracy", "calibration", "network",
-        title="Fig. 3(c): accuracy over all images", ylabel="accuracy",
+        title="Fig. 3(c): accuracy over all images", ylabel="accuracy", share=True,
     ),
     Plot(
         "fig4-7-outage", _outage, "p_tar", "outage", "calibration", "network",
         title=f"Figs. 4 and 7: inference outage, {{batches:,.0f}} batches of {BATCH}", ylabel="share of batches",
+        share=True,
     ),
     Plot(
         "fig{file}-missed-deadline", _missed, "t_tar_ms", "missed", "calibration", "p_tar = {p_tar:g}", each="network",
-        title="Fig. {number}: missed deadlines, {network}", xlabel="t_tar, ms", ylabel="share of batches",
+        title="Fig. {number}: missed deadlines, {network}", xlabel="t_tar, ms", ylabel="share of batches", share=True,
     ),
 )  # fmt: skip
 

@@ -90,15 +90,23 @@ def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
     return value[~np.isnan(value)], half[~np.isnan(value)]
 
 
-def closest(findings: "Finding | Sequence[Finding]") -> str:
-    """Of what leaves a claim undecided, the margin that misses most, in words."""
+def closest(findings: "Finding | Sequence[Finding]", of_seeds: "Sequence[Finding | Sequence[Finding]]" = ()) -> str:
+    """Of what leaves a claim undecided, the margin that misses most, in words; and how many seeds keep the limit.
+
+    Examples
+    --------
+    >>> closest(Margin(0.1, 0.3), [Margin(0.3, 0.1), Margin(-0.1, 0.1)])
+    'the limit is kept by 0.1 ± 0.3 (1 of 2 seeds keep it)'
+    """
     margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True)]
     wider = of_many(len(margins))
     undecided = [(v, h * wider if v < 0 else h) for v, h in margins if v < h]
     if not undecided:
         return "nothing was measured that could decide it"
     value, half = min(undecided, key=lambda margin: margin[0] - margin[1])
-    return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}"
+    keeping = sum(all((v >= 0).all() for v, _ in map(_as_margin, _several(of_seed))) for of_seed in of_seeds)
+    seeds = f" ({keeping} of {len(of_seeds)} seeds keep it)" if len(of_seeds) > 1 else ""
+    return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}{seeds}"
 
 
 def by_seed(tables: Tables) -> list[Tables]:
@@ -332,18 +340,19 @@ def evaluate(groups: Iterable[Group], tables: Tables, recipe: Any) -> pd.DataFra
         of_seeds = [list(group.facts(part, recipe)) for part in parts]
         shown = of_seeds[0] if mean is None else group.facts(mean, recipe)
         for facts, *each in zip(shown, *of_seeds, strict=True):
-            rows += [_judged(claim, facts, over_seeds([claim.limit(f) for f in each])) for claim in group.claims]
+            rows += [_judged(claim, facts, [claim.limit(f) for f in each]) for claim in group.claims]
     return pd.DataFrame(rows)
 
 
-def _judged(claim: Claim, facts: Facts, findings: "Finding | Sequence[Finding]") -> dict[str, str]:
+def _judged(claim: Claim, facts: Facts, of_seeds: "Sequence[Finding | Sequence[Finding]]") -> dict[str, str]:
+    findings = over_seeds(of_seeds)
     found = verdict(findings)
     reasons = [claim.why if isinstance(claim.why, str) else claim.why(facts)]
     if found != "holds":
         reasons.append(claim.otherwise)
     texts = [words(reason, facts) for reason in reasons]
     if found == "undecided":
-        texts.append(closest(findings))
+        texts.append(closest(findings, of_seeds))
     return {
         "claim": words(claim.text, facts),
         "published": words(claim.published, facts),

@@ -451,6 +451,7 @@ PLOTS = (
     Plot(
         "fig3-ratio", lambda t: _by_exit(t, ratio_2="branch 2", ratio_3="exit 3"),
         "p_d", "value", "quantity", "dataset", title="Fig. 3: share of images answered at each exit", ylabel="ratio",
+        share=True,
     ),
     Plot(
         "fig4-time", _time, "p_d", "seconds", "batches of {batch:g}", "dataset",
@@ -459,7 +460,7 @@ PLOTS = (
     Plot(
         "fig5-accuracy",
         lambda t: _by_exit(t, accuracy_2="branch 2", accuracy_3="exit 3", accuracy="overall"),
-        "p_d", "value", "quantity", "dataset", title="Fig. 5: accuracy", ylabel="accuracy",
+        "p_d", "value", "quantity", "dataset", title="Fig. 5: accuracy", ylabel="accuracy", share=True,
     ),
     Plot(
         "fig6-confusion-binary", lambda t: _matrices(t, "binary"), "answer", "true", "count", "case", matrix=True,
@@ -472,11 +473,11 @@ PLOTS = (
     Plot(
         "extended", lambda t: long(t["extended"], ["p_tar", "p_d"], ["offloaded", "accuracy"]),
         "p_tar", "value", "quantity",
-        title="What does not reach p_tar at branch 2 goes to the cloud (p_d = {p_d:g})", ylabel="share",
+        title="What does not reach p_tar at branch 2 goes to the cloud (p_d = {p_d:g})", ylabel="share", share=True,
     ),
     Plot(
         "more-branches", "more_branches", "macs", "accuracy", "policy", per=1e6,
-        title="Four side branches: accuracy against cost", xlabel="million multiply-adds per frame",
+        title="Four side branches: accuracy against cost", xlabel="million multiply-adds per frame", share=True,
     ),
     Plot(
         "partitioned",

@@ -533,6 +533,7 @@ PLOTS = (
     Plot(
         "fig5-6-accuracy", _accuracies, "exit", "value", "quantity", "model", xlabel=AFTER, ylabel=SHARES,
         title=f"Figs. 5 and 6, A and B: what leaves locally, and accuracy, at T = {T:g} (published: points)",
+        share=True,
     ),
     Plot(
         "fig5-6-latency", _latencies, "exit", "value", "quantity", "model", xlabel=AFTER, ylabel="latency, ms",
@@ -546,7 +547,7 @@ PLOTS = (
     ),
     Plot(
         "fig{number}-thresholds-{file}", _by_threshold, "exit", "value", AT_T, "quantity", each="model",
-        title="Fig. {number}, A and B: the {model} at other thresholds", xlabel=AFTER, ylabel=SHARES,
+        title="Fig. {number}, A and B: the {model} at other thresholds", xlabel=AFTER, ylabel=SHARES, share=True,
     ),
     Plot(
         "fig7-8-latency",
@@ -556,20 +557,20 @@ PLOTS = (
     ),
     Plot(
         "fig9-epochs", _trained, "epoch", "accuracy", "model", "exit {exit}",
-        title="Fig. 9: accuracy of each local exit on held-out images, over training",
+        title="Fig. 9: accuracy of each local exit on held-out images, over training", share=True,
     ),
     Plot(
         "fig10-final", _finals, "exit", "value", "{model}, {quantity} exit", xlabel=AFTER, ylabel="accuracy",
-        title="Fig. 10: accuracy of each exit over all test images (published: points)",
+        title="Fig. 10: accuracy of each exit over all test images (published: points)", share=True,
     ),
     Plot(
         "weights", _weightings, "exit", "value", "weighting", "quantity", xlabel=AFTER, ylabel="accuracy",
-        title="The MEM with other weights of its losses",
+        title="The MEM with other weights of its losses", share=True,
     ),
     Plot(
         "dropped", _drops, "drop_above", "value", "SEM-{exit}", "quantity", xlabel="drop above", ylabel=SHARES,
         scales=True,
-        title=f"Dropping frames whose entropy is above a threshold, at T = {T:g}",
+        title=f"Dropping frames whose entropy is above a threshold, at T = {T:g}", share=True,
     ),
 )  # fmt: skip
 

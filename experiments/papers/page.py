@@ -29,10 +29,11 @@ The margin is half the 95 % interval over test images, repeated measurements, or
 where two networks or rules answer the same images, it is mostly that of the difference, image by image (elsewhere both
 count as independent, which widens it); where a claim says something of many figures at once, it widens with their
 number before one of them can refute it. Where networks were trained with several seeds, the figures are their means and
-the margin counts the seeds too; where each network was trained once, it says nothing about other seeds. By how much a
-limit is kept or missed is in the unit of the figures; of shares, 0.01 is one point. No network was tuned until it
-agreed. Limits and rows were revised after independent reviews by readers who knew the results; some of these changes
-favour the papers, others do not.
+the margin counts the seeds too: of three it is two and a half standard deviations, so that a claim can be undecided
+although each seed keeps the limit. Where each network was trained once, the margin says nothing about other seeds. By
+how much a limit is kept or missed is in the unit of the figures; of shares, 0.01 is one point. No network was tuned
+until it agreed. Limits and rows were revised after independent reviews by readers who knew the results; some of these
+changes favour the papers, others do not.
 
 Some rows are our own, marked "not in the paper": future work that a paper names, and checks. The first table counts
 them apart.

@@ -42,6 +42,7 @@ VERSION = 2
 """Of the tables; a run of another version cannot go on."""
 STEPS = 5
 """Steps of a training that are measured to tell how long it takes."""
+ANEW = "delete the file to have it made anew"
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 Name = Literal["expert-branches", "local-exit", "deex", "calibration", "adaee", "strategies"]
 PAPERS: tuple[str, ...] = get_args(Name)
@@ -173,9 +174,33 @@ def read_kept(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     return run, of_seeds([parts[0], *(part for part in parts[1:] if part.keys() >= needed)])
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """A table that a run keeps.
+
+    Raises
+    ------
+    EexError
+        If the file is damaged.
+    """
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:  # what pandas and the decoder raise
+        reason = str(error).strip().partition("\n")[0]
+        raise EexError(f"{path}: not a table ({reason}); {ANEW}") from None
+
+
+def _read_tensors(path: Path) -> "dict[str, Tensor]":
+    from eex.models.state import read_state
+
+    try:
+        return read_state(path)
+    except EexError as error:
+        raise EexError(f"{error}; {ANEW}") from None
+
+
 def _tables(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables in a folder, by name."""
-    return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
+    return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
 
 
 def of_seeds(parts: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
@@ -381,7 +406,7 @@ class Work:
         path = self.out / f"{name}.csv"
         if not path.exists():
             write_file(path, pd.DataFrame(make()).to_csv(index=False, float_format="%.6g"))
-        return pd.read_csv(path)
+        return read_table(path)
 
     def kept_table(self, name: str, make: Callable[[], pd.DataFrame | Iterable[dict[str, Any]]]) -> pd.DataFrame:
         """A part of a table that takes long, kept in `work/`, so that an interrupted run goes on after it."""
@@ -418,8 +443,6 @@ class Work:
         (`accuracy_1` …). `recipe` are arguments of `eex.models.training.Recipe`; `needs` names the trainings that come
         before.
         """
-        from safetensors.torch import load_file
-
         from eex.models.network import PRISTINE
         from eex.models.training import Recipe, fit
 
@@ -427,9 +450,12 @@ class Work:
         net.to(self.device)
         weights, epochs = self.out / "work" / f"{name}.safetensors", self.out / "work" / f"{name}.csv"
         if weights.exists() and epochs.exists():
-            net.load_state_dict(load_file(weights))
+            try:
+                net.load_state_dict(_read_tensors(weights))
+            except RuntimeError:
+                raise EexError(f"{weights}: weights of another network; {ANEW}") from None
             net.eval()
-            return pd.read_csv(epochs)
+            return read_table(epochs)
         same: dict[str, Any] = {"expert": expert or PRISTINE, "distort": distort}
         if self.instead(Training(name, needs, net, images, settings, same)):
             return pd.DataFrame()
@@ -455,12 +481,10 @@ class Work:
 
     def kept(self, name: str, make: "Callable[[], Tensor]") -> "Tensor":
         """The tensor of this name, made if it is not there yet."""
-        from safetensors.torch import load_file
-
         path = self.out / "work" / f"{name}.safetensors"
         if not path.exists():
             save_tensors(path, {"kept": make().contiguous()})
-        return load_file(path)["kept"]
+        return _read_tensors(path)["kept"]
 
     def logits(self, name: str, net: "EarlyExitNet", images: "Tensor", distort: "Distort | None" = None) -> "Tensor":
         """A network's logits for uint8 images, (exits, N, K), kept under this name."""

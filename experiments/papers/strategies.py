@@ -717,25 +717,26 @@ def _gains(tables: Tables) -> pd.DataFrame:
 PLOTS = (
     Plot(
         "methods", _by_exit, "exit {exit}", "accuracy", "method",
-        title="Accuracy of each exit by training method", xlabel=" ",
+        title="Accuracy of each exit by training method", xlabel=" ", share=True,
     ),
     Plot(
         "overthinking", lambda t: _by_exit(t)[lambda r: r["exit"] < r["exit"].max()],
         "exit {exit}", "right_here_wrong_at_end", "method", xlabel=" ", ylabel="share of the test images",
-        title="Overthinking: images that an exit answers right and the final exit wrong",
+        title="Overthinking: images that an exit answers right and the final exit wrong", share=True,
     ),
     Plot(
         "structures", "structures", "macs", "accuracy", "structure", "exit {exit}", per=1e3,
-        title="Branch structures on one frozen backbone", xlabel="thousand multiply-adds of the branch",
+        title="Branch structures on one frozen backbone", xlabel="thousand multiply-adds of the branch", share=True,
     ),
     Plot(
         "placements", "placements", "macs", "accuracy", "placement", per=1e6,
         title="Three side branches, placed by three rules: accuracy against work",
-        xlabel="million multiply-adds per frame",
+        xlabel="million multiply-adds per frame", share=True,
     ),
     Plot(
         "rules", "rules", "macs", "accuracy", "rule", "condition", per=1e6,
         title="Exit rules: calibrated confidence and learned controllers", xlabel="million multiply-adds per frame",
+        share=True,
     ),
     Plot(
         "rules-gain", _gains, "macs", "gain", "rule", "condition", per=1e6, level=0,

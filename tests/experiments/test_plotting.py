@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from eex.experiments.plotting import Plot, draw_all
 
@@ -61,3 +62,11 @@ def test_a_wide_interval_does_not_flatten_the_lines():
     ((_, figure),) = draw_all([Plot("wide", "t", "x", "y", "line")], {"t": rows})
     low, high = figure.axes[0].get_ylim()
     assert -0.1 < low < high < 1.1
+
+
+def test_bands_of_shares_stay_between_nothing_and_all():
+    rows = pd.DataFrame({"x": [0.0, 1.0], "y": [0.05, 0.9], "line": "a", "half": 0.2})
+    for share, ends in ((True, (0.0, 1.0)), (False, (-0.15, 1.1))):
+        ((_, figure),) = draw_all([Plot("s", "t", "x", "y", "line", share=share)], {"t": rows})
+        heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx(ends)

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from eex.experiments.papers import page
+from eex.experiments.papers import deex, page
 from eex.experiments.papers.__main__ import Run, main, run
 from eex.experiments.papers.claims import VERDICTS, Claim, Facts, Group, Margin, evaluate, seeds_interval
 from eex.experiments.papers.paper import (
@@ -366,3 +367,30 @@ def test_the_spread_of_a_difference_is_that_over_other_images():
 def test_what_is_alike_differs_by_nothing():
     right, *_ = drawn(400)
     assert difference(right, right) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("content", [b"", b'a\n"b', b"\xff\xfe,1\n2,3\n"])
+def test_a_damaged_table_of_a_run_is_named(content, tmp_path):
+    (tmp_path / "answers.csv").write_bytes(content)
+    with pytest.raises(EexError, match=r"^\S*answers\.csv: not a table \(.+\); delete the file to have it made anew$"):
+        Work(tmp_path).table("answers", lambda: pytest.fail("made anew"))
+
+
+def test_weights_of_a_run_that_do_not_fit_are_named(tmp_path):
+    (tmp_path / "work").mkdir()
+    kept = tmp_path / "work" / "full.safetensors"
+    pd.DataFrame({"epoch": [0]}).to_csv(tmp_path / "work" / "full.csv")
+    images = Work(tmp_path).images(10)
+
+    def trained(branches: int) -> None:
+        Work(tmp_path, quiet=True).trained("full", lambda: deex.network(images.classes, branches), images, epochs=1)
+
+    save_file({k: v.contiguous() for k, v in deex.network(images.classes, 2).state_dict().items()}, kept)
+    trained(2)
+    with pytest.raises(EexError, match=r"full\.safetensors: weights of another network; delete the file"):
+        trained(4)
+    kept.write_bytes(b"damaged")
+    with pytest.raises(EexError, match=r"full\.safetensors: neither a safetensors file .+; delete the file"):
+        trained(2)
+    with pytest.raises(EexError, match=r"full\.safetensors: neither a safetensors file .+; delete the file"):
+        Work(tmp_path).kept("full", lambda: pytest.fail("made anew"))
