@@ -424,7 +424,9 @@ def read_batches(folder: Path | str) -> "Iterator[pa.RecordBatch]":
     folder = folder / "records" if (folder / "records").is_dir() else folder
     parts = parts_of(folder)
     if not parts:
-        raise EexError(f"{folder}: no records here; expected part-00000.arrows")
+        runs = sorted(folder.glob("*/records"))
+        expected = f"the folder of one run, such as {runs[-1].parent}" if runs else "part-00000.arrows"
+        raise EexError(f"{folder}: no records here; expected {expected}")
     later = labels_of_parts(folder)
     first, labels = -1, dict[tuple[str, int], str]()
     for part in parts:

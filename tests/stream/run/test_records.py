@@ -217,6 +217,12 @@ def test_nothing_to_read(tmp_path, make_rows):
     with pytest.raises(EexError) as caught:
         read_records(tmp_path)
     assert one_line(caught) == f"{tmp_path}: no records here; expected part-00000.arrows"
+    for run in ("first", "last"):
+        (tmp_path / "out" / run / "records").mkdir(parents=True)
+    with pytest.raises(EexError) as caught:
+        read_records(tmp_path / "out")
+    last = tmp_path / "out" / "last"
+    assert one_line(caught) == f"{tmp_path / 'out'}: no records here; expected the folder of one run, such as {last}"
     write(tmp_path, make_rows, [50])
     part = tmp_path / "part-00000.arrows"
     part.write_bytes(part.read_bytes()[:500])
