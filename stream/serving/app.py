@@ -113,7 +113,7 @@ class Service:
         self.pages = Pages(self.watch)
         self._ask = self.pages.ask
         self._last: dict[str, float] = {}  # when a stream's latest frame came, by name
-        self._swept = self._healthy = time.monotonic()
+        self._swept = time.monotonic()
         self._under_way = 0
         session.take_labels()
         get = partial(Route, methods=["GET"])

@@ -57,7 +57,8 @@ def training_bars(quiet: bool, notes: Sequence[str] = (), of: str = "validation"
                     shares = [f"{100 * a:.1f}" for a in progress.accuracy]
                     validation, accuracy = f"{of} {' / '.join(shares)} %", f"{of[:3]} {'/'.join(shares)} %"
                     if not console.is_terminal and not quiet:
-                        console.print(f"{name}: epoch {epoch}: {validation}", highlight=False, soft_wrap=True)
+                        line = f"{name}: epoch {epoch}: {validation}, {progress.images_per_second:,.0f} images/s"
+                        console.print(line, highlight=False, soft_wrap=True)
                 done = progress.epoch * progress.steps + progress.step
                 text = f"{progress.phase} {epoch} loss {progress.loss:.2f} {accuracy}"
                 bars.update(task, completed=done, total=progress.epochs * progress.steps, text=text)

@@ -10,11 +10,11 @@ from eex.models.training import Progress
 from eex.stream.training.bars import training_bars
 
 
-def shown(monkeypatch, quiet=False):
-    """What a terminal of 80 columns shows of a training of three parts."""
+def shown(monkeypatch, quiet=False, terminal=True):
+    """What a screen of 80 columns, or a file, shows of a training of three parts."""
     screen = io.StringIO()
-    terminal = functools.partial(Console, file=screen, force_terminal=True, width=80, color_system=None)
-    monkeypatch.setattr(rich.console, "Console", lambda stderr: terminal())
+    console = functools.partial(Console, file=screen, force_terminal=terminal, width=80, color_system=None)
+    monkeypatch.setattr(rich.console, "Console", lambda stderr: console())
     with training_bars(quiet, ["2 classes"]) as bars:
         for name in ("pristine", "gaussian_blur", "gaussian_noise"):
             report = bars(name)
@@ -34,3 +34,9 @@ def test_names_and_accuracy_fit(monkeypatch):
 
 def test_quiet_shows_nothing(monkeypatch):
     assert shown(monkeypatch, quiet=True) == ""
+
+
+def test_a_file_gets_a_line_for_each_epoch(monkeypatch):
+    lines = shown(monkeypatch, terminal=False).splitlines()
+    assert "pristine: epoch 4/20: validation 71.0 / 72.0 / 73.1 / 74.0 %, 12,345 images/s" in lines
+    assert len(lines) == 1 + 2 * 3
