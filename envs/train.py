@@ -16,7 +16,7 @@ from eex.envs.checkpoint import read_checkpoint, save_checkpoint
 from eex.envs.evaluate import held_out, score
 from eex.policies.algorithms.agent import save_agent
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import take_paths
+from eex.policies.core.files import alone_in, take_paths
 from eex.policies.core.link import parse_link
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
@@ -184,29 +184,26 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         link=config.link or None,
     )
     folder = config.out / "training"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
     import torch
 
     if config.threads:
         torch.set_num_threads(config.threads)
     settings_text = json.dumps(_deciding(config), sort_keys=True)
-    model, best = _make(maker, config, settings, env), None
-    if (path := folder / CHECKPOINT).exists():
-        checkpoint = read_checkpoint(path)
-        if checkpoint.settings != settings_text:
-            raise EexError(f"{folder} holds another training; delete it, or name another folder (--out)")
-        checkpoint.restore(model)
-        best = checkpoint.best
-    elif (folder / "last.zip").exists():
-        raise EexError(f"{folder} holds a training of an earlier eex; delete it, or name another folder (--out)")
-    state = {"steps": model.num_timesteps, "best": best}
-    rivals = {name: _score(config, name, test) for name in RIVALS[config.reward]}
-    if state["steps"] < config.steps:
-        callback = _checkpoints(config, test, rivals, state, settings_text, say)
-        model.learn(config.steps - state["steps"], callback=callback, reset_num_timesteps=not state["steps"])
+    with alone_in(folder):
+        model, best = _make(maker, config, settings, env), None
+        if (path := folder / CHECKPOINT).exists():
+            checkpoint = read_checkpoint(path)
+            if checkpoint.settings != settings_text:
+                raise EexError(f"{folder} holds another training; delete it, or name another folder (--out)")
+            checkpoint.restore(model)
+            best = checkpoint.best
+        elif (folder / "last.zip").exists():
+            raise EexError(f"{folder} holds a training of an earlier eex; delete it, or name another folder (--out)")
+        state = {"steps": model.num_timesteps, "best": best}
+        rivals = {name: _score(config, name, test) for name in RIVALS[config.reward]}
+        if state["steps"] < config.steps:
+            callback = _checkpoints(config, test, rivals, state, settings_text, say)
+            model.learn(config.steps - state["steps"], callback=callback, reset_num_timesteps=not state["steps"])
     found: dict[str, Any] = state["best"]
     return found
 

@@ -27,7 +27,7 @@ from eex.policies.core.base import Policy, Reward, classes_of
 from eex.policies.core.code import own_source, own_sources
 from eex.policies.core.errors import EexError
 from eex.policies.core.exit_cost import parse_exit_cost
-from eex.policies.core.files import replacing, write_file
+from eex.policies.core.files import alone_in, replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.references import best_fixed, best_per_exit
 from eex.policies.core.replay import Order, times_of
@@ -151,8 +151,9 @@ def compare(config: RegretConfig, show: Callable[[int, int], None] = lambda done
     if config.ray is not None:
         check_ray(config.ray[0] if config.ray else "")
     folder = _open_folder(config.out, played)
-    if not (folder / "curves.arrow").exists():
-        _play_rest(config, sweep, folder, policies, traces, show)
+    with alone_in(folder):
+        if not (folder / "curves.arrow").exists():
+            _play_rest(config, sweep, folder, policies, traces, show)
     from eex.experiments.plotting import draw_regret, read_curves
 
     curves = read_curves(folder)

@@ -12,6 +12,7 @@ import tyro
 
 from eex.experiments.papers.paper import Name, Work, estimate, out_of_memory, reproduce, script
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import alone_in
 from eex.stream.guard import guarded, hush
 
 
@@ -120,12 +121,13 @@ def run(config: Run) -> pd.DataFrame | None:
                 work.begin(config.name, recipe, only_look=True)
                 print_estimate(estimate(paper, work, recipe))
                 return None
-            work.begin(config.name, recipe)
-            if config.jobs > 1:
-                from eex.experiments.papers.side_by_side import train_side_by_side
+            with alone_in(work.out):
+                work.begin(config.name, recipe)
+                if config.jobs > 1:
+                    from eex.experiments.papers.side_by_side import train_side_by_side
 
-                train_side_by_side(config.name, work, recipe, config.jobs)
-            claims = reproduce(paper, work, recipe)
+                    train_side_by_side(config.name, work, recipe, config.jobs)
+                claims = reproduce(paper, work, recipe)
             theirs = [work.out / f"{name}.csv" for name in paper.OF_AUTHORS]
             if not config.published and not config.quiet and not all(path.exists() for path in theirs):
                 print(f"{config.name}: without --published FOLDER, nothing that its authors measured", file=sys.stderr)

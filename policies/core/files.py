@@ -166,6 +166,53 @@ def _check_text(text: str) -> None:
         raise ValueError(f"the text {text[:40]!a} holds a NUL or half a surrogate pair")
 
 
+def lock_folder(folder: Path) -> int | None:
+    """Keep other processes out of a folder until the descriptor is closed; None where there are no locks.
+
+    Raises
+    ------
+    EexError
+        If another process has it.
+    OSError
+        If there is no such folder.
+    """
+    try:
+        import fcntl  # Windows has none
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise EexError(f"{folder}: another process is writing there; wait for its end, or stop it") from None
+    except OSError:  # some network file systems have none
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder until the block ends (`lock_folder`); it is made if it is missing.
+
+    Raises
+    ------
+    EexError
+        If another process has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+    except OSError as error:
+        raise EexError(f"{folder}: cannot write there (--out): {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk; where a file system cannot, nothing happens."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -4,7 +4,6 @@ arro3 writes them, which is small enough for an edge device; what reads and anal
 """
 
 import contextlib
-import fcntl
 import io
 import math
 import os
@@ -25,7 +24,7 @@ from eex.models.architecture import UNKNOWN
 from eex.policies.core.base import Bools, Floats, Ints, Outcomes
 from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Column, Rows, joined
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import sync_folder
+from eex.policies.core.files import lock_folder, sync_folder
 from eex.policies.core.replay import Feedback
 from eex.policies.core.schedule import KINDS
 
@@ -100,7 +99,7 @@ class RecordWriter:
         self.part_begun, self.problem, self.pruned = 0.0, "", -math.inf
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(folder)
+            self._lock = lock_folder(folder)
             self._parts = max(map(number_of, parts_of(folder)), default=-1) + 1  # earlier parts stay
             self.labels = folder / f"labels-{self._parts:05d}.jsonl"
             if labels_of_parts(folder) and not self.labels.exists():
@@ -383,26 +382,6 @@ def number_of(part: Path) -> int:
     """The number in the name of a part or of a file of labels; -1 if it has none."""
     digits = part.stem.removeprefix("part-").removeprefix("labels-")
     return int(digits) if digits.isdecimal() and digits.isascii() else -1
-
-
-def _locked(folder: Path) -> int | None:
-    """Lock a folder for this process until the descriptor is closed; None where the file system knows no locks.
-
-    Raises
-    ------
-    EexError
-        If another process has it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise EexError(f"{folder}: another run is writing its records there; wait for its end, or stop it") from None
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def read_batches(folder: Path | str) -> "Iterator[pa.RecordBatch]":

@@ -4,6 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import alone_in
 from eex.stream.network import make_module, pick_device, takes_classes
 from eex.stream.training.bars import Bars, training_bars
 from eex.stream.training.data import Data, read_data
@@ -55,10 +56,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         start_from(config.start, net, task.images)
     if config.teach:
         task.learn_from_final_exit()
-    with training_bars(config.quiet, [*data.notes, *cuts], "agreement" if config.teach else "validation") as bars:
+    shares = "agreement" if config.teach else "validation"
+    with alone_in(config.out), training_bars(config.quiet, [*data.notes, *cuts], shares) as bars:
         trained = task.run(bars)
-    training = config.on_the_card() | trained
-    save(net, config.out, name=config.name, training=training)
+        training = config.on_the_card() | trained
+        save(net, config.out, name=config.name, training=training)
     if data.test is None and not (config.teach and config.measure):
         return {}
     net = load(config.out, str(net.mean.device), own)  # as it is stored: kernels in half precision
@@ -140,10 +142,6 @@ class _Task:
         from eex.models.training import evaluate
 
         config, net = self.config, self.net
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EexError(f"{config.out}: cannot write there (--out): {error.strerror}") from None
         history = []
         if config.epochs:
             history = self._fit(PRISTINE, self.recipe, self.source, bars)

@@ -13,6 +13,7 @@ from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, train_rl
 from eex.policies.algorithms.agent import load_agent, save_agent
 from eex.policies.algorithms.rl import RL
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import alone_in
 from eex.policies.core.link import parse_link
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import write_trace
@@ -260,3 +261,8 @@ def test_an_agent_for_the_utility_is_evaluated_by_it(make_trace, tmp_path):
     by_reward = train._score(dataclasses.replace(config, reward="adaee"), "ucb", trace)[0]
     assert train._score(config, "ucb", trace)[0] > by_reward + 100
     assert set(train.RIVALS["utility"]) == {"ucb", "stop-curve"}
+
+
+def test_a_folder_has_one_training_at_a_time(config):
+    with alone_in(config.out / "training"), pytest.raises(EexError, match="another process is writing there"):
+        train_rl(config)

@@ -27,6 +27,7 @@ from eex.experiments.plotting import read_curves
 from eex.experiments.regret import RegretConfig, compare, fingerprint, rounds_to_best
 from eex.experiments.sweep import Part, Sweep, checkpoints, parts_left, play
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import alone_in
 from eex.policies.core.link import parse_link
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace, write_trace
@@ -404,6 +405,11 @@ def test_a_folder_of_another_comparison_is_refused(trace, tmp_path):
         compare(small(trace, tmp_path))
     with pytest.raises(ValueError, match="cannot write there"):
         compare(small(trace, trace / "below"))
+
+
+def test_a_folder_has_one_comparison_at_a_time(trace, tmp_path):
+    with alone_in(tmp_path / "out"), pytest.raises(EexError, match="another process is writing there"):
+        compare(small(trace, tmp_path / "out"))
 
 
 @pytest.mark.process

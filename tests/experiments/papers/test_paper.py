@@ -34,6 +34,7 @@ from eex.experiments.papers.paper import (
     script,
 )
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import alone_in
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -94,6 +95,11 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EexError, match="cannot be used"):
         Work(tmp_path / "file").begin("deex", script("deex").RECIPES["quick"])
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    with alone_in(tmp_path), pytest.raises(EexError, match="another process is writing there"):
+        run(Run("deex", quick=True, out=tmp_path, quiet=True))
 
 
 def test_a_folder_in_which_nothing_was_made_is_free(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import MOST_LEVELS, parse_json, replacing, write_file
+from eex.policies.core.files import MOST_LEVELS, alone_in, parse_json, replacing, write_file
 
 FULL = OSError(28, "No space left on device")
 
@@ -78,3 +78,21 @@ def test_json_of_others_is_bounded(text, message):
 def test_json_of_a_usual_depth_is_read():
     assert parse_json("[" * MOST_LEVELS + "]" * MOST_LEVELS)
     assert parse_json('{"a": ["é", 1.5, null, true]}') == {"a": ["é", 1.5, None, True]}
+
+
+def test_a_folder_has_one_process_in_it_at_a_time(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with alone_in(folder):
+        with alone_in(tmp_path):  # another folder
+            pass
+        busy = r"run: another process is writing there; wait for its end, or stop it$"
+        with pytest.raises(EexError, match=busy), alone_in(folder):
+            pytest.fail("two at once")
+    with pytest.raises(KeyboardInterrupt), alone_in(folder):
+        raise KeyboardInterrupt
+    with alone_in(folder):
+        pass
+    assert list(folder.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(EexError, match=r"file: cannot write there \(--out\): File exists"), alone_in(tmp_path / "file"):
+        pass

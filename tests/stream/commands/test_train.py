@@ -16,6 +16,7 @@ from commands import ENVIRONMENT, PATIENCE_S, call, command, refused
 from PIL import Image
 
 from eex.models.card import load, read_card
+from eex.policies.core.files import alone_in
 from eex.stream.run.records import read_records
 
 pytestmark = pytest.mark.timeout(200)
@@ -314,6 +315,13 @@ def test_training_says_what_it_goes_on_from(again):
     done = train(*SHORT, cwd=again)
     assert "pristine: goes on from its checkpoint: joint, after epoch 2 of 2" in done.stderr
     assert "epoch 1/2" not in done.stderr
+
+
+def test_a_folder_has_one_training_at_a_time(again):
+    with alone_in(again / "model"):
+        done = call("train", "--threads", 1, *SHORT, cwd=again)
+    assert done.returncode == 2
+    assert "model: another process is writing there; wait for its end, or stop it" in done.stderr
 
 
 def relabel(home):

@@ -161,7 +161,7 @@ def test_parts_that_are_whole_or_deleted_are_no_gaps(tmp_path, make_rows):
 
 def test_a_folder_has_one_writer(tmp_path):
     writer = RecordWriter(tmp_path, CLASSES, EXPERTS)
-    with pytest.raises(EexError, match=r"another run is writing its records there"):
+    with pytest.raises(EexError, match=r"another process is writing there"):
         RecordWriter(tmp_path, CLASSES, EXPERTS)
     writer.close()
     RecordWriter(tmp_path, CLASSES, EXPERTS).close()
