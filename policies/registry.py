@@ -292,7 +292,7 @@ def _shown(value: Any) -> str:
             if all(abs(v - value[0] - k * step) < 1e-9 for k, v in enumerate(value)):
                 return f"{value[0]:g} {value[1]:g} … {value[-1]:g}"
         return " ".join(f"{v:g}" for v in value)
-    return str(value)
+    return "…" if value is inspect.Parameter.empty else str(value)
 
 
 def _parse(policy: str, key: str, text: str, kind: Any) -> Any:

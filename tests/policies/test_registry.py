@@ -201,6 +201,7 @@ def test_list_shows_plugins_and_wrappers_and_what_is_recommended():
     assert listed["louder@…"] == ("A wrapper.", "by=0.1")
     assert "cannot be imported" in listed["lost"][0]
     assert "bound=0.02" in listed["safe@…"][1]
+    assert listed["aim@…"][1].startswith("wish=…, ")  # has to be given
     assert "river.bandit.…" in listed
     assert [name for name, (summary, _) in listed.items() if "recommended" in summary] == [RECOMMENDED]
 
