@@ -166,8 +166,45 @@ def _check_text(text: str) -> None:
         raise ValueError(f"the text {text[:40]!a} holds a NUL or half a surrogate pair")
 
 
-def lock_folder(folder: Path) -> int | None:
-    """Keep other processes out of a folder until the descriptor is closed; None where there are no locks.
+def append(descriptor: int, data: bytes) -> None:
+    """Write to the end of an open file, whole or not at all; to a pipe, as far as it goes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    end = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:  # the disk is full: what got there of it goes again
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, end)
+            os.lseek(descriptor, end, os.SEEK_SET)
+        raise
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Keep other processes from locking an open file or folder until it is closed, where there are locks.
+
+    Raises
+    ------
+    EexError
+        If another process has it.
+    """
+    try:
+        import fcntl  # Windows has none
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise EexError(f"{path}: another process is writing there; wait for its end, or stop it") from None
+    except (ImportError, OSError):  # some network file systems have none
+        return
+
+
+def lock_folder(folder: Path) -> int:
+    """Open a folder and `lock` it; returns its descriptor.
 
     Raises
     ------
@@ -176,19 +213,12 @@ def lock_folder(folder: Path) -> int | None:
     OSError
         If there is no such folder.
     """
-    try:
-        import fcntl  # Windows has none
-    except ImportError:
-        return None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock(descriptor, folder)
+    except EexError:
         os.close(descriptor)
-        raise EexError(f"{folder}: another process is writing there; wait for its end, or stop it") from None
-    except OSError:  # some network file systems have none
-        os.close(descriptor)
-        return None
+        raise
     return descriptor
 
 
@@ -203,14 +233,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder)
+        descriptor = lock_folder(folder)
     except OSError as error:
         raise EexError(f"{folder}: cannot write there (--out): {error.strerror}") from None
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

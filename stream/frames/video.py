@@ -159,6 +159,8 @@ def decode_video(
         if not container.streams.video:
             raise VideoError("cannot be used: it has sound only, or no pictures")
         context = container.streams.video[0].codec_context
+        if context is None:
+            raise VideoError("cannot be used: FFmpeg does not know its codec")
         if context.width * context.height > MAX_PIXELS:
             raise VideoError(
                 f"is too large: {context.width}x{context.height}, at most {MAX_PIXELS:,} pixels are decoded"

@@ -10,8 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,7 +28,7 @@ from eex.stream.frames.video import (
     trusted,
 )
 from eex.stream.live import sockets
-from eex.stream.live.streams import SourceOptions, shown
+from eex.stream.live.streams import SourceOptions, shown, url_of
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "zmq+pull", "zmq+sub")
 MAX_IMAGE_BYTES = 1 << 26
@@ -170,7 +169,7 @@ def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None, prepro
     if scheme.startswith("zmq"):
         sockets.parse(spec)
         return Input(lambda stop: _socket(spec, stop, 0 if size is None else preprocessing.least(*size)), endless=True)
-    if not urlsplit(spec).hostname:
+    if not url_of(spec).hostname:
         raise EexError(f"{shown(spec)}: has no host; expected {scheme}://HOST…")
     settings = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}  # over UDP, loss tears pictures
     if scheme in ("https", "rtsps") and options.verify:
@@ -315,9 +314,11 @@ def watch(folder: Path, stop: Event, existing: bool = False, least: int = 0, tak
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 try:
                     state = path.stat()
+                    found[path.name] = state.st_mtime_ns, state.st_size
                 except FileNotFoundError:  # deleted meanwhile
                     continue
-                found[path.name] = state.st_mtime_ns, state.st_size
+                except OSError:  # links in a circle, say: reading it will tell
+                    found[path.name] = 0, 0
         return found
 
     def take(name: str) -> Shot | Broken:
@@ -357,11 +358,11 @@ def _standard_input(
     geometry: str, options: SourceOptions, size: tuple[int, int] | None, preprocessing: Preprocessing
 ) -> Callable[[Event], Shots]:
     if not geometry:
-        return lambda stop: read_pipe(sys.stdin.buffer, options, size, preprocessing)
+        return lambda stop: read_pipe(_Unbuffered(sys.stdin.fileno()), options, size, preprocessing)
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry)
     if not match or not int(match[1]) or not int(match[2]):
         raise EexError(f"-:{geometry}: expected '-' or '-:WIDTHxHEIGHT'")
-    return lambda stop: _raw(sys.stdin.buffer, int(match[1]), int(match[2]))
+    return lambda stop: _raw(_Unbuffered(sys.stdin.fileno()), int(match[1]), int(match[2]))
 
 
 def read_pipe(
@@ -382,6 +383,27 @@ def read_pipe(
     return True
 
 
+class _Unbuffered:
+    """A pipe by its descriptor.
+
+    Its thread may still wait for data when the interpreter ends, which aborts if that thread has the lock of a buffer.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read1(self, size: int) -> bytes:
+        """What there is, up to so many bytes; empty at the end."""
+        return os.read(self._descriptor, min(size, 1 << 20))
+
+    def read(self, size: int) -> bytes:
+        """So many bytes; fewer at the end."""
+        data = bytearray()
+        while len(data) < size and (more := self.read1(size - len(data))):
+            data += more
+        return bytes(data)
+
+
 class _Rest:
     """A pipe whose first bytes have been read."""
 
@@ -395,7 +417,7 @@ class _Rest:
         return data
 
 
-def _raw(pipe: BinaryIO, width: int, height: int) -> Shots:
+def _raw(pipe: "_Unbuffered", width: int, height: int) -> Shots:
     yield None
     number = 0
     while data := pipe.read(3 * width * height):

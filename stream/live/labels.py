@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import append
 
 AWAITED = 65_536
 """Latest answers whose true label can still be given, at most."""
@@ -73,8 +74,8 @@ class Labels:
         if self._records is not None and number != before:
             line = json.dumps({"stream": stream, "frame": recorded, "label": label}) + "\n"
             try:
-                with self._records.open("a", encoding="utf-8") as file:
-                    file.write(line)
+                with self._records.open("ab") as file:
+                    append(file.fileno(), line.encode())
             except OSError as error:
                 raise EexError(f"{self._records}: the label cannot be recorded: {error.strerror}") from None
         self._awaited[stream, frame] = recorded, answer, number

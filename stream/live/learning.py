@@ -1,5 +1,6 @@
 """What the streams of a session have learned, kept in a file from one session to the next."""
 
+import itertools
 import json
 import threading
 from collections import OrderedDict
@@ -92,7 +93,7 @@ class Kept:
                 self.settings |= read_settings(path)
                 self.learned |= read(path, made_for)
             except EexError as error:
-                note(f"{error}; the session learns anew")
+                note(f"{error}; the session learns anew{_set_aside(path)}")
 
     def put_settings(self, name: str, options: StreamOptions) -> None:
         """Keep what was set for a stream."""
@@ -126,6 +127,17 @@ class Kept:
         """Wait for the thread that saves."""
         if self._saver is not None:
             self._saver.join()
+
+
+def _set_aside(path: Path) -> str:
+    """Give a file that is of no use here another name, so that it is not replaced; what there is to say of it."""
+    names = (path.with_name(f"{path.name}.old{k or ''}") for k in itertools.count())
+    free = next(name for name in names if not name.exists())
+    try:
+        path.rename(free)
+    except OSError as error:
+        return f", and that file is replaced: it cannot be renamed: {error.strerror}"
+    return f"; that file is now {free}"
 
 
 def write(

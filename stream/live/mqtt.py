@@ -5,13 +5,13 @@ import re
 import time
 from collections import deque
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
 from eex.policies.core.errors import EexError
 from eex.stream.live.sinks import Item, Target, UnavailableError
-from eex.stream.live.streams import shown
+from eex.stream.live.streams import shown, url_of
 
 UNCONFIRMED = 1000
 """Answers that may be on their way to the broker; further ones wait in the sink's queue."""
@@ -45,7 +45,7 @@ def mqtt(spec: str) -> Target:
         raise EexError("answers over MQTT need paho-mqtt: pip install 'eex[mqtt]'") from None
 
     host, port, topic, options = _parsed(spec)
-    url = urlsplit(spec)
+    url = url_of(spec)
     client = Client(CallbackAPIVersion.VERSION2)
     if url.username:
         password = unquote(url.password) if url.password else os.environ.get(PASSWORD)
@@ -106,7 +106,7 @@ def _parsed(spec: str) -> tuple[str, int, str, dict[str, str]]:
     """Host, port, topic and options."""
     from eex.stream.wire.security import is_loopback
 
-    url = urlsplit(spec)
+    url = url_of(spec)
     options = dict(parse_qsl(url.query, keep_blank_values=True))
     wanted = f"expected {url.scheme}://[USER@]HOST[:PORT]/TOPIC"
     try:

@@ -252,6 +252,10 @@ class Playing:
             for its in tuple(self._streams.values()):
                 self._look_at_wishes(its)
 
+    def flush(self) -> None:
+        """Let the records of the frames that were summed up reach the file system."""
+        self.totals.flush()
+
     def _look_at_wishes(self, its: Stream) -> None:
         """See what came of a stream's wishes; note when one cannot be kept any more."""
         if its.number < 0:
@@ -357,7 +361,8 @@ class Playing:
         return int(learners.next[row]), learners.state_of(row)
 
     def all_learned(self, streams: Iterable[Stream]) -> dict[str, learning.Learned]:
-        """What some streams have learned, and the closed ones."""
+        """What some streams have learned, and the closed ones; the frames that they learned from are recorded first."""
+        self.flush()
         if self.config.learn == "shared":
             learners = self.engine_streams.learners
             return {"": (int(learners.next[0]), learners.state_of(0))}

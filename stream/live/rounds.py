@@ -122,8 +122,11 @@ class Rounds:
         if playing.driver.worth_taking or now - self._summed_up > SUM_UP_S or not room:
             playing.sum_up()
             self._summed_up = now
-        if self._saves and now - self._saved > SAVE_S:
-            playing.kept.save_aside(self.all_learned)
+        if now - self._saved > SAVE_S:
+            if self._saves:
+                playing.kept.save_aside(self.all_learned)
+            else:
+                playing.flush()
             self._saved = now
         return True
 

@@ -7,6 +7,7 @@ counted.
 import contextlib
 import os
 import re
+import stat
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import append, lock
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.streams import shown
 from eex.stream.run.sizes import parse_bytes
@@ -231,17 +233,13 @@ def line(item: Item) -> bytes:
 def _standard_output() -> Target:
     def deliver(item: Item) -> None:
         try:
-            _write(1, line(item))  # not sys.stdout, whose lock a thread that hangs would keep to the end
-        except OSError as error:
+            append(1, line(item))  # not sys.stdout, whose lock a thread that hangs would keep to the end
+        except BrokenPipeError as error:
             raise UndeliveredError(f"nobody reads it: {error.strerror}") from None
+        except OSError as error:
+            raise UnavailableError(f"cannot be written: {error.strerror}") from None
 
     return Target(deliver)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Write all of it."""
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _file(spec: str) -> Target:
@@ -265,6 +263,8 @@ def _file(spec: str) -> Target:
             log.write(line(item))
         except OSError as error:
             raise UnavailableError(f"cannot be written: {error.strerror}") from None
+        except EexError as error:
+            raise UnavailableError(str(error)) from None
 
     def close(seconds: float) -> int:
         log.close()
@@ -285,6 +285,12 @@ class _Log:
         """Append to the file; an answer that an earlier run did not finish is taken off."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        if stat.S_ISREG(os.fstat(self._file).st_mode):
+            try:
+                lock(self._file, self._path)
+            except EexError:
+                self.close()
+                raise
         self._end = os.fstat(self._file).st_size
         tail = os.pread(self._file, 65_536, max(0, self._end - 65_536))
         rest = tail[tail.rfind(b"\n") + 1 :]
@@ -292,7 +298,7 @@ class _Log:
             self._end -= len(rest)
             os.ftruncate(self._file, self._end)
         elif rest:  # somebody else's last line
-            _write(self._file, b"\n")
+            append(self._file, b"\n")
             self._end += 1
 
     def write(self, data: bytes) -> None:
@@ -301,12 +307,7 @@ class _Log:
             self.open()
         if self._end and self._end + len(data) > self._size:
             self._rotate()
-        try:
-            _write(self._file, data)
-        except OSError:  # the disk is full: what got there of it goes again
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._end)
-            raise
+        append(self._file, data)
         self._end += len(data)
 
     def close(self) -> None:

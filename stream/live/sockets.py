@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from eex.policies.core.errors import EexError
+from eex.stream.live.streams import url_of
 
 if TYPE_CHECKING:
     import zmq
@@ -69,7 +70,7 @@ def parse(spec: str) -> tuple[str, bool, str, Path | None]:
     """
     from eex.stream.wire.security import is_loopback
 
-    url = urlsplit(spec)
+    url = url_of(spec)
     if url.scheme not in KINDS:
         raise EexError(f"{spec}: unknown scheme '{url.scheme}'; expected {', '.join(KINDS)}")
     kind, bound = KINDS[url.scheme]

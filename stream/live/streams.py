@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -188,11 +188,25 @@ def shown(spec: str) -> str:
     return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", spec)
 
 
+def url_of(spec: str) -> SplitResult:
+    """The parts of a URL.
+
+    Raises
+    ------
+    EexError
+        If it is none.
+    """
+    try:
+        return urlsplit(spec)
+    except ValueError as error:
+        raise EexError(f"{shown(spec)}: not a URL: {error}") from None
+
+
 def _named(spec: str) -> tuple[str, str]:
     name, equals, source = spec.partition("=")
     if equals and not re.search(r"[:/\\]", name):
         return name, source
-    url = urlsplit(spec) if "://" in spec else None
+    url = url_of(spec) if "://" in spec else None
     word = (url.hostname or url.scheme) if url else spec if spec.startswith("camera") else Path(spec).stem
     word = re.sub(r"[^A-Za-z0-9_.-]+", "-", word or "").strip("-.")[:64]
     return word or "stdin", spec

@@ -65,6 +65,11 @@ class Totals:
             records(partial(records.writer.write, rows))
         self.seconds += time.perf_counter() - started
 
+    def flush(self) -> None:
+        """Let what was added reach the file system."""
+        if (records := self._records) is not None:
+            records(records.writer.flush)
+
     def close(self) -> None:
         """Record what is left, delete what is too old, and let the folder go."""
         if (records := self._records) is not None:

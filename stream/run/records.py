@@ -99,11 +99,12 @@ class RecordWriter:
         self.part_begun, self.problem, self.pruned = 0.0, "", -math.inf
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(folder)
+            self._lock: int | None = lock_folder(folder)
             self._parts = max(map(number_of, parts_of(folder)), default=-1) + 1  # earlier parts stay
             self.labels = folder / f"labels-{self._parts:05d}.jsonl"
-            if labels_of_parts(folder) and not self.labels.exists():
-                self.labels.touch()  # else the last ones would count for these frames too
+            if labels_of_parts(folder):
+                # else the last ones would count for these frames too, also those of frames that were never recorded
+                self.labels.write_bytes(b"")
         except OSError as error:
             raise EexError(f"{folder}: cannot write records: {error.strerror}") from None
 

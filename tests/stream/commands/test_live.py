@@ -29,6 +29,8 @@ def run(monkeypatch, capsys, *arguments):
     [
         ((), "there is no source"),
         (("--source", "a=ftp://x"), "stream 'a'"),
+        (("--source", "http://[::1"), "http://[::1: not a URL: Invalid IPv6 URL"),
+        (("--source", "sample", "--answers", "mqtt://[::1/a", "--worker", "none"), "mqtt://[::1/a: not a URL: "),
         (("--source", "sample", "--threads", "-1"), "--threads"),
         (("--source", "sample", "--status-s", "-1"), "--status-s"),
         (("--source", "sample", "--batch", "0"), "--batch"),
@@ -58,9 +60,11 @@ def test_sigterm_answers_what_was_taken_in_and_exits_with_0(tmp_path):
         lines = [json.loads(process.stdout.readline()) for _ in range(3)]
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)  # although its standard input goes on
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out == b""
     assert sorted(line["frame"] for line in lines) == [0, 1, 2]
     assert b"door" in err
+    assert b"Fatal" not in err
     assert (tmp_path / "state.npz").exists()

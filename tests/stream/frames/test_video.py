@@ -188,6 +188,16 @@ def test_a_camera_that_is_not_there():
         next(decode_video(device, options))
 
 
+def test_a_codec_that_nobody_knows(tmp_path):
+    """As in a file whose description of the video is damaged."""
+    path = clip(tmp_path / "a.mp4")
+    data = path.read_bytes().replace(b"mp4v", b"zzzz")
+    described = data.index(b"\x20\x11", data.index(b"esds"))  # MPEG-4 Visual, a video
+    path.write_bytes(data[:described] + b"\0" + data[described + 1 :])
+    with pytest.raises(VideoError, match=r"^cannot be used: FFmpeg does not know its codec$"):
+        next(decode_video(str(path)))
+
+
 def test_sound_alone_is_no_video(tmp_path):
     av = pyav()
     with av.open(str(tmp_path / "a.wav"), "w") as container:

@@ -433,6 +433,7 @@ def test_without_pyav_a_stream_fails_and_the_others_go_on(monkeypatch, fed, tmp_
     [
         ("ftp://10.0.0.7/a", r"^stream 'door': ftp://10.0.0.7/a: unknown scheme 'ftp'; expected rtsp, rtsps, http,"),
         ("rtsp:///main", r"^stream 'door': rtsp:///main: has no host; expected rtsp://HOST…$"),
+        ("rtsp://[fe80::1%eth0/a", r"^stream 'door': rtsp://\[fe80::1%eth0/a: not a URL: Invalid IPv6 URL$"),
         ("camera:x", r"^stream 'door': camera:x: expected 'camera' or 'camera:N', N a whole number$"),
         ("-:640", r"^stream 'door': -:640: expected '-' or '-:WIDTHxHEIGHT'$"),
         ("zmq+pull://0.0.0.0:5555", r"^stream 'door': zmq\+pull://0.0.0.0:5555: can be reached from other machines;"),

@@ -135,6 +135,7 @@ def test_what_is_no_image_in_a_folder(watched):
     ]:
         (folder / name).write_bytes(data)
     (folder / "f.jpg").mkdir()
+    (folder / "h.jpg").symlink_to("h.jpg")
     (folder / "g.jpg").write_bytes(jpeg())
     look()
     seen = look()
@@ -143,6 +144,7 @@ def test_what_is_no_image_in_a_folder(watched):
         (Broken, "b.jpg"),
         (Broken, "f.jpg"),
         (Shot, "g.jpg"),
+        (Broken, "h.jpg"),
     ]
     (folder / "g.jpg").unlink()
     assert look() == []
@@ -296,8 +298,15 @@ def test_a_video_by_standard_input(tmp_path):
 def test_raw_frames_by_standard_input(monkeypatch):
     frames = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
     data = frames.tobytes() + b"half"
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    shots = only_shots(open_input(SourceOptions(source="-:6x4")).read(threading.Event()), 9)
+    piped, into = os.pipe()
+    with open(piped) as stdin, open(into, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        pipe.write(data[:50])
+        shots_to_come = open_input(SourceOptions(source="-:6x4")).read(threading.Event())
+        assert next(shots_to_come) is None
+        pipe.write(data[50:])
+        pipe.close()
+        shots = only_shots(shots_to_come, 9)
     assert np.array_equal([s.image for s in shots[:3]], frames)
     assert shots[3:] == [Broken("#3", "is cut off: 4 of 72 bytes")]
 

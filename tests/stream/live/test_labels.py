@@ -1,6 +1,8 @@
 """True labels that come after the answers."""
 
+import errno
 import json
+import os
 
 import pytest
 from livenet import Cloud, images, three_exits
@@ -59,6 +61,35 @@ def test_labels_count_for_the_frames_of_their_own_session(tmp_path):
                 session.label("door", 0, label)
                 assert session.summary()["accuracy"] is not None
     assert read_records(tmp_path)["label"].to_pylist() == ["h", None]
+
+
+def test_a_label_that_meets_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    given = Labels(CLASSES, tmp_path / "labels.jsonl")
+    for frame in range(2):
+        given.answered("door", frame, frame, 1, -1)
+    given.give("door", 0, "dog")
+    before, write = (tmp_path / "labels.jsonl").read_bytes(), os.write
+
+    def writes(descriptor, data):
+        if len(data) > 10:
+            return write(descriptor, data[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", writes)
+        with pytest.raises(EexError, match="the label cannot be recorded: No space left on device"):
+            given.give("door", 1, "cat")
+    assert (tmp_path / "labels.jsonl").read_bytes() == before
+    assert given.give("door", 1, "cat").before == -1  # nothing was changed
+    assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 2
+
+
+def test_labels_of_frames_that_were_never_recorded_count_for_no_others(tmp_path):
+    """As after a kill: labels are written at once, frames a little later."""
+    (tmp_path / "labels-00000.jsonl").write_text('{"stream": "door", "frame": 0, "label": "h"}\n')
+    with opened(tmp_path) as session:
+        session.answer(images(1)[0], "door")
+    assert read_records(tmp_path)["label"].to_pylist() == [None]
 
 
 def test_labels_of_a_closed_stream_count_in_its_row_too(tmp_path):

@@ -38,6 +38,9 @@ class Engine:
     def sum_up(self):
         self.done.append("sum up")
 
+    def flush(self):
+        self.done.append("flush")
+
     def leave(self, its):
         self.done.append(("leave", its.queue.name))
         return True
@@ -100,6 +103,13 @@ def test_finished_frames_are_summed_up_and_what_was_learned_is_saved_by_the_cloc
     session.now.s = SAVE_S + 0.1
     session.rounds._round()
     assert session.engine.done[-1] == ("save", ["door"])
+
+
+def test_records_reach_the_disk_by_the_clock_without_a_state_too(session):
+    session.rounds._saves = False
+    session.now.s = SAVE_S + 0.1
+    session.rounds._round()
+    assert session.engine.done[-1] == "flush"
 
 
 def test_without_room_frames_wait_and_finished_ones_are_taken(session):

@@ -25,7 +25,7 @@ from eex.stream.driver import Driver
 from eex.stream.engine import exit_cost_of
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
-from eex.stream.live import playing
+from eex.stream.live import learning, playing
 from eex.stream.live import session as module
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.promises import Refused
@@ -663,7 +663,32 @@ def test_a_state_that_does_not_fit_is_named_and_left(net, tmp_path, caplog):
     with opened(net, policy="gain-curve", state=path) as session:
         session.answer(images(1)[0])
         assert "policy: ucb there, gain-curve here" in session.notes[0]
-    assert "the session learns anew" in caplog.text
+    assert f"the session learns anew; that file is now {path}.old" in caplog.text
+    path.with_name("state.npz.old").rename(path)
+    with opened(net, policy="ucb", state=path) as session:
+        session.answer(images(1)[0])
+        assert session.notes == []
+
+
+def test_a_file_that_is_no_state_is_kept(net, tmp_path):
+    path = tmp_path / "mine.toml"
+    for kept in ("mine.toml.old", "mine.toml.old1"):
+        path.write_text("mine")
+        with opened(net, state=path) as session:
+            session.answer(images(1)[0])
+            assert "not what a session has learned" in session.notes[0]
+        assert (tmp_path / kept).read_text() == "mine"
+    assert path.read_bytes().startswith(b"PK")
+
+
+def test_frames_are_recorded_before_the_state_that_learned_from_them_is_saved(net, tmp_path):
+    path, records = tmp_path / "state.npz", tmp_path / "records"
+    with opened(net, policy="ucb", state=path, records=records) as session:
+        session.answer(images(1)[0], "door")
+        session.summary()  # sums up
+        session.save()
+        frames, _ = learning.read(path, session._playing.kept.made_for)["door"]
+        assert read_records(records)["frame"].to_pylist() == list(range(frames)) == [0]
 
 
 def test_what_was_learned_of_streams_that_did_not_come_back_is_kept(net, tmp_path):

@@ -162,7 +162,7 @@ def test_standard_output_that_nobody_reads(monkeypatch):
     def write(descriptor, data):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
-    monkeypatch.setattr(sinks, "_write", write)
+    monkeypatch.setattr(sinks, "append", write)
     sink = open_sink("-")
     sink(answer())
     sink.close()
@@ -225,12 +225,43 @@ def test_a_full_disk_under_a_file(tmp_path, monkeypatch):
     assert (sink.delivered, sink.lost) == (4, 0)
 
 
+def test_standard_output_on_a_full_disk_gets_what_waited(monkeypatch):
+    taken, full = [], [True]
+
+    def append(descriptor, data):
+        if full and full.pop():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken.append(data)
+
+    monkeypatch.setattr(sinks, "append", append)
+    sink = open_sink("-")
+    sink(answer())
+    wait_for(lambda: sink.delivered)
+    sink.close()
+    assert taken == [sinks.line(answer())]
+    assert (sink.delivered, sink.lost, sink.problem) == (1, 0, "cannot be written: No space left on device")
+
+
+def test_a_file_has_one_sink(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    first = open_sink(f"{path}?size=200B")
+    with pytest.raises(EexError, match=r"answers\.jsonl: another process is writing there; wait for its end"):
+        open_sink(str(path))
+    for frame in range(5):
+        first(answer(frame))
+    wait_for(lambda: first.delivered == 5)
+    with pytest.raises(EexError, match="another process is writing there"):  # rotated meanwhile
+        open_sink(str(path))
+    first.close()
+    open_sink(str(path)).close()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_disk_that_stays_full():
     said = []
     sink = callback(lambda item: None)
     sink.close()
-    sink = Sink("full", Target(lambda item: sinks._write(os.open("/dev/full", os.O_WRONLY), b"x")), say=said.append)
+    sink = Sink("full", Target(lambda item: sinks.append(os.open("/dev/full", os.O_WRONLY), b"x")), say=said.append)
     sink(answer())
     sink.close(0.2)
     assert (sink.delivered, sink.lost) == (0, 1)
