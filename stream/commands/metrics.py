@@ -137,7 +137,7 @@ def _main() -> None:
     reports = []
     for folder in command.runs:
         records = read_records(folder)
-        outcomes, labels = outcomes_of(records), labels_of(records)
+        outcomes, labels = outcomes_of(records, whole=False), labels_of(records, whole=False)
         report = measure(outcomes, labels, p_tar, t_tar_ms, run=str(folder), batch=command.batch, bins=command.bins)
         reports.append(report)
     if command.json:

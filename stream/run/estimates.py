@@ -41,7 +41,7 @@ def estimates_of(run: Path, thresholds: list[list[float]], overhead: float | Non
             f"{run}: {dropped:,} frames were dropped (--drop-below): what others would have earned on those is "
             "not known, and they are not like the rest"
         )
-    outcomes = outcomes_of(table)
+    outcomes = outcomes_of(table, whole=False)
     configs = [folder / name for folder in (run, run / "records", run.parent) for name in ("config.json", PRICED)]
     config = next((path for path in configs if path.exists()), None)
     settings = StreamConfig() if config is None else from_json(config, StreamConfig)

@@ -570,7 +570,7 @@ def feedback_of(records: "pa.Table | Path | str") -> Feedback:
     EexError
         If the records hold other frames than 0, 1, … or lack a column.
     """
-    table = _in_order(records)
+    table = _table(records)
     order = np.argsort(_numbers(table, "feedback_rank"), kind="stable")
     return Feedback(
         frame=order,
@@ -585,20 +585,23 @@ def feedback_of(records: "pa.Table | Path | str") -> Feedback:
     )
 
 
-def outcomes_of(records: "pa.Table | Path | str") -> Outcomes:
-    """The outcomes that the policy of a recorded run learned from, in the order of the frames.
+def outcomes_of(records: "pa.Table | Path | str", *, whole: bool = True) -> Outcomes:
+    """The outcomes that the policies of recorded runs learned from, row by row.
 
     Parameters
     ----------
     records
         The table that `read_records` gives, or the folder.
+    whole
+        Whether the rows have to be the frames 0, 1, … of one run; else they may be of several streams and sessions,
+        and some may lack.
 
     Raises
     ------
     EexError
-        If the records hold other frames than 0, 1, … or lack a column.
+        If the records hold other frames, or lack a column.
     """
-    table = _in_order(records)
+    table = _table(records, whole)
     exits = range(1, 1 + sum(name.startswith("exit_at_") for name in table.column_names))
     if len(exits) < 2:
         raise EexError("the records lack the column exit_at_1 or exit_at_2: written by an older eex?")
@@ -610,21 +613,21 @@ def outcomes_of(records: "pa.Table | Path | str") -> Outcomes:
     return Outcomes(**read)
 
 
-def labels_of(records: "pa.Table | Path | str") -> Ints:
-    """The true class of each frame of a recorded run, numbered as in `outcomes_of`; -1 where it is not known.
+def labels_of(records: "pa.Table | Path | str", *, whole: bool = True) -> Ints:
+    """The true class of each recorded frame, numbered as in `outcomes_of`; -1 where it is not known.
 
     Raises
     ------
     EexError
-        If the records hold other frames than 0, 1, … or lack a column.
+        As `outcomes_of` does.
     """
-    return _index(_in_order(records), "label")
+    return _index(_table(records, whole), "label")
 
 
-def _in_order(records: "pa.Table | Path | str") -> "pa.Table":
+def _table(records: "pa.Table | Path | str", whole: bool = True) -> "pa.Table":
     table = read_records(records) if isinstance(records, Path | str) else records
     frame = _numbers(table, "frame")
-    if not (frame == np.arange(len(frame))).all():
+    if whole and not (frame == np.arange(len(frame))).all():
         row = int((frame != np.arange(len(frame))).argmax())
         raise EexError(
             f"the records are not those of one whole run: row {row:,} is frame {frame[row]:,}, expected frame {row:,}; "

@@ -6,7 +6,12 @@ import shutil
 import numpy as np
 import pytest
 from commands import call, refused
+from livenet import Cloud, images, three_exits
 from PIL import Image
+
+from eex.policies.core.errors import EexError
+from eex.stream.live.session import Session
+from eex.stream.run.records import outcomes_of
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -61,6 +66,18 @@ def test_the_report_agrees_with_the_summary(labelled, unlabelled):
     assert (other["labelled"], other["batches"], other["outage"], other["bins"]) == (0, 0, [], [])
     assert other["exits"][0]["share"] > 0
     assert "no frame has a label" in other["notes"][0]
+
+
+def test_records_of_several_streams_and_sessions(tmp_path):
+    for _ in range(2):
+        with Session(net=three_exits(), offloader=Cloud(), worker="none", records=tmp_path) as session:
+            for image in images(3):
+                for stream in ("door", "yard"):
+                    session.answer(image, stream)
+    assert reports(tmp_path, "--batch", 4)[0]["frames"] == 12
+    assert call("evaluate", tmp_path, "--thresholds", "0.5").returncode == 0
+    with pytest.raises(EexError, match="not those of one whole run"):
+        outcomes_of(tmp_path)
 
 
 def test_what_a_person_sees(labelled, unlabelled, tmp_path):
