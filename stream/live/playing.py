@@ -133,6 +133,7 @@ class Playing:
         self._ring = self.driver.engine.ring
         self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
         self.labels: Labels | None = None
+        self._cut_off = False  # from all workers
         records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
         self.totals = Totals(net.edge_exits + 1, records, config.retention(), note)
         if config.records is not None:  # what the rewards in the records count, for whoever reads them
@@ -248,9 +249,20 @@ class Playing:
         for rows in self.driver.take():
             self.totals.add(rows, self._tally_of)
         self.totals.prune()
+        self._look_at_workers()
         if self.config.aim:
             for its in tuple(self._streams.values()):
                 self._look_at_wishes(its)
+
+    def _look_at_workers(self) -> None:
+        """Note when no worker can be reached any more, and when one is again."""
+        before, workers = self._cut_off, self.offloader.report().get("workers", ())
+        self._cut_off = bool(workers) and not self.offloader.reachable
+        if self._cut_off and not before:
+            why = "; ".join(f"{worker['endpoint']}: {worker['state']}" for worker in workers)
+            self._note(f"no worker can be reached ({why}); frames are answered on the edge until one is")
+        elif before and not self._cut_off:
+            self._note("a worker is reached again")
 
     def flush(self) -> None:
         """Let the records of the frames that were summed up reach the file system."""
