@@ -21,6 +21,8 @@ SOURCE_LOST = 3
 """Exit status of a run whose source broke off: what was played until then is finished and saved."""
 UNRECORDED = 4
 """Exit status of a run that was played whole, but whose records, state or summary are not all on the disk."""
+UNREAD = 141
+"""Exit status of a run that ended because nobody reads its output any more: that of a shell for a broken pipe."""
 WORKER_LOST = 5
 """Exit status of a run whose embedded worker died, so that frames fell back which need not have."""
 
@@ -65,7 +67,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
-        return 141
+        return UNREAD
     finally:
         logging.disable(disabled)
         if inherited is None:

@@ -26,9 +26,6 @@ CELLS = 16
 SAMPLES = 8
 """Pixels taken from each part, in each direction."""
 
-OPENED_WITH = ("source", "realtime", "existing", "patience_s", "verify")
-"""Options with which a source is opened: they cannot change while it is open."""
-
 State = Literal["opening", "open", "waiting", "ended", "failed"]
 
 
@@ -149,7 +146,7 @@ class Feed:
 
     def change(self, options: SourceOptions) -> bool:
         """Take other options from now on; False if they differ in how the source is opened, which takes a new feed."""
-        if any(getattr(options, key) != getattr(self.options, key) for key in OPENED_WITH):
+        if any(getattr(options, key) != getattr(self.options, key) for key in ("source", *self._input.opened_with)):
             return False
         self.options, self._limits = options, Limits(options.fps, options.changed)
         self.keep = self._kept(options)

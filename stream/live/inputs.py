@@ -93,11 +93,14 @@ class Input:
         Whether frames come on a clock of their own, so that the source cannot be held back.
     endless
         Whether it is opened again when it breaks off.
+    opened_with
+        Options that it is opened with, besides `source`: where they change, it has to be opened anew.
     """
 
     read: Callable[[Event], Shots]
     clocked: bool = False
     endless: bool = False
+    opened_with: tuple[str, ...] = ()
 
 
 def open_input(
@@ -140,7 +143,10 @@ def open_input(
             raise EexError(f"{spec}: expected 'camera' or 'camera:N', N a whole number")
         device, settings = camera(int(rest or 0))
         return Input(
-            lambda stop: _video(device, settings, options, size, preprocessing, _Capture()), clocked=True, endless=True
+            lambda stop: _video(device, settings, options, size, preprocessing, _Capture()),
+            clocked=True,
+            endless=True,
+            opened_with=("patience_s",),
         )
     if kind == "-":
         return Input(_standard_input(rest, options, size, preprocessing))
@@ -151,13 +157,14 @@ def open_input(
     path = Path(spec)
     if path.is_dir():
         taken = Taken()
-        return Input(lambda stop: watch(path, stop, options.existing, least, taken), endless=True)
+        return Input(lambda stop: watch(path, stop, options.existing, least, taken), False, True, ("existing",))
     if path.suffix.lower() in VIDEO_SUFFIXES:
         clock = _Paced if options.realtime else None
         file = f"file:{path}"  # whatever the name looks like, it is no URL
         return Input(
             lambda stop: _video(file, {}, options, size, preprocessing, clock(stop) if clock else None),
             options.realtime,
+            opened_with=("realtime", "patience_s"),
         )
     return Input(lambda stop: _images(spec, size, classes, preprocessing))
 
@@ -175,7 +182,10 @@ def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None, prepro
     if scheme in ("https", "rtsps") and options.verify:
         settings |= trusted()
     return Input(
-        lambda stop: _video(spec, settings, options, size, preprocessing, _Capture()), clocked=True, endless=True
+        lambda stop: _video(spec, settings, options, size, preprocessing, _Capture()),
+        clocked=True,
+        endless=True,
+        opened_with=("patience_s", "verify"),
     )
 
 

@@ -197,7 +197,11 @@ def live(
             run.feeds[name] = run.make(name, options)
         start(run.feeds.values(), require_all)
         shown = time.monotonic()
-        while not (stop.wait(LOOK_S) or run.over or session.closed):
+
+        def unread() -> bool:
+            return bool(opened) and not sinks and all(sink.unread for sink in opened)
+
+        while not (stop.wait(LOOK_S) or run.over or session.closed or unread()):
             if stop.reread():
                 try:
                     run.change(sources.read())

@@ -31,6 +31,7 @@ RETRY_S = (0.1, 10.0)
 """Seconds until a sink that took nothing is tried again: the first time, and at most."""
 
 LATE = "does not keep up"
+UNREAD = "nobody reads it"
 BEGINNING = b'{"kind":'
 """How each line begins."""
 
@@ -134,6 +135,11 @@ class Sink:
             self.delivered -= unconfirmed
             self.lost += unconfirmed
 
+    @property
+    def unread(self) -> bool:
+        """Whether its reader has gone for good."""
+        return self.problem.startswith(UNREAD)
+
     def row(self) -> dict[str, Any]:
         """Its line of the summary."""
         return {"sink": self.name, "delivered": self.delivered, "lost": self.lost, "problem": self.problem}
@@ -235,7 +241,7 @@ def _standard_output() -> Target:
         try:
             append(1, line(item))  # not sys.stdout, whose lock a thread that hangs would keep to the end
         except BrokenPipeError as error:
-            raise UndeliveredError(f"nobody reads it: {error.strerror}") from None
+            raise UndeliveredError(f"{UNREAD}: {error.strerror}") from None
         except OSError as error:
             raise UnavailableError(f"cannot be written: {error.strerror}") from None
 

@@ -68,3 +68,16 @@ def test_sigterm_answers_what_was_taken_in_and_exits_with_0(tmp_path):
     assert b"door" in err
     assert b"Fatal" not in err
     assert (tmp_path / "state.npz").exists()
+
+
+@pytest.mark.process
+def test_a_run_whose_answers_nobody_reads_any_more_ends(tmp_path):
+    command = [*MODULE, "--source", "sample", "--fps", "50", "--worker", "none", "--summary", str(tmp_path / "s.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert json.loads(process.stdout.readline())["frame"] == 0
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 141, err
+    assert b"nobody reads it: Broken pipe" in err
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert 0 < summary["frames"] < 2000

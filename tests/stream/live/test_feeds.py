@@ -198,6 +198,18 @@ def test_limits_can_change_meanwhile(fed, tmp_path):
     assert feed.report.left_out == 0
 
 
+def test_a_source_is_opened_anew_only_for_what_it_is_opened_with(fed, tmp_path):
+    changed = {"patience_s": 3.0, "verify": False, "realtime": True}
+    for source in (str(tmp_path), "zmq+pull://127.0.0.1:5555", "-", "sample"):
+        feed, _ = fed(source, start=False)
+        assert feed.change(msgspec.structs.replace(feed.options, **changed))
+    folder, _ = fed(str(tmp_path), start=False)
+    assert not folder.change(msgspec.structs.replace(folder.options, existing=True))
+    camera, _ = fed("rtsps://10.0.0.7/main", start=False)
+    for key in ("patience_s", "verify"):
+        assert not camera.change(msgspec.structs.replace(camera.options, **{key: changed[key]}))
+
+
 # ---- faults
 
 

@@ -673,13 +673,13 @@ def test_a_state_that_does_not_fit_is_named_and_left(net, tmp_path, caplog):
 def test_it_is_said_once_when_no_worker_can_be_reached_and_when_one_is_again(net, monkeypatch):
     cloud, there = Cloud(), [False]
     monkeypatch.setattr(Cloud, "reachable", property(lambda self: there[0]))
-    cloud.report = lambda: {"workers": [{"endpoint": "tcp://10.0.0.5:5555", "state": "not connected"}]}
+    cloud.report = lambda: {"workers": [{"endpoint": "tcp://10.0.0.5:1", "state": "not connected"}]}
     with opened(net, cloud) as session:
         look = lambda: session._tasks.ask(session._playing.sum_up)  # noqa: E731
         look()
         look()
         assert session.notes == [
-            "no worker can be reached (tcp://10.0.0.5:5555: not connected); frames are answered on the edge until one is"
+            "no worker can be reached (tcp://10.0.0.5:1: not connected); frames are answered on the edge until one is"
         ]
         there[0] = True
         look()
