@@ -77,7 +77,7 @@ MISSING = """
   pixels, stands for them.
 - More seeds. Three leave a claim undecided where a network meets distortions that it was not trained for: what it
   answers then, and how surely, differs most from seed to seed. A seed takes 0.8 hours of one core with AVX-512, 2.7
-  hours of one with AVX2 (`--estimate`), and 40 minutes of measuring.
+  hours of one with AVX2 (`--estimate`), and its latencies nine minutes.
 - A GPU at the edge, and a cloud in another country.
 """
 

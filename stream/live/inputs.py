@@ -157,7 +157,9 @@ def open_input(
     path = Path(spec)
     if path.is_dir():
         taken = Taken()
-        return Input(lambda stop: watch(path, stop, options.existing, least, taken), False, True, ("existing",))
+        return Input(
+            lambda stop: watch(path, stop, options.existing, least, taken), endless=True, opened_with=("existing",)
+        )
     if path.suffix.lower() in VIDEO_SUFFIXES:
         clock = _Paced if options.realtime else None
         file = f"file:{path}"  # whatever the name looks like, it is no URL

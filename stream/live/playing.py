@@ -264,10 +264,6 @@ class Playing:
         elif before and not self._cut_off:
             self._note("a worker is reached again")
 
-    def flush(self) -> None:
-        """Let the records of the frames that were summed up reach the file system."""
-        self.totals.flush()
-
     def _look_at_wishes(self, its: Stream) -> None:
         """See what came of a stream's wishes; note when one cannot be kept any more."""
         if its.number < 0:
@@ -374,7 +370,7 @@ class Playing:
 
     def all_learned(self, streams: Iterable[Stream]) -> dict[str, learning.Learned]:
         """What some streams have learned, and the closed ones; the frames that they learned from are recorded first."""
-        self.flush()
+        self.totals.flush()
         if self.config.learn == "shared":
             learners = self.engine_streams.learners
             return {"": (int(learners.next[0]), learners.state_of(0))}

@@ -126,7 +126,7 @@ class Rounds:
             if self._saves:
                 playing.kept.save_aside(self.all_learned)
             else:
-                playing.flush()
+                playing.totals.flush()
             self._saved = now
         return True
 

@@ -15,7 +15,7 @@ from eex.stream.live.answers import Arrival, Sink
 from eex.stream.live.config import LiveConfig
 from eex.stream.live.feeds import Feed, start
 from eex.stream.live.session import Session
-from eex.stream.live.sinks import open_sink
+from eex.stream.live.sinks import open_sink, unread
 from eex.stream.live.streams import SourceOptions, parse_sources, read_streams, together
 from eex.stream.run.agreement import warning
 
@@ -197,11 +197,9 @@ def live(
             run.feeds[name] = run.make(name, options)
         start(run.feeds.values(), require_all)
         shown = time.monotonic()
-
-        def unread() -> bool:
-            return bool(opened) and not sinks and all(sink.unread for sink in opened)
-
-        while not (stop.wait(LOOK_S) or run.over or session.closed or unread()):
+        while not (stop.wait(LOOK_S) or run.over or session.closed):
+            if not sinks and unread([sink.row() for sink in opened]):
+                break
             if stop.reread():
                 try:
                     run.change(sources.read())

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,6 @@ class Sink:
             self.delivered -= unconfirmed
             self.lost += unconfirmed
 
-    @property
-    def unread(self) -> bool:
-        """Whether its reader has gone for good."""
-        return self.problem.startswith(UNREAD)
-
     def row(self) -> dict[str, Any]:
         """Its line of the summary."""
         return {"sink": self.name, "delivered": self.delivered, "lost": self.lost, "problem": self.problem}
@@ -217,6 +212,11 @@ def open_sink(spec: str, *, say: Callable[[str], None] = lambda line: None) -> S
     else:
         raise EexError("--answers: is empty; expected -, a file, zmq+pub://… or mqtt://…")
     return Sink(name, target, say=say)
+
+
+def unread(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether answers went somewhere and nobody reads them any more, by the lines of all sinks in the summary."""
+    return bool(rows) and all(row.get("problem", "").startswith(UNREAD) for row in rows)
 
 
 def callback(function: Callable[[Item], None], name: str = "", **options: Any) -> Sink:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eex.stream.guard import UNREAD, UNRECORDED
-from eex.stream.live import sinks
+from eex.stream.live.sinks import unread
 from eex.stream.run.agreement import agreement
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def concluded(summary: dict[str, Any], path: Path | None) -> int:
     if why := summary["unrecorded"]:
         print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
         return UNRECORDED
-    targets = summary.get("sinks", ())
-    return UNREAD if targets and all(row["problem"].startswith(sinks.UNREAD) for row in targets) else 0
+    return UNREAD if unread(summary["sinks"]) else 0
 
 
 def summarise(session: "Session") -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Engine:
         self.net = SimpleNamespace(inferring=contextlib.nullcontext)
         poll = lambda wait_ms=0.0: self.done.append(("poll", wait_ms))  # noqa: E731
         self.driver = SimpleNamespace(idle=lambda: None, due=math.inf, awaits=False, poll=poll, worth_taking=False)
+        self.totals = SimpleNamespace(flush=lambda: self.done.append("flush"))
         self.kept = SimpleNamespace(
             save_aside=lambda learned: self.done.append(("save", learned())),
             join=lambda: None,
@@ -37,9 +38,6 @@ class Engine:
 
     def sum_up(self):
         self.done.append("sum up")
-
-    def flush(self):
-        self.done.append("flush")
 
     def leave(self, its):
         self.done.append(("leave", its.queue.name))
