@@ -15,7 +15,7 @@ import numpy as np
 from eex.envs.checkpoint import read_checkpoint, save_checkpoint
 from eex.envs.evaluate import held_out, score
 from eex.policies.algorithms.agent import save_agent
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.policies.core.files import alone_in, take_paths
 from eex.policies.core.link import parse_link
 from eex.policies.core.trace import Trace, read_trace
@@ -145,6 +145,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
     """
     maker = algorithm_class(config.algorithm, config.action, config.tensorboard)
     settings = _settings(config)
+    check_threads(config.threads)
     for name, least in (
         ("steps", 1),
         ("envs", 1),
@@ -152,7 +153,6 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         ("evaluate_seeds", 1),
         ("evaluate_rounds", 1),
         ("lstm", 1),
-        ("threads", 0),
         ("seed", 0),
     ):
         if getattr(config, name) < least:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.stream.frames.frames import NetworkConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,14 @@ _one_at_a_time = threading.Lock()
 
 
 def use_threads(count: int) -> None:
-    """Let networks that are loaded from now on use so many CPU threads; 0 leaves the number to their runtime."""
+    """Let networks that are loaded from now on use so many CPU threads; 0 leaves the number to their runtime.
+
+    Raises
+    ------
+    EexError
+        If it is not possible.
+    """
+    check_threads(count)
     global _threads
     _threads = count
 

@@ -11,7 +11,7 @@ import pandas as pd
 import tyro
 
 from eex.experiments.papers.paper import Name, Work, estimate, out_of_memory, reproduce, script
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.policies.core.files import alone_in
 from eex.stream.guard import guarded, hush
 
@@ -80,7 +80,8 @@ def run(config: Run) -> pd.DataFrame | None:
     EexError
         If images, recipe or folder cannot be used, or memory runs out.
     """
-    for name, least in {"threads": 0, "seed": 0, "seeds": 0, "size": 0, "jobs": 1}.items():
+    check_threads(config.threads)
+    for name, least in {"seed": 0, "seeds": 0, "size": 0, "jobs": 1}.items():
         if getattr(config, name) < least:
             raise EexError(f"--{name} must be at least {least}, got {getattr(config, name)}")
     paper = script(config.name)

@@ -31,3 +31,13 @@ class ModelError(EexError):
 
 class OffloadError(EexError):
     """A message or a peer does not follow the protocol."""
+
+
+MOST_THREADS = 1024
+"""CPU threads that an option may ask for: far more than help, far fewer than end the process as they start."""
+
+
+def check_threads(count: int) -> None:
+    """Raise `EexError` unless `count` is a number of threads for `--threads`: 0, which leaves it open, to `MOST_THREADS`."""
+    if not 0 <= count <= MOST_THREADS:
+        raise EexError(f"--threads must lie in [0, {MOST_THREADS}], got {count}")

@@ -223,6 +223,47 @@ def lock_folder(folder: Path) -> int:
 
 
 @contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Keep other processes, and other blocks of this one, from a file until the block ends.
+
+    A file that is replaced cannot be locked itself: "<path>.lock" is, which is there as long. Where it cannot be made,
+    nothing is kept away.
+
+    Raises
+    ------
+    EexError
+        If another process has it.
+    """
+    beside = path.with_name(path.name + ".lock")
+    descriptor = None
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock_file(beside, path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            os.close(descriptor)
+
+
+def _lock_file(beside: Path, path: Path) -> int:
+    while True:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lock(descriptor, path)
+            if os.path.samestat(os.fstat(descriptor), beside.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass  # who had it removed it meanwhile
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder until the block ends (`lock_folder`); it is made if it is missing.
 

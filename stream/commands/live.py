@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.stream.guard import guarded, hush, keep_memory_flat, say_unless, share_cores
 from eex.stream.live.config import LiveConfig
 from eex.stream.serving.config import ServeConfig
@@ -62,8 +62,7 @@ def main() -> None:
 
 def _main() -> int:
     command = tyro.cli(Command, prog="eex-live", config=(tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction))
-    if command.threads < 0:
-        raise EexError(f"--threads must be at least 0, got {command.threads}")
+    check_threads(command.threads)
     if command.status_s < 0:
         raise EexError(f"--status-s must be at least 0, got {command.status_s:g}")
     command.live.check()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.stream.guard import guarded, hush, keep_memory_flat, say_unless, share_cores
 from eex.stream.live.config import LiveConfig
 from eex.stream.serving.config import ServeConfig
@@ -32,8 +32,7 @@ class Command:
 
     def check(self) -> None:
         """Raise `EexError` if an option is out of range."""
-        if self.threads < 0:
-            raise EexError(f"--threads must be at least 0, got {self.threads}")
+        check_threads(self.threads)
         self.serve.check()
         self.live.check()
 

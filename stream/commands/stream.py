@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.stream.config import StreamConfig, earlier, from_json, overridden
 from eex.stream.guard import (
     SOURCE_LOST,
@@ -69,8 +69,7 @@ def _main() -> int:
         from eex.stream.frames.sources import download_cifar10
 
         config = replace(config, source=str(download_cifar10(command.download)))
-    if command.threads < 0:
-        raise EexError(f"--threads must be at least 0, got {command.threads}")
+    check_threads(command.threads)
     if command.threads:
         from eex.stream.network import use_threads
 

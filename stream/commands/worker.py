@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.stream.guard import guarded, keep_memory_flat, share_cores
 from eex.stream.wire.keys import default_folder, edge_keys, worker_keys
 from eex.stream.wire.security import check_plain, is_loopback
@@ -94,7 +94,8 @@ class Worker:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range or options do not go together."""
-        least = {"threads": 0, "processes": 1, "ray": 0, "batch_frames": 1, "clients": 1, "key_clients": 1}
+        check_threads(self.threads)
+        least = {"processes": 1, "ray": 0, "batch_frames": 1, "clients": 1, "key_clients": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")

@@ -13,6 +13,14 @@ AWAITED = 65_536
 """Latest answers whose true label can still be given, at most."""
 
 
+class UnknownFrame(EexError):
+    """A true label came for a frame that got no answer, or whose answer is long past."""
+
+
+class Unrecorded(EexError):
+    """A true label could not be written to the records."""
+
+
 @dataclass(frozen=True)
 class Labelled:
     """A frame whose true label came: the class before, -1 for none, the true one, and the one that was answered."""
@@ -59,14 +67,16 @@ class Labels:
 
         Raises
         ------
+        UnknownFrame, Unrecorded
+            If the frame is not known, or the label cannot be recorded.
         EexError
-            If the frame or the class is not known, or the records cannot be written; nothing is changed then.
+            If the model has no such class. Nothing is changed then, as in the other cases.
         """
         if (number := self._number.get(label)) is None:
             known = ", ".join(list(self._number)[:10])
             raise EexError(f"'{label[:60]}' is none of the model's classes ({known}{', …' * (len(self._number) > 10)})")
         if (known_of := self._awaited.get((stream, frame))) is None:
-            raise EexError(
+            raise UnknownFrame(
                 f"frame {frame} of stream '{stream}' is not known: it got no answer, or is not among the latest "
                 f"{AWAITED:,} since the start"
             )
@@ -77,6 +87,6 @@ class Labels:
                 with self._records.open("ab") as file:
                     append(file.fileno(), line.encode())
             except OSError as error:
-                raise EexError(f"{self._records}: the label cannot be recorded: {error.strerror}") from None
+                raise Unrecorded(f"{self._records}: the label cannot be recorded: {error.strerror}") from None
         self._awaited[stream, frame] = recorded, answer, number
         return Labelled(before, number, answer)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from eex.policies.core.base import Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import alone_with
 from eex.stream.guard import keep_memory_flat
 from eex.stream.live import learning
 from eex.stream.live.answers import Answer, Refusal, Sink
@@ -104,6 +105,8 @@ class Session:
         from eex.stream.worker.embedded import EmbeddedWorker
 
         config = self.config
+        if config.state is not None:
+            self._resources.enter_context(alone_with(config.state))
         connection = config.connection(config.usual_answerer if net is None else None)
         worker, embedded = None, None
         if offloader is None and connection.processes:
@@ -395,8 +398,10 @@ class Session:
 
         Raises
         ------
+        UnknownFrame, Unrecorded
+            If the frame is not known, or the label cannot be recorded (`eex.stream.live.labels`).
         EexError
-            If the frame or the class is not known, or the records cannot be written.
+            If the model has no such class.
         """
 
         def give() -> bool:

@@ -26,6 +26,7 @@ from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames.decoding import decode
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.images import as_taken
+from eex.stream.live.labels import UnknownFrame, Unrecorded
 from eex.stream.live.streams import NAME
 from eex.stream.serving import openapi
 from eex.stream.serving.config import ServeConfig
@@ -337,7 +338,8 @@ class Service:
         try:
             correct = await self._ask(partial(self.session.label, label.stream, label.frame, label.label))
         except EexError as error:
-            raise refused(404 if "is not known" in str(error) else 400, str(error)) from None
+            status = 404 if isinstance(error, UnknownFrame) else 500 if isinstance(error, Unrecorded) else 400
+            raise refused(status, str(error)) from None
         return _json({"correct": correct})
 
     async def _healthz(self, request: Request) -> Response:

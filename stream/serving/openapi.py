@@ -32,6 +32,7 @@ REASONS = {
     "413": "The body or the image is too large.",
     "422": "The body is no image.",
     "429": "Too many requests, frames that wait, or streams; try again later.",
+    "500": "What came cannot be written to the disk.",
     "503": "The service is stopping, or overloaded.",
 }
 
@@ -201,7 +202,7 @@ PATHS: dict[str, dict[str, Any]] = {
             SETTINGS,
             body={"application/json": {"schema": SETTINGS}},
             given=[STREAM],
-            errors="400 429 503",
+            errors="400 429 500 503",
         ),
     },
     "/v1/labels": {
@@ -209,7 +210,7 @@ PATHS: dict[str, dict[str, Any]] = {
             "Give the true label of an answered frame.",
             {"type": "object", "properties": {"correct": {"type": "boolean"}}},
             body={"application/json": {"schema": LABEL}},
-            errors="400 404",
+            errors="400 404 500",
         )
     },
     "/v1/live": {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eex.models.architecture import Preprocessing
-from eex.policies.core.errors import EexError
+from eex.policies.core.errors import EexError, check_threads
 from eex.policies.core.files import take_paths
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.decoding import Truncated
@@ -168,7 +168,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range, as far as can be checked without the data."""
-        for name, low in (("threads", 0), ("seed", 0), ("size", 0), ("epochs", 0), ("classifier_epochs", 1)):
+        check_threads(self.threads)
+        for name, low in (("seed", 0), ("size", 0), ("epochs", 0), ("classifier_epochs", 1)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
         if self.seed > MOST_SEED:

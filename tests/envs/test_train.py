@@ -235,6 +235,7 @@ def test_a_checkpoint_of_anything_else_is_refused(config, make_trace):
         ({"setting": ("speed",)}, "written name=value"),
         ({"rounds": 10_000, "order": "in-order"}, "a trace too short for the episode: expected 10000 .*, found 480"),
         ({"layers": ()}, "--layers must be"),
+        ({"threads": 100_000}, r"--threads must lie in \[0, 1024\], got 100000"),
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"link": "fast"}, "link 'fast'"),
         ({"lstm": 0}, "--lstm must be at least 1, got 0"),

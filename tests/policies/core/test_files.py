@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 
+from eex.policies.core import files
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import MOST_LEVELS, alone_in, parse_json, replacing, write_file
+from eex.policies.core.files import MOST_LEVELS, alone_in, alone_with, parse_json, replacing, write_file
 
 FULL = OSError(28, "No space left on device")
 
@@ -96,3 +100,37 @@ def test_a_folder_has_one_process_in_it_at_a_time(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(EexError, match=r"file: cannot write there \(--out\): File exists"), alone_in(tmp_path / "file"):
         pass
+
+
+def test_a_file_that_is_replaced_has_one_process_at_a_time(tmp_path):
+    path = tmp_path / "new" / "state.npz"
+    with alone_with(path):
+        write_file(path, "as it is now")
+        with alone_with(tmp_path / "other"):
+            pass
+        with pytest.raises(EexError, match=r"state.npz: another process is writing there"), alone_with(path):
+            pytest.fail("two at once")
+        program = f"from eex.policies.core.files import *\nwith alone_with(Path({str(path)!r})): pass"
+        other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert "another process is writing there" in other.stderr
+    with alone_with(path):
+        pass
+    assert [at.name for at in path.parent.iterdir()] == ["state.npz"]
+    (tmp_path / "file").touch()
+    with alone_with(tmp_path / "file" / "state.npz"):  # whoever writes there is told
+        pass
+
+
+def test_a_lock_that_is_removed_as_another_waits_for_it_is_made_anew(tmp_path, monkeypatch):
+    """A process may open the lock's file just before its holder removes it; a third would then make another."""
+    path, real, gone = tmp_path / "state.npz", files.lock, []
+
+    def lock(descriptor, name):
+        if not gone:
+            gone.append((tmp_path / "state.npz.lock").unlink())
+        real(descriptor, name)
+
+    monkeypatch.setattr(files, "lock", lock)
+    with alone_with(path):
+        with pytest.raises(EexError, match="another process"), alone_with(path):
+            pytest.fail("two at once")

@@ -32,6 +32,7 @@ def run(monkeypatch, capsys, *arguments):
         (("--source", "http://[::1"), "http://[::1: not a URL: Invalid IPv6 URL"),
         (("--source", "sample", "--answers", "mqtt://[::1/a", "--worker", "none"), "mqtt://[::1/a: not a URL: "),
         (("--source", "sample", "--threads", "-1"), "--threads"),
+        (("--source", "sample", "--threads", "100000"), "--threads must lie in [0, 1024], got 100000"),
         (("--source", "sample", "--status-s", "-1"), "--status-s"),
         (("--source", "sample", "--batch", "0"), "--batch"),
         (("--source", "sample", "--streams", "/no/such.toml"), "/no/such.toml: cannot be read"),

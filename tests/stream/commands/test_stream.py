@@ -454,7 +454,7 @@ BAD = {
     "overhead not a number": (["--overhead", "nan"], "--overhead must lie in [0, 1]"),
     "batch 0": (["--batch", "0"], "--batch must be at least 1"),
     "negative seed": (["--seed", "-1"], "--seed must be at least 0"),
-    "negative threads": (["--threads", "-1"], "--threads must be at least 0"),
+    "negative threads": (["--threads", "-1"], "--threads must lie in [0, 1024]"),
     "drop-below": (["--drop-below", "1.5"], "--drop-below must lie in [0, 1]"),
     "deadline 0": (["--deadline-ms", "0"], "--deadline-ms must be more than 0"),
     "commit": (["--commit", "-1"], "--commit must be at least 0"),

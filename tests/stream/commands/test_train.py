@@ -577,7 +577,7 @@ BAD = {
     "nothing held out": (["--holdout", "0"], "--holdout must be between 1 and 79"),
     "no epochs": (["--epochs", "0"], "--epochs 0 needs --start"),
     "no expert epochs": (["--expert-epochs", "0"], "epochs must be at least 1"),
-    "negative threads": (["--threads", "-1"], "--threads must be at least 0"),
+    "negative threads": (["--threads", "-1"], "--threads must lie in [0, 1024]"),
     "negative seed": (["--seed", "-1"], "--seed must be at least 0"),
     "weights of other exits": (["--loss-weights", "1", "2", "3"], "--loss-weights must name 2 exits"),
     "not a cut network": (["--network", "my_net:broken"], "must return a torch.nn.Module"),

@@ -29,6 +29,7 @@ UPSTREAM = {"upstream": "tcp://127.0.0.1:5556", "partition": 2, "plain": True}
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"threads": 100_000}, r"--threads must lie in \[0, 1024\], got 100000"),
         ({"processes": 0}, "--processes must be at least 1, got 0"),
         ({"batch_frames": 0}, "--batch-frames must be at least 1"),
         ({"batch_wait_ms": -1.0}, "--batch-wait-ms must lie in"),

@@ -10,7 +10,7 @@ from loopback import until
 
 from eex.policies.core.errors import EexError
 from eex.stream.live import labels as labels_module
-from eex.stream.live.labels import Labels
+from eex.stream.live.labels import Labels, UnknownFrame, Unrecorded
 from eex.stream.live.session import Session
 from eex.stream.run.records import RecordWriter, read_records
 from eex.stream.run.retention import Retention
@@ -36,7 +36,7 @@ def test_what_is_not_known_is_said(tmp_path, monkeypatch):
     given = Labels(CLASSES, None)
     for frame in range(3):
         given.answered("door", frame, frame, 0, -1)
-    with pytest.raises(EexError, match="frame 0 of stream 'door' is not known"):
+    with pytest.raises(UnknownFrame, match="frame 0 of stream 'door' is not known"):
         given.give("door", 0, "cat")
     with pytest.raises(EexError, match="'zebra' is none of the model's classes"):
         given.give("door", 1, "zebra")
@@ -44,7 +44,7 @@ def test_what_is_not_known_is_said(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     blocked = Labels(CLASSES, tmp_path / "folder")
     blocked.answered("door", 0, 0, 0, -1)
-    with pytest.raises(EexError, match="cannot be recorded"):
+    with pytest.raises(Unrecorded, match="cannot be recorded"):
         blocked.give("door", 0, "cat")
 
 

@@ -670,6 +670,17 @@ def test_a_state_that_does_not_fit_is_named_and_left(net, tmp_path, caplog):
         assert session.notes == []
 
 
+def test_a_state_is_kept_by_one_session_at_a_time(net, tmp_path):
+    path = tmp_path / "state.npz"
+    with opened(net, state=path) as session:
+        with pytest.raises(EexError, match="state.npz: another process is writing there"):
+            opened(net, state=path)
+        session.answer(images(1)[0])
+    with opened(net, state=path) as session:
+        session.answer(images(1)[0])
+    assert [at.name for at in tmp_path.iterdir()] == ["state.npz"]
+
+
 def test_it_is_said_once_when_no_worker_can_be_reached_and_when_one_is_again(net, monkeypatch):
     cloud, there = Cloud(), [False]
     monkeypatch.setattr(Cloud, "reachable", property(lambda self: there[0]))

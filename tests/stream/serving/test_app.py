@@ -236,6 +236,13 @@ def test_a_label_that_comes_later_counts_and_is_recorded(opened, tmp_path):
     status, problem = client("POST", "/v1/labels", b'{"stream": "door", "frame": 0, "label": "zebra"}')
     assert status == 400
     assert "none of the model's classes" in problem["error"]
+    labels = next(tmp_path.glob("labels-*.jsonl"))
+    labels.rename(tmp_path / "given")
+    labels.mkdir()  # as a disk that takes nothing
+    status, problem = client("POST", "/v1/labels", b'{"stream": "door", "frame": 2, "label": "a"}')
+    assert (status, "cannot be recorded" in problem["error"]) == (500, True)
+    labels.rmdir()
+    (tmp_path / "given").rename(labels)
     client.session.close()
     table = read_records(tmp_path)
     assert table["label"].to_pylist() == ["h", "h", None]

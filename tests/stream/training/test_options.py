@@ -23,7 +23,7 @@ def test_the_defaults_are_in_range():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threads": -1}, "--threads must be at least 0, got -1"),
+        ({"threads": -1}, r"--threads must lie in \[0, 1024\], got -1"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"seed": 2**32}, "--seed must be at most 4294967295"),
         ({"epochs": -1}, "--epochs must be at least 0"),
