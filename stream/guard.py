@@ -20,7 +20,8 @@ from eex.policies.core.errors import EexError
 SOURCE_LOST = 3
 """Exit status of a run whose source broke off: what was played until then is finished and saved."""
 UNRECORDED = 4
-"""Exit status of a run that was played whole, but whose records, state or summary are not all on the disk."""
+"""Exit status of a run that was played whole, but whose records, state, summary or answers are not all where they
+were to be."""
 UNREAD = 141
 """Exit status of a run that ended because nobody reads its output any more: that of a shell for a broken pipe."""
 WORKER_LOST = 5

@@ -38,6 +38,6 @@ MOST_THREADS = 1024
 
 
 def check_threads(count: int) -> None:
-    """Raise `EexError` unless `count` is a number of threads for `--threads`: 0, which leaves it open, to `MOST_THREADS`."""
+    """Raise `EexError` unless `--threads` can be kept: it is 0, which leaves the number open, to `MOST_THREADS`."""
     if not 0 <= count <= MOST_THREADS:
         raise EexError(f"--threads must lie in [0, {MOST_THREADS}], got {count}")

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 
 def concluded(summary: dict[str, Any], path: Path | None) -> int:
-    """Write a session's last summary to a file, if one is named, and say what its records lack; the exit status."""
+    """Write a session's last summary to a file, if one is named, and say what was not kept; the exit status."""
     if path is not None:
         from eex.stream.run.summary import write_json
 
         write_json(path, summary)
     if why := summary["unrecorded"]:
         print(f"error: {summary['unrecorded_frames']:,} frames are not recorded: {why}", file=sys.stderr)
+    if undelivered := [row for row in summary["sinks"] if row.get("lost") and not unread([row])]:
+        for row in undelivered:
+            share = f"{row['lost']:,} of {row['delivered'] + row['lost']:,} answers"
+            print(f"error: {share} did not get to {row['sink']}: {row['problem']}", file=sys.stderr)
+    if why or undelivered:
         return UNRECORDED
     return UNREAD if unread(summary["sinks"]) else 0
 

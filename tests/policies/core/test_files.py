@@ -131,6 +131,5 @@ def test_a_lock_that_is_removed_as_another_waits_for_it_is_made_anew(tmp_path, m
         real(descriptor, name)
 
     monkeypatch.setattr(files, "lock", lock)
-    with alone_with(path):
-        with pytest.raises(EexError, match="another process"), alone_with(path):
-            pytest.fail("two at once")
+    with alone_with(path), pytest.raises(EexError, match="another process"), alone_with(path):
+        pytest.fail("two at once")

@@ -1,16 +1,20 @@
 """`eex-live` as a user runs it."""
 
+import errno
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 from PIL import Image
 
 from eex.stream.commands import live
+from eex.stream.live import sinks
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -82,3 +86,20 @@ def test_a_run_whose_answers_nobody_reads_any_more_ends(tmp_path):
     assert b"nobody reads it: Broken pipe" in err
     summary = json.loads((tmp_path / "s.json").read_text())
     assert 0 < summary["frames"] < 2000
+
+
+def test_answers_that_a_full_disk_does_not_take_are_counted_and_the_status_says_so(monkeypatch, capsys, tmp_path):
+    Image.new("RGB", (32, 32), (10, 200, 30)).save(tmp_path / "door.png")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(tmp_path / "door.png", "door.png")
+
+    def append(descriptor, data):
+        if descriptor != 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sinks, "append", append)
+    full = str(tmp_path / "answers.jsonl")
+    options = ("--worker", "none", "--answers", "-", "--answers", full)
+    status, said = run(monkeypatch, capsys, "--source", str(tmp_path / "images.zip"), *options)
+    assert status == 4
+    assert f"error: 1 of 1 answers did not get to {full}: cannot be written: No space left on device\n" in said.err

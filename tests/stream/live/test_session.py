@@ -673,7 +673,7 @@ def test_a_state_that_does_not_fit_is_named_and_left(net, tmp_path, caplog):
 def test_a_state_is_kept_by_one_session_at_a_time(net, tmp_path):
     path = tmp_path / "state.npz"
     with opened(net, state=path) as session:
-        with pytest.raises(EexError, match="state.npz: another process is writing there"):
+        with pytest.raises(EexError, match=r"state\.npz: another process is writing there"):
             opened(net, state=path)
         session.answer(images(1)[0])
     with opened(net, state=path) as session:

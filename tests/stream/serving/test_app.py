@@ -1,9 +1,11 @@
 """The HTTP service: answers, settings that last, labels that come later, health, an end that loses nothing."""
 
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -161,11 +163,11 @@ def test_settings_that_are_no_settings(opened, body):
 
 
 def test_settings_outlast_the_session(opened, tmp_path):
-    state = {"state": tmp_path / "state.npz"}
-    client = opened(live=state)
+    client = opened(live={"state": tmp_path / "state.npz"})
     client.answer()
     client.settings(overhead=0.25, thresholds="frozen")
-    again = opened(live=state)
+    kept = shutil.copy(tmp_path / "state.npz", tmp_path / "kept.npz")  # as a kill would leave it
+    again = opened(live={"state": Path(kept)})
     assert again.get("/v1/settings?stream=door")[1]["overhead"] == 0.25
     assert again.answer()[0] == 200
     assert again.get("/v1/policy?stream=door")[1]["learning"] is False
