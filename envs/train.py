@@ -14,10 +14,11 @@ import numpy as np
 
 from eex.envs.checkpoint import read_checkpoint, save_checkpoint
 from eex.envs.evaluate import held_out, score
-from eex.policies.algorithms.agent import save_agent
-from eex.policies.core.errors import EexError, check_threads
-from eex.policies.core.files import alone_in, take_paths
+from eex.policies.algorithms.agent import CARD, WEIGHTS, save_agent
+from eex.policies.core.errors import EexError
+from eex.policies.core.files import alone_in, digest_of, take_paths
 from eex.policies.core.link import parse_link
+from eex.policies.core.options import check_seed, check_threads
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
 
@@ -146,6 +147,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
     maker = algorithm_class(config.algorithm, config.action, config.tensorboard)
     settings = _settings(config)
     check_threads(config.threads)
+    check_seed(config.seed)
     for name, least in (
         ("steps", 1),
         ("envs", 1),
@@ -153,7 +155,6 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
         ("evaluate_seeds", 1),
         ("evaluate_rounds", 1),
         ("lstm", 1),
-        ("seed", 0),
     ):
         if getattr(config, name) < least:
             raise EexError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
@@ -197,6 +198,8 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
                 raise EexError(f"{folder} holds another training; delete it, or name another folder (--out)")
             checkpoint.restore(model)
             best = checkpoint.best
+            if best is not None and not all((config.out / name).exists() for name in (WEIGHTS, CARD)):
+                raise EexError(f"{config.out}: the best agent of this training is gone; delete {folder} to train anew")
         elif (folder / "last.zip").exists():
             raise EexError(f"{folder} holds a training of an earlier eex; delete it, or name another folder (--out)")
         state = {"steps": model.num_timesteps, "best": best}
@@ -355,10 +358,12 @@ def _evaluated(config: TrainRLConfig, test: Trace, best: Mapping[str, Any]) -> d
 
 
 def _deciding(config: TrainRLConfig) -> dict[str, Any]:
-    """What decides how training goes, as JSON has it."""
+    """What decides how training goes, as JSON has it; of traces, their names and contents."""
     plain = dataclasses.asdict(config)
     for name in ("out", "quiet", "threads", *(["lstm"] * (config.algorithm != "recurrent-ppo"))):
         del plain[name]
-    plain |= {name: value.name for name, value in plain.items() if isinstance(value, Path)}
+    for name, value in list(plain.items()):
+        if isinstance(value, Path):
+            plain |= {name: value.name, f"{name}_sha256": digest_of(value)}
     found: dict[str, Any] = json.loads(json.dumps(plain))
     return found

@@ -27,7 +27,7 @@ from eex.policies.core.base import Policy, Reward, classes_of
 from eex.policies.core.code import own_source, own_sources
 from eex.policies.core.errors import EexError
 from eex.policies.core.exit_cost import parse_exit_cost
-from eex.policies.core.files import alone_in, replacing, write_file
+from eex.policies.core.files import alone_in, digest_of, replacing, write_file
 from eex.policies.core.link import parse_link
 from eex.policies.core.references import best_fixed, best_per_exit
 from eex.policies.core.replay import Order, times_of
@@ -143,7 +143,7 @@ def compare(config: RegretConfig, show: Callable[[int, int], None] = lambda done
             raise EexError(f"--{str(error).replace('exit cost', 'exit-cost', 1)}: {name}") from None
     policies, code = _checked_policies(config, sweep, traces)
     played = {
-        "traces": {name: _hash_of(path) for name, path in _named(config.trace).items()},
+        "traces": {name: digest_of(path) for name, path in _named(config.trace).items()},
         "policies": policies,
         **msgspec.to_builtins(sweep),
         "code": code,
@@ -202,7 +202,7 @@ def _play_rest(
 def _sweep(config: RegretConfig) -> Sweep:
     if not config.trace:
         raise EexError("name at least one trace: --trace FILE")
-    for name, low in (("rounds", 1), ("runs", 1), ("delay", 0), ("seed", 0), ("processes", 0)):
+    for name, low in (("rounds", 1), ("runs", 1), ("delay", 0), ("processes", 0)):
         if getattr(config, name) < low:
             raise EexError(f"--{name} must be at least {low}, got {getattr(config, name)}")
     try:
@@ -345,11 +345,6 @@ def _files_of(place: Path) -> set[Path]:
     if place.is_file():
         return {place.resolve()}
     return {path.resolve() for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hindsight(sweep: Sweep, name: str, trace: Trace, overhead: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tyro
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import digest_of
 from eex.policies.core.schedule import Piece
 from eex.policies.registry import RECOMMENDED
 from eex.stream.config import StreamConfig
@@ -280,6 +281,7 @@ def train(config: TextConfig, say: Callable[[str], None]) -> None:
         "words": words,
         "held": held,
         "data": config.data.name,
+        "data_sha256": digest_of(config.data),
         "epochs": config.epochs,
         "validation_accuracy": list(evaluate(net, *check).accuracy),
         "validation_ece": {PRISTINE: calibration},
@@ -315,7 +317,7 @@ def texts_of(config: TextConfig, classes: Sequence[str]) -> Texts:
     texts, labels = read_texts(path)
     if config.test is None:
         held = card.training["held"]
-        if held[-1] >= len(texts) or path.name != card.training["data"]:
+        if digest_of(path) != card.training.get("data_sha256"):
             raise EexError(f"{path}: is not the file that {config.out} was trained on; name other texts by --test")
         texts, labels = [texts[i] for i in held], [labels[i] for i in held]
     if unknown := sorted(set(labels) - set(classes)):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from eex.models.architecture import Architecture, Costs, check_expert
-from eex.policies.core.errors import ModelError
-from eex.policies.core.files import parse_json, replacing
+from eex.policies.core.errors import EexError, ModelError
+from eex.policies.core.files import digest_of, parse_json, replacing
 from eex.policies.core.trace import MOST_CLASSES, MOST_EXITS
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def save(
             architecture=net.architecture,
             temperatures=net.temperature,
             classifier=net.classifier.kinds if isinstance(net.classifier, DistortionClassifier) else (),
-            sha256=_sha256(weights_part),
+            sha256=digest_of(weights_part),
             abstain_below=net.abstain_below,
             costs={k: list(v) for k, v in asdict(net.costs()).items()},
             training=training or {},
@@ -183,9 +183,9 @@ def load(folder: Path | str | None = None, device: str = "cpu", net: "EarlyExitN
     if not path.exists():
         raise ModelError(f"{path}: the weights that {CARD} describes are missing")
     try:
-        found = _sha256(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+        found = digest_of(path)
+    except EexError as error:
+        raise ModelError(str(error)) from None
     if found != card.sha256:
         raise ModelError(
             f"{path}: does not match its card: expected SHA-256 {card.sha256[:12]}…, found {found[:12]}…; "
@@ -298,11 +298,6 @@ def _written(card: Card) -> bytes:
     if not card.abstain_below:
         plain.pop("abstain_below", None)
     return msgspec.json.encode(plain)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _difference(here: Architecture, card: Architecture) -> str:

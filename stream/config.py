@@ -1,6 +1,7 @@
 """The options of a run and their parsed form. Heavy libraries are not imported, so --help is instant."""
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,10 +132,10 @@ class StreamConfig(PolicyConfig, ConnectionConfig, FrameConfig):
     """Save the records and the state of the policy every this many frames; --resume continues from the last save. 0
     saves once, at the end."""
     regret: bool = True
-    """After the run, evaluate every exit on every frame to report regret and the accuracy of each exit. The source must
-    be readable a second time."""
+    """Whether every exit is evaluated on every frame after the run, to report regret and the accuracy of each exit. The
+    source must be readable a second time."""
     pictures: bool = True
-    """Draw pictures of the run into its folder: thresholds, exits and regret over time."""
+    """Whether pictures of the run are drawn into its folder: thresholds, exits and regret over time."""
     out: Path = Path("runs")
     """Folder in which each run creates its own folder."""
 
@@ -177,11 +178,14 @@ def earlier(arguments: list[str], kind: type[Config]) -> Config:
     EexError
         If the file is not the configuration of a run.
     """
-    if "--config" in arguments[:-1]:
-        return from_json(Path(arguments[arguments.index("--config") + 1]), kind)
-    if at := [a for a in arguments if a.startswith("--config=")]:
-        return from_json(Path(at[0].partition("=")[2]), kind)
-    return kind()
+    path = last_given(arguments, "--config")
+    return from_json(Path(path), kind) if path else kind()
+
+
+def last_given(arguments: list[str], option: str) -> str:
+    """The value of an option on a command line, the last one where it is repeated; empty if there is none."""
+    values = [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == option]
+    return values[-1] if values else ""
 
 
 def overridden(config: Config, arguments: list[str]) -> Config:
@@ -195,6 +199,27 @@ def overridden(config: Config, arguments: list[str]) -> Config:
     repeatable = {field.name for field in fields(config) if isinstance(getattr(config, field.name), tuple)}
     emptied: dict[str, Any] = dict.fromkeys(named & repeatable, ())
     return replace(config, **emptied)
+
+
+LASTING = (
+    "source", "split", "distortion", "shuffle", "resize", "truncated", "seed", "policy_option", "overhead", "exit_cost",
+    "aim", "reward", "drop_below",
+)  # fmt: skip
+"""Options that say which frames a run plays and what they earn: sums of frames under others would mean nothing."""
+
+
+def check_goes_on(config: StreamConfig, folder: Path) -> None:
+    """Raise `EexError` if a run cannot go on with a configuration, as its frames would not be of one kind."""
+    if not (path := folder / "config.json").exists():
+        return
+    began, now = to_json(from_json(path, StreamConfig)), to_json(config)
+    for name in LASTING:
+        if began[name] != now[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise EexError(
+                f"{folder} began with {option} {began[name]}, not {now[name]}, and a run goes on as it began; "
+                f"a new run with other options is: --config {path} {option} …"
+            )
 
 
 def to_json(config: StreamConfig) -> Any:
@@ -211,8 +236,11 @@ def from_json(path: Path, kind: type[Config]) -> Config:
         If the file cannot be read or is not the configuration of a run.
     """
     try:
-        return msgspec.convert(parse_json(path.read_bytes()), type=kind, dec_hook=lambda kind, value: kind(value))
+        given = parse_json(path.read_bytes())
+        if unknown := sorted(set(given) - {field.name for field in fields(StreamConfig)}):
+            raise ValueError(f"it has '{unknown[0]}', which is no option of eex-stream")
+        return msgspec.convert(given, type=kind, dec_hook=lambda kind, value: kind(value))
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise EexError(f"{path}: not the configuration of a run: {error}") from None

@@ -63,6 +63,9 @@ def guarded(command: Callable[[], int | None]) -> int:
             raise
         print(f"error: this needs {library}: pip install 'eex[{EXTRAS[library]}]'", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"error: not enough memory{f': {error}' * bool(str(error))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

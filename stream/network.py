@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eex.policies.core.errors import EexError, check_threads
+from eex.policies.core.errors import EexError
+from eex.policies.core.options import check_threads
 from eex.stream.frames.frames import NetworkConfig
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import pandas as pd
 import tyro
 
 from eex.experiments.papers.paper import Name, Work, estimate, out_of_memory, reproduce, script
-from eex.policies.core.errors import EexError, check_threads
+from eex.policies.core.errors import EexError
 from eex.policies.core.files import alone_in
+from eex.policies.core.options import check_seed, check_threads
 from eex.stream.guard import guarded, hush
 
 
@@ -27,9 +28,9 @@ class Run:
     """Paper to reproduce; strategies is the survey of deployment strategies."""
     quick: bool = False
     """Run for a few minutes on the shipped images, to see that everything works; such figures claim nothing."""
-    recipe: str = "reduced"
-    """How much to train and measure: reduced (two cores, under two hours), standard (until what the paper is about can
-    show; hours to days on two cores) or paper (what the paper did)."""
+    recipe: str = ""
+    """How much to train and measure: reduced (two cores, under two hours; the default), standard (until what the paper
+    is about can show; hours to days on two cores) or paper (what the paper did)."""
     data: str = ""
     """Images with a train and a test split: a folder or zip of train/class/image, or the original folder of CIFAR-10 or
     Caltech-256."""
@@ -64,7 +65,7 @@ class Run:
     @property
     def effort(self) -> str:
         """Name of the recipe."""
-        return "quick" if self.quick else self.recipe
+        return "quick" if self.quick else self.recipe or "reduced"
 
     @property
     def folder(self) -> Path:
@@ -81,9 +82,12 @@ def run(config: Run) -> pd.DataFrame | None:
         If images, recipe or folder cannot be used, or memory runs out.
     """
     check_threads(config.threads)
-    for name, least in {"seed": 0, "seeds": 0, "size": 0, "jobs": 1}.items():
+    check_seed(config.seed)
+    for name, least in {"seeds": 0, "size": 0, "jobs": 1}.items():
         if getattr(config, name) < least:
             raise EexError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    if config.quick and config.recipe:
+        raise EexError(f"--quick is a recipe of its own; leave out --recipe {config.recipe}")
     paper = script(config.name)
     if config.effort not in paper.RECIPES:
         raise EexError(f"--recipe {config.effort}: expected one of {', '.join(paper.RECIPES)}")

@@ -31,13 +31,3 @@ class ModelError(EexError):
 
 class OffloadError(EexError):
     """A message or a peer does not follow the protocol."""
-
-
-MOST_THREADS = 1024
-"""CPU threads that an option may ask for: far more than help, far fewer than end the process as they start."""
-
-
-def check_threads(count: int) -> None:
-    """Raise `EexError` unless `--threads` can be kept: it is 0, which leaves the number open, to `MOST_THREADS`."""
-    if not 0 <= count <= MOST_THREADS:
-        raise EexError(f"--threads must lie in [0, {MOST_THREADS}], got {count}")

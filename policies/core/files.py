@@ -4,6 +4,7 @@ A reader sees the old content or the new, never a part of it.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     >>> path.read_text()
     'frame,exit'
     """
+    if not path.name:
+        raise EexError(f"{path}: cannot be written: it is a folder")
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +284,21 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits.
+
+    Raises
+    ------
+    EexError
+        If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EexError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -47,7 +47,7 @@ def _threshold(text: str) -> list[float]:
         raise EexError(f"--thresholds: '{text}' is not a threshold, such as 0.7, or 0.9/0.8 for two exits") from None
 
 
-def _print(estimates: list[Estimate], earned: Mean) -> None:
+def _print(estimates: list[Estimate], earned: Mean, overhead: float | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -65,7 +65,8 @@ def _print(estimates: list[Estimate], earned: Mean) -> None:
     console.print(table)
     for problem, names in problems.items():
         console.print(f"{', '.join(names)}: {problem}", soft_wrap=True, highlight=False)
-    console.print(f"the run itself: {_shown(earned)}", highlight=False)
+    price = "" if overhead is None else ", at the price that it paid"
+    console.print(f"the run itself{price}: {_shown(earned)}", highlight=False)
 
 
 def _shown(mean: Mean) -> str:
@@ -90,7 +91,7 @@ def _main() -> None:
             continue
         if len(found) > 1:
             print(f"\n{run}:" if k else f"{run}:")
-        _print(estimates, earned)
+        _print(estimates, earned, command.overhead)
 
 
 if __name__ == "__main__":

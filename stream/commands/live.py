@@ -7,7 +7,8 @@ from typing import Any
 
 import tyro
 
-from eex.policies.core.errors import EexError, check_threads
+from eex.policies.core.errors import EexError
+from eex.policies.core.options import check_threads
 from eex.stream.guard import guarded, hush, keep_memory_flat, say_unless, share_cores
 from eex.stream.live.config import LiveConfig
 from eex.stream.serving.config import ServeConfig

@@ -1,6 +1,7 @@
 """`eex-metrics`: calibration of a run's confidence, inference outage and missed deadlines."""
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,11 +9,14 @@ from pathlib import Path
 import tyro
 
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import replacing
 from eex.policies.core.metrics import BATCH
 from eex.stream.guard import guarded
 from eex.stream.run.report import Report, measure
 
 PICTURE = "reliability.png"
+MOST_BINS = 1000
+"""Bins of a calibration error at most: with as many as there are frames, it is the error of single frames."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ class Command:
         p_tar, t_tar_ms = _numbers("--p-tar", self.p_tar), _numbers("--t-tar-ms", self.t_tar_ms)
         if not all(0 <= p <= 1 for p in p_tar):
             raise EexError(f"--p-tar must lie in [0, 1], got {self.p_tar}")
-        if not all(t >= 0 for t in t_tar_ms):
-            raise EexError(f"--t-tar-ms must be at least 0, got {self.t_tar_ms}")
+        if not all(0 <= t < math.inf for t in t_tar_ms):
+            raise EexError(f"--t-tar-ms must be at least 0 and finite, got {self.t_tar_ms}")
         for name in ("batch", "bins"):
             if getattr(self, name) < 1:
                 raise EexError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.bins > MOST_BINS:
+            raise EexError(f"--bins must be at most {MOST_BINS}, got {self.bins}")
         if not self.runs:
             raise EexError("give the folder of at least one run, such as runs/20261121-173855-ucb")
         return p_tar, t_tar_ms
@@ -75,10 +81,8 @@ def _draw(report: Report, path: Path) -> None:
         f"{_name(row['exit'], report)}" + ("" if row["ece"] is None else f", ECE {100 * row['ece']:.1f} %")
         for row in report.exits
     ]
-    try:
-        pictures.reliability(pd.DataFrame(report.bins), names).savefig(path, dpi=120)
-    except OSError as error:
-        raise EexError(f"{path}: cannot be written: {error.strerror}") from None
+    with replacing(path) as part:
+        pictures.reliability(pd.DataFrame(report.bins), names).savefig(part, dpi=120, format="png")
 
 
 def _name(exit: int, report: Report) -> str:

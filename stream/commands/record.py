@@ -74,7 +74,7 @@ def _check_out(path: Path) -> None:
         raise EexError(
             f"{path}: a trace is an Arrow file; one that ends in {' or '.join(ending)} is read otherwise (--out)"
         )
-    folder = next(p for p in path.absolute().parents if p.exists())
+    folder = next((p for p in path.absolute().parents if p.exists()), path)
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise EexError(f"{path}: cannot be written (--out)")
 

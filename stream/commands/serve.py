@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from eex.policies.core.errors import check_threads
+from eex.policies.core.options import check_threads
 from eex.stream.guard import guarded, hush, keep_memory_flat, say_unless, share_cores
 from eex.stream.live.config import LiveConfig
 from eex.stream.serving.config import ServeConfig

@@ -3,13 +3,13 @@
 import json
 import sys
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import tyro
 
-from eex.policies.core.errors import EexError, check_threads
-from eex.stream.config import StreamConfig, earlier, from_json, overridden
+from eex.policies.core.errors import EexError
+from eex.policies.core.options import check_threads
+from eex.stream.config import StreamConfig, earlier, from_json, last_given, overridden
 from eex.stream.guard import (
     SOURCE_LOST,
     UNRECORDED,
@@ -39,7 +39,8 @@ class Command:
     download: Path | None = None
     """Download CIFAR-10 (170 MB) into this folder, verify it, and use it as the source."""
     resume: Path | None = None
-    """Folder of an interrupted run to continue. Options given here override its own."""
+    """Folder of an interrupted run to continue. Options given here override its own, except those that say which frames
+    it plays and what they earn."""
     config: Path | None = None
     """Read options from the config.json of an earlier run. Options given here override those in it."""
     page: int | None = None
@@ -115,10 +116,10 @@ def _main() -> int:
 
 
 def _parse(arguments: list[str]) -> Command:
-    resumed = [a.partition("=")[2] or b for a, b in pairwise([*arguments, ""]) if a.partition("=")[0] == "--resume"]
-    if resumed and any(a.partition("=")[0] == "--config" for a in arguments):
+    resumed = last_given(arguments, "--resume")
+    if resumed and last_given(arguments, "--config"):
         raise EexError("--config and --resume exclude each other: a run goes on with its own options")
-    start = from_json(Path(resumed[-1]) / "config.json", StreamConfig) if resumed else earlier(arguments, StreamConfig)
+    start = from_json(Path(resumed) / "config.json", StreamConfig) if resumed else earlier(arguments, StreamConfig)
     start = overridden(start, arguments)
     # also the flags' form that repeats what an earlier run had, as in --no-regret
     one = () if start != StreamConfig() else (tyro.conf.FlagCreatePairsOff,)

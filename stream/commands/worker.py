@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from eex.policies.core.errors import EexError, check_threads
+from eex.policies.core.errors import EexError
+from eex.policies.core.options import check_threads
 from eex.stream.guard import guarded, keep_memory_flat, share_cores
 from eex.stream.wire.keys import default_folder, edge_keys, worker_keys
 from eex.stream.wire.security import check_plain, is_loopback

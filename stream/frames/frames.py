@@ -13,6 +13,7 @@ import numpy as np
 
 from eex.policies.core.errors import EexError, ImageError, SourceLost
 from eex.policies.core.files import take_paths
+from eex.policies.core.options import check_seed
 from eex.policies.core.schedule import PRISTINE, Piece, Schedule, parse_schedule
 from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import Split
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from eex.stream.frames.batch import Batch
     from eex.stream.frames.sources import Source
 
+MOST_FRAMES = 10**15
+"""Frames of a played stream at most."""
 DRIFT = "pristine:2000, gaussian_blur@1:2000, gaussian_noise@20:2000"
 """What happens to the shipped sample, so that there is something to adapt to."""
 NAMED = 20
@@ -72,7 +75,8 @@ class NetworkConfig:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
-        self._at_least(seed=0, partition=0)
+        check_seed(self.seed)
+        self._at_least(partition=0)
 
     def _at_least(self, **least: int) -> None:
         for name, low in least.items():
@@ -97,7 +101,7 @@ class SourceConfig:
     """Number of frames. 0 = the length of the distortion schedule, or the whole source once if it has no length. A
     camera or a video is always played to its end, unless a number is given."""
     shuffle: bool = True
-    """Shuffle the images. Frames of a video stay in order."""
+    """Whether the images are shuffled. Frames of a video stay in order."""
     resize: bool = False
     """Scale and crop images of other sizes than the model takes, as its card says, instead of skipping them."""
     truncated: Truncated = "read"
@@ -123,8 +127,10 @@ class FrameConfig(NetworkConfig, SourceConfig):
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
-        self._at_least(frames=0, batch=1)
         NetworkConfig.check(self)
+        self._at_least(frames=0, batch=1)
+        if self.frames > MOST_FRAMES:
+            raise EexError(f"--frames must be at most {MOST_FRAMES:,}, got {self.frames:,}")
         if self.batch > MOST_IN_BATCH:
             raise EexError(f"--batch must be at most {MOST_IN_BATCH}, got {self.batch}")
 

@@ -1,6 +1,5 @@
 """The engine of a session: streams enter and leave it, and their frames are run, answered and summed up."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -11,8 +10,6 @@ import numpy as np
 from eex.policies.core.aims import parse_aims
 from eex.policies.core.base import Ints, Policy
 from eex.policies.core.errors import EexError
-from eex.policies.core.exit_cost import written
-from eex.policies.core.files import write_file
 from eex.policies.core.price import parse_price
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import aims_of, keeping
@@ -103,7 +100,7 @@ class Playing:
         from eex.stream.driver import Driver
         from eex.stream.engine import exit_cost_of, usual_bytes
         from eex.stream.live.totals import Totals
-        from eex.stream.run.estimates import PRICED
+        from eex.stream.run.estimates import write_priced
         from eex.stream.run.records import RecordWriter
         from eex.stream.sharing import Sharing
         from eex.stream.streams import Streams
@@ -137,9 +134,8 @@ class Playing:
         records = RecordWriter(config.records, net.classes, net.experts) if config.records else None
         self.totals = Totals(net.edge_exits + 1, records, config.retention(), note)
         if config.records is not None:  # what the rewards in the records count, for whoever reads them
-            priced = {"reward": config.reward, "exit_cost": written(exit_cost)}
             try:
-                write_file(config.records / PRICED, json.dumps(priced) + "\n")
+                write_priced(config.records, config.reward, exit_cost)
             except EexError as error:  # on a full disk, frames are answered all the same
                 note(str(error))
         made_for = {

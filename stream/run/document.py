@@ -118,11 +118,11 @@ def read_run(folder: Path | str) -> Run:
     if (path := folder / "summary.json").exists():
         try:
             summary = parse_json(path.read_bytes())
-            if not isinstance(summary, dict) or not isinstance(summary["policies"], list):
+            if not [cells(row) for row in summary["policies"]] or not bought(summary):
                 raise ValueError("no policies in it")
         except OSError as error:
             raise EexError(f"{path}: cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise EexError(f"{path}: not the summary of a run: {error}") from None
     config = from_json(folder / "config.json", StreamConfig) if (folder / "config.json").exists() else None
     first = "live" if summary is None else str(summary["policies"][0]["policy"])

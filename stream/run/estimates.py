@@ -1,17 +1,20 @@
 """What other thresholds would have earned in a recorded run; `eex-evaluate` prints it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eex.policies.core.base import ExitCost, Reward
 from eex.policies.core.errors import EexError
-from eex.policies.core.exit_cost import parse_exit_cost
+from eex.policies.core.exit_cost import parse_exit_cost, written
+from eex.policies.core.files import write_file
 from eex.policies.core.off_policy import Estimate, Mean, estimate
 from eex.stream.config import StreamConfig, from_json
 
 PRICED = "priced.json"
-"""Name of the file in a session's records that says what rewards count, as a run's config.json does."""
+"""Name of the file among the records that says what their rewards count: the kind, and the prices of the exits."""
 ESTIMATORS = ("dr", "snips", "ips")
 """Fields of an `Estimate`: doubly robust, self-normalised importance sampling, importance sampling."""
 
@@ -42,13 +45,26 @@ def estimates_of(run: Path, thresholds: list[list[float]], overhead: float | Non
             "not known, and they are not like the rest"
         )
     outcomes = outcomes_of(table, whole=False)
-    configs = [folder / name for folder in (run, run / "records", run.parent) for name in ("config.json", PRICED)]
+    places = (run, run / "records", run.parent)
+    configs = [folder / name for name in (PRICED, "config.json") for folder in places]  # an older eex wrote the latter
     config = next((path for path in configs if path.exists()), None)
     settings = StreamConfig() if config is None else from_json(config, StreamConfig)
     reward = outcomes.reward[~np.isnan(outcomes.reward)]
     earned = Mean(float(reward.mean()), float(reward.std() / np.sqrt(len(reward)))) if len(reward) else Mean()
     exit_cost = parse_exit_cost(settings.exit_cost).of(outcomes.confidence.shape[1] - 1)
     return estimate(outcomes, thresholds, overhead=overhead, exit_cost=exit_cost, kind=settings.reward), earned
+
+
+def write_priced(records: Path, reward: Reward, exit_cost: ExitCost) -> None:
+    """Say among the records what their rewards count.
+
+    Raises
+    ------
+    EexError
+        If the file cannot be written.
+    """
+    priced = {"reward": reward, "exit_cost": written(exit_cost)}
+    write_file(records / PRICED, json.dumps(priced) + "\n")
 
 
 def rows(estimates: list[Estimate]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eex.policies.core.files import replacing
 from eex.policies.core.schedule import Piece
 
 # Okabe and Ito's palette: distinguishable for colour-blind readers and in print
@@ -47,7 +48,8 @@ def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
     if "by_exit" in summary and summary["accuracy"] is not None:
         figures["exits.png"] = exits(pd.DataFrame(summary["by_exit"]))
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120)
+        with replacing(folder / name) as part:
+            figure.savefig(part, dpi=120, format="png")
     return [folder / name for name in figures]
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from eex.policies.core.base import ExitCost
 from eex.policies.core.columns import Floats, Rows
-from eex.policies.core.exit_cost import parse_exit_cost
+from eex.policies.core.errors import EexError
 from eex.policies.wrappers.aim import aims_of
 from eex.stream.config import to_json
+from eex.stream.run.estimates import write_priced
 from eex.stream.run.recorder import Recorder, warn
 from eex.stream.run.tally import Reference, Tally
 
@@ -151,6 +153,7 @@ class Player:
         net: "Network",
         config: "StreamConfig",
         resolved: "Resolved",
+        exit_cost: ExitCost,
         sending: "Sending",
         show: Show = lambda glance: None,
         stop: Callable[[], bool] = lambda: False,
@@ -160,7 +163,7 @@ class Player:
         self.viewer, self.cloud = viewer, cloud
         self.frames, self.net, self.config, self.resolved = frames, net, config, resolved
         self.sending, self.show, self.stop = sending, show, stop
-        self.exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)  # `auto` has become numbers
+        self.exit_cost = exit_cost
 
     def play(
         self,
@@ -203,7 +206,11 @@ class Player:
             )
             meter, ring = driver.engine.streams.meter, driver.engine.ring
             now = time.perf_counter()
+            if 0 < self.frames.total < recorder.first:
+                raise EexError(f"--frames {self.frames.total}: {recorder.first:,} frames of this run are done already")
             started = now - recorder.begin(policy, meter, played.tally, to_json(config))
+            if folder is not None:
+                write_priced(folder / "records", config.reward, self.exit_cost)
             shown, committed = now, recorder.first
             keeper, problem, viewer = aims_of(policy), "", self.viewer
             if viewer is not None:

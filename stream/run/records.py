@@ -8,6 +8,7 @@ import io
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -408,7 +409,7 @@ def read_batches(folder: Path | str) -> "Iterator[pa.RecordBatch]":
         expected = f"the folder of one run, such as {runs[-1].parent}" if runs else "part-00000.arrows"
         raise EexError(f"{folder}: no records here; expected {expected}")
     later = labels_of_parts(folder)
-    first, labels = -1, dict[tuple[str, int], str]()
+    first, labels, seen = -1, dict[tuple[str, int], str](), _Continuity()
     for part in parts:
         its = max((n for n, _ in later if n <= number_of(part)), default=-1)
         if its != first:
@@ -417,7 +418,39 @@ def read_batches(folder: Path | str) -> "Iterator[pa.RecordBatch]":
             for name, value in LATER.items():
                 if name not in batch.schema.names:
                     batch = batch.append_column(name, pa.array(np.full(len(batch), value), from_pandas=True))
+            seen.see(batch)
             yield _with_labels(batch, labels)
+    if seen.lacking:
+        why = "a part was cut off, deleted or moved away"
+        warnings.warn(f"{folder}: the frames before {seen.lacking} are missing: {why}", stacklevel=3)
+
+
+class _Continuity:
+    """Finds where frames lack between those of a stream: a part was cut off, deleted or moved away.
+
+    Frames are numbered by stream, or all together where the streams share a learner. Where a session began anew, they
+    count from an earlier number on; that is no lack.
+    """
+
+    def __init__(self) -> None:
+        self.lacking = ""
+        self._last = dict[str, int]()  # by stream
+        self._before: int | None = None  # of the row before, whatever its stream
+
+    def see(self, batch: "pa.RecordBatch") -> None:
+        """The next batch."""
+        frame = np.asarray(batch["frame"], dtype=np.int64)
+        if self.lacking or not len(frame):
+            return
+        stream = np.asarray(batch[STREAM].to_pylist(), dtype=object)
+        together = np.diff(frame, prepend=frame[0] - 1 if self._before is None else self._before) == 1
+        for name in dict.fromkeys(stream.tolist()):
+            own = frame[rows := stream == name]
+            jumps = np.diff(own, prepend=self._last.get(name, own[0] - 1)) > 1
+            if (found := own[jumps & ~together[rows]]).size and not self.lacking:
+                self.lacking = f"frame {found[0]:,}" + (f" of stream '{name}'" if name else "")
+            self._last[name] = int(own[-1])
+        self._before = int(frame[-1])
 
 
 def _batches_of(part: Path) -> "Iterator[pa.RecordBatch]":

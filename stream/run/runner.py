@@ -5,22 +5,18 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from eex.models.architecture import Network
 from eex.policies.core.base import ExitCost, Policy
 from eex.policies.core.errors import EexError
-from eex.policies.core.exit_cost import parse_exit_cost, written
 from eex.policies.core.schedule import Piece, Schedule
 from eex.policies.registry import make_policy
 from eex.policies.wrappers.aim import keeping
-from eex.stream.config import Resolved, StreamConfig
+from eex.stream.config import Resolved, StreamConfig, check_goes_on
 from eex.stream.frames.frames import Frames, Playable, nothing_usable
 from eex.stream.network import load_network, pick_device
 from eex.stream.planning.sending import choose_sending
@@ -70,6 +66,8 @@ def run(
     from eex.stream.worker.embedded import EmbeddedWorker
 
     resolved = config.resolve()
+    if resume is not None:
+        check_goes_on(config, Path(resume))
     connection = resolved.connection
     # torch, which takes seconds, comes only now: a mistake in the options is reported at once
     with contextlib.ExitStack() as stack:
@@ -89,9 +87,7 @@ def run(
         net = load_network(config)
         from eex.stream.engine import exit_cost_of
 
-        costs = np.atleast_1d(exit_cost_of(config.exit_cost, net))
-        if len(costs) > 1 or config.exit_cost != float(costs[0]):  # what is kept of the run holds numbers
-            config = replace(config, exit_cost=written(costs))
+        exit_cost = exit_cost_of(config.exit_cost, net)
         policies = _policies(config, resolved, net)
         frames = open_frames(config, resolved.schedule, net)
         embedded = None if worker is None else (worker.endpoint(PATIENCE_S), worker.keys)
@@ -105,12 +101,11 @@ def run(
         )  # before the folder is made, in case there is no worker
         folder = make_folder(config.out, config.policy.partition(":")[0]) if resume is None else Path(resume)
         stop = stack.enter_context(interrupts())
-        prices = parse_exit_cost(config.exit_cost).of(net.edge_exits)
-        viewer = None if view is None else stack.enter_context(view(config, net, frames, prices))
+        viewer = None if view is None else stack.enter_context(view(config, net, frames, exit_cost))
         cloud = None
         if connection.answer_with is not None and (config.regret or view is not None):
             cloud = image_answers(net, load_answerer(connection.answer_with, "", pick_device(config.device)))
-        player = Player(frames, net, config, resolved, sending, show, stop, viewer, cloud)
+        player = Player(frames, net, config, resolved, exit_cost, sending, show, stop, viewer, cloud)
         own = resolved.policies[0].label
         played = [player.play(own, policies[0], offloader, folder, resume is not None, config.share)]
         for choice, policy in zip(resolved.policies[1:], policies[1:], strict=True):
@@ -126,7 +121,7 @@ def run(
                 reference = player.hindsight(played[0].tally)
     if not played[0].tally.frames and not stop():
         raise nothing_usable(config, played[0].skipped)
-    summary = summarise(config, resolved.price, played, reference, net, interrupted=stop())
+    summary = summarise(config, resolved.price, exit_cost, played, reference, net, interrupted=stop())
     send = {"encoding": sending.encoding and str(sending.encoding), "why": sending.why}
     summary |= {
         "send": send | {"candidates": list(sending.candidates)},

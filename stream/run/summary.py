@@ -13,7 +13,6 @@ from arro3.io import write_ipc
 
 from eex.models.architecture import UNKNOWN
 from eex.policies.core.base import ExitCost
-from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.files import write_file
 from eex.policies.core.price import Price
 from eex.stream.config import StreamConfig
@@ -32,13 +31,13 @@ NAMED = 20
 def summarise(
     config: StreamConfig,
     price: Price,
+    exit_cost: ExitCost,
     played: list[Played],
     reference: "Reference | None",
     net: "Network",
     interrupted: bool = False,
 ) -> dict[str, Any]:
     """What happened, as plain JSON values; the first policy's figures on top, one row per policy under `policies`."""
-    exit_cost = parse_exit_cost(config.exit_cost).of(net.edge_exits)
     rows = [_policy_row(p, reference, exit_cost, config.drop_below > 0) for p in played]
     first = played[0]
     skipped = list(first.skipped.items())

@@ -1,21 +1,20 @@
 """Options of `eex-train`. Heavy libraries are not imported, so --help is instant."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from eex.models.architecture import Preprocessing
-from eex.policies.core.errors import EexError, check_threads
+from eex.policies.core.errors import EexError
 from eex.policies.core.files import take_paths
+from eex.policies.core.options import check_seed, check_threads
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import printable
 
 Structure = Literal["pool_fc", "conv_fc", "multi_fc", "fc", "multi_conv", "conv_pool_fc", "norm_conv", "squeeze_conv"]
-
-MOST_SEED = 2**32 - 1
-"""Largest seed: libraries take no larger ones."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class TrainConfig:
     seed: int = 0
     """Random seed. The same seed on the same machine gives the same model."""
     measure: bool = True
-    """Measure the finished model on the test split, by exit, expert, distortion and level."""
+    """Whether the finished model is measured on the test split, by exit, expert, distortion and level."""
     quiet: bool = False
     """Print errors only."""
 
@@ -169,11 +168,12 @@ class TrainConfig:
     def check(self) -> None:
         """Raise `EexError` if a value is out of range, as far as can be checked without the data."""
         check_threads(self.threads)
-        for name, low in (("seed", 0), ("size", 0), ("epochs", 0), ("classifier_epochs", 1)):
+        check_seed(self.seed)
+        least = dict.fromkeys(("size", "epochs", "patience", "shift", "cutout"), 0)
+        least |= dict.fromkeys(("classifier_epochs", "expert_epochs", "batch"), 1)
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise EexError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
-        if self.seed > MOST_SEED:
-            raise EexError(f"--seed must be at most {MOST_SEED}, got {self.seed}")
         if not self.holdout >= 0 or (self.holdout >= 1 and self.holdout % 1):
             raise EexError(f"--holdout must be a whole number, or a share below 1, got {self.holdout:g}")
         if self.network and self.weights is not None:
@@ -193,6 +193,9 @@ class TrainConfig:
             )
         if self.pretrained and self.weights is not None:
             raise EexError("--pretrained and --weights both name weights to start from; leave one of them out")
+        for name in ("lr", "expert_lr"):
+            if (given := getattr(self, name)) is not None and not 0 < given < math.inf:
+                raise EexError(f"--{name.replace('_', '-')} must be more than 0, got {given:g}")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise EexError(f"--crop must lie in (0, 1], got {self.crop:g}")
         if self.freeze:

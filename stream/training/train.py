@@ -46,8 +46,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data = dataclasses.replace(data, classes=classes)
     own, cuts = own_network(config, made, data)
     net = first_network(config, own, data)
-    if net.architecture.takes_images and config.shift >= (side := min(net.architecture.input_shape[1:])):
-        raise EexError(f"--shift must be less than the side of the images, {side} pixels; got {config.shift}")
+    if net.architecture.takes_images:
+        side = min(net.architecture.input_shape[1:])
+        for name in ("shift", "cutout"):
+            if (pixels := getattr(config, name)) >= side:
+                raise EexError(f"--{name} must be less than the side of the images, {side} pixels; got {pixels}")
     source = _source(config, net)
     net = net.to(pick_device(config.device))
     optimised(net)  # a form that cannot stream is refused before the hours of training

@@ -96,21 +96,30 @@ def write_pair(folder: Path, name: str) -> Pair:
         raise EexError(
             f"'{name}': a key's name is at most 64 letters, digits, '.', '_' and '-', a letter or digit first"
         )
-    pair = new_pair()
+    _check_free(folder, name)
+    pair, made = new_pair(), list[Path]()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path, text, mode in (
-            (folder / f"{name}.key", pair.secret, 0o600),
-            (folder / f"{name}.pub", pair.public, 0o644),
-        ):
+        for ending, text, mode in ((".key", pair.secret, 0o600), (".pub", pair.public, 0o644)):
+            path = folder / f"{name}{ending}"
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                made.append(path)
                 os.fchmod(file.fileno(), mode)  # whatever the umask
                 file.write(text + b"\n")
-    except FileExistsError as error:
-        raise EexError(f"{error.filename}: exists already; to replace the pair, delete it first") from None
-    except OSError as error:
-        raise EexError(f"{folder}: cannot be written: {error.strerror}") from None
+    except BaseException as error:  # a half without its other is of no use, and would pass for one that has it
+        for path in made:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise EexError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise
     return pair
+
+
+def _check_free(folder: Path, name: str) -> None:
+    """Raise `EexError` if there is a key of this name, or half of one."""
+    for path in (folder / f"{name}.key", folder / f"{name}.pub"):
+        if path.exists():
+            raise EexError(f"{path}: exists already; to replace the pair, delete it first")
 
 
 def read_public(path: Path) -> bytes:
@@ -340,8 +349,12 @@ def make_keys(folder: Path | str, names: tuple[str, ...] = ()) -> list[str]:
     Raises
     ------
     EexError
-        If one exists already or cannot be written.
+        If one exists already or is named twice, where none is made; or if one cannot be written.
     """
-    folder = Path(folder)
-    made = [f"{folder / name}.pub  {write_pair(folder, name).public.decode()}" for name in names or (WORKER, EDGE)]
+    folder, names = Path(folder), names or (WORKER, EDGE)
+    for name in names:
+        _check_free(folder, name)
+        if names.count(name) > 1:
+            raise EexError(f"'{name}' is named twice")
+    made = [f"{folder / name}.pub  {write_pair(folder, name).public.decode()}" for name in names]
     return [*made, f"secret halves beside them, {folder}/*.key, readable only by you"]

@@ -236,6 +236,7 @@ def test_a_checkpoint_of_anything_else_is_refused(config, make_trace):
         ({"rounds": 10_000, "order": "in-order"}, "a trace too short for the episode: expected 10000 .*, found 480"),
         ({"layers": ()}, "--layers must be"),
         ({"threads": 100_000}, r"--threads must lie in \[0, 1024\], got 100000"),
+        ({"seed": 2**32}, "--seed must be at most 4294967295, got 4294967296"),
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"link": "fast"}, "link 'fast'"),
         ({"lstm": 0}, "--lstm must be at least 1, got 0"),
@@ -266,4 +267,16 @@ def test_an_agent_for_the_utility_is_evaluated_by_it(make_trace, tmp_path):
 
 def test_a_folder_has_one_training_at_a_time(config):
     with alone_in(config.out / "training"), pytest.raises(EexError, match="another process is writing there"):
+        train_rl(config)
+
+
+def test_a_finished_training_knows_its_traces_and_its_agent(config, make_trace):
+    best = train_rl(config)
+    assert train_rl(config) == best
+    write_trace(config.trace, make_trace(frames=600, seed=1))
+    with pytest.raises(EexError, match="training holds another training"):
+        train_rl(config)
+    write_trace(config.trace, make_trace(frames=600))
+    (config.out / "card.json").unlink()
+    with pytest.raises(EexError, match=r"agent: the best agent of this training is gone; delete .*training to train"):
         train_rl(config)

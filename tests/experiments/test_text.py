@@ -93,6 +93,10 @@ def test_what_was_not_trained_here_is_refused(trained, tmp_path):
         text(TextConfig(trained / "model", test=tmp_path / "test.tsv"))
     with pytest.raises(EexError, match="is not the file that"):
         text(TextConfig(trained / "model", data=tmp_path / "test.tsv"))
+    lines = (trained / "train.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.tsv").write_text("".join([lines[0], *sorted(lines[1:])]))  # held out are others of it
+    with pytest.raises(EexError, match="is not the file that"):
+        text(TextConfig(trained / "model", data=tmp_path / "train.tsv"))
     with pytest.raises(EexError, match="--width must be a multiple of 4"):
         text(TextConfig(tmp_path / "none", width=10))
 

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 from commands import ENVIRONMENT, command
 
@@ -101,3 +102,14 @@ def test_quiet_hushes_libraries_and_nothing_else(capsys):
     assert guarded(command) == 2
     assert capsys.readouterr().err == "error: what the user must know\n"
     assert (logging.root.manager.disable, os.environ.get("PYTHONWARNINGS"), warnings.showwarning) == before
+
+
+def test_what_does_not_fit_into_memory_is_one_line(capsys):
+    assert guarded(lambda: np.zeros(2**50)) == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory: Unable to allocate 8.00 PiB")
+
+    def command():
+        raise MemoryError
+
+    assert guarded(command) == 2
+    assert capsys.readouterr().err == "error: not enough memory\n"

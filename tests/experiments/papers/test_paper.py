@@ -54,6 +54,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         (["deex"], "--data: name the images to train and measure on"),
         (["deex", "--recipe", "huge", "--data", "x"], "--recipe huge: expected one of quick, reduced, standard, paper"),
         (["deex", "--data", "nowhere", "--out", "OUT"], "nowhere: no such source"),
+        (["deex", "--quick", "--recipe", "paper"], "--quick is a recipe of its own; leave out --recipe paper"),
         (["deex", "--quick", "--threads", "-1"], "--threads must lie in [0, 1024], got -1"),
         (["expert-branches", "--quick", "--weights", "OUT/none.safetensors", "--out", "OUT"], "none.safetensors"),
         (["deex", "--quick", "--weights", "w"], "--weights: deex starts from none; only expert-branches does"),

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,12 @@ def test_json_of_others_is_bounded(text, message):
 def test_json_of_a_usual_depth_is_read():
     assert parse_json("[" * MOST_LEVELS + "]" * MOST_LEVELS)
     assert parse_json('{"a": ["é", 1.5, null, true]}') == {"a": ["é", 1.5, None, True]}
+
+
+def test_a_folder_is_no_file_to_write():
+    for path in (Path("."), Path("/")):
+        with pytest.raises(EexError, match="cannot be written: it is a folder"):
+            write_file(path, "")
 
 
 def test_a_folder_has_one_process_in_it_at_a_time(tmp_path):

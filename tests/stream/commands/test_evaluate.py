@@ -41,8 +41,8 @@ def test_estimates_from_a_live_log(random_run, tmp_path):
     done = call("record", "--config", random_run / "config.json", "--out", tmp_path / "t.arrow", "--quiet")
     assert done.returncode == 0
     confidence = read_trace(tmp_path / "t.arrow").confidence
-    config = json.loads((random_run / "config.json").read_text())
-    exit_cost = np.array([float(cost) for cost in config["exit_cost"].split(",")])
+    priced = json.loads((random_run / "records" / "priced.json").read_text())
+    exit_cost = np.array([float(cost) for cost in priced["exit_cost"].split(",")])
     supported = [row for row in found["rows"] if not row["problem"]]
     assert supported
     for row in supported:

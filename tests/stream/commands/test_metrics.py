@@ -101,6 +101,8 @@ def test_what_a_person_sees(labelled, unlabelled, tmp_path):
         (["nowhere", "--p-tar", "0.5,2"], "--p-tar must lie in [0, 1]"),
         (["nowhere", "--p-tar", "high"], "--p-tar takes comma-separated numbers"),
         (["nowhere", "--t-tar-ms", "nan"], "--t-tar-ms must be at least 0"),
+        (["nowhere", "--t-tar-ms", "inf"], "--t-tar-ms must be at least 0 and finite"),
+        (["nowhere", "--bins", "1000000"], "--bins must be at most 1000, got 1000000"),
         (["nowhere", "--batch", "0"], "--batch must be at least 1"),
     ],
 )

@@ -545,6 +545,9 @@ def test_an_option_that_the_run_had_may_be_said_again(tmp_path):
     again = stream(tmp_path, "--resume", first["folder"], "--no-regret")
     assert again["frames"] == first["frames"]
     config = Path(first["folder"]) / "config.json"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(config.read_text()) | {"frames": 12}))
+    assert stream(tmp_path, "--config", other, "--config", config, "--partition", 2)["frames"] == 40  # the last counts
     for flags in (["--no-regret"], ["--regret"], ["--no-resize"]):
         assert stream(tmp_path, "--config", config, "--frames", 20, *flags)["frames"] == 20
 
@@ -556,6 +559,9 @@ def test_an_option_that_the_run_had_may_be_said_again(tmp_path):
         ({"out": "a\0b"}, "holds a NUL"),
         ({"model": "a\ud800b"}, "half a surrogate pair"),
         ({"seed": [[]]}, "not the configuration of a run"),
+        ({"seed": 2**40}, "--seed must be at most 4294967295"),
+        ({"frmes": 10}, "not the configuration of a run: it has 'frmes', which is no option of eex-stream"),
+        ({"frames": 10**16}, "--frames must be at most 1,000,000,000,000,000"),
         ({"frames": 10**400}, "not the configuration of a run"),
         ({"policy_option": [[[[]]]]}, "not the configuration of a run"),
     ],

@@ -185,6 +185,9 @@ def test_what_does_not_fit_the_images_is_said_before_the_training(home, tmp_path
     refused(
         call("train", *TINY, "--shift", 16, "--out", tmp_path / "a", cwd=home), "--shift must be less than the side"
     )
+    refused(
+        call("train", *TINY, "--cutout", 1000, "--out", tmp_path / "a", cwd=home), "--cutout must be less than the side"
+    )
     draw_images(tmp_path / "images", 16)
     for path in (tmp_path / "images" / "test").rglob("*.png"):
         Image.new("RGB", (24, 24)).save(path)

@@ -141,7 +141,7 @@ def test_records_of_a_live_session_are_enough(tmp_path, make_rows):
     assert document([read_run(folder / "records")])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"policies": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", *(f'{{"policies": {r}}}' for r in ("3", "[]", "[1]", "[{}]"))])
 def test_a_damaged_summary_is_one_line(tmp_path, make_rows, content):
     folder = recorded(tmp_path, make_rows, 1000)
     (folder / "summary.json").write_text(content)

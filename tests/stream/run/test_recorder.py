@@ -134,6 +134,30 @@ def test_a_resumption_with_another_policy_changes_nothing(tmp_path):
     assert json.loads((folder / "config.json").read_text())["policy"] == "ucb"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": "adaee"}, "began with --reward utility, not adaee, and a run goes on as it began"),
+        ({"exit_cost": 0.5}, "began with --exit-cost auto, not 0.5"),
+        ({"overhead": 0.9}, "began with --overhead 0.1, not 0.9"),
+        ({"seed": 3}, "began with --seed 0, not 3"),
+        ({"policy_option": ("c=2",)}, "began with --policy-option"),
+        ({"frames": 100}, "--frames 100: 600 frames of this run are done already"),
+    ],
+)
+def test_a_resumption_with_other_frames_or_prices_changes_nothing(finished, changes, message):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(EexError, match=message):
+        run(StreamConfig(out=finished.parent, **{**OPTIONS, "policy": "ucb", **changes}), resume=finished)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run."""
+    return Path(run(StreamConfig(out=tmp_path_factory.mktemp("finished"), policy="ucb", **OPTIONS))["folder"])
+
+
 @pytest.mark.parametrize("left", [0, 8, -300])
 def test_a_part_that_a_loss_of_power_cut_is_named_with_its_frames(tmp_path, capsys, left):
     run(StreamConfig(out=tmp_path, **OPTIONS))
@@ -170,6 +194,7 @@ def test_a_folder_has_one_writer(tmp_path):
 # ---- damaged records and states
 
 
+@pytest.mark.filterwarnings("ignore:.*are missing")
 def test_damaged_parts_are_read_or_refused_in_one_line(tmp_path, make_rows):
     with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
         writer.write(make_rows(0, 40))

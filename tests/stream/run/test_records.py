@@ -146,7 +146,34 @@ def test_a_cut_part_does_not_hide_those_behind_it(tmp_path, make_rows, monkeypat
     write(tmp_path, make_rows, [4] * 4)
     first = tmp_path / "part-00000.arrows"
     first.write_bytes(first.read_bytes()[:-200])  # in its second batch
-    assert read_records(tmp_path)["frame"].to_pylist() == [0, 1, 2, 3, *range(8, 16)]
+    with pytest.warns(UserWarning, match="the frames before frame 8 are missing: a part was cut off, deleted or moved"):
+        assert read_records(tmp_path)["frame"].to_pylist() == [0, 1, 2, 3, *range(8, 16)]
+    first.unlink()
+    assert read_records(tmp_path)["frame"].to_pylist() == [*range(8, 16)]  # the oldest may be deleted
+
+
+@pytest.mark.parametrize(
+    ("batches", "lacking"),
+    [
+        ([("a", [0, 1]), ("b", [0, 1]), ("a", [2, 3]), ("b", [2])], None),
+        ([("a", [0, 1]), ("b", [2, 3]), ("a", [4, 5]), ("b", [6])], None),  # they share a learner
+        ([("a", [0, 1]), ("a", [0, 1, 2])], None),  # a session that began anew
+        ([("a", [0, 1]), ("b", [0, 1]), ("a", [3, 4])], "frame 3 of stream 'a'"),
+        ([("a", [0, 1]), ("b", [2, 3]), ("a", [5])], "frame 5 of stream 'a'"),
+        ([("", [7, 8]), ("", [9, 12])], "frame 12"),
+    ],
+)
+def test_frames_that_lack_are_noticed(tmp_path, make_rows, batches, lacking):
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        for stream, frames in batches:
+            rows = make_rows(0, len(frames))
+            rows.frame[:], rows.stream[:] = frames, stream
+            writer.write(rows)
+    if lacking is None:
+        read_records(tmp_path)
+        return
+    with pytest.warns(UserWarning, match=f"the frames before {lacking} are missing"):
+        read_records(tmp_path)
 
 
 def test_dropped_frames(tmp_path, make_rows):

@@ -87,8 +87,10 @@ def test_what_a_run_leaves(tmp_path):
     assert sum(taken_for.values()) == 300
     assert taken_for["pristine"] > 120
     assert taken_for["gaussian_noise"] > 120
-    kept = json.loads((folder / "config.json").read_text())["exit_cost"]
-    assert [float(cost) for cost in kept.split(",")] == costs
+    assert json.loads((folder / "config.json").read_text())["exit_cost"] == "auto"  # for other networks, too
+    priced = json.loads((folder / "records" / "priced.json").read_text())
+    assert [float(cost) for cost in priced["exit_cost"].split(",")] == pytest.approx(costs, rel=1e-5)
+    assert priced["reward"] == "utility"
     assert summary["policies"][0]["policy"] == "stop-curve"
     assert json.loads((folder / "summary.json").read_text())["frames"] == summary["frames"] == 300
     assert {path.name for path in folder.iterdir()} >= {"config.json", "curves.arrow", "records", "state.npz"}

@@ -52,6 +52,35 @@ def test_keys_lie_in_files_that_are_secret(tmp_path):
     assert new_pair().secret.decode() not in repr(new_pair())
 
 
+@pytest.mark.parametrize("half", ["edge.key", "edge.pub"])
+def test_a_pair_of_which_half_is_there_is_not_made(tmp_path, half):
+    make_keys(tmp_path, ("edge",))
+    for path in list(tmp_path.iterdir()):
+        if path.name != half:
+            path.unlink()
+    before = (tmp_path / half).read_bytes()
+    with pytest.raises(EexError, match=f"{half}: exists already"):
+        make_keys(tmp_path, ("camera", "edge"))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(half, before)]
+    with pytest.raises(EexError, match="'camera' is named twice"):
+        make_keys(tmp_path, ("camera", "camera"))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pair_of_which_half_cannot_be_written_is_not_made(tmp_path, monkeypatch):
+    chmod = os.fchmod
+
+    def full(descriptor, mode):
+        if mode == 0o644:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        chmod(descriptor, mode)
+
+    monkeypatch.setattr(os, "fchmod", full)
+    with pytest.raises(EexError, match="cannot be written: No space left on device"):
+        make_keys(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_where_keys_lie(monkeypatch, tmp_path):
     monkeypatch.setenv("EEX_KEYS", str(tmp_path))
     assert keys.default_folder() == tmp_path
