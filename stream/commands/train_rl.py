@@ -18,7 +18,7 @@ def _bar(config: TrainRLConfig) -> Iterator[Say]:
     columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} steps"), TimeRemainingColumn())
     shown = (*columns, TextColumn("{task.description}"))
     last = ""
-    progress = Progress(*shown, console=console, disable=config.quiet)
+    progress = Progress(*shown, console=console, disable=config.quiet or not console.is_terminal)
     task = progress.add_task("", total=config.steps)
 
     def say(steps: int, text: str) -> None:
@@ -26,7 +26,7 @@ def _bar(config: TrainRLConfig) -> Iterator[Say]:
         progress.start()  # not earlier: an error before training prints one line, without a bar
         progress.update(task, completed=min(steps, config.steps), description=text)
         if text != last and not config.quiet and not console.is_terminal:
-            console.print(f"{steps:,} steps: {text}", highlight=False)
+            console.print(f"{steps:,} steps: {text}", highlight=False, soft_wrap=True)
         last = text
 
     try:

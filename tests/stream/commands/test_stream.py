@@ -390,7 +390,7 @@ def test_interrupted_run_is_summed_up(tmp_path, number):
     process = start(
         "stream", "--frames", 200_000, "--threads", 1, "--out", tmp_path, "--policy", "fixed", "--deadline-ms", 2000
     )
-    wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/*")), process)
+    wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/part-*")), process)
     embedded = children(process.pid)
     assert len(embedded) == 1
     process.send_signal(number)
