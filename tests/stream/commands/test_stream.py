@@ -316,7 +316,7 @@ def test_worker_killed_in_mid_stream(tmp_path):
             "stream", "--worker", endpoint, "--plain", "--policy", "fixed:p_tar=1", "--frames", 2000,
             "--deadline-ms", 500, "--threads", 1, "--no-regret", "--json", "--out", tmp_path,
         )  # fmt: skip
-        wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/*")), command)
+        wait_for(lambda: any(p.stat().st_size for p in tmp_path.glob("*/records/part-*")), command)
         process.kill()
         done = finish(command)
     assert (done.returncode, done.stderr) == (0, "")
