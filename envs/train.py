@@ -302,7 +302,9 @@ def _checkpoints(
 
         def keep(self) -> None:
             state["steps"] = self.num_timesteps
-            agent = exported(self.model, config.name, {"trained_steps": self.num_timesteps, **_deciding(config)})
+            agent = exported(
+                self.model, config.name, {"trained_steps": self.num_timesteps, **json.loads(settings_text)}
+            )
             save_agent(agent, folder / "last")
             reward, regret = _score(config, "rl", test, {"model": str(folder / "last")})
             self.logger.record("evaluation/reward", reward)

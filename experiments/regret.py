@@ -29,6 +29,7 @@ from eex.policies.core.errors import EexError
 from eex.policies.core.exit_cost import parse_exit_cost
 from eex.policies.core.files import alone_in, digest_of, replacing, write_file
 from eex.policies.core.link import parse_link
+from eex.policies.core.options import check_seed
 from eex.policies.core.references import best_fixed, best_per_exit
 from eex.policies.core.replay import Order, times_of
 from eex.policies.core.trace import Trace, read_trace
@@ -202,6 +203,7 @@ def _play_rest(
 def _sweep(config: RegretConfig) -> Sweep:
     if not config.trace:
         raise EexError("name at least one trace: --trace FILE")
+    check_seed(config.seed)
     for name, low in (("rounds", 1), ("runs", 1), ("delay", 0), ("processes", 0)):
         if getattr(config, name) < low:
             raise EexError(f"--{name} must be at least {low}, got {getattr(config, name)}")

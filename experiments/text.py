@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import digest_of
+from eex.policies.core.options import check_seed
 from eex.policies.core.schedule import Piece
 from eex.policies.registry import RECOMMENDED
 from eex.stream.config import StreamConfig
@@ -87,6 +88,7 @@ class TextConfig:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range."""
+        check_seed(self.seed)
         for name, low in (("epochs", 1), ("blocks", 2), ("width", 4), ("length", 1), ("holdout", 1), ("frames", 0)):
             if getattr(self, name) < low:
                 raise EexError(f"--{name} must be at least {low}, got {getattr(self, name)}")

@@ -92,11 +92,7 @@ def write_pair(folder: Path, name: str) -> Pair:
     EexError
         If a pair of that name exists, or the folder cannot be written.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise EexError(
-            f"'{name}': a key's name is at most 64 letters, digits, '.', '_' and '-', a letter or digit first"
-        )
-    _check_free(folder, name)
+    _check_new(folder, name)
     pair, made = new_pair(), list[Path]()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -115,8 +111,12 @@ def write_pair(folder: Path, name: str) -> Pair:
     return pair
 
 
-def _check_free(folder: Path, name: str) -> None:
-    """Raise `EexError` if there is a key of this name, or half of one."""
+def _check_new(folder: Path, name: str) -> None:
+    """Raise `EexError` if a pair cannot have this name, or there is one of it, or half of one."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise EexError(
+            f"'{name}': a key's name is at most 64 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
     for path in (folder / f"{name}.key", folder / f"{name}.pub"):
         if path.exists():
             raise EexError(f"{path}: exists already; to replace the pair, delete it first")
@@ -349,11 +349,12 @@ def make_keys(folder: Path | str, names: tuple[str, ...] = ()) -> list[str]:
     Raises
     ------
     EexError
-        If one exists already or is named twice, where none is made; or if one cannot be written.
+        If a name cannot be one, or is given twice, or is that of a pair that exists, where none is made; or if one
+        cannot be written.
     """
     folder, names = Path(folder), names or (WORKER, EDGE)
     for name in names:
-        _check_free(folder, name)
+        _check_new(folder, name)
         if names.count(name) > 1:
             raise EexError(f"'{name}' is named twice")
     made = [f"{folder / name}.pub  {write_pair(folder, name).public.decode()}" for name in names]

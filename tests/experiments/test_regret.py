@@ -492,6 +492,7 @@ def test_bad_traces_are_told_in_one_line(name, tmp_path, monkeypatch, capsys):
         (["--overheads", ""], "--overheads must be comma-separated numbers"),
         (["--grid", "0.5 nan"], "--grid must be comma-separated numbers"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--runs", "-1"], "--runs must be at least 1, got -1"),
         (["--delay", "-1"], "--delay must be at least 0"),
         (["--exit-cost", "2"], "--exit-cost must lie in [0, 1]"),

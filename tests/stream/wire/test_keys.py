@@ -64,6 +64,8 @@ def test_a_pair_of_which_half_is_there_is_not_made(tmp_path, half):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(half, before)]
     with pytest.raises(EexError, match="'camera' is named twice"):
         make_keys(tmp_path, ("camera", "camera"))
+    with pytest.raises(EexError, match="'a b': a key's name is at most 64 letters"):
+        make_keys(tmp_path, ("camera", "a b"))
     assert len(list(tmp_path.iterdir())) == 1
 
 
