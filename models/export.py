@@ -74,11 +74,12 @@ def export(
     ------
     EexError
         If the model cannot be loaded, one of its operations has no ONNX form, the files do not answer as the model
-        does, or the folder cannot be written or holds weights that the card of a reduced precision would not be for.
+        does, or the folder cannot be written or holds weights that the model's card is not for.
     """
     card, out = read_card(model), Path(out)
-    if precision != "fp32" and (out / WEIGHTS).exists():
-        raise EexError(f"{out}: holds {WEIGHTS}, and a model in {precision} has a card of its own; name another folder")
+    if (out / WEIGHTS).exists() and (precision != "fp32" or read_card(out) != card):
+        why = " of another model" if precision == "fp32" else f", and a model in {precision} has a card of its own"
+        raise EexError(f"{out}: holds {WEIGHTS}{why}; name another folder")
     net = load(model, "cpu", net)
     parts: dict[str, bytes] = {}
     x = torch.rand(2, *net.architecture.input_shape)

@@ -282,6 +282,14 @@ def test_an_export_that_answers_otherwise_is_refused(model, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+def test_the_card_of_another_models_weights_is_kept(model, tmp_path):
+    save(make("resnet", ["x", "y"], shares=[0.5], width=8, input_shape=(3, 16, 16)).eval(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(EexError, match=r"holds weights\.safetensors of another model; name another folder"):
+        export(model, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_forms_that_differ_are_not_chosen_from(model, tmp_path, monkeypatch):
     monkeypatch.setattr("eex.models.onnx.OnnxNet.stage", lambda self, i, x: 2 * self.stages[i](x))
     with pytest.raises(ModelError, match="the ONNX form of the model does not answer as the network itself does"):
