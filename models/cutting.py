@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -108,6 +109,8 @@ def _per_channel(
     mean, std = tuple(mean) or (0.0,) * channels, tuple(std) or (1.0,) * channels
     if not len(mean) == len(std) == channels:
         raise EexError(f"mean and std must name {channels} channels each, got {list(mean)} and {list(std)}")
+    if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std, strict=True)):
+        raise EexError(f"mean must be finite, and std more than 0, got {list(mean)} and {list(std)}")
     return mean, std
 
 

@@ -95,8 +95,10 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise EexError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("patience", "shift", "cutout", "weight_decay", "momentum", "stage_lr"):
-            if not (getattr(self, name) or 0) >= 0:
-                raise EexError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise EexError(f"{name} must be at least 0, and finite, got {getattr(self, name)}")
+        if self.loss_weights and not (all(0 <= w < math.inf for w in self.loss_weights) and any(self.loss_weights)):
+            raise EexError(f"loss_weights must be at least 0, and one of them more, got {self.loss_weights}")
         if not 0 < self.lr < math.inf:
             raise EexError(f"the learning rate must be positive, got {self.lr}")
         if not 0 <= self.distorted_share <= 1:

@@ -50,9 +50,6 @@ TITLE = "Deployment strategies for early-exit deep neural networks in resource-c
 MISSING = """
 - Networks of the size that the survey's sources train (`--recipe paper`: width 64, 30 epochs, three seeds) need a
   GPU.
-- Intervals over seeds: the recipe "standard" has three, and was run with one (`--seeds 1`), so that the spreads are
-  those of test images and repeated measurements. A seed takes an hour of one core with AVX-512, 3.7 hours of one with
-  AVX2.
 - Energy was not measured: the machine is a virtual one without a counter. It takes one with RAPL.
 - The capsule network and the searched branch structure of the survey's table are not built.
 - BranchyNet's speed-up needs its networks, with far more work after the first exit.
@@ -74,8 +71,10 @@ NOTES = """
 - The survey measures nothing. Its sentences are put to the test here, on one compact residual network for CIFAR-10
   (width 32 and 23 million multiply-adds in the recipe "standard"), trained for as many epochs in every phase of a
   method: a method of two phases sees the images twice as often.
-- Each ± is half the 95 % interval of a difference on the same test images. With one seed, it says nothing about what
-  other seeds would change.
+- Each ± of ours is half the 95 % interval of a difference on the same test images, the mean of three seeds. Verdicts,
+  and the ± of a limit, add how the seeds differ.
+- The first seed was trained and timed on a core with AVX-512, where a seed takes an hour, the others on one with AVX2,
+  where it takes 3.7 hours.
 - Structures are compared on one frozen backbone, that of the two-stage training, so that only the branch differs.
 - Learned gating: a network with a side branch at every place is trained jointly; then gates (a linear layer on the
   averaged features each) are trained on validation images to stop where cross-entropy + price x cost is least, and

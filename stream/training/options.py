@@ -193,9 +193,14 @@ class TrainConfig:
             )
         if self.pretrained and self.weights is not None:
             raise EexError("--pretrained and --weights both name weights to start from; leave one of them out")
-        for name in ("lr", "expert_lr"):
-            if (given := getattr(self, name)) is not None and not 0 < given < math.inf:
-                raise EexError(f"--{name.replace('_', '-')} must be more than 0, got {given:g}")
+        for names, zero in ((("lr", "expert_lr"), False), (("stage_lr", "weight_decay"), True)):
+            for name in names:
+                if (given := getattr(self, name)) is not None and not (0 < given < math.inf or (zero and given == 0)):
+                    bound = "at least 0" if zero else "more than 0"
+                    raise EexError(f"--{name.replace('_', '-')} must be {bound}, and finite, got {given:g}")
+        if not (all(0 <= weight < math.inf for weight in self.loss_weights) and any(self.loss_weights)):
+            got = " ".join(f"{weight:g}" for weight in self.loss_weights)
+            raise EexError(f"--loss-weights must be at least 0, and one of them more, got {got}")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise EexError(f"--crop must lie in (0, 1], got {self.crop:g}")
         if self.freeze:

@@ -394,6 +394,8 @@ def test_one_channel_needs_no_mean():
 def test_other_arguments_are_checked():
     with pytest.raises(EexError, match="mean and std must name 1 channels"):
         cut(nn.Conv2d(1, 3, 16), ["0"], CLASSES, input_shape=(1, 16, 16), mean=(0.5, 0.5, 0.5))
+    with pytest.raises(EexError, match=r"mean must be finite, and std more than 0, got \[0.5\] and \[0.0\]"):
+        cut(nn.Conv2d(1, 3, 16), ["0"], CLASSES, input_shape=(1, 16, 16), mean=(0.5,), std=(0.0,))
     with pytest.raises(ValueError, match="unknown branch structure 'tree'"):
         cut(sequential(), ["0", "1"], CLASSES, input_shape=SHAPE, structure="tree")
     with pytest.raises(ValueError, match="partition point"):

@@ -1,5 +1,7 @@
 """Every training method learns, leaves frozen parts alone and repeats itself."""
 
+import math
+
 import pytest
 import torch
 from tiny_training import SHAPE, Killed, killer, noise, same, tiny_data, tiny_network, tiny_recipe, weights
@@ -162,7 +164,8 @@ def test_bad_data(images, labels, message):
 
 
 def test_bad_recipes():
-    for change in ({"epochs": 0}, {"batch": 0}, {"lr": 0.0}, {"distorted_share": 1.5}):
+    weights = ({"loss_weights": (0.0, 0.0, 0.0)}, {"loss_weights": (1.0, math.nan, 1.0)}, {"weight_decay": math.inf})
+    for change in ({"epochs": 0}, {"batch": 0}, {"lr": 0.0}, {"distorted_share": 1.5}, *weights):
         with pytest.raises(EexError, match="must"):
             Recipe(**change)
     images, labels = tiny_data()
