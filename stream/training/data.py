@@ -188,3 +188,8 @@ def _test_split(data: str, train: Source, classes: Sequence[str], fitted: dict[s
     )
     unknown = len(test) - len(known)
     return chosen, f"{unknown:,} test images have no label that was trained, and are left out" if unknown else ""
+
+
+def few(names: Sequence[str]) -> str:
+    """The first five names, for a message."""
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)

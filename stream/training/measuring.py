@@ -1,6 +1,5 @@
 """Measure a trained model: accuracy and calibration by exit, expert, distortion and level; cost by threshold."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from eex.policies.core.base import Ints
 from eex.policies.core.errors import EexError
 from eex.policies.core.metrics import expected_calibration_error
 from eex.stream.frames.distortions import DISTORTIONS
-from eex.stream.training.data import read_data
+from eex.stream.training.data import few, read_data
 from eex.stream.training.options import TrainConfig
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def samples_of(data: str, card: "Card") -> "Samples":
     channels, height, width = architecture.input_shape
     read = read_data(TrainConfig(data, Path(), measure=False), (channels, height, width))
     if read.classes != architecture.classes:
-        raise EexError(f"{data}: its classes {_few(read.classes)} are not the model's, {_few(architecture.classes)}")
+        raise EexError(f"{data}: its classes {few(read.classes)} are not the model's, {few(architecture.classes)}")
     kept, held = read.kept[:FIT], read.held[:HELD]
     if len(held) < 4:
         raise EexError(f"{data}: has {len(read.images):,} images, too few to hold some out and measure on them")
@@ -79,10 +78,6 @@ def samples_of(data: str, card: "Card") -> "Samples":
         return {e: _distorted(images, e, middle.get(e, 0.0)).numpy() for e in architecture.experts}
 
     return Samples(seen(kept), seen(held), read.labels[held], data)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
 def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:

