@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from eex.policies.algorithms.options import thresholds
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Thresholds
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, Policy, Reward, Thresholds
 from eex.policies.core.draws import uniform
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -136,3 +136,19 @@ def turns(run: Ints) -> Iterator[Any]:
     turn[order] = np.arange(len(run)) - first
     for k in range(turn.max() + 1):
         yield np.flatnonzero(turn == k)
+
+
+def scaled(reward: Floats, overhead: float | Floats, kind: Reward, cost: float | Floats = 0.0) -> Floats:
+    """Rewards on the scale from the least that a frame can earn, 0, to the most, 1.
+
+    AdaEE's reward lies in [-o - k, 1 - o], where o is the overhead and k the `cost` of all further exits; the utility
+    in [-o - k, 1], since a sure frame may leave on the edge.
+
+    Examples
+    --------
+    >>> scaled(np.array([-0.25, 0.0, 0.75]), 0.25, "adaee"), scaled(np.array([-0.25, 0.0, 1.0]), 0.25, "utility")
+    (array([0.  , 0.25, 1.  ]), array([0. , 0.2, 1. ]))
+    """
+    span = 1.0 if kind == "adaee" else 1.0 + overhead
+    found: Floats = (reward + overhead + cost) / (span + cost)
+    return found

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eex.policies.algorithms.arms import GRID, Arms, add
+from eex.policies.algorithms.arms import GRID, Arms, add, scaled
 from eex.policies.algorithms.options import share
 from eex.policies.core.base import Context, Outcomes, Thresholds
 
@@ -12,7 +12,7 @@ from eex.policies.core.base import Context, Outcomes, Thresholds
 class EXP3(Arms):
     r"""Exponential weights on estimated gains: assumes nothing about how rewards arise.
 
-    Let :math:`x = r + o` be a reward plus the overhead, in [0, 1] (a little below 0 where exits cost), and
+    Let :math:`x` be a reward scaled to [0, 1] (`scaled`; a little below 0 where exits cost), and
     :math:`\hat S_a` the sum of :math:`x / p` over the frames with feedback that arm :math:`a` was played for, :math:`p`
     being the probability it was drawn with then, however late its feedback comes. Of :math:`K` arms, draw each with
 
@@ -71,5 +71,6 @@ class EXP3(Arms):
 
     def credit(self, returned: Outcomes) -> None:
         """Sum up what each arm would have earned, by its probability: `totals` are these sums."""
+        gain = scaled(returned.reward, returned.overhead, self.reward)
         add(self.counts, returned.run, returned.arm, 1.0)
-        add(self.totals, returned.run, returned.arm, (returned.reward + returned.overhead) / returned.probability)
+        add(self.totals, returned.run, returned.arm, gain / returned.probability)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eex.policies.algorithms.arms import GRID, Arms
+from eex.policies.algorithms.arms import GRID, Arms, scaled
 from eex.policies.algorithms.options import not_negative
 from eex.policies.core.base import Context, Floats
 
@@ -15,9 +15,8 @@ EDGE = 1e-9
 class KLUCB(Arms):
     r"""UCB with the bound that is tight for rewards of 0 and 1: never above 1, narrow near 0 and 1.
 
-    Rewards lie in [-o - k, 1 - o], where o is the overhead and k the cost of visiting all edge exits; scaled to
-    [0, 1], let :math:`\hat\mu_a` be their mean on arm :math:`a`, played :math:`n_a` times in :math:`t` rounds with
-    feedback. Play each arm once, then
+    Of rewards scaled to [0, 1] (`scaled`), let :math:`\hat\mu_a` be the mean on arm :math:`a`, played :math:`n_a`
+    times in :math:`t` rounds with feedback. Play each arm once, then
 
     .. math:: \arg\max_a \; \max \{ q : n_a \, d(\hat\mu_a, q) \le \ln t + c \ln \ln t \}, \qquad
         d(p, q) = p \ln \frac pq + (1 - p) \ln \frac{1 - p}{1 - q}
@@ -59,8 +58,7 @@ class KLUCB(Arms):
     def index(self, played: Floats, context: Context) -> Floats:
         """The formula above."""
         cost = np.mean(context.exit_cost) * (self.exits - 1)
-        overhead = np.reshape(context.overhead, (-1, 1, 1))
-        p = (self.mean() + overhead + cost) / (1 + cost)
+        p = scaled(self.mean(), np.reshape(context.overhead, (-1, 1, 1)), self.reward, cost)
         log_t = self.log_t()
         return upper(p, (log_t + self.c * np.log(np.maximum(log_t, 1))) / played)
 

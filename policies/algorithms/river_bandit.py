@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eex.policies.algorithms.arms import GRID, Arms, add
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Reward, State, Thresholds
+from eex.policies.algorithms.arms import GRID, Arms, add, scaled
+from eex.policies.core.base import Context, Floats, Ints, Outcomes, State, Thresholds
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
 
@@ -24,10 +24,10 @@ class RiverBandit(Arms):
     River's policies draw from generators of their own; here these are set anew, keyed by run and frame, before each
     pull, so that neither batching nor saving changes what is drawn. The arms in flight count as pulled while the next
     one is: where an object goes by its counts (UCB, any `burn_in`), it does not play one arm until the first reply.
-    Rewards are scaled to [0, 1] (`scaled`). A policy that counts successes (BayesUCB, a Beta distribution) gets 1 with
-    the scaled reward's probability and else 0, which leaves its means as they are (Agrawal and Goyal, "Analysis of
-    Thompson sampling for the multi-armed bandit problem", 2012). Exp3 weighs each reward by the probability that its
-    arm had when it was chosen.
+    Rewards are scaled to [0, 1] (`scaled`); an exit cost may cut them off. A policy that counts successes (BayesUCB, a
+    Beta distribution) gets 1 with the scaled reward's probability and else 0, which leaves its means as they are
+    (Agrawal and Goyal, "Analysis of Thompson sampling for the multi-armed bandit problem", 2012). Exp3 weighs each
+    reward by the probability that its arm had when it was chosen.
 
     Its state is all arms and rewards so far, in order, from which its objects are rebuilt: 24 bytes per frame, at
     river's speed, about ten microseconds per frame.
@@ -116,7 +116,7 @@ class RiverBandit(Arms):
             more = ((0, 0), (0, max(64, 2 * most) - self.arms.shape[1]))
             self.arms = np.pad(self.arms, more)
             self.rewards, self.chances = np.pad(self.rewards, more), np.pad(self.chances, more)
-        rewards = scaled(returned.reward, returned.overhead, self.reward)
+        rewards = np.clip(scaled(returned.reward, returned.overhead, self.reward), 0.0, 1.0)
         if self._counts_successes:
             keys, frames = self.keys[returned.run], returned.frame
             u = [uniform(self.seed, keys[k : k + 1], frames[k : k + 1], 1, _SUCCESS)[0, 0, 0] for k in range(len(keys))]
@@ -165,13 +165,6 @@ class RiverBandit(Arms):
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise EexError(f"{self.name}: {str(error).splitlines()[0]}") from None
         return learner
-
-
-def scaled(reward: Floats, overhead: Floats, kind: Reward) -> Floats:
-    """Rewards on the scale from the least to the most that a frame can earn, in [0, 1]; an exit cost may cut it off."""
-    span = 1.0 if kind == "adaee" else 1.0 + overhead
-    found: Floats = np.clip((reward + overhead) / span, 0.0, 1.0)
-    return found
 
 
 def river_class(kind: str) -> Any:

@@ -68,6 +68,10 @@ def kl_ucb_with_c(earned, n, t):
     return largest(mean(earned) + OVERHEAD, (math.log(t) + 3 * max(math.log(max(math.log(t), 1)), 0)) / n)
 
 
+def kl_ucb_of_utilities(earned, n, t):
+    return largest((mean(earned) + OVERHEAD) / (1 + OVERHEAD), math.log(t) / n)
+
+
 def mean(earned):
     return fmean(earned) if earned else 0.0
 
@@ -91,12 +95,15 @@ def largest(p, level):
         ("bayes-ucb", bayes_ucb),
         ("kl-ucb", kl_ucb),
         ("kl-ucb:c=3", kl_ucb_with_c),
+        ("kl-ucb", kl_ucb_of_utilities),
     ],
 )
 def test_index_against_a_slow_reference(policy, index, longest_delay):
     rng = np.random.default_rng(3)
-    worth = rng.uniform(-0.1, 0.5, 5)
+    of_utilities = index is kl_ucb_of_utilities
+    worth, most = (rng.uniform(0.5, 0.9, 5), 1.0) if of_utilities else (rng.uniform(-0.1, 0.5, 5), 1 - OVERHEAD)
     policy = make_policy(f"{policy}:{FIVE}")
+    policy.reward = "utility" if of_utilities else "adaee"
     earned, waiting, played = [[] for _ in worth], [], set()
     for frame in range(250):
         for back in [w for w in waiting if w[0] <= frame]:
@@ -110,7 +117,7 @@ def test_index_against_a_slow_reference(policy, index, longest_delay):
         if t > 2:  # before, indices are alike but for a hair
             assert indices[arm] >= max(indices) - 1e-7, f"round {frame}"
         played.add(arm)
-        reward = float(np.clip(rng.normal(worth[arm], 0.1), -OVERHEAD, 1 - OVERHEAD))
+        reward = float(np.clip(rng.normal(worth[arm], 0.1), -OVERHEAD, most))
         waiting.append((frame + 1 + int(rng.integers(longest_delay + 1)), arm, reward))
     assert played == set(range(5))
 
@@ -271,18 +278,21 @@ def test_exp3_explores_less_and_less():
 # ---- all of them
 
 
+@pytest.mark.parametrize("kind", ["adaee", "utility"])
 @pytest.mark.parametrize("delay", [0, 100])
 @pytest.mark.parametrize("name", [n for n in ARMS if n != "random"])
-def test_finds_the_best_arm(name, delay):
+def test_finds_the_best_arm(name, delay, kind):
     runs, rounds = 8, 4000
     policy = make_policy(f"{name}:{FIVE}", runs=runs, seed=2)
+    policy.reward = kind
+    least, most = {"adaee": (-OVERHEAD, 1 - OVERHEAD), "utility": (0.4, 1.0)}[kind]
     u = uniform(0, np.arange(runs), np.arange(rounds), 1, purpose=7)[..., 0]
-    worth = np.array([0.1, 0.3, 0.8, 0.4, 0.2])  # how often an arm earns 0.8 rather than -0.2
+    worth = np.array([0.1, 0.3, 0.8, 0.4, 0.2])  # how often an arm earns the most
     waiting, late = [], []
     for frame in range(rounds):
         chosen = policy.choose(Context(first=frame, overhead=OVERHEAD))
         arm = chosen.arm[:, 0]
-        earned = np.where(u[:, frame] < worth[arm], 1 - OVERHEAD, -OVERHEAD)
+        earned = np.where(u[:, frame] < worth[arm], most, least)
         waiting.append(told(policy, arm, earned, np.arange(runs), chosen.probability[:, 0]))
         if frame >= delay:
             policy.learn(waiting.pop(0))
