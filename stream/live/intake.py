@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError, ImageError
+from eex.stream.frames.folders import printable
 from eex.stream.live.answers import Answer, Reason, Refusal, iso
 from eex.stream.live.arrivals import Arrivals, Waiting
 from eex.stream.live.config import LiveConfig, StreamOptions
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from eex.models.architecture import Architecture
 
 NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0, 3), dtype=np.uint8)
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise `EexError` if a name is not text that can be stored."""
+    try:
+        name.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise EexError(f"{what}: expected a name, as text in UTF-8, got {name!r}") from None
 
 
 class Intake:
@@ -80,6 +89,14 @@ class Intake:
         self, image: Given, stream: str, at: float | None, name: str, label: int, wait: bool
     ) -> "Future[Answer | Refusal]":
         """Take a frame in, or refuse it; arguments as for `Session.submit`."""
+        check_name("stream", stream)
+        if not isinstance(name, str):
+            raise EexError(f"name: expected text, got {name!r}")
+        if not isinstance(label, int | np.integer) or not -1 <= label < len(self._taken.classes):
+            raise EexError(
+                f"label: expected the number of a class, below {len(self._taken.classes)}, or -1, got {label!r}"
+            )
+        name, label = printable(name), int(label)
         now, wall = time.perf_counter(), time.time()
         captured = float(at) if at is not None and 0 <= at <= wall else wall
         future: Future[Answer | Refusal] = Promised()
@@ -191,8 +208,9 @@ class Intake:
         Raises
         ------
         EexError
-            If the session is closed.
+            If the session is closed, or the name is not text.
         """
+        check_name("stream", name)
         with self.lock:
             if self.closing:
                 raise EexError(f"stream '{name}': the session is closed")

@@ -195,6 +195,11 @@ class Session:
         wait
             Whether to wait for room while the stream's queue is full; otherwise the frame is refused as full. A stream
             that keeps the newest frame only is never full.
+
+        Raises
+        ------
+        EexError
+            If the stream or the name is not text, or the label is no class; an image that is none is refused instead.
         """
         return self._intake.submit(image, stream, at, name, label, wait and not self._tasks.here)
 

@@ -263,6 +263,41 @@ def test_what_is_no_image_is_refused_and_the_others_go_on(net, image):
         assert session.summary()["streams"][0]["refused"] == {"undecodable": 2}
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stream": 3}, "stream: expected a name, as text in UTF-8, got 3"),
+        ({"stream": None}, "stream: expected a name"),
+        ({"stream": b"door"}, "stream: expected a name"),
+        ({"stream": "caf\udce9"}, "stream: expected a name"),
+        ({"name": 7}, "name: expected text, got 7"),
+        ({"label": "cat"}, "label: expected the number of a class, below 3, or -1, got 'cat'"),
+        ({"label": float("nan")}, "label: expected the number"),
+        ({"label": 3}, "label: expected the number"),
+        ({"label": -2}, "label: expected the number"),
+    ],
+    ids=str,
+)
+def test_a_frame_that_cannot_be_recorded_is_the_callers_error_and_the_others_go_on(net, tmp_path, given, message):
+    with opened(net, records=tmp_path) as session:
+        session.answer(images(1)[0], "door")
+        with pytest.raises(EexError, match=message):
+            session.submit(images(1)[0], **given)
+        session.submit(images(1)[0], "door", name="caf\udce9.jpg", label=np.int8(2)).result(10)
+    assert read_records(tmp_path)["name"].to_pylist() == ["", "caf\\xe9.jpg"]
+    assert read_records(tmp_path)["label"].to_pylist() == [None, "c"]
+
+
+def test_a_stream_whose_name_is_none_cannot_be_opened(net):
+    with opened(net) as session:
+        for name in (3, "caf\udce9"):
+            with pytest.raises(EexError, match="stream: expected a name"):
+                session.open_stream(name)
+            with pytest.raises(EexError, match="stream: expected a name"):
+                session.set_options(name)
+        session.answer(images(1)[0], "door")
+
+
 def jpeg(size):
     file = io.BytesIO()
     Image.new("RGB", size, (200, 30, 30)).save(file, "PNG")
