@@ -4,7 +4,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,9 @@ from eex.policies.algorithms.features import EXPERTS, USUAL_MS, USUAL_QUEUE
 from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Reward
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import check_exit_cost
 from eex.policies.core.link import SimulatedLink, parse_link
+from eex.policies.core.options import check_word
 from eex.policies.core.reward import way_cost
 from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace, read_trace
@@ -296,19 +298,19 @@ def _check(episodes: Episodes, trace: Trace) -> None:
     """Raise `EexError` if an option is out of range or does not fit the trace."""
     if episodes.envs < 1 or episodes.window < 1:
         raise EexError(f"envs and window must be at least 1, got {episodes.envs} and {episodes.window}")
-    for name, kinds in (("action", ActionKind), ("reward", RewardKind)):
-        if getattr(episodes, name) not in get_args(kinds):
-            raise EexError(f"{name} must be one of {', '.join(get_args(kinds))}, got '{getattr(episodes, name)}'")
+    check_word("action", episodes.action, ActionKind)
+    check_word("reward", episodes.reward, RewardKind)
     if not episodes.grid.size or not ((episodes.grid >= 0) & (episodes.grid <= 1)).all():
         raise EexError(f"grid must hold thresholds in [0, 1], got {episodes.grid.tolist()}")
     low, high = episodes.prices
     if not 0 <= low <= high <= 1:
         raise EexError(f"overhead must be a number in [0, 1], or lowest and highest, got {low:g} and {high:g}")
-    costs = np.asarray(episodes.exit_cost, dtype=float)
-    if costs.ndim and costs.shape != (episodes.exits - 1,):
-        raise EexError(f"exit_cost must be one number, or {episodes.exits - 1}, got {episodes.exit_cost}")
-    if not ((costs >= 0) & (costs <= 1)).all():
-        raise EexError(f"exit_cost must lie in [0, 1], got {episodes.exit_cost}")
-    if episodes.reward == "accuracy" and (trace.label < 0).any():
-        without = int((trace.label < 0).sum())
+    check_exit_cost(episodes.exit_cost, episodes.exits)
+    if episodes.reward == "accuracy":
+        check_labels(trace)
+
+
+def check_labels(trace: Trace) -> None:
+    """Raise `EexError` if a frame has no label, which the reward "accuracy" takes."""
+    if without := int((trace.label < 0).sum()):
         raise EexError(f"reward 'accuracy' needs a trace with labels: {without} of {len(trace)} frames have none")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from eex.envs.episodes import RewardKind, check_labels
 from eex.envs.playlist import reordered
 from eex.policies.algorithms.curves import THRESHOLDS
 from eex.policies.core.base import Floats, Reward
@@ -11,7 +12,10 @@ from eex.policies.core.errors import EexError
 from eex.policies.core.link import SimulatedLink
 from eex.policies.core.references import best_arm_of_segments, fixed_rewards
 from eex.policies.core.replay import replay
+from eex.policies.core.reward import way_cost
+from eex.policies.core.routing import answer
 from eex.policies.core.trace import Trace
+from eex.policies.core.world import step
 from eex.policies.registry import make_policy
 
 
@@ -36,7 +40,7 @@ def play(
     seed: int = 0,
     exit_cost: float = 0.0,
     options: Mapping[str, str] | None = None,
-    kind: Reward = "adaee",
+    kind: RewardKind = "adaee",
 ) -> tuple[Floats, Floats]:
     """Play a policy over a trace in order, at all overheads side by side, with late feedback.
 
@@ -44,20 +48,40 @@ def play(
     -------
     reward, regret
         Of each overhead and frame, (overheads, frames); the regret is against the fixed threshold, common to all exits,
-        that is best in hindsight in each segment of unchanged distortion. Both are of what frames earn under `kind`.
+        that is best in hindsight in each segment of unchanged distortion. Both are of what frames earn under `kind`;
+        no policy learns from accuracy, which takes labels: it learns from AdaEE's reward then.
     """
     price = np.asarray(overheads, dtype=float)
     made = make_policy(policy, options, exits=trace.edge_exits, runs=len(price), seed=seed)
     keys = np.full(len(price), seed)
+    if kind == "accuracy":
+        check_labels(trace)
+    learned: Reward = "adaee" if kind == "accuracy" else kind
     replayed = replay(
-        made, trace, price, order="in-order", seed=seed, keys=keys, link=link, exit_cost=exit_cost, kind=kind
+        made, trace, price, order="in-order", seed=seed, keys=keys, link=link, exit_cost=exit_cost, kind=learned
     )
     reward = replayed.reward
+    if kind == "accuracy":
+        reward = (replayed.answer == trace.label) - replayed.paid
     rows = np.arange(len(trace))[None]
     grid = np.array(THRESHOLDS)
-    earned = (fixed_rewards(trace.confidence, o, grid, exit_cost, kind) for o in price)
+    earned = (_of_thresholds(trace, o, grid, exit_cost, kind) for o in price)
     best = [best_arm_of_segments(by_threshold, rows, trace.segments)[0] for by_threshold in earned]
     return reward, np.array(best) - reward
+
+
+def _of_thresholds(trace: Trace, overhead: float, grid: Floats, exit_cost: float, kind: RewardKind) -> Floats:
+    """What each threshold earns on each frame, (frames, thresholds)."""
+    if kind != "accuracy":
+        return fixed_rewards(trace.confidence, overhead, grid, exit_cost, kind)
+    earned = np.empty((len(trace), len(grid)))
+    for k, threshold in enumerate(grid):
+        exit_at = np.full((1, trace.edge_exits), threshold)
+        stepped = step(trace.confidence, exit_at, None, overhead, exit_cost)
+        answers = answer(trace.confidence, trace.prediction, stepped.exit, np.full(len(trace), threshold))
+        cost = overhead * stepped.offloaded + way_cost(exit_cost, stepped.visited - 1)
+        earned[:, k] = (answers == trace.label) - cost
+    return earned
 
 
 def score(
@@ -71,7 +95,7 @@ def score(
     seeds: int,
     exit_cost: float = 0.0,
     options: Mapping[str, str] | None = None,
-    kind: Reward = "adaee",
+    kind: RewardKind = "adaee",
 ) -> tuple[float, float]:
     """Mean reward and mean regret per 1,000 frames, over overheads and reordered traces of seeds 0, 1, …"""
     schedules = (reordered(trace, rounds, switch, k) for k in range(seeds))

@@ -71,9 +71,7 @@ def export_agent(model: Any, folder: Path | str, name: str = "agent", env: Any =
         If the model or a wrapper is another, the spaces are not those of the environment, or the agent does not play
         what the model would; nothing is written then.
     """
-    agent = exported(model, name, {}, env)
-    save_agent(agent, Path(folder))
-    return agent.card
+    return save_agent(exported(model, name, {}, env), folder)
 
 
 def exported(model: Any, name: str, trained: Mapping[str, Any], env: Any = None) -> Agent:

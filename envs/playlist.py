@@ -1,12 +1,13 @@
 """Which row of a trace each episode plays next: in order, resampled, or its distortions in a new order."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from eex.policies.core.base import Floats, Ints
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
+from eex.policies.core.options import check_word
 from eex.policies.core.trace import Trace
 
 EpisodeOrder = Literal["in-order", "resampled", "segments", "switching"]
@@ -23,11 +24,12 @@ class Playlist:
     order
         "in-order": row after row, from one that is drawn so that the episode fits. "resampled": any row, with
         replacement. "segments": as in order, but each row is drawn from its stretch of unchanged distortion.
-        "switching": stretches of unchanged distortion in a drawn order, none twice in a row, rows drawn from each.
+        "switching": stretches of unchanged distortion in a drawn order, none twice in a row, rows drawn from each. Two
+        stretches of the trace may have the same distortion.
     rounds
         Frames of an episode; 0 = as many as the trace has.
     switch
-        Fewest and most frames until "switching" goes to another distortion.
+        Fewest and most frames until "switching" goes to another stretch.
 
     Raises
     ------
@@ -36,8 +38,7 @@ class Playlist:
     """
 
     def __init__(self, trace: Trace, order: EpisodeOrder, rounds: int, switch: tuple[int, int]) -> None:
-        if order not in get_args(EpisodeOrder):
-            raise EexError(f"order must be one of {', '.join(get_args(EpisodeOrder))}, got '{order}'")
+        check_word("order", order, EpisodeOrder)
         if rounds < 0:
             raise EexError(f"an episode must have at least 1 round (0 = all of the trace), got {rounds}")
         self.order, self.length, self.rounds = order, len(trace), rounds or len(trace)

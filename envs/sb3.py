@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from eex.envs.vector import One, ThresholdVectorEnv
+from eex.policies.core.errors import EexError
 from eex.policies.core.trace import Trace
 
 
@@ -23,12 +24,16 @@ class ThresholdVecEnv(VecEnv):
     Parameters
     ----------
     trace, num_envs, options
-        As for `ThresholdVectorEnv`.
+        As for `ThresholdVectorEnv`, but for `autoreset_mode`: an episode that ends begins anew in the same step.
     seed
         Of the first episodes.
     """
 
     def __init__(self, trace: Trace | str | Path, num_envs: int = 1, seed: int = 0, **options: Any) -> None:
+        if "autoreset_mode" in options:
+            raise EexError(
+                "autoreset_mode cannot be chosen: stable-baselines3 has environments begin anew in the same step"
+            )
         self.inner = ThresholdVectorEnv(trace, num_envs, **options)
         space = self.inner.single_action_space
         self.box = isinstance(space, spaces.Box)

@@ -59,9 +59,8 @@ def legal(action: Any, space: spaces.Space[Any]) -> NDArray[Any]:
         raise EexError(f"an action must be {what}: expected actions of shape {space.shape}, got {given.shape}")
     good = (given >= -ROUNDING) & (given <= 1 + ROUNDING) if box else (given >= 0) & (given < arms)
     if not good.all():
-        where = (
-            f" in environment {np.argwhere(~good)[0][0]}" if given.ndim > len(space.shape[1:]) and given.ndim else ""
-        )
+        at, several = np.argwhere(~good)[0], given.ndim > box
+        where = f" in environment {at[0]}" if several else f" at exit {at[0] + 1}" if given.ndim else ""
         raise EexError(f"an action must be {what}, got {given[~good].flat[0]}{where}")
     return np.clip(given.astype(np.float64), 0.0, 1.0) if box else given.astype(np.int64)
 

@@ -18,7 +18,7 @@ from eex.policies.algorithms.agent import CARD, WEIGHTS, save_agent
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import alone_in, digest_of, take_paths
 from eex.policies.core.link import parse_link
-from eex.policies.core.options import check_seed, check_threads
+from eex.policies.core.options import check_seed, check_threads, check_words
 from eex.policies.core.trace import Trace, read_trace
 from eex.policies.registry import split_option
 
@@ -146,6 +146,7 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
     """
     maker = algorithm_class(config.algorithm, config.action, config.tensorboard)
     settings = _settings(config)
+    check_words(config)
     check_threads(config.threads)
     check_seed(config.seed)
     for name, least in (
@@ -339,7 +340,7 @@ def _score(
         seeds=config.evaluate_seeds,
         exit_cost=config.exit_cost,
         options=options,
-        kind="utility" if config.reward == "utility" else "adaee",
+        kind=config.reward,
     )
 
 

@@ -27,9 +27,9 @@ from eex.policies.core.base import Policy, Reward, classes_of
 from eex.policies.core.code import own_source, own_sources
 from eex.policies.core.errors import EexError
 from eex.policies.core.exit_cost import parse_exit_cost
-from eex.policies.core.files import alone_in, digest_of, replacing, write_file
+from eex.policies.core.files import alone_in, digest_of, replacing, take_paths, write_file
 from eex.policies.core.link import parse_link
-from eex.policies.core.options import check_seed
+from eex.policies.core.options import check_seed, check_words
 from eex.policies.core.references import best_fixed, best_per_exit
 from eex.policies.core.replay import Order, times_of
 from eex.policies.core.trace import Trace, read_trace
@@ -97,6 +97,9 @@ class RegretConfig:
     """Processes to play in; 0 = as many as there are cores."""
     ray: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[ADDRESS]")] = None
     """Play on a Ray cluster, at this address or started here (pip install 'eex[ray]'); the same numbers."""
+
+    def __post_init__(self) -> None:
+        take_paths(self)
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,7 @@ def _play_rest(
 def _sweep(config: RegretConfig) -> Sweep:
     if not config.trace:
         raise EexError("name at least one trace: --trace FILE")
+    check_words(config)
     check_seed(config.seed)
     for name, low in (("rounds", 1), ("runs", 1), ("delay", 0), ("processes", 0)):
         if getattr(config, name) < low:

@@ -212,6 +212,8 @@ def _names(module: nn.Module, after: Sequence[str]) -> list[str]:
     """The first name of each layer that is named; a module may have several."""
     names = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if name}
     first = {layer: name for name, layer in reversed(names.items())}
+    if isinstance(after, str):
+        raise EexError(f"layers to cut after are named in a list, [{after!r}], got the text {after!r}")
     if not after:
         raise EexError("name at least one layer to cut after")
     for name in after:

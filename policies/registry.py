@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from eex.policies.core.base import Policy
 from eex.policies.core.errors import EexError
 
@@ -108,9 +110,14 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     EexError
         If the policy or an option is unknown, or a value does not fit.
     """
+    if unknown := sorted(set(given) - set(GIVEN)):
+        raise EexError(
+            f"a policy is given exits, runs and seed, not '{unknown[0]}'; options are text: {{'{unknown[0]}': …}}"
+        )
     text, at, within = name.partition("@")
     name, inline = _split_name(text)
-    texts = dict(split_option(pair) for pair in inline.split(":") if pair) | dict(options or {})
+    texts = dict(split_option(pair) for pair in inline.split(":") if pair)
+    texts |= {key: _text(value) for key, value in (options or {}).items()}
     if name.startswith(RIVER):
         if at:
             raise EexError(f"policy {name} is not a wrapper; remove what follows the @")
@@ -130,6 +137,10 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
             listed = ", ".join(known) or "none"
             raise EexError(f"policy {name} has no option '{key}'{_close(key, known)}; its options: {listed}")
         values[key] = _parse(name, key, value, known[key][0])
+    if missing := [
+        key for key, (_, default) in known.items() if default is inspect.Parameter.empty and key not in values
+    ]:
+        raise EexError(f"policy {name} needs the option '{missing[0]}': {name}:{missing[0]}=…")
     make: Callable[..., Policy] = cls
     if wraps:
         make = functools.partial(cls, make_policy(within, **given))  # type: ignore[arg-type]
@@ -293,6 +304,11 @@ def _shown(value: Any) -> str:
                 return f"{value[0]:g} {value[1]:g} … {value[-1]:g}"
         return " ".join(f"{v:g}" for v in value)
     return "…" if value is inspect.Parameter.empty else str(value)
+
+
+def _text(value: Any) -> str:
+    """An option's value as text; of several, with spaces between them."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple | np.ndarray) else str(value)
 
 
 def _parse(policy: str, key: str, text: str, kind: Any) -> Any:

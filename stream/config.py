@@ -209,9 +209,8 @@ LASTING = (
 
 
 def check_goes_on(config: StreamConfig, folder: Path) -> None:
-    """Raise `EexError` if a run cannot go on with a configuration, as its frames would not be of one kind."""
-    if not (path := folder / "config.json").exists():
-        return
+    """Raise `EexError` if a folder holds no run that could go on, or one whose frames would not be of one kind then."""
+    path = folder / "config.json"
     began, now = to_json(from_json(path, StreamConfig)), to_json(config)
     for name in LASTING:
         if began[name] != now[name]:

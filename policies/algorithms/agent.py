@@ -204,8 +204,8 @@ def observation_names(exits: int, action: ActionKind, experts: int = EXPERTS, ra
     return Features(exits=exits, experts=experts, rate=rate).names + previous
 
 
-def save_agent(agent: Agent, folder: Path | str) -> None:
-    """Write an agent's weights and card into a folder; each file is replaced whole.
+def save_agent(agent: Agent, folder: Path | str) -> AgentCard:
+    """Write an agent's weights and card into a folder, each file replaced whole; the card that was written.
 
     Raises
     ------
@@ -221,6 +221,7 @@ def save_agent(agent: Agent, folder: Path | str) -> None:
     with replacing(folder / WEIGHTS) as a, replacing(folder / CARD) as b:
         a.write_bytes(weights)
         b.write_text(json.dumps(asdict(card), indent=1) + "\n")
+    return card
 
 
 def load_agent(folder: Path | str) -> Agent:

@@ -225,7 +225,11 @@ class Policy(Arrays):
         raise NotImplementedError
 
     def learn(self, outcomes: Outcomes) -> None:
-        """Take in finished frames. Frames whose reward is NaN teach nothing, but are no longer awaited."""
+        """Take in finished frames.
+
+        Frames whose reward is NaN teach nothing of what thresholds earn, but are no longer awaited. What their edge
+        exits said is there all the same, and may tell that the stream has changed.
+        """
 
     def settled_for(self, first: int) -> int:
         """How many frames its choice stands for, at least 1: learning from fewer cannot change it, whatever they bring.

@@ -58,6 +58,15 @@ class ExitPrices(NamedTuple):
         return np.array(self.each)
 
 
+def check_exit_cost(cost: ExitCost, exits: int) -> None:
+    """Raise `EexError` unless these are prices of a network with so many edge exits: one, or one per further exit."""
+    prices = np.asarray(cost, dtype=float)
+    if prices.ndim and prices.shape != (exits - 1,):
+        raise EexError(f"exit_cost must be one number, or {exits - 1}, got {cost}")
+    if not ((prices >= 0) & (prices <= 1)).all():
+        raise EexError(f"exit_cost must lie in [0, 1], got {cost}")
+
+
 def written(cost: ExitCost) -> str:
     """An exit cost as `parse_exit_cost` reads it.
 

@@ -48,6 +48,8 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """
     if not path.name:
         raise EexError(f"{path}: cannot be written: it is a folder")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise EexError(f"{path}: cannot be written: it is a device, a pipe or a socket, and no file")
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
 def take_paths(config: Any) -> None:
     """Let a dataclass of options take a path in either form, as text or as a `Path`; called by its `__post_init__`.
 
-    Afterwards a field holds what it declares: a `Path`, a tuple of them, or text.
+    Afterwards a field holds what it declares: a `Path`, a tuple of them, also where one is given, or text.
 
     Examples
     --------
@@ -86,7 +88,8 @@ def take_paths(config: Any) -> None:
         if field.type in (Path, Path | None) and isinstance(value, str | os.PathLike):
             object.__setattr__(config, field.name, Path(value))
         elif field.type == tuple[Path, ...]:
-            object.__setattr__(config, field.name, tuple(map(Path, value)))
+            several = [value] if isinstance(value, str | os.PathLike) else value
+            object.__setattr__(config, field.name, tuple(map(Path, several)))
         elif field.type in (str, str | None) and isinstance(value, os.PathLike):
             object.__setattr__(config, field.name, os.fspath(value))
 

@@ -83,7 +83,7 @@ class SimulatedLink:
             raise EexError(f"a link's rate must be more than 0 Mbit/s, got {min(p.mbit for p in pieces):g}")
         for name, least in (("jitter_ms", 0.0), ("frame_ms", 1e-3), ("deadline_ms", 1e-3), ("bytes", 0.0)):
             if not least <= getattr(self, name) < np.inf:
-                raise EexError(f"a link's {name} must be at least {least:g}, got {getattr(self, name)}")
+                raise EexError(f"a link's {name} must be at least {least:g}, and finite, got {getattr(self, name)}")
 
     @cached_property
     def _ends(self) -> list[int]:

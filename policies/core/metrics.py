@@ -50,7 +50,7 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> Re
     Raises
     ------
     EexError
-        If shapes differ, nothing is given, a confidence leaves [0, 1] or there is no bin.
+        If shapes differ, nothing is given, a value is missing, a confidence leaves [0, 1] or there is no bin.
 
     Examples
     --------
@@ -67,6 +67,7 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> Re
         raise EexError(f"bins must be at least 1, got {bins}")
     if not ((values >= 0) & (values <= 1 + 1e-6)).all():  # a float32 softmax may end a rounding above 1
         raise EexError(f"confidence must lie in [0, 1], got {values.min()}…{values.max()}")
+    _check_known(right)
     edges = np.linspace(0, 1, bins + 1)
     index = np.searchsorted(edges[1:-1], values)
     counts = np.bincount(index, minlength=bins)
@@ -137,7 +138,7 @@ def inference_outage(on_device: ArrayLike, correct: ArrayLike, p_tar: ArrayLike,
     Raises
     ------
     EexError
-        If shapes differ, there are fewer frames than one batch, or a target leaves [0, 1].
+        If shapes differ, a value is missing, there are fewer frames than one batch, or a target leaves [0, 1].
 
     Examples
     --------
@@ -152,9 +153,9 @@ def inference_outage(on_device: ArrayLike, correct: ArrayLike, p_tar: ArrayLike,
     Pacheco, Couto and Simeone (2021), Calibration-aided edge inference offloading via adaptive model partitioning of
     deep neural networks, section IV-D.
     """
-    here, right = _batches(on_device, batch), _batches(correct, batch)
-    if here.shape != right.shape:
+    if np.shape(on_device) != np.shape(correct):
         raise EexError(f"expected as many answers as places, got {np.shape(correct)} and {np.shape(on_device)}")
+    here, right = _batches(on_device, batch), _batches(correct, batch)
     return np.asarray(_below((right * here).sum(axis=1), here.sum(axis=1), p_tar).mean(axis=-1))
 
 
@@ -183,7 +184,7 @@ def missed_deadline(
     Raises
     ------
     EexError
-        If shapes differ, there are fewer frames than one batch, or a target cannot be one.
+        If shapes differ, a value is missing, there are fewer frames than one batch, or a target cannot be one.
 
     Examples
     --------
@@ -198,9 +199,9 @@ def missed_deadline(
     ----------
     Pacheco, Couto and Simeone (2021), section IV-E.
     """
-    times, right = _batches(time_ms, batch), _batches(correct, batch)
-    if times.shape != right.shape:
+    if np.shape(time_ms) != np.shape(correct):
         raise EexError(f"expected as many answers as times, got {np.shape(correct)} and {np.shape(time_ms)}")
+    times, right = _batches(time_ms, batch), _batches(correct, batch)
     limits = np.asarray(t_tar_ms, dtype=float)
     if not (limits >= 0).all():
         raise EexError(f"t_tar must be at least 0 ms, got {limits.min()}")
@@ -214,11 +215,18 @@ def _batches(given: ArrayLike, batch: int) -> Floats:
     values = np.asarray(given, dtype=float)
     if values.ndim != 1:
         raise EexError(f"expected one value per frame, (N,), got {values.shape}")
+    _check_known(values)
     if batch < 1:
         raise EexError(f"a batch must hold at least 1 frame, got {batch}")
     if len(values) < batch:
         raise EexError(f"one batch takes {batch} frames, there are {len(values)}")
     return values[: len(values) // batch * batch].reshape(-1, batch)
+
+
+def _check_known(values: Floats) -> None:
+    if (missing := np.isnan(values)).any():
+        first = int(missing.argmax())
+        raise EexError(f"a value is missing (NaN), that of frame {first}: leave out frames without a label, say")
 
 
 def _below(right: Floats, of: Floats, p_tar: ArrayLike) -> Bools:

@@ -43,6 +43,7 @@ import numpy as np
 
 from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Outcomes, Reward, check_threshold
 from eex.policies.core.errors import EexError
+from eex.policies.core.options import check_word
 from eex.policies.core.reward import way_cost
 
 BINS, FOLDS = 20, 10
@@ -130,8 +131,10 @@ def estimate(
     Raises
     ------
     EexError
-        If a threshold lies outside [0, 1], the log is empty, or a propensity is not a probability.
+        If a threshold lies outside [0, 1], the log is empty, a propensity is not a probability, or there is no such
+        reward.
     """
+    check_word("kind", kind, Reward)
     if not len(outcomes):
         raise EexError("the log has no frames")
     p = outcomes.probability

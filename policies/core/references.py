@@ -10,11 +10,26 @@ gives them; hindsight is over each run's own rows. No reference loses a reply.
 import numpy as np
 
 from eex.policies.core.base import ExitCost, Floats, Ints, Reward
+from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import check_exit_cost
+from eex.policies.core.options import check_word
 from eex.policies.core.reward import earned, way_cost
 from eex.policies.core.world import step
 
 MOST_CELLS = 1 << 24
 """Combinations of thresholds that `best_per_exit` compares at most."""
+
+
+def _check(confidence: Floats, overhead: float, exit_cost: ExitCost) -> None:
+    """Raise `EexError` if a confidence is missing, as in a live run's records, or a price is none."""
+    if np.isnan(confidence).any():
+        raise EexError(
+            f"frame {int(np.isnan(confidence).any(axis=1).argmax())} has no confidence at some exit: hindsight needs a "
+            "full trace (eex-record), not the records of a run; see eex.policies.core.off_policy for those"
+        )
+    if not 0 <= overhead <= 1:
+        raise EexError(f"the overhead must lie in [0, 1], units of confidence; got {overhead}")
+    check_exit_cost(exit_cost, confidence.shape[1] - 1)
 
 
 def best_fixed(
@@ -30,6 +45,11 @@ def best_fixed(
         Price of offloading a frame, and of every further edge exit.
     grid
         Thresholds to compare, (arms,).
+
+    Raises
+    ------
+    EexError
+        If a confidence is missing, or a price is out of range.
     """
     rewards = fixed_rewards(confidence, overhead, grid, exit_cost, kind)
     best = int(rewards.sum(axis=0).argmax())
@@ -48,6 +68,7 @@ def fixed_reward(
 
     Frames that it would offload with less than `drop_below` at the last edge exit are dropped, and earn 0.
     """
+    check_word("kind", kind, Reward)
     exit_at = np.broadcast_to(np.asarray(threshold, dtype=float), (1, confidence.shape[1] - 1))
     stepped = step(confidence, exit_at, None, overhead, exit_cost, kind=kind, drop_below=drop_below)
     return np.where(stepped.dropped, 0.0, stepped.reward) if drop_below > 0 else stepped.reward
@@ -57,6 +78,7 @@ def fixed_rewards(
     confidence: Floats, overhead: float, grid: Floats, exit_cost: ExitCost = 0.0, kind: Reward = "adaee"
 ) -> Floats:
     """What each of several thresholds earns on each frame of a full trace, (frames, arms)."""
+    _check(confidence, overhead, exit_cost)
     return np.column_stack([fixed_reward(confidence, overhead, float(t), exit_cost, kind=kind) for t in grid])
 
 
@@ -123,6 +145,7 @@ def best_per_exit(
     thresholds, reward
         One per edge exit, (exits,); what they earn on each frame, (frames,).
     """
+    _check(confidence, overhead, exit_cost)
     exits = confidence.shape[1] - 1
     search = _every_combination if len(grid) ** exits <= MOST_CELLS else _exit_by_exit
     best = search(confidence, overhead, grid, exit_cost, kind)
@@ -218,6 +241,7 @@ def best_stopping(
     thresholds, reward
         One per edge exit, (exits,); what they earn on each frame, (frames,).
     """
+    _check(confidence, overhead, exit_cost)
     edge, exits = confidence[:, :-1], confidence.shape[1] - 1
     grid = np.linspace(0, 1, bins + 1)
     thresholds: Floats = np.empty(exits)
@@ -242,6 +266,8 @@ def oracle(
     A frame's gain is taken over the last edge exit's confidence, as for a frame that visited them all. A policy that
     skips exits, as DEEx does, gains over the exit that it skipped from, and may earn more. A frame below `drop_below`
     at the last edge exit cannot be offloaded: it would be dropped."""
+    check_word("kind", kind, Reward)
+    _check(confidence, overhead, exit_cost)
     edge, further = confidence[:, :-1], np.arange(confidence.shape[1] - 1)
     left = (edge if kind == "utility" else 0.0 * edge) - way_cost(exit_cost, further)
     gain = confidence[:, -1] - edge[:, -1]

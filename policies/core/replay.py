@@ -23,7 +23,9 @@ from eex.policies.core.base import (
 )
 from eex.policies.core.draws import uniform
 from eex.policies.core.errors import EexError
-from eex.policies.core.link import SimulatedLink
+from eex.policies.core.exit_cost import check_exit_cost
+from eex.policies.core.link import SimulatedLink, parse_link
+from eex.policies.core.options import check_word
 from eex.policies.core.routing import answer, hide
 from eex.policies.core.trace import Trace
 from eex.policies.core.world import step
@@ -112,6 +114,7 @@ def draw_frames(trace: Trace, rounds: int, order: Order, seed: int, keys: Ints) 
     keys
         Numbers of the runs: run k draws the same rows in every part of a sweep.
     """
+    check_word("order", order, Order)
     if order == "in-order":
         return np.broadcast_to(np.arange(rounds) % len(trace), (len(keys), rounds))
     u = uniform(seed, keys, np.arange(rounds), 1, _PURPOSE)[..., 0]
@@ -134,7 +137,7 @@ def replay(
     keys: Ints | None = None,
     frames: Ints | None = None,
     delay: int = 0,
-    link: SimulatedLink | None = None,
+    link: SimulatedLink | str | None = None,
     feedback: Feedback | None = None,
     exit_cost: ExitCost = 0.0,
     exit_ms: Sequence[float] = (),
@@ -144,7 +147,7 @@ def replay(
     """Play a policy over a trace, round by round, all its runs side by side.
 
     The policy chooses, `eex.policies.core.world.step` plays its thresholds, and it learns from the outcomes once they
-    are due. It never sees what inference did not reach.
+    are due, from those that are still under way after the last round. It never sees what inference did not reach.
 
     Parameters
     ----------
@@ -162,7 +165,8 @@ def replay(
     delay
         Rounds by which all feedback is late: with 0, the policy learns from a frame before the next choice.
     link
-        Instead: feedback of offloaded frames comes with their reply or when the deadline passes; of others at once.
+        Instead: feedback of offloaded frames comes with their reply or when the deadline passes; of others at once. As
+        text, see `eex.policies.core.link.parse_link`.
     feedback
         Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices.
     exit_cost
@@ -178,17 +182,26 @@ def replay(
     Raises
     ------
     EexError
-        If policy, overheads or feedback do not fit.
+        If policy, overheads, frames or feedback do not fit, or a number is out of range.
     """
+    if isinstance(policy, str | type):
+        raise EexError(f"a policy is made before it is played: make_policy('ucb', exits={trace.edge_exits}), say")
     runs = policy.runs
+    link = parse_link(link) if isinstance(link, str) else link
+    keys = np.arange(runs) if keys is None else np.asarray(keys)
+    check_word("kind", kind, Reward)
+    _check(policy, trace, overhead, exit_cost, keys)
+    _check_late(runs, delay, link, feedback)
     if frames is not None:
+        frames = _checked_frames(np.asarray(frames), runs, trace)
         rounds = frames.shape[1]
+    if not rounds >= 0:
+        raise EexError(f"rounds must be at least 1, or 0 for as many as there are, got {rounds}")
     rounds = rounds or (len(trace) if feedback is None else len(feedback.queue))
-    _check(policy, trace, overhead, delay, feedback)
-    if np.ndim(exit_cost) and np.shape(exit_cost) != (policy.exits - 1,):
-        raise EexError(f"expected one exit cost, or {policy.exits - 1}, got {np.size(exit_cost)}")
+    if feedback is not None and not rounds <= min(len(feedback.queue), len(trace) if frames is None else rounds):
+        known = len(feedback.queue)
+        raise EexError(f"{rounds} rounds cannot be replayed from {len(trace)} frames and what was known of {known}")
     price = np.broadcast_to(np.asarray(overhead, dtype=float), (runs,)).copy()
-    keys = np.arange(runs) if keys is None else keys
     drawn = draw_frames(trace, rounds, order, seed, keys) if frames is None else frames
     by_round = np.ascontiguousarray(drawn.T)
     policy.reward, policy.exit_cost = kind, exit_cost
@@ -222,6 +235,8 @@ def replay(
         for reported in range(t - t % _REPORTED + _REPORTED, stop + 1, _REPORTED):
             report(reported)
         t = stop
+    for outcomes in delivery.rest():
+        policy.learn(outcomes)
     report(rounds)
     columns = done | {"answer": answers, "utility": utility, "paid": paid}
     return Replayed(frame=drawn, **{name: column.T for name, column in columns.items()})
@@ -231,15 +246,33 @@ _COPIED: dict[str, Any] = {"arm": np.int32, "exit": np.int16, "offloaded": np.bo
 _COPIED |= {"reward": np.float64, "latency_ms": np.float64}
 
 
-def _check(policy: Policy, trace: Trace, overhead: float | Floats, delay: int, feedback: Feedback | None) -> None:
+def _check(policy: Policy, trace: Trace, overhead: float | Floats, exit_cost: ExitCost, keys: Ints) -> None:
     if policy.exits != trace.edge_exits:
         raise EexError(f"the policy is for {policy.exits} edge exits, the trace has {trace.edge_exits}")
     if not ((np.asarray(overhead) >= 0) & (np.asarray(overhead) <= 1)).all():
         raise EexError(f"overheads must lie in [0, 1], units of confidence; got {overhead}")
-    if delay < 0:
+    if np.ndim(overhead) and np.shape(overhead) != (policy.runs,):
+        raise EexError(f"expected one overhead, or one for each of {policy.runs} runs, got {np.size(overhead)}")
+    check_exit_cost(exit_cost, policy.exits)
+    if keys.shape != (policy.runs,):
+        raise EexError(f"expected a key for each of {policy.runs} runs, got {keys.shape}")
+
+
+def _check_late(runs: int, delay: int, link: SimulatedLink | None, feedback: Feedback | None) -> None:
+    if not delay >= 0:
         raise EexError(f"a delay must be at least 0 rounds, got {delay}")
-    if feedback is not None and policy.runs != 1:
-        raise EexError(f"the feedback of a live run is that of one run, got {policy.runs}")
+    if (delay > 0) + (link is not None) + (feedback is not None) > 1:
+        raise EexError("delay, link and feedback exclude each other: each says when feedback comes")
+    if feedback is not None and runs != 1:
+        raise EexError(f"the feedback of a live run is that of one run, got {runs}")
+
+
+def _checked_frames(frames: Ints, runs: int, trace: Trace) -> Ints:
+    if frames.ndim != 2 or len(frames) != runs or frames.dtype.kind not in "iu":
+        raise EexError(f"frames must be numbers of rows, (runs, rounds) for {runs} runs, got {frames.shape}")
+    if frames.size and not (frames.min() >= 0 and frames.max() < len(trace)):
+        raise EexError(f"frames must be rows from 0 to {len(trace) - 1}, got {frames.min()} to {frames.max()}")
+    return frames
 
 
 def _fate(
@@ -405,6 +438,17 @@ class _Delivery:
             before = self.link_ms[back.run]
             self.link_ms[back.run] = np.where(np.isnan(before), trip, 0.8 * before + 0.2 * trip)
         return [outcomes for outcomes, _ in due]
+
+    def rest(self) -> list[Outcomes]:
+        """What is still under way, in the order in which it would come; of a live run, what it learned from after all.
+
+        The policy awaits none of these frames any more.
+        """
+        if self._order is not None:
+            return [self._frames.pop(frame) for _, frame in self._order if frame in self._frames]
+        if self.link is None:
+            return list(self._equally_late(np.iinfo(np.int64).max))
+        return [outcomes for when in sorted(self._rounds) for outcomes, _ in self._rounds[when]]
 
     def _equally_late(self, t: int) -> Iterator[Outcomes]:
         """Outcomes of the rounds that are `delay` rounds old before round t, and were not learned from yet."""

@@ -329,6 +329,8 @@ class _Parser:
             expected = f"expected '{PRISTINE}' or KIND@LEVEL; kinds: {', '.join(KINDS)}"
             if not kind.isidentifier():
                 self.fail(expected)
+            if kind == "random":
+                self.fail("random(…) cannot stand within random(…) or a mixture")
             close = difflib.get_close_matches(kind.lower(), [PRISTINE, *KINDS, "random"], n=1, cutoff=0.4)
             self.fail(f"no distortion '{kind}', " + (f"did you mean '{close[0]}'? " if close else "") + expected)
         self.at += 1

@@ -75,6 +75,13 @@ class Trace:
     model: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("confidence", "level", "probabilities", "seconds"):
+            self._take(name, "f", np.float64)
+        for name in ("prediction", "label"):
+            self._take(name, "i", np.int64)
+        object.__setattr__(self, "distortion", np.asarray(self.distortion))
+        if len(set(self.classes)) < len(self.classes):
+            raise EexError(f"classes must have different names, got {', '.join(map(str, self.classes))[:200]}")
         c = self.confidence
         if c.ndim != 2 or c.shape[1] < 2:
             raise EexError(f"a trace needs confidences of an edge exit and of the cloud, got shape {c.shape}")
@@ -106,6 +113,18 @@ class Trace:
             _check_range("probabilities", self.probabilities, 0.0, 1.0)
         if self.seconds is not None:
             _check_range("seconds", self.seconds, 0.0, np.inf)
+
+    def _take(self, name: str, kind: str, dtype: type) -> None:
+        """Make a column an array of floats ("f") or of whole numbers ("i") where it is not one."""
+        given = getattr(self, name)
+        if given is None or (isinstance(given, np.ndarray) and given.dtype.kind == kind):
+            return
+        column = np.asarray(given)
+        if column.dtype.kind not in ("fiub" if kind == "f" else "iub"):
+            raise EexError(
+                f"column {name} must hold {'numbers' if kind == 'f' else 'whole numbers'}, got {column.dtype}"
+            )
+        object.__setattr__(self, name, column.astype(dtype))
 
     def __len__(self) -> int:
         return len(self.confidence)

@@ -68,6 +68,8 @@ class Command:
             raise EexError(f"--cloud-speed must be more than 0, got {self.cloud_speed:g}")
         if not 1 <= self.at_once <= 4096:
             raise EexError(f"--at-once must lie in 1…4096, got {self.at_once}")
+        if self.worker in ("embedded", "none"):
+            raise EexError(f"--worker {self.worker}: expected tcp://host:port, a worker that runs elsewhere")
         if self.link and self.worker:
             raise EexError("--link and --worker exclude each other: the link to a worker is measured")
         if self.send != "auto":

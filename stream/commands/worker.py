@@ -1,6 +1,5 @@
 """`eex-worker`: run the rest of the network for edges."""
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import tyro
 from eex.policies.core.errors import EexError
 from eex.policies.core.options import check_threads
 from eex.stream.guard import guarded, keep_memory_flat, share_cores
+from eex.stream.wire.connection import check_deadline
 from eex.stream.wire.keys import default_folder, edge_keys, worker_keys
 from eex.stream.wire.security import check_plain, is_loopback
 from eex.stream.worker.clients import Limits
@@ -137,8 +137,7 @@ class Worker:
             )
         if not 0 <= self.p_tar <= 1:
             raise EexError(f"--p-tar must lie in [0, 1], got {self.p_tar:g}")
-        if not 0 < self.deadline_ms < math.inf:
-            raise EexError(f"--deadline-ms must be more than 0 and finite, got {self.deadline_ms:g}")
+        check_deadline(self.deadline_ms)
         if self.upstream_keys is None and not self.plain:
             raise EexError("--upstream needs --upstream-keys, a folder with edge.key and worker.pub, or --plain")
         if len(self.models) > 1:

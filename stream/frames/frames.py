@@ -13,7 +13,7 @@ import numpy as np
 
 from eex.policies.core.errors import EexError, ImageError, SourceLost
 from eex.policies.core.files import take_paths
-from eex.policies.core.options import check_seed
+from eex.policies.core.options import check_seed, check_words
 from eex.policies.core.schedule import PRISTINE, Piece, Schedule, parse_schedule
 from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import Split
@@ -75,6 +75,7 @@ class NetworkConfig:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range. Not done on construction, where tyro would catch it."""
+        check_words(self)
         check_seed(self.seed)
         self._at_least(partition=0)
 

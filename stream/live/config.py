@@ -48,9 +48,6 @@ class LiveConfig(PolicyConfig, ConnectionConfig, NetworkConfig):
             raise EexError(f"--batch must be at most {MOST_IN_BATCH}, got {self.batch}")
         if not 0 <= self.batch_wait_ms < float("inf"):
             raise EexError(f"--batch-wait-ms must be at least 0, got {self.batch_wait_ms:g}")
-        for name, known in (("keep", ("auto", "all", "newest")), ("learn", ("each", "shared"))):
-            if getattr(self, name) not in known:
-                raise EexError(f"--{name} must be {', '.join(known[:-1])} or {known[-1]}, got {getattr(self, name)!r}")
         if self.keep_records and self.records is None:
             raise EexError("--keep-records goes with --records")
         self.price()

@@ -525,7 +525,9 @@ class Header(msgspec.Struct):
 
 def _socket(spec: str, stop: Event, least: int) -> Shots:
     """Images from a ZeroMQ socket. Each message is an image, or a JSON object (see `Header`) and an image."""
-    with sockets.opened(spec, {"RCVHWM": WAITING_MESSAGES, "MAXMSGSIZE": MAX_IMAGE_BYTES}) as socket:
+    import zmq
+
+    with sockets.opened(spec, {zmq.RCVHWM: WAITING_MESSAGES, zmq.MAXMSGSIZE: MAX_IMAGE_BYTES}) as socket:
         number = 0
         yield None
         while not stop.is_set():

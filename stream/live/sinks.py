@@ -338,10 +338,10 @@ def _publisher(spec: str) -> Target:
     import zmq
 
     from eex.stream.live.sockets import opened
+    from eex.stream.wire.sockets import lives
 
     stack = contextlib.ExitStack()
-    options = {"SNDHWM": CAPACITY, "XPUB_NODROP": 1, "HEARTBEAT_IVL": 5000, "HEARTBEAT_TIMEOUT": 15_000}
-    socket = stack.enter_context(opened(spec, options))
+    socket = stack.enter_context(opened(spec, {zmq.SNDHWM: CAPACITY, zmq.XPUB_NODROP: 1, **lives(15_000)}))
 
     def deliver(item: Item) -> None:
         message = [item.stream.encode(), msgspec.json.encode(item)]

@@ -17,7 +17,7 @@ KINDS = {"zmq+pull": ("PULL", True), "zmq+sub": ("SUB", False), "zmq+pub": ("PUB
 
 
 @contextlib.contextmanager
-def opened(spec: str, options: dict[str, int]) -> "Iterator[zmq.Socket[bytes]]":
+def opened(spec: str, options: dict[int, int]) -> "Iterator[zmq.Socket[bytes]]":
     """A bound or connected socket with these options of ZeroMQ, in a context of its own.
 
     Parameters
@@ -39,8 +39,8 @@ def opened(spec: str, options: dict[str, int]) -> "Iterator[zmq.Socket[bytes]]":
     kind, bound, endpoint, folder = parse(spec)
     with zmq.Context() as context, context.socket(getattr(zmq, kind)) as socket, contextlib.ExitStack() as stack:
         socket.linger = 0
-        for name, value in options.items():
-            socket.setsockopt(getattr(zmq, name), value)
+        for option, value in options.items():
+            socket.setsockopt(option, value)
         if kind == "SUB":
             socket.setsockopt(zmq.SUBSCRIBE, b"")
         if folder is not None and bound:

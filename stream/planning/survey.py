@@ -1,6 +1,7 @@
 """Measuring everything that a cut of the network depends on; `eex-partition` finds the best cut by it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def survey(
     cloud_ms, cloud_exit_ms = edge_ms / cloud_speed, float(exit_ms[-1]) / cloud_speed
     speed = LinkSpeed(0.0, math.inf) if link is None else measure.first_condition(link)
     if connection is not None:
-        with connected(connection, net.tail_fingerprint, 0) as offloader:
+        with connected(replace(connection, required=True), net.tail_fingerprint, 0) as offloader:
             whole = measure.worker_times(offloader, net, images, range(net.exits))
             speed = measure.measure_link(offloader, net, images, 1)
         rest = np.array([whole[k] for k in range(net.exits)])  # from each stage to the answer

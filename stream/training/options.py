@@ -9,7 +9,7 @@ from typing import Any, Literal
 from eex.models.architecture import Preprocessing
 from eex.policies.core.errors import EexError
 from eex.policies.core.files import take_paths
-from eex.policies.core.options import check_seed, check_threads
+from eex.policies.core.options import check_seed, check_threads, check_words
 from eex.policies.core.schedule import KINDS, MAX_LEVEL
 from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.folders import printable
@@ -167,6 +167,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `EexError` if a value is out of range, as far as can be checked without the data."""
+        check_words(self)
         check_threads(self.threads)
         check_seed(self.seed)
         least = dict.fromkeys(("size", "epochs", "patience", "shift", "cutout"), 0)

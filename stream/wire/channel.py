@@ -11,7 +11,7 @@ from eex.stream.wire.keys import EdgeKeys
 from eex.stream.wire.protocol import MAX_FRAMES, Buffer
 from eex.stream.wire.reach import Lookup, is_address, split
 from eex.stream.wire.security import HANDSHAKE_EVENTS, HANDSHAKE_MS, read_event, secure_edge
-from eex.stream.wire.sockets import receive, send
+from eex.stream.wire.sockets import lives, receive, send
 
 QUEUE = 8
 """Most messages that wait in a socket, in each direction."""
@@ -59,8 +59,7 @@ class Channel:
             zmq.MAXMSGSIZE: 4 * MAX_FRAMES,
             zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
             zmq.CONNECT_TIMEOUT: 1000,
-            zmq.HEARTBEAT_IVL: 1000,  # ms; notices a network that is cut without a word
-            zmq.HEARTBEAT_TIMEOUT: 3000,
+            **lives(3000),  # ms; notices a network that is cut without a word
             zmq.RECONNECT_IVL: 50,
             zmq.RECONNECT_IVL_MAX: 400,
             zmq.IPV6: int(self._ipv6),

@@ -67,6 +67,7 @@ class ZmqOffloader:
         *,
         keys: EdgeKeys | None = None,
         anywhere: bool = False,
+        named: Sequence[str] = (),
     ) -> None:
         if not (deadline_ms > 0 and window > 0):
             raise ValueError(f"deadline_ms and window must be positive, got {deadline_ms} and {window}")
@@ -81,7 +82,9 @@ class ZmqOffloader:
         except OffloadError:
             self._context.destroy(linger=0)
             raise
-        self._peers = [Peer(channel.endpoint, channel.send) for channel in self._channels]
+        self._peers = [
+            Peer(name, channel.send) for name, channel in zip(named or self.endpoints, self._channels, strict=True)
+        ]
         self._requests = Requests(self._peers, fingerprint, deadline_ms, window)
         self._wake: int | None = None
         self._watch()

@@ -22,6 +22,14 @@ PATIENCE_S = 15.0
 LONGEST_DEADLINE_MS = 86_400_000.0
 
 
+def check_deadline(deadline_ms: float) -> None:
+    """Raise `EexError` if `--deadline-ms` is out of range."""
+    if not 0 < deadline_ms <= LONGEST_DEADLINE_MS:
+        raise EexError(
+            f"--deadline-ms must be more than 0 and at most {LONGEST_DEADLINE_MS:g} (a day), got {deadline_ms:g}"
+        )
+
+
 @dataclass(frozen=True)
 class Connection:
     """How frames reach the cloud.
@@ -123,11 +131,7 @@ class ConnectionConfig:
         EexError
             If one of them is outside its range or cannot be parsed.
         """
-        if not 0 < self.deadline_ms <= LONGEST_DEADLINE_MS:
-            raise EexError(
-                f"--deadline-ms must be more than 0 and at most {LONGEST_DEADLINE_MS:g} (a day), got "
-                f"{self.deadline_ms:g}"
-            )
+        check_deadline(self.deadline_ms)
         if self.plain_beyond_loopback and not self.plain:
             raise EexError("--plain-beyond-loopback goes with --plain")
         processes, endpoints = _workers(self.worker)
@@ -224,7 +228,8 @@ def connected(
     from eex.stream.wire.emulated_link import emulated
     from eex.stream.wire.keys import default_folder, edge_keys
     from eex.stream.wire.offload import NoOffloader
-    from eex.stream.wire.reach import UnreachableError
+    from eex.stream.wire.reach import UnreachableError, unreachable
+    from eex.stream.wire.security import check_plain
 
     if not connection.offloads:
         yield NoOffloader()
@@ -235,16 +240,24 @@ def connected(
     else:
         endpoints = list(connection.endpoints)
         keys = None if connection.plain else edge_keys(connection.keys or default_folder(), connection.key)
+    named = tuple(endpoints)
+    if keys is None:
+        for endpoint in named:  # an emulated link hides where they lie
+            check_plain(endpoint, connection.anywhere)
     with contextlib.ExitStack() as stack:
         if connection.link is not None:
             endpoints = stack.enter_context(emulated(connection.link_text, endpoints, seed))
 
         def offloader() -> ZmqOffloader:
-            made = ZmqOffloader(endpoints, fingerprint, connection.deadline_ms, keys=keys, anywhere=connection.anywhere)
+            made = ZmqOffloader(
+                endpoints, fingerprint, connection.deadline_ms, keys=keys, anywhere=connection.anywhere, named=named
+            )
             return stack.enter_context(contextlib.closing(made))
 
         connecting = offloader()
         try:
+            if connection.link is not None and all(why := [unreachable(endpoint) for endpoint in named]):
+                raise UnreachableError("; ".join(f"{e}: {text}" for e, text in zip(named, why, strict=True)))
             connecting.connect(PATIENCE_S if connection.link is not None else 5.0)
         except OffloadError as error:
             if connection.required or (warn is not None and not isinstance(error, UnreachableError)):

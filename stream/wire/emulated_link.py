@@ -25,11 +25,11 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import DOWN, FIRST_WINDOW, SEGMENT, SimulatedLink, parse_link
 from eex.stream.guard import guarded
+from eex.stream.wire.reach import split
 
 CHUNK = 4 * SEGMENT
 """Bytes that travel together: few enough for timely acknowledgements, enough for 100 Mbit/s in Python."""
@@ -89,7 +89,7 @@ class Relay:
 
     def __init__(self, link: SimulatedLink, targets: Sequence[tuple[str, int]], seed: int = 0) -> None:
         self.link = link
-        self._targets = [_resolved(*target) for target in targets]
+        self._targets = list(targets)
         self._random = random.Random(seed)
         self._doors = [socket.create_server(("127.0.0.1", 0)) for _ in targets]
         for door in self._doors:
@@ -118,9 +118,9 @@ class Relay:
         wait = max(0.0, min(due - now, TICK_S))
         readable, _, _ = select.select([*self._doors, *(p.source for p in reading)], writing, [], wait)
         found = set(readable)
-        for door, (family, address) in zip(self._doors, self._targets, strict=True):
+        for door, target in zip(self._doors, self._targets, strict=True):
             if door in found:
-                self._accept(door, family, address)
+                self._accept(door, *target)
         now = time.monotonic()
         for pipe in reading:
             if pipe.source in found:
@@ -139,10 +139,15 @@ class Relay:
     def _may_read(self, pipe: _Pipe, now: float) -> bool:
         return not pipe.ended and pipe.opens <= now and pipe.unacked < pipe.window
 
-    def _accept(self, door: socket.socket, family: int, address: Any) -> None:
+    def _accept(self, door: socket.socket, host: str, port: int) -> None:
         try:
             near, _ = door.accept()
         except OSError:  # it is gone again
+            return
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        except OSError:  # the name may get an address later
+            near.close()
             return
         far = socket.socket(family)
         far.setblocking(False)
@@ -261,29 +266,6 @@ class Relay:
         return 125_000 * self.link.piece_at(now - self._began).mbit
 
 
-def _resolved(host: str, port: int) -> tuple[int, Any]:
-    """Address family and address of a host's port."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise EexError(f"tcp://{host}:{port}: no such host: {error.strerror}") from None
-    return family, address
-
-
-def parse_endpoint(endpoint: str) -> tuple[str, int]:
-    """Host and port of "tcp://host:port".
-
-    Raises
-    ------
-    EexError
-        If it is not an endpoint.
-    """
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    if not endpoint.startswith("tcp://") or not host or not port.isdecimal():
-        raise EexError(f"{endpoint}: not a worker's endpoint, expected tcp://host:port")
-    return host.strip("[]"), int(port)
-
-
 @contextlib.contextmanager
 def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[list[str]]:
     """Put an emulated link in front of workers for the length of a `with` block; yields the endpoints to use instead.
@@ -313,7 +295,7 @@ def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[lis
     """
     parse_link(link)
     for endpoint in endpoints:
-        parse_endpoint(endpoint)
+        split(endpoint)
     command = [sys.executable, "-P", "-m", "eex.stream.wire.emulated_link", link, str(seed), *endpoints]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -340,7 +322,7 @@ def main() -> None:
 
 def _main() -> None:
     text, seed, *endpoints = sys.argv[1:]
-    relay = Relay(parse_link(text), [parse_endpoint(e) for e in endpoints], int(seed))
+    relay = Relay(parse_link(text), [split(e) for e in endpoints], int(seed))
     stop = threading.Event()
 
     def watch() -> None:

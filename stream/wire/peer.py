@@ -163,9 +163,9 @@ class Peer:
         self.draining = self.hangs = False
         self.breaker = Breaker()
 
-    def rejected(self, problem: str) -> None:
-        """It cannot serve this edge; it is greeted again every now and then."""
-        self.welcome, self.problem, self.turned_away = None, problem, True
+    def rejected(self, problem: str, *, final: bool = True) -> None:
+        """It cannot serve this edge, or not now; it is greeted again every now and then."""
+        self.welcome, self.problem, self.turned_away = None, problem, final
 
     def answered_ping(self, pong: Pong, deadline_ms: float, now: float) -> None:
         """A ping came back; a model that has been running for longer than the deadline hangs."""

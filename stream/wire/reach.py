@@ -91,7 +91,12 @@ class Lookup:
 
 
 def why_unreachable(endpoint: str) -> str:
-    """Find out why no worker answered at an endpoint, by looking up its name and connecting."""
+    """Find out why no worker answered at an endpoint."""
+    return unreachable(endpoint) or "something listens there, but it may not be an eex-worker"
+
+
+def unreachable(endpoint: str) -> str:
+    """Why nothing is reached at an endpoint, found by looking up its name and connecting; empty if something is."""
     host, port = split(endpoint)
     if not is_address(host) and (problem := Lookup(host).wait()):
         return problem
@@ -103,4 +108,4 @@ def why_unreachable(endpoint: str) -> str:
         return f"the connection timed out; is the host up, and does a firewall block port {port}?"
     except OSError as error:
         return f"the host cannot be reached: {error.strerror or error}"
-    return "something listens there, but it may not be an eex-worker"
+    return ""

@@ -41,6 +41,8 @@ RETRY_S = 0.002
 ELSEWHERE = ("busy", "draining", "model", "clients")
 """Refusals that concern the worker and not the request: another one may take it."""
 
+PASSING = ("busy", "draining", "clients")
+"""Refusals that may be over soon."""
 TURNED_AWAY = ("model", "clients")
 """Refusals after which a worker is of no use to this edge, for now."""
 
@@ -238,7 +240,7 @@ class Requests:
         elif isinstance(header, Pong):
             peer.answered_ping(header, self.deadline_ms, now)
         elif isinstance(header, ReplyHeader) and header.id == HELLO_ID:
-            peer.rejected(_refusal(header))
+            peer.rejected(_refusal(header), final=header.refusal not in PASSING)
         elif isinstance(header, FleetHeader) or (isinstance(header, ReplyHeader) and header.id == SUMS_ID):
             self.shares.answered(header, arrays)
         elif isinstance(header, ReplyHeader):
@@ -268,7 +270,7 @@ class Requests:
         elif header.refusal == "draining":
             peer.draining = True
         elif header.refusal in TURNED_AWAY:
-            peer.rejected(_refusal(header))
+            peer.rejected(_refusal(header), final=header.refusal not in PASSING)
         if header.refusal in ELSEWHERE:
             self._leave(peer, awaited)
             self._elsewhere(awaited, now, header.error, "failed")

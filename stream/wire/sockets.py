@@ -9,10 +9,22 @@ from eex.stream.wire.protocol import Buffer
 COPIED = 1 << 14
 """Bytes up to which copying a part is cheaper than keeping it until ZeroMQ has sent it."""
 
+
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _IN = int(zmq.POLLIN)
 _EVENTS = int(zmq.EVENTS)
+
+
+def lives(silent_ms: int) -> dict[int, int]:
+    """Socket options by which the kernel ends a connection whose other end says nothing for so long.
+
+    libzmq's own heartbeats (HEARTBEAT_IVL) are not used: where a connection ends while its messages are not being read,
+    the next one aborts the process (`Assertion failed: !_io_error`).
+    """
+    seconds = max(1, silent_ms // 3000)
+    kept: dict[int, int] = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: seconds, zmq.TCP_KEEPALIVE_INTVL: seconds}
+    return kept | {zmq.TCP_KEEPALIVE_CNT: 2, zmq.TCP_MAXRT: silent_ms}
 
 
 def send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> None:

@@ -59,6 +59,11 @@ class RequestBatch:
         return self.requests[0].group
 
 
+def _longest_ms(queued: Queued, wait_ms: float) -> float:
+    """How long a request waits for others at most: half of the time that is left for its answer, at most."""
+    return min(wait_ms, queued.header.deadline_ms / 2) if queued.header.deadline_ms > 0 else wait_ms
+
+
 class BatchQueue:
     """The requests that wait, oldest first, by what can be run together.
 
@@ -67,7 +72,7 @@ class BatchQueue:
     batch
         Most frames in a batch; a single request may have more.
     wait_ms
-        How long a request waits for others to share a batch with.
+        How long a request waits for others to share a batch with, but not beyond half of its deadline.
     """
 
     def __init__(self, batch: int, wait_ms: float) -> None:
@@ -88,7 +93,7 @@ class BatchQueue:
         waiting = self._groups[self._oldest()]
         if not self.wait_ms or sum(queued.frames for queued in waiting) >= self.batch:
             return 0.0
-        return max(0.0, self.wait_ms - 1000 * (now - waiting[0].arrived))
+        return max(0.0, min(1000 * (queued.arrived - now) + _longest_ms(queued, self.wait_ms) for queued in waiting))
 
     def take(self, now: float) -> tuple[RequestBatch, list[Queued]]:
         """The batch with the oldest request, which may be empty, and requests whose deadline has passed."""

@@ -124,8 +124,11 @@ class ReplicaPool:
         return len(self._running) < len(self._ready)
 
     def busy_ms(self, now: float) -> float:
-        """For how long the longest call of a model has been running."""
-        return max((1000 * (now - batch.started) for batch in list(self._running.values())), default=0.0)
+        """For how long no replica has been free to take a batch, because calls of the models are running."""
+        running = list(self._running.values())
+        if len(running) < max(1, len(self._ready)):
+            return 0.0
+        return min((1000 * (now - batch.started) for batch in running), default=0.0)
 
     def run(self, batch: RequestBatch) -> bool:
         """Have a batch run; whether that was done here and now, because it takes no time."""

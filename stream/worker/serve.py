@@ -12,10 +12,12 @@ from pathlib import Path
 import zmq
 
 from eex.policies.core.errors import OffloadError
+from eex.policies.core.files import alone_with
 from eex.stream.wire.keys import WorkerKeys
 from eex.stream.wire.offload import Tail
 from eex.stream.wire.protocol import MAX_HEADER_BYTES, Welcome
 from eex.stream.wire.security import check_plain, secure_worker, zap_socket
+from eex.stream.wire.sockets import lives
 from eex.stream.worker.clients import Limits
 from eex.stream.worker.connections import Connections
 from eex.stream.worker.embedded import GRACE_S, READY
@@ -98,12 +100,14 @@ def listen(
     EexError
         If the file of what edges share cannot be used.
     """
-    fleets = Fleets(fleet)
     if keys is None:
         check_plain(bind, anywhere)
     message_bytes = max(w.max_bytes for w in welcomes) + MAX_HEADER_BYTES
     out = Log(1)
     with contextlib.ExitStack() as stack:
+        if fleet is not None:
+            stack.enter_context(alone_with(fleet))
+        fleets = Fleets(fleet)
         context = stack.enter_context(zmq.Context())
         zap = None if keys is None else stack.enter_context(zap_socket(context))
         socket = stack.enter_context(context.socket(zmq.ROUTER))
@@ -114,8 +118,7 @@ def listen(
             zmq.MAXMSGSIZE: message_bytes,
             zmq.ROUTER_MANDATORY: 1,
             zmq.HANDSHAKE_IVL: round(1000 * (limits or Limits()).handshake_s),
-            zmq.HEARTBEAT_IVL: 2000,  # ms; lets go of clients that vanished
-            zmq.HEARTBEAT_TIMEOUT: 6000,
+            **lives(6000),  # ms; lets go of clients that vanished
             zmq.IPV6: int("[" in bind),
         }.items():
             socket.setsockopt(option, value)

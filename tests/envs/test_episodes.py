@@ -59,10 +59,10 @@ def test_same_seed_same_episodes_and_other_ones_afterwards(make_trace):
     [
         ({"rounds": 301}, "a trace too short for the episode: expected 301 frames or more, found 300"),
         ({"rounds": -1}, "an episode must have at least 1 round"),
-        ({"order": "random"}, "order must be one of in-order, resampled, segments, switching, got 'random'"),
+        ({"order": "random"}, "order must be in-order, resampled, segments or switching, got 'random'"),
         ({"switch": (9, 5)}, "switch must be the fewest and most frames of a piece, got 9 and 5"),
-        ({"action": "table"}, "action must be one of grid, box, got 'table'"),
-        ({"reward": "fame"}, "reward must be one of adaee, utility, accuracy, got 'fame'"),
+        ({"action": "table"}, "action must be grid or box, got 'table'"),
+        ({"reward": "fame"}, "reward must be adaee, utility or accuracy, got 'fame'"),
         ({"grid": ()}, "grid must hold thresholds"),
         ({"grid": (0.5, 1.5)}, "grid must hold thresholds"),
         ({"window": 0}, "envs and window must be at least 1, got 1 and 0"),

@@ -39,3 +39,18 @@ def test_what_a_fixed_threshold_scores_under_the_utility(make_trace):
         score("fixed:p_tar=0.6", trace, (0.1,), None, **schedule, kind=k)[0] for k in ("adaee", "utility")
     )
     assert utility > plain + 100  # confidences of answers, on top
+
+
+def test_what_a_fixed_threshold_scores_under_accuracy(make_trace):
+    trace = make_trace()
+    reward, regret = play("fixed:p_tar=0.6", trace, (0.1,), None, exit_cost=0.05, kind="accuracy")
+    right = trace.correct
+    edge = trace.confidence[:, :-1] >= 0.6
+    leaves = np.where(edge.any(axis=1), edge.argmax(axis=1), trace.edge_exits)
+    sure = np.where(trace.confidence[:, -1] >= 0.6, trace.edge_exits, trace.confidence.argmax(axis=1))
+    by = np.where(leaves < trace.edge_exits, leaves, sure)
+    paid = 0.1 * (leaves == trace.edge_exits) + 0.05 * np.minimum(leaves, trace.edge_exits - 1)
+    np.testing.assert_allclose(reward[0], right[np.arange(len(trace)), by] - paid)
+    assert (np.array([regret[0][trace.segments == k].sum() for k in range(3)]) >= -1e-9).all()
+    always = play("fixed:p_tar=0", trace, (0.1,), None, exit_cost=0.05, kind="accuracy")  # one of the thresholds
+    assert always[0].sum() + always[1].sum() == pytest.approx(reward.sum() + regret.sum())

@@ -8,6 +8,7 @@ import pytest
 
 from eex.envs.checkpoint import read_checkpoint, save_checkpoint
 from eex.envs.export import exported
+from eex.envs.playlist import reordered
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, train_rl
 from eex.policies.algorithms.agent import load_agent, save_agent
@@ -17,6 +18,7 @@ from eex.policies.core.files import alone_in
 from eex.policies.core.link import parse_link
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import write_trace
+from eex.policies.registry import make_policy
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -263,6 +265,17 @@ def test_an_agent_for_the_utility_is_evaluated_by_it(make_trace, tmp_path):
     by_reward = train._score(dataclasses.replace(config, reward="adaee"), "ucb", trace)[0]
     assert train._score(config, "ucb", trace)[0] > by_reward + 100
     assert set(train.RIVALS["utility"]) == {"ucb", "stop-curve"}
+
+
+def test_an_agent_for_accuracy_is_evaluated_by_it(make_trace, tmp_path):
+    from eex.envs import train
+
+    config = TrainRLConfig(trace=tmp_path, out=tmp_path, reward="accuracy", link="", evaluate_rounds=200)
+    config = dataclasses.replace(config, switch=(20, 50), evaluate_overheads=(0.0,), evaluate_seeds=1)
+    trace = make_trace()
+    frames = reordered(trace, 200, (20, 50), 0)
+    done = replay(make_policy("ucb", exits=frames.edge_exits), frames, 0.0, order="in-order")
+    assert train._score(config, "ucb", trace)[0] == pytest.approx(1000 * (done.answer[0] == frames.label).mean())
 
 
 def test_a_folder_has_one_training_at_a_time(config):

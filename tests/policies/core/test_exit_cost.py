@@ -54,7 +54,7 @@ def test_as_many_prices_as_further_exits():
     with pytest.raises(EexError, match="needs the times or multiply-adds"):
         parse_exit_cost("auto").of(3)
     assert parse_exit_cost("auto").of(1) == 0.02  # nobody pays it
-    with pytest.raises(EexError, match="expected one exit cost, or 2, got 3"):
+    with pytest.raises(EexError, match="exit_cost must be one number, or 2, got"):
         replay(make_policy("ucb", exits=3), made_up(), 0.1, exit_cost=np.zeros(3))
 
 
