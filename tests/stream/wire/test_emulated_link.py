@@ -18,7 +18,8 @@ import zmq
 
 from eex.policies.core.errors import EexError
 from eex.policies.core.link import FIRST_WINDOW, parse_link, transfer_ms
-from eex.stream.wire.emulated_link import LEAST_TIMEOUT_S, Relay, emulated, parse_endpoint
+from eex.stream.wire.emulated_link import LEAST_TIMEOUT_S, Relay, emulated
+from eex.stream.wire.reach import split
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -212,7 +213,7 @@ def test_a_relay_of_its_own_carries_curve(server):
                 assert request.poll(1000 * PATIENCE_S)
                 assert request.recv() == bytes([k]) * 100
             assert time.monotonic() - start >= 0.05
-        host, door = parse_endpoint(endpoint)
+        host, door = split(endpoint)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, door), 1.0)
 
@@ -223,9 +224,17 @@ def test_what_cannot_be_emulated(link, endpoint):
         pass
 
 
-def test_a_host_that_nobody_knows():
-    with pytest.raises(EexError, match=r"nowhere\.invalid:1: no such host"):
-        Relay(parse_link("12"), [("nowhere.invalid", 1)])
+def test_a_host_that_nobody_knows_yet_has_its_connections_ended():
+    stop = threading.Event()
+    relay = Relay(parse_link("12"), [("nowhere.invalid", 1)])
+    thread = threading.Thread(target=relay.run, args=(stop,))
+    thread.start()
+    try:
+        with socket.create_connection(("127.0.0.1", relay.ports[0]), PATIENCE_S) as near:
+            assert near.recv(1) == b""
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
 
 
 # ---- a real stack
@@ -333,7 +342,7 @@ def test_the_emulation_against_a_real_stack(server, round_trip_ms, mbit):
             finally:
                 serving.kill()
     with emulated(f"{round_trip_ms}@{mbit}", [f"tcp://127.0.0.1:{server}"]) as (endpoint,):
-        ours = probe([], *parse_endpoint(endpoint), sizes)
+        ours = probe([], *split(endpoint), sizes)
     print({k: (round(1000 * real[k], 1), round(1000 * ours[k], 1)) for k in real})
     for k in real:
         least = min(real[k], ours[k])

@@ -1,6 +1,7 @@
 """A worker process under what strangers, clients, logs and operators do to it; real sockets, pipes and keys."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -217,3 +218,63 @@ def test_idle_connections_of_a_key_make_room_for_one_that_asks():
             assert time.monotonic() - since < PATIENCE_S
             time.sleep(0.1)
         assert time.monotonic() - since < 5 * 3  # 3 s idle on an idle machine
+
+
+def test_a_worker_outlives_a_pause_in_which_edges_go(folder):
+    """What they sent meanwhile fills the worker's queues; libzmq's heartbeats would abort it."""
+    keys = edge_keys(folder)
+    with worker(folder) as (process, endpoint), contextlib.ExitStack() as stack:
+        edges = [
+            stack.enter_context(contextlib.closing(ZmqOffloader(endpoint, "model-a", keys=keys))) for _ in range(3)
+        ]
+        for edge in edges:
+            edge.connect(PATIENCE_S)
+        process.send_signal(signal.SIGSTOP)
+        until, id = time.monotonic() + 2.5, itertools.count()
+        while time.monotonic() < until:
+            for edge in edges:
+                edge.submit(next(id), 1, "pristine", np.zeros((2, 4), dtype=np.float32))
+                edge.poll(10)
+        for edge in edges:
+            edge.close()
+        time.sleep(2.5)  # heartbeats were sent every 2 s
+        process.send_signal(signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3.0)
+        with contextlib.closing(ZmqOffloader(endpoint, "model-a", keys=keys)) as edge:
+            assert edge.connect(PATIENCE_S).model == "model-a"
+
+
+EDGE_THAT_COMPUTES = """
+import os, signal, sys, time
+import numpy as np
+from eex.stream.wire.client import ZmqOffloader
+edge = ZmqOffloader(sys.argv[1], "model-a", 60_000)
+edge.connect(30)
+for k in range(16):
+    edge.submit(k, 1, "pristine", np.zeros((2, 4), np.float32))
+    time.sleep(0.02)
+assert edge.outstanding > 8
+time.sleep(1.0)  # the replies fill its queue
+os.kill(int(sys.argv[2]), signal.SIGKILL)
+time.sleep(3.5)  # it computes; heartbeats were sent every second
+replies, end = 0, time.monotonic() + 20
+while edge.reachable and time.monotonic() < end:
+    replies += len(edge.poll(50))
+    time.sleep(0.05)
+print(replies, edge.reachable)
+"""
+
+
+def test_an_edge_that_computes_outlives_its_worker():
+    with TrivialWorker() as trivial:
+        command = [
+            sys.executable,
+            "-c",
+            EDGE_THAT_COMPUTES.replace("model-a", MODEL),
+            trivial.endpoint,
+            str(trivial.process.pid),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S + 60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(" False\n")
