@@ -91,7 +91,7 @@ def save(
         If the folder cannot be written.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
     from eex.models.spectrum import DistortionClassifier
 
@@ -102,7 +102,8 @@ def save(
         return tensor.half() if half and tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
 
     with replacing(folder / CARD) as card_part, replacing(folder / WEIGHTS) as weights_part:
-        save_file({k: stored(v) for k, v in net.state_dict().items()}, weights_part)
+        # not save_file, which lets nobody else read the file
+        weights_part.write_bytes(packed({k: stored(v) for k, v in net.state_dict().items()}))
         card = Card(
             format=1,
             name=name,

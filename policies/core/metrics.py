@@ -153,9 +153,9 @@ def inference_outage(on_device: ArrayLike, correct: ArrayLike, p_tar: ArrayLike,
     Pacheco, Couto and Simeone (2021), Calibration-aided edge inference offloading via adaptive model partitioning of
     deep neural networks, section IV-D.
     """
+    here, right = _batches(on_device, batch), _batches(correct, batch)
     if np.shape(on_device) != np.shape(correct):
         raise EexError(f"expected as many answers as places, got {np.shape(correct)} and {np.shape(on_device)}")
-    here, right = _batches(on_device, batch), _batches(correct, batch)
     return np.asarray(_below((right * here).sum(axis=1), here.sum(axis=1), p_tar).mean(axis=-1))
 
 
@@ -199,9 +199,9 @@ def missed_deadline(
     ----------
     Pacheco, Couto and Simeone (2021), section IV-E.
     """
+    times, right = _batches(time_ms, batch), _batches(correct, batch)
     if np.shape(time_ms) != np.shape(correct):
         raise EexError(f"expected as many answers as times, got {np.shape(correct)} and {np.shape(time_ms)}")
-    times, right = _batches(time_ms, batch), _batches(correct, batch)
     limits = np.asarray(t_tar_ms, dtype=float)
     if not (limits >= 0).all():
         raise EexError(f"t_tar must be at least 0 ms, got {limits.min()}")

@@ -79,7 +79,8 @@ class Trace:
             self._take(name, "f", np.float64)
         for name in ("prediction", "label"):
             self._take(name, "i", np.int64)
-        object.__setattr__(self, "distortion", np.asarray(self.distortion))
+        if not isinstance(self.distortion, np.ndarray):
+            object.__setattr__(self, "distortion", np.asarray(self.distortion, dtype=str))
         if len(set(self.classes)) < len(self.classes):
             raise EexError(f"classes must have different names, got {', '.join(map(str, self.classes))[:200]}")
         c = self.confidence

@@ -104,17 +104,21 @@ class Live:
         return feed
 
     def change(self, wanted: dict[str, SourceOptions]) -> None:
-        """Let the streams be those that are wanted, with their options; what cannot be done is said."""
+        """Let the streams be those that are wanted, with their options; what cannot be done is said.
+
+        A stream whose source failed for good is opened anew.
+        """
         for name in self.feeds.keys() - wanted.keys():
             self.feeds.pop(name).stop()
             self.session.close_stream(name)
             self.say(f"stream '{name}': removed")
         for name, options in wanted.items():
             feed = self.feeds.get(name)
+            failed = feed is not None and feed.join(0) and bool(feed.report.problem)
             try:
-                if feed is not None and options == feed.options:
+                if feed is not None and options == feed.options and not failed:
                     continue
-                if feed is not None and options.source == feed.options.source and feed.change(options):
+                if feed is not None and not failed and options.source == feed.options.source and feed.change(options):
                     self._open(name, options, feed)
                 else:
                     new = self.make(name, options)  # or fail, and leave the one that is there
@@ -122,7 +126,7 @@ class Live:
                         feed.stop()
                     self.feeds[name] = new
                     new.start()
-                self.say(f"stream '{name}': {'added' if feed is None else 'changed'}")
+                self.say(f"stream '{name}': {'added' if feed is None else 'opened anew' if failed else 'changed'}")
             except EexError as error:
                 self.say(str(error))
 

@@ -1,6 +1,7 @@
 """The socket of the edge to one worker, with the monitor that watches its handshakes."""
 
 import errno
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ from eex.stream.wire.sockets import lives, receive, send
 
 QUEUE = 8
 """Most messages that wait in a socket, in each direction."""
+
+LOOKUP_EVERY_S = 2.0
+"""Time between two lookups of a name that has no address."""
 
 MOST_PARTS = 8  # of a message; the protocol's have three
 
@@ -39,12 +43,17 @@ class Channel:
         self.context, self.endpoint, self.keys = context, endpoint, keys
         host, _ = split(endpoint)
         self._ipv6 = "[" in endpoint
-        self._lookup = None if is_address(host) else Lookup(host)
+        self._host, self._lookup, self._asked = host, None if is_address(host) else Lookup(host), time.monotonic()
         self.open()
 
     @property
     def misses_ipv6(self) -> bool:
-        """Whether the name turned out to have IPv6 addresses only, so that the connection must be made anew."""
+        """Whether the name turned out to have IPv6 addresses only, so that the connection must be made anew.
+
+        A name that has no address is looked up again every now and then.
+        """
+        if self._lookup is not None and self._lookup.problem and time.monotonic() - self._asked > LOOKUP_EVERY_S:
+            self._lookup, self._asked = Lookup(self._host), time.monotonic()
         return self._lookup is not None and self._lookup.ipv6_only and not self._ipv6
 
     def open(self) -> None:

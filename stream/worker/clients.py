@@ -158,6 +158,15 @@ class Clients:
                 client.outbox.clear()
                 del self._clients[client.id]
 
+    def gone(self, id: bytes) -> None:
+        """The connection of a client has ended; it is not served any more, once what is under way has come back."""
+        if (client := self._clients.get(id)) is not None:
+            client.waiting -= len(client.outbox)
+            client.outbox.clear()
+            client.seen = client.asked = -math.inf
+            if not client.waiting:
+                del self._clients[id]
+
     def present(self, now: float) -> int:
         """Clients that have sent something lately."""
         return sum(now - client.seen <= GONE_S for client in list(self._clients.values()))

@@ -41,6 +41,8 @@ class Connection:
         The messages and the bytes received when it was last seen to have completed a message.
     key
         Of the client that sends on it, as `Front` has it; empty before its first message and in plain text.
+    client
+        Id of that client; empty before its first message.
     """
 
     socket: sockets.socket
@@ -50,6 +52,7 @@ class Connection:
     checked: int = 0
     base: int = 0
     key: str = ""
+    client: bytes = b""
 
 
 class Connections:
@@ -85,8 +88,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def update(self, now: float) -> None:
-        """Take in what happened, and end connections if there are too many."""
+    def update(self, now: float) -> list[bytes]:
+        """Take in what happened, and end connections if there are too many; ids of the clients that have gone."""
+        gone = []
         while self.monitor.poll(0):
             frames = self.monitor.recv_multipart()
             event, descriptor = read_event(frames)
@@ -95,6 +99,8 @@ class Connections:
                 with contextlib.suppress(OSError):  # it is gone already
                     self._open[descriptor] = Connection(sockets.socket(fileno=descriptor), now)
             elif event == zmq.EVENT_DISCONNECTED:
+                if (ended := self._open.get(descriptor)) is not None and ended.client:
+                    gone.append(ended.client)
                 self._forget(descriptor)
             elif connection := self._open.get(descriptor):
                 connection.ready = True
@@ -102,12 +108,13 @@ class Connections:
             order = sorted(self._open.values(), key=lambda connection: (connection.ready, connection.used))
             for connection in order[:more]:
                 self._end(connection)
+        return gone
 
-    def took(self, frame: zmq.Frame, key: str, now: float) -> None:
-        """A message was read, of which `frame` is a part."""
+    def took(self, frame: zmq.Frame, client: bytes, key: str, now: float) -> None:
+        """A message of a client was read, of which `frame` is a part."""
         with contextlib.suppress(zmq.ZMQError, TypeError, ValueError):
             if connection := self._open.get(int(frame.get("__fd"))):
-                connection.used, connection.ready, connection.key = now, True, key
+                connection.used, connection.ready, connection.key, connection.client = now, True, key, client
                 connection.messages += 1
 
     def check(self, now: float, read: Callable[[], bool]) -> None:

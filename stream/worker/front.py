@@ -169,7 +169,8 @@ class Front:
     def _guard(self, now: float) -> None:
         """Let clients in, and end connections that may not stay."""
         if self._connections is not None:
-            self._connections.update(now)
+            for id in self._connections.update(now):
+                self.service.clients.gone(id)
             self._connections.check(now, lambda: self._read() < READ_AT_ONCE)
         if self._door is None:
             return
@@ -194,7 +195,7 @@ class Front:
             now = time.monotonic()
             key = "" if self._door is None else str(message[-1].get("User-Id"))  # see `client_id`
             if self._connections is not None:
-                self._connections.took(message[-1], key, now)
+                self._connections.took(message[-1], message[0].bytes, key, now)
             new = self.service.clients.get(message[0].bytes) is None
             if new and self._door is not None and not still_known(self._known, key):
                 continue

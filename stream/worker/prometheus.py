@@ -183,11 +183,12 @@ def monitoring(front: "Front", port: int, host: str = "127.0.0.1") -> Iterator[s
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path in ("/health", "/ready", "/alive"):
+            path = self.path.partition("?")[0]
+            if path in ("/health", "/ready", "/alive"):
                 state = health(front)
-                well = state["status"] == "ok" or (self.path == "/alive" and state["status"] not in DEAD)
+                well = state["status"] == "ok" or (path == "/alive" and state["status"] not in DEAD)
                 self._answer(200 if well else 503, "application/json", json.dumps(state).encode())
-            elif self.path == "/metrics":
+            elif path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             else:
                 self._answer(404, "text/plain", b"not found; try /health, /ready, /alive or /metrics\n")

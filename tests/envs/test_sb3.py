@@ -6,6 +6,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.threshold import ThresholdEnv
+from eex.policies.core.errors import EexError
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -28,3 +29,8 @@ def test_adapter_gives_what_dummy_vec_env_gives(make_trace, action):
             if "terminal_observation" in theirs:
                 np.testing.assert_allclose(mine["terminal_observation"], theirs["terminal_observation"], atol=1e-6)
                 assert mine["TimeLimit.truncated"]
+
+
+def test_the_end_of_an_episode_is_stable_baselines_own(make_trace):
+    with pytest.raises(EexError, match="autoreset_mode cannot be chosen"):
+        ThresholdVecEnv(make_trace(), 2, autoreset_mode="NextStep")

@@ -400,3 +400,8 @@ def test_other_arguments_are_checked():
         cut(sequential(), ["0", "1"], CLASSES, input_shape=SHAPE, structure="tree")
     with pytest.raises(ValueError, match="partition point"):
         cut(sequential(), ["0", "1"], CLASSES, input_shape=SHAPE, partition=3)
+
+
+def test_layers_are_named_in_a_list():
+    with pytest.raises(EexError, match=r"layers to cut after are named in a list, \['13'\], got the text '13'"):
+        cut(sequential(), "13", CLASSES, input_shape=SHAPE)

@@ -232,6 +232,22 @@ def test_plugins_that_cannot_be_used(name, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("aim@stop-curve", {}, "policy aim needs the option 'wish': aim:wish=…"),
+        ("ucb", {"cc": 0.5}, "a policy is given exits, runs and seed, not 'cc'"),
+    ],
+)
+def test_what_a_policy_is_not_given(name, given, message):
+    with pytest.raises(EexError, match=message):
+        make_policy(name, **given)
+
+
+def test_options_may_be_numbers_and_lists():
+    assert make_policy("ucb", {"grid": [0.5, 0.7], "c": 0.25}).grid.tolist() == [0.5, 0.7]
+
+
 def test_a_users_module_is_found_where_the_command_is_started(tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
     code = """

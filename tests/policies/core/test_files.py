@@ -1,3 +1,5 @@
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +142,11 @@ def test_a_lock_that_is_removed_as_another_waits_for_it_is_made_anew(tmp_path, m
     monkeypatch.setattr(files, "lock", lock)
     with alone_with(path), pytest.raises(EexError, match="another process"), alone_with(path):
         pytest.fail("two at once")
+
+
+def test_a_device_is_no_file_to_write(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(EexError, match=r"pipe: cannot be written: it is a device, a pipe or a socket"), replacing(pipe):
+        pass
+    assert stat.S_ISFIFO(pipe.stat().st_mode)

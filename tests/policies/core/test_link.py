@@ -73,10 +73,10 @@ def test_parse():
         ("-1:5", "a link needs round trips of at least 0 ms"),
         ("nan:5", "a link needs round trips of at least 0 ms"),
         ("12:0", "for at least 1 frame"),
-        ("12, jitter=-1", "a link's jitter_ms must be at least 0, got -1"),
-        ("12, frame=0", "a link's frame_ms must be at least 0.001, got 0"),
-        ("12, deadline=inf", "a link's deadline_ms must be at least 0.001, got inf"),
-        ("12, deadline=nan", "a link's deadline_ms must be at least 0.001, got nan"),
+        ("12, jitter=-1", "a link's jitter_ms must be at least 0, and finite, got -1"),
+        ("12, frame=0", "a link's frame_ms must be at least 0.001, and finite, got 0"),
+        ("12, deadline=inf", "a link's deadline_ms must be at least 0.001, and finite, got inf"),
+        ("12, deadline=nan", "a link's deadline_ms must be at least 0.001, and finite, got nan"),
     ],
 )
 def test_links_that_cannot_be(text, message):

@@ -1,5 +1,7 @@
 """Calibration errors, outages and missed deadlines worked by hand."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -151,3 +153,23 @@ def test_what_holds_whatever_the_frames(rows, batch, p_tar):
     by_accuracy = missed_deadline(times, right, p_tar, np.inf, batch)
     assert by_accuracy == inference_outage(np.ones(len(right)), right, p_tar, batch)
     assert missed_deadline(times, right, p_tar, 5.0, batch) >= by_accuracy
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: expected_calibration_error([0.5, 0.6], [math.nan, 1]),
+        lambda: inference_outage([1] * 8, [math.nan] * 8, 0.5, batch=4),
+        lambda: missed_deadline([math.nan] * 8, [1] * 8, 0.5, 5, batch=4),
+    ],
+)
+def test_what_is_missing_is_no_good_answer(measure):
+    with pytest.raises(EexError, match=r"a value is missing \(NaN\), that of frame 0"):
+        measure()
+
+
+def test_shapes_are_compared_before_what_is_left_out():
+    with pytest.raises(EexError, match=r"got \(9,\) and \(8,\)"):
+        inference_outage([1] * 8, [1] * 9, 0.5, batch=4)
+    with pytest.raises(EexError, match=r"got \(11,\) and \(8,\)"):
+        missed_deadline([1.0] * 8, [1] * 11, 0.5, 5, batch=4)

@@ -12,6 +12,7 @@ from routes import route
 
 from eex.policies.algorithms.fixed import Fixed
 from eex.policies.core.base import Context
+from eex.policies.core.errors import EexError
 from eex.policies.core.references import (
     best_arm,
     best_arm_of_segments,
@@ -265,3 +266,18 @@ def test_dynamic_reference_by_hand():
     np.testing.assert_allclose(best_arm(earned, frame)[1], [[0.6, 0.2, -0.1, -0.1], [0.6, 0.2, 0.6, 0.2]])
     dynamic = best_arm_of_segments(earned, frame, np.array([0, 0, 1, 1]))
     np.testing.assert_allclose(dynamic, [[0.6, 0.2, 0, 0], [0.6, 0.2, 0.6, 0.2]], atol=1e-12)
+
+
+@pytest.mark.parametrize("reference", [best_fixed, best_per_exit, fixed_rewards, oracle])
+def test_hindsight_wants_whole_traces_and_prices_that_can_be(reference):
+    grid = () if reference is oracle else (GRID,)
+    partly = CONFIDENCE.copy()
+    partly[1, -1] = np.nan
+    with pytest.raises(EexError, match="frame 1 has no confidence at some exit: hindsight needs a full trace"):
+        reference(partly, 0.1, *grid)
+    with pytest.raises(EexError, match=r"the overhead must lie in \[0, 1\], units of confidence; got -5"):
+        reference(CONFIDENCE, -5, *grid)
+    with pytest.raises(EexError, match="exit_cost must be one number"):
+        reference(CONFIDENCE, 0.1, *grid, exit_cost=np.zeros(7))
+    with pytest.raises(EexError, match="kind must be adaee or utility, got 'utilty'"):
+        reference(CONFIDENCE, 0.1, *grid, kind="utilty")

@@ -14,6 +14,7 @@ from eex.policies.algorithms.ucb import UCB
 from eex.policies.core.errors import EexError
 from eex.policies.core.replay import replay
 from eex.policies.core.trace import Trace, read_trace, write_trace
+from eex.policies.registry import make_policy
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -162,6 +163,9 @@ WRONG = {
     "probabilities": (dict(probabilities=np.full((50, 2), 1.5)), "probabilities must lie in [0, 1]"),
     "experts": (dict(experts=("pristine",)), "probabilities must have shape (50, 1), got (50, 2)"),
     "seconds": (dict(seconds=np.full((50, 4), -1.0)), "seconds must lie in [0, inf]"),
+    "texts": (dict(confidence=[["a"] * 4] * 50), "column confidence must hold numbers, got <U1"),
+    "fractions": (dict(prediction=np.full((50, 4), 0.5)), "column prediction must hold whole numbers, got float64"),
+    "classes": (dict(classes=("a", "b", "a")), "classes must have different names, got a, b, a"),
 }
 
 
@@ -579,3 +583,14 @@ def test_the_frame_that_is_wrong_is_named_in_any_piece(tmp_path, monkeypatch):
     values[30] = 1.5
     told = refusal(rewritten(tmp_path / "trace.arrow", with_column("confidence_2", values)))
     assert told == "confidence must lie in [0, 1]: frame 30 (of 50) has 1.5"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool, list])
+def test_columns_of_any_numbers_can_be_played(tmp_path, dtype):
+    right = np.array([[0, 1], [1, 1], [0, 0]])
+    cast = (lambda column: column.tolist()) if dtype is list else (lambda column: column.astype(dtype))
+    trace = Trace(cast(np.ones((3, 2))), cast(right), cast(right[:, 0]), ("a", "b"))
+    done = replay(make_policy("fixed:p_tar=0.5"), trace, 0.1, order="in-order")
+    assert done.answer.tolist() == [[0, 1, 0]]
+    write_trace(tmp_path / "t.arrow", trace)
+    np.testing.assert_array_equal(read_trace(tmp_path / "t.arrow").prediction, right)

@@ -44,6 +44,8 @@ def test_the_command(tmp_path):
         (["--at-once", 0], "--at-once must lie in 1…4096, got 0"),
         (["--link", "rio"], "link 'rio'"),
         (["--link", "paris", "--worker", "tcp://127.0.0.1:1"], "--link and --worker"),
+        (["--worker", "embedded"], "--worker embedded: expected tcp://host:port"),
+        (["--worker", "none"], "--worker none: expected tcp://host:port"),
         (["--send", "int4"], "there is no encoding 'int4'"),
     ],
 )

@@ -45,6 +45,7 @@ UPSTREAM = {"upstream": "tcp://127.0.0.1:5556", "partition": 2, "plain": True}
         (UPSTREAM | {"partition": 0}, "--upstream needs --partition"),
         (UPSTREAM | {"p_tar": 1.5}, "--p-tar must lie in"),
         (UPSTREAM | {"deadline_ms": 0.0}, "--deadline-ms must be more than 0"),
+        (UPSTREAM | {"deadline_ms": 1e14}, r"--deadline-ms must be more than 0 and at most 8.64e\+07 \(a day\)"),
         (UPSTREAM | {"plain": False}, "--upstream needs --upstream-keys"),
         (UPSTREAM | {"upstream": "localhost:5555"}, "expected tcp://host:port"),
         (UPSTREAM | {"models": (Path("a"), Path("b"))}, "--upstream serves a single model"),

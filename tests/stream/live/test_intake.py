@@ -18,7 +18,7 @@ IMAGE = np.zeros((8, 8, 3), dtype=np.uint8)
 
 @pytest.fixture
 def intake():
-    taken = SimpleNamespace(input_shape=(3, 8, 8), preprocessing=Preprocessing())
+    taken = SimpleNamespace(input_shape=(3, 8, 8), preprocessing=Preprocessing(), classes=("cat", "dog"))
     found = Intake(LiveConfig(queue=2, batch=4), taken, Outbox([]), threading.RLock(), lambda: roused.append(1))
     roused = found.roused = []
     return found

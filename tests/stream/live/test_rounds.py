@@ -60,7 +60,7 @@ class Engine:
 def session(tmp_path):
     """A thread's parts, whose rounds the test makes itself."""
     config, tasks, outbox, engine = LiveConfig(state=tmp_path / "s"), Tasks(threading.RLock()), Outbox([]), Engine()
-    taken = SimpleNamespace(input_shape=(3, 8, 8), preprocessing=Preprocessing())
+    taken = SimpleNamespace(input_shape=(3, 8, 8), preprocessing=Preprocessing(), classes=("cat", "dog"))
     intake = Intake(config, taken, outbox, tasks.lock, tasks.rouse)
     now = SimpleNamespace(s=0.0)
     rounds = Rounds(config, engine, intake, tasks, outbox, clock=lambda: now.s)

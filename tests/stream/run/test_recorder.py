@@ -152,6 +152,12 @@ def test_a_resumption_with_other_frames_or_prices_changes_nothing(finished, chan
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(EexError, match=r"nowhere/config\.json: cannot be read"):
+        run(StreamConfig(**OPTIONS), resume=tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import socket
+import time
 
 import pytest
 import zmq
@@ -34,6 +36,28 @@ def test_messages_both_ways(router):
 def test_nothing_is_sent_without_a_connection_and_closing_twice_is_fine():
     with channel("tcp://127.0.0.1:9") as made:
         assert not made.send([b"header"])
+        made.close()
+        made.open()
+        assert not made.misses_ipv6
+
+
+def test_a_name_without_an_address_is_looked_up_again(monkeypatch):
+    families = []
+    monkeypatch.setattr("eex.stream.wire.channel.LOOKUP_EVERY_S", 0.0)
+
+    def addresses(*_, **__):
+        if not families:
+            raise OSError("unknown")
+        return [(family, None, None, "", ()) for family in families]
+
+    monkeypatch.setattr("socket.getaddrinfo", addresses)
+    with channel("tcp://late.example:9") as made:
+        assert not made.misses_ipv6
+        families.append(socket.AF_INET6)
+        end = time.monotonic() + PATIENCE_S
+        while not made.misses_ipv6 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert made.misses_ipv6
         made.close()
         made.open()
         assert not made.misses_ipv6

@@ -67,6 +67,15 @@ def test_requests_may_wait_for_company():
     assert queue.due_in_ms(1.020) == pytest.approx(6.0)
 
 
+def test_requests_wait_no_longer_than_half_of_their_deadline():
+    queue = queue_of(queued(1, deadline_ms=500.0), wait_ms=600.0)
+    assert queue.due_in_ms(0.1) == pytest.approx(150)
+    queue.put(queued(2, arrived=0.1, deadline_ms=60.0))
+    assert queue.due_in_ms(0.1) == pytest.approx(30)
+    queue = queue_of(queued(1), wait_ms=600.0)  # waits for its answer for ever
+    assert queue.due_in_ms(0.1) == pytest.approx(500)
+
+
 def test_without_a_wait_a_batch_is_due_at_once():
     assert queue_of(queued(1, 5.0)).due_in_ms(5.0) == 0.0
 

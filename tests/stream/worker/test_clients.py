@@ -50,6 +50,21 @@ def test_no_more_clients_than_the_worker_takes(network, stats):
     clients.admit(b"a", 1.0, "")  # who is there is served
 
 
+def test_a_client_whose_connection_ended_makes_room_at_once(network, stats):
+    clients, (_, b) = admitted(network, stats, [b"a", b"b"], clients=2)
+    b.waiting = 1
+    clients.gone(b"a")
+    clients.gone(b"b")  # what is under way comes back first
+    clients.gone(b"z")
+    assert (clients.get(b"a"), clients.get(b"b"), clients.present(0.1)) == (None, b, 0)
+    clients.admit(b"c", 0.1, "")
+    with pytest.raises(RefusedError):
+        clients.admit(b"d", 0.1, "")
+    b.waiting = 0
+    clients.admit(b"d", 0.1, "")
+    assert clients.get(b"b") is None
+
+
 def test_silent_clients_make_room_but_not_those_that_are_owed_something(network, stats):
     clients, (a, b, c) = admitted(network, stats, [b"a", b"b", b"c"], clients=3)
     b.waiting = 1

@@ -53,7 +53,7 @@ def test_of_too_many_those_without_a_handshake_end_first():
         assert router.poll(1000 * PATIENCE_S)
         frames = router.recv_multipart(copy=False)
         connections.update(time.monotonic())
-        connections.took(frames[-1], "", time.monotonic())
+        connections.took(frames[-1], frames[0].bytes, "", time.monotonic())
         for _ in range(4):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         until(connections, lambda: connections.ended >= 3 and len(connections) <= 2)
@@ -76,7 +76,7 @@ def test_strangers_are_ended_and_others_are_not():
             assert router.poll(1000 * PATIENCE_S)
             frames = router.recv_multipart(copy=False)
             connections.update(time.monotonic())
-            connections.took(frames[-1], frames[-1].bytes.decode(), time.monotonic())
+            connections.took(frames[-1], frames[0].bytes, frames[-1].bytes.decode(), time.monotonic())
         connections.end_strangers(lambda key: key == "b")
         assert connections.ended == 1
 

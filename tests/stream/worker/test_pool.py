@@ -136,6 +136,17 @@ def test_a_batch_runs_while_others_wait_and_how_long_is_known():
         assert (finished.batch, pool.free, pool.busy_ms(9.0)) == (batch, True, 0.0)
 
 
+def test_a_pool_is_busy_while_no_replica_is_free():
+    slow, gate = Gate(), Gate()
+    with Pool(local(slow), local(gate)) as pool:
+        pool.run(batch_of(1, started=2.0))
+        assert pool.busy_ms(60.0) == 0.0  # one hangs, the other could take a batch
+        pool.run(batch_of(2, started=50.0))
+        assert pool.busy_ms(60.0) == 10_000.0
+        slow.open.set()
+        gate.open.set()
+
+
 def test_a_quick_model_runs_where_it_is_called_once_that_is_known(monkeypatch):
     gate = Gate()
     gate.open.set()
