@@ -84,8 +84,8 @@ class Worker:
     key_clients: int = 32
     """Maximum number of connections with the same key."""
     fleet: Path | None = None
-    """File that keeps what edges with --share have learned, so that it outlasts this worker. By default, it is kept in
-    memory."""
+    """File that keeps what edges with --share have learned, so that it outlasts this worker; one worker has it at a
+    time. By default, it is kept in memory."""
     metrics_port: int | None = None
     """Serve /health, /ready, /alive and /metrics (Prometheus) over HTTP on this port; 0 picks a free one."""
     metrics_host: str = "127.0.0.1"

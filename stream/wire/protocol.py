@@ -171,7 +171,7 @@ class Pong(msgspec.Struct, frozen=True, tag_field="kind", tag="pong", forbid_unk
     queue
         Requests under way, of all clients.
     busy_ms
-        For how long the longest call of a model has been running; a model that hangs shows here.
+        For how long no replica has been free, because calls of the models are running; models that hang show here.
     draining
         Whether the worker is about to stop.
     """
