@@ -112,9 +112,9 @@ def test_sources_are_checked(specs, message):
 
 
 def test_streams_come_change_and_go_when_the_file_is_read_again(tmp_path):
-    folders = {name: tmp_path / name for name in ("one", "two")}
-    for folder in folders.values():
-        folder.mkdir()
+    folders = {name: tmp_path / name for name in ("one", "two", "late")}
+    for name in ("one", "two"):
+        folders[name].mkdir()
     file = tmp_path / "streams.toml"
 
     def describe(*names, **options):
@@ -148,11 +148,18 @@ def test_streams_come_change_and_go_when_the_file_is_read_again(tmp_path):
     until(lambda: any("the streams stay as they are" in line for line in said))
     put("two", "last")
     until(lambda: any(a.name == "last.png" for a in got))
+    describe("two", "late", overhead=0.5)
+    stop.ask_to_reread()
+    until(lambda: any("no such source" in line and str(folders["late"]) in line for line in said))
+    folders["late"].mkdir()
+    stop.ask_to_reread()  # a stream whose source failed is opened anew, though nothing was written
+    until(lambda: "stream 'late': opened anew" in said)
+    answered("late")
     stop.set()
     thread.join(20)
     assert not thread.is_alive()
     assert all(isinstance(a, Answer) for a in got)
-    assert {row["stream"] for row in summaries[0]["streams"]} == {"one", "two"}
+    assert {row["stream"] for row in summaries[0]["streams"]} == {"one", "two", "late"}
 
 
 def test_a_signal_ends_the_run_and_the_next_one_gets_through():
