@@ -98,6 +98,8 @@ def score(
     kind: RewardKind = "adaee",
 ) -> tuple[float, float]:
     """Mean reward and mean regret per 1,000 frames, over overheads and reordered traces of seeds 0, 1, …"""
+    if seeds < 1:
+        raise EexError(f"seeds must be at least 1, got {seeds}")
     schedules = (reordered(trace, rounds, switch, k) for k in range(seeds))
     played = [play(policy, frames, overheads, link, k, exit_cost, options, kind) for k, frames in enumerate(schedules)]
     return 1000 * float(np.mean([p[0] for p in played])), 1000 * float(np.mean([p[1] for p in played]))

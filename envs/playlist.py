@@ -14,6 +14,7 @@ EpisodeOrder = Literal["in-order", "resampled", "segments", "switching"]
 _START, _ROW, _PIECE = 11, 12, 13  # purposes of draws
 _CHUNK = 64  # rounds whose draws are made at once
 _EPISODE = 2**40  # rounds and pieces of an episode are numbered from a multiple of this
+_EPISODES = 2**22  # after which an environment plays the same ones again
 
 
 class Playlist:
@@ -56,7 +57,7 @@ class Playlist:
 
     def begin(self, seeds: Ints, episode: int) -> None:
         """Start an episode in each environment (envs,), drawn from its seed and the number of the episode."""
-        self.seeds, self.t, self.offset = seeds, 0, episode * _EPISODE
+        self.seeds, self.t, self.offset = seeds, 0, episode % _EPISODES * _EPISODE
         u = uniform(0, seeds, np.array([self.offset]), 1, _START)[:, 0, 0]
         self.start = (u * (self.length - self.rounds + 1)).astype(np.int64)
         self.piece = np.zeros(len(seeds), dtype=np.int64)
@@ -101,6 +102,8 @@ class Playlist:
 
 def reordered(trace: Trace, rounds: int, switch: tuple[int, int] = (500, 3000), seed: int = 0) -> Trace:
     """A trace whose distortions switch every so many frames: what an environment of order "switching" plays."""
+    if rounds < 1:
+        raise EexError(f"rounds must be at least 1, got {rounds}")
     playlist = Playlist(trace, "switching", rounds, switch)
     playlist.begin(np.array([seed]), 0)
     return trace[np.concatenate([playlist.next() for _ in range(rounds)])]

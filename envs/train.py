@@ -238,7 +238,7 @@ def _settings(config: TrainRLConfig) -> dict[str, Any]:
     """Settings of the algorithm: ours, and the user's."""
     settings = dict(SETTINGS[config.algorithm])
     for pair in config.setting:
-        name, text = split_option(pair)
+        name, text = split_option(pair, "--setting")
         try:
             settings[name] = json.loads(text)
         except json.JSONDecodeError:

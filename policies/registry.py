@@ -175,8 +175,8 @@ def is_wrapper(cls: type[Policy]) -> bool:
     return next(iter(_parameters(cls).values()), None) is Policy
 
 
-def split_option(pair: str) -> tuple[str, str]:
-    """Name and value of "name=value".
+def split_option(pair: str, what: str = "a policy option") -> tuple[str, str]:
+    """Name and value of "name=value", the form in which `what` is written.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def split_option(pair: str) -> tuple[str, str]:
     """
     key, equals, value = pair.partition("=")
     if not equals or not key.strip():
-        raise EexError(f"a policy option is written name=value, got '{pair}'")
+        raise EexError(f"{what} is written name=value, got '{pair}'")
     return key.strip(), value.strip()
 
 

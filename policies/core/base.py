@@ -206,8 +206,8 @@ class Policy(Arrays):
     exit_cost: ExitCost = 0.0
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
-        if exits < 1 or runs < 1:
-            raise ValueError(f"exits and runs must be at least 1, got {exits} and {runs}")
+        if not all(isinstance(count, int | np.integer) and count >= 1 for count in (exits, runs)):
+            raise ValueError(f"exits and runs must be whole numbers, at least 1, got {exits!r} and {runs!r}")
         self.exits, self.runs, self.seed = exits, runs, seed
         self.keys: Ints = np.arange(runs)
 

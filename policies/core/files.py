@@ -71,7 +71,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
 def take_paths(config: Any) -> None:
     """Let a dataclass of options take a path in either form, as text or as a `Path`; called by its `__post_init__`.
 
-    Afterwards a field holds what it declares: a `Path`, a tuple of them, also where one is given, or text.
+    Afterwards a field holds what it declares: a `Path`, a tuple of them or of texts, also where one is given, or text.
 
     Examples
     --------
@@ -90,6 +90,8 @@ def take_paths(config: Any) -> None:
         elif field.type == tuple[Path, ...]:
             several = [value] if isinstance(value, str | os.PathLike) else value
             object.__setattr__(config, field.name, tuple(map(Path, several)))
+        elif field.type == tuple[str, ...] and isinstance(value, str):
+            object.__setattr__(config, field.name, (value,))
         elif field.type in (str, str | None) and isinstance(value, os.PathLike):
             object.__setattr__(config, field.name, os.fspath(value))
 

@@ -1,9 +1,12 @@
 """What an agent is measured on, and how."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from eex.envs.evaluate import held_out, play, score
+from eex.policies.core.errors import EexError
 from eex.policies.core.references import fixed_rewards
 
 pytestmark = pytest.mark.timeout(120)
@@ -54,3 +57,12 @@ def test_what_a_fixed_threshold_scores_under_accuracy(make_trace):
     assert (np.array([regret[0][trace.segments == k].sum() for k in range(3)]) >= -1e-9).all()
     always = play("fixed:p_tar=0", trace, (0.1,), None, exit_cost=0.05, kind="accuracy")  # one of the thresholds
     assert always[0].sum() + always[1].sum() == pytest.approx(reward.sum() + regret.sum())
+
+
+def test_what_cannot_be_scored(make_trace):
+    trace = make_trace()
+    for change, says in (({"seeds": 0}, "seeds must be"), ({"rounds": 0}, "rounds must be at least 1, got 0")):
+        with pytest.raises(EexError, match=says):
+            score("ucb", trace, (0.1,), None, **{"rounds": 20, "switch": (5, 9), "seeds": 1} | change)
+    with pytest.raises(EexError, match="reward 'accuracy' needs a trace with labels: 300 of 300"):
+        play("ucb", replace(make_trace(frames=300), label=np.full(300, -1)), (0.1,), None, kind="accuracy")
