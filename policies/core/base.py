@@ -207,7 +207,7 @@ class Policy(Arrays):
 
     def __init__(self, exits: int = 1, runs: int = 1, seed: int = 0) -> None:
         if not all(isinstance(count, int | np.integer) and count >= 1 for count in (exits, runs)):
-            raise ValueError(f"exits and runs must be whole numbers, at least 1, got {exits!r} and {runs!r}")
+            raise ValueError(f"exits and runs must be at least 1, and whole numbers, got {exits!r} and {runs!r}")
         self.exits, self.runs, self.seed = exits, runs, seed
         self.keys: Ints = np.arange(runs)
 
