@@ -89,7 +89,7 @@ def policy_class(name: str) -> type[Policy]:
     return _plugin_class(plugins.get(name, name))
 
 
-def make_policy(name: str, options: Mapping[str, str] | None = None, **given: Any) -> Policy:
+def make_policy(name: str, options: Mapping[str, Any] | None = None, **given: Any) -> Policy:
     """A policy by name.
 
     Parameters
@@ -100,8 +100,8 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
         river's goes by its class: "river.bandit.UCB:delta=1"; one of the user's own by its module and class:
         "my_module:MyPolicy:option=1".
     options
-        Further options, of the outermost wrapper if there is one, as text; the values of a list are separated by
-        commas, semicolons or spaces.
+        Further options, of the outermost wrapper if there is one, as text or as they are; in text, the values of a
+        list are separated by commas, semicolons or spaces.
     given
         `exits`, `runs` and `seed`.
 
@@ -112,7 +112,7 @@ def make_policy(name: str, options: Mapping[str, str] | None = None, **given: An
     """
     if unknown := sorted(set(given) - set(GIVEN)):
         raise EexError(
-            f"a policy is given exits, runs and seed, not '{unknown[0]}'; options are text: {{'{unknown[0]}': …}}"
+            f"a policy is given exits, runs and seed, not '{unknown[0]}'; options of its own go into a mapping"
         )
     text, at, within = name.partition("@")
     name, inline = _split_name(text)

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0, 3), dtype=np.uint8)
 
 
-def check_name(what: str, name: str) -> None:
-    """Raise `EexError` if a name is not text that can be stored."""
+def check_stream(name: str) -> None:
+    """Raise `EexError` if the name of a stream is not text that can be stored."""
     try:
         name.encode()
     except (AttributeError, UnicodeEncodeError):
-        raise EexError(f"{what}: expected a name, as text in UTF-8, got {name!r}") from None
+        raise EexError(f"stream: expected a name, as text in UTF-8, got {name!r}") from None
 
 
 class Intake:
@@ -89,7 +89,7 @@ class Intake:
         self, image: Given, stream: str, at: float | None, name: str, label: int, wait: bool
     ) -> "Future[Answer | Refusal]":
         """Take a frame in, or refuse it; arguments as for `Session.submit`."""
-        check_name("stream", stream)
+        check_stream(stream)
         if not isinstance(name, str):
             raise EexError(f"name: expected text, got {name!r}")
         if not isinstance(label, int | np.integer) or not -1 <= label < len(self._taken.classes):
@@ -210,7 +210,7 @@ class Intake:
         EexError
             If the session is closed, or the name is not text.
         """
-        check_name("stream", name)
+        check_stream(name)
         with self.lock:
             if self.closing:
                 raise EexError(f"stream '{name}': the session is closed")

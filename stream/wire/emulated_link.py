@@ -75,14 +75,13 @@ class Relay:
     link
         The link over time, which begins when the relay is made.
     targets
-        Where connections go, as (host, port); each target has a port of its own here, in `ports`.
+        Where connections go, as (host, port); each target has a port of its own here, in `ports`. While nobody knows
+        the host, they are closed.
     seed
         Seed of the jitter.
 
     Raises
     ------
-    EexError
-        If a host is unknown.
     OSError
         If there is no port to listen on.
     """

@@ -9,7 +9,6 @@ from eex.stream.wire.protocol import Buffer
 COPIED = 1 << 14
 """Bytes up to which copying a part is cheaper than keeping it until ZeroMQ has sent it."""
 
-
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _IN = int(zmq.POLLIN)
