@@ -351,7 +351,7 @@ def play_on_ray(
     Raises
     ------
     EexError
-        If no cluster answers.
+        If no cluster answers, or it is lost.
     """
     import ray
 
@@ -374,6 +374,9 @@ def play_on_ray(
             show(done)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.RayError as error:
+        why = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise EexError(f"--ray: the cluster was lost: {why}; the same command goes on where it was") from None
     finally:
         ray.shutdown()
 

@@ -255,7 +255,7 @@ class ZmqOffloader:
             elif event == zmq.EVENT_DISCONNECTED:
                 broke |= peer.closed()
             else:
-                problem = why_handshake_failed(event, value, channel.keys)
+                problem = why_handshake_failed(event, value, channel.keys, served=peer.classes > 0)
                 peer.handshake_failed(now, problem, final=fatal(event), hangs=timed_out(event, value))
                 peer.reopen_at += random.random() * REOPEN_S  # many edges that come back do not come at once
         if broke:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -269,7 +270,7 @@ class Relay:
 def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[list[str]]:
     """Put an emulated link in front of workers for the length of a `with` block; yields the endpoints to use instead.
 
-    The relay is a process of its own, which also ends with this one.
+    The relay is a process of its own, which also ends with this one. If it ends earlier, a warning says so.
 
     Parameters
     ----------
@@ -307,6 +308,12 @@ def emulated(link: str, endpoints: Sequence[str], seed: int = 0) -> Iterator[lis
                 raise EexError("the emulated link (--link) could not start")
             yield line.removeprefix(READY).split()
         finally:
+            if (code := process.poll()) is not None and line:
+                warnings.warn(
+                    f"the emulated link (--link) ended early, with exit status {code}: from then on no worker could be "
+                    "reached through it",
+                    stacklevel=3,
+                )
             process.stdin.close()
             try:
                 process.wait(5.0)

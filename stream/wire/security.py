@@ -166,8 +166,16 @@ def still_known(known: Known, client: str) -> bool:
     return known(key.encode()) == name
 
 
-def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None) -> str:
-    """What an event of the edge's socket monitor means for the user; `keys` are the edge's."""
+def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None, served: bool) -> str:
+    """What an event of the edge's socket monitor means for the user.
+
+    Parameters
+    ----------
+    keys
+        The edge's.
+    served
+        Whether the worker has welcomed the edge before: its keys are right then.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         own = "" if keys is None else f" {keys.own.public.decode()}"
         return f"the worker does not know this edge's key{own}; copy its .pub file into the worker's folder of keys"
@@ -177,6 +185,8 @@ def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None) -> str:
         return "the worker speaks plain text; start it without --plain"
     if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == 11:  # EAGAIN: HANDSHAKE_MS went by
         return "what listens there does not speak ZeroMQ, or hangs"
+    if served:
+        return "it closed the connection in the handshake"
     if keys is None:
         return "it closed the connection in the handshake: it may accept clients with keys only; then leave --plain out"
     return (

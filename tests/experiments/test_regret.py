@@ -421,6 +421,19 @@ def test_ray_gives_the_same_numbers(trace, tmp_path):
     assert (tmp_path / "ray" / "curves.arrow").read_bytes() == (tmp_path / "here" / "curves.arrow").read_bytes()
 
 
+@pytest.mark.process
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="eex[ray] is not installed")
+def test_a_ray_cluster_that_is_lost(trace, tmp_path, monkeypatch):
+    import ray
+
+    def lost(*arguments, **options):
+        raise ray.exceptions.LocalRayletDiedError
+
+    monkeypatch.setattr(ray, "wait", lost)
+    with pytest.raises(EexError, match=r"--ray: the cluster was lost: .* died.*; the same command goes on"):
+        compare(small(trace, tmp_path / "out", ray=()))
+
+
 def test_no_ray_and_no_cluster(trace, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"Ray is not installed; pip install 'eex\[ray\]'"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import socket
 import threading
 import time
 
@@ -107,6 +108,25 @@ def test_a_worker_may_go_and_come_back():
 
 
 # ---- a worker that does not
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_keys_are_not_to_blame_where_the_worker_has_served_before(served):
+    with bound_router() as router:
+        port = int(endpoint_of(router).rpartition(":")[2])
+        offloader = ZmqOffloader(endpoint_of(router), "model-a")
+        if served:
+            greet(router, offloader)
+    with contextlib.closing(offloader), socket.create_server(("127.0.0.1", port)) as door:
+        door.settimeout(0.01)
+        end, problem = time.monotonic() + PATIENCE_S, ""
+        while not problem and time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                door.accept()[0].close()
+            offloader.poll()
+            state = offloader.report()["workers"][0]["state"]
+            problem = state if state.startswith("it closed") else ""
+    assert ("keys" in problem, bool(problem)) == (not served, True)
 
 
 def test_a_hanging_worker_cannot_hold_the_edge(router):

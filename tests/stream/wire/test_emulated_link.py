@@ -218,6 +218,17 @@ def test_a_relay_of_its_own_carries_curve(server):
             socket.create_connection((host, door), 1.0)
 
 
+def test_a_relay_that_dies_is_not_passed_over(monkeypatch):
+    relays, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **options: relays.append(popen(*a, **options)) or relays[-1])
+    link = contextlib.ExitStack()
+    link.enter_context(emulated("12", ["tcp://127.0.0.1:9"]))
+    relays[0].kill()
+    relays[0].wait(PATIENCE_S)
+    with pytest.warns(UserWarning, match=r"--link\) ended early, with exit status -9"):
+        link.close()
+
+
 @pytest.mark.parametrize(("link", "endpoint"), [("slow", "tcp://127.0.0.1:1"), ("12", "here"), ("12", "tcp://x:")])
 def test_what_cannot_be_emulated(link, endpoint):
     with pytest.raises(EexError, match=r"link 'slow'|not a worker's endpoint"), emulated(link, [endpoint]):
