@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from eex.policies.algorithms.options import not_negative, thresholds
-from eex.policies.core.base import Arrays, Bools, Floats, Ints, Outcomes
+from eex.policies.core.base import LARGEST_WEIGHT, Arrays, Bools, Floats, Ints, Outcomes
 from eex.policies.core.errors import EexError
 
 BINS = 50
@@ -21,7 +21,6 @@ PRIOR_FRAMES, PRIOR_MEAN, PRIOR_SQUARE = 2.0, 1 / 2, 1 / 3
 WIDTH = 0.06  # of the kernel: confidences so close gain about the same
 LOCAL = 2.0  # frames near a confidence that weigh as much there as the mean over all confidences
 REST = 32  # decide anew once a 32nd of what is remembered is new
-LARGEST_WEIGHT = 1e100
 MOST_ROWS = 16_384  # learned at once, so that weights do not overflow
 BLOCK = 256  # rows that are decided for at once
 ROUNDING = 1e-12  # relative error of sums, about

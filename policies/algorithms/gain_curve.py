@@ -7,7 +7,6 @@ import numpy as np
 from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import (
     BINS,
-    LARGEST_WEIGHT,
     PRIOR_MEAN,
     REST,
     THRESHOLDS,
@@ -26,7 +25,7 @@ from eex.policies.algorithms.curves import (
     smoothed,
     weigh,
 )
-from eex.policies.core.base import Context, Floats, Ints, Outcomes, Thresholds
+from eex.policies.core.base import LARGEST_WEIGHT, Context, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
 
@@ -182,7 +181,7 @@ class GainCurve(Composite):
             return
         exits, run = outcomes.confidence[:, :-1], outcomes.run
         confidence = exits[:, 0] if self.exits == 1 else np.fmax.reduce(exits, axis=1)  # of the surest edge exit
-        counts = ~np.isnan(outcomes.reward)
+        counts = ~np.isnan(outcomes.reward + exits[:, 0])  # a network may be at a loss, too
         sent = np.flatnonzero(outcomes.offloaded & counts)
         at = run * BINS + bins_of(confidence)
         weight = weigh(self.weight, self.growth, run, counts, self.known, self.news)
@@ -207,7 +206,7 @@ class GainCurve(Composite):
         seen = [c for c in exits if c == c]
         confidence = max(seen) if seen else np.nan
         at, off = bin_of(confidence), np.nan
-        if outcomes.reward[0] == outcomes.reward[0]:
+        if outcomes.reward[0] == outcomes.reward[0] and exits[0] == exits[0]:
             weight = self.weight[run]
             self.seen[run, at] += weight
             self.known[run] += weight

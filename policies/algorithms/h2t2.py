@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eex.policies.algorithms.arms import GRID
+from eex.policies.algorithms.one_sided import spent
 from eex.policies.algorithms.options import positive, share, thresholds
 from eex.policies.core.base import Context, Floats, Outcomes, Policy, Reward, Thresholds
 from eex.policies.core.draws import uniform
@@ -107,14 +108,10 @@ class H2T2(Policy):
 
     def _earned(self, rows: Outcomes, kind: Reward) -> Floats:
         """What each pair would have earned on frames of which everything is known, (rows, pairs)."""
-        c = rows.confidence
-        last = c[:, -2] if kind == "utility" else 0.0
-        paid = np.fmax(0.0, c[:, -1] - c[:, -2]) - rows.overhead + last - rows.reward
-        cost = paid / (self.exits - 1) if self.exits > 1 else np.zeros(len(rows))  # of each further exit
         shape = (len(rows), len(self.pairs), self.exits)
         exit_at = np.broadcast_to(self.pairs[:, 1, None], shape)
         skip_below = np.broadcast_to(self.pairs[:, 0, None], shape)
-        confidence = np.broadcast_to(c[:, None], (*shape[:2], self.exits + 1))
+        confidence = np.broadcast_to(rows.confidence[:, None], (*shape[:2], self.exits + 1))
         stepped = step(confidence, exit_at, skip_below, rows.overhead[:, None], 0.0, kind=kind)
-        earned: Floats = stepped.reward - cost[:, None] * (stepped.visited - 1)
+        earned: Floats = stepped.reward - spent(rows, stepped.visited - 1, kind, self.exit_cost)
         return earned

@@ -57,7 +57,7 @@ class KLUCB(Arms):
 
     def index(self, played: Floats, context: Context) -> Floats:
         """The formula above."""
-        cost = float(np.mean(context.exit_cost)) * (self.exits - 1)
+        cost = float(np.mean(context.exit_cost)) * (self.exits - 1) if self.exits > 1 else 0.0
         p = scaled(self.mean(), np.reshape(context.overhead, (-1, 1, 1)), self.reward, cost)
         log_t = self.log_t()
         return upper(p, (log_t + self.c * np.log(np.maximum(log_t, 1))) / played)

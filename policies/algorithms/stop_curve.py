@@ -9,7 +9,6 @@ from eex.policies.algorithms.change import Change
 from eex.policies.algorithms.curves import (
     BINS,
     COARSE,
-    LARGEST_WEIGHT,
     PRIOR_MEAN,
     REST,
     THRESHOLDS,
@@ -27,7 +26,7 @@ from eex.policies.algorithms.curves import (
     weigh,
 )
 from eex.policies.algorithms.stopping import Decision, decide
-from eex.policies.core.base import Context, ExitCost, Floats, Ints, Outcomes, Thresholds
+from eex.policies.core.base import LARGEST_WEIGHT, Context, ExitCost, Floats, Ints, Outcomes, Thresholds
 from eex.policies.core.fleet import Layout
 from eex.policies.core.parts import Composite
 from eex.policies.core.reward import last_seen
@@ -264,7 +263,7 @@ class StopCurve(Composite):
             self._learn_one(outcomes)
             return
         run, exits = outcomes.run, self.exits
-        counts = outcomes.reward == outcomes.reward
+        counts = ~np.isnan(outcomes.reward + outcomes.confidence[:, 0])  # a network may be at a loss, too
         weight = weigh(self.weight, self.growth, run, counts, self.known, self.news)
         np.add.at(self.frames, run if counts.all() else run[counts], 1)
         here = np.ascontiguousarray(outcomes.confidence[:, :-1].T)  # (exits, rows)
@@ -303,7 +302,7 @@ class StopCurve(Composite):
         """`_learn` of a single frame, in plain numbers: a stream that is fed frame by frame has no time for arrays."""
         run, (*edge, cloud) = int(outcomes.run[0]), outcomes.confidence[0].tolist()
         off = np.nan
-        if outcomes.reward[0] == outcomes.reward[0]:
+        if outcomes.reward[0] == outcomes.reward[0] and edge[0] == edge[0]:
             weight, bins = self.weight[run], [bin_of(c) for c in edge]
             visited = [c == c for c in edge]
             for i, (here, at) in enumerate(zip(visited, bins, strict=True)):

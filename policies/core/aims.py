@@ -153,7 +153,7 @@ def _aim(text: str) -> Aim:
         raise EexError(f"'{text}': a latency must be more than 0 ms")
     if kind == "latency":
         return Aim(kind, ms, f"mean latency <= {ms:.10g} ms")
-    if not 0 < number < 100:
+    if not 0 < (number := round(number, 8)) < 100:
         raise EexError(f"'{text}': a percentile lies between p0 and p100, as p50 and p99.9 do")
     return Aim(kind, round(1 - number / 100, 12), f"p{number:.10g} <= {ms:.10g} ms", ms)
 

@@ -115,14 +115,16 @@ class Thresholds:
 
 
 COUNTS = frozenset(
-    {"counts", "pending", "played", "seen", "offloads", "squares", "news", "weight", "moves", "known"}
-    | {"frames", "turn", "recent_arm", "count", "numbers", "blocks", "spread", "up", "down"}
+    {"counts", "pending", "played", "frames", "turn", "recent_arm"}
+    | {"count", "numbers", "blocks", "spread", "up", "down"}
 )
 """Names of learned arrays that are never negative, but for rounding."""
 MOST_COUNTED = 2.0**53
-SUMS = frozenset(
-    {"totals", "gains", "curve", "total", "mean", "recent", "recent_reward", "memory", "held", "vector", "inverse"}
-)
+WEIGHED = frozenset({"seen", "offloads", "gains", "squares", "news", "weight", "moves", "known"})
+"""Names of counts and sums, never negative either, in which each frame may weigh more than the one before."""
+LARGEST_WEIGHT = 1e100
+"""Of a frame; then the sums are scaled down."""
+SUMS = frozenset({"totals", "curve", "total", "mean", "recent", "recent_reward", "memory", "held", "vector", "inverse"})
 """Names of learned arrays that are always finite."""
 ROUNDING = 1e-6
 FOREVER = 2**62
@@ -153,7 +155,8 @@ class Arrays:
             if here.shape != given.shape or here.dtype.kind != given.dtype.kind:
                 raise ValueError(f"{name} must be {here.dtype} {here.shape}, got {given.dtype} {given.shape}")
             kind = name.rpartition(".")[2]
-            if kind in COUNTS and not np.all(good := (given >= -ROUNDING) & (given < MOST_COUNTED)):
+            most = MOST_COUNTED * (LARGEST_WEIGHT if kind in WEIGHED else 1)
+            if kind in COUNTS | WEIGHED and not np.all(good := (given >= -ROUNDING) & (given < most)):
                 raise ValueError(f"{name} must hold counts, got {given[~good][0]}")
             if kind in SUMS and not np.isfinite(given).all():
                 raise ValueError(f"{name} must hold finite sums, got {given[~np.isfinite(given)][0]}")

@@ -33,7 +33,8 @@ def uniform(seed: int, runs: Ints, frames: Ints, count: int, purpose: int = 0) -
     key = _mixed(key + runs.astype(np.uint64) * _STEP)  # (R,)
     key = _mixed(key[:, None] + (frames.astype(np.uint64) + np.uint64(1)) * _STEP)  # (R, F)
     key = _mixed(key[:, :, None] + np.arange(count, dtype=np.uint64) * _STEP)
-    return ((key >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    draws: Floats = ((key >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return np.minimum(draws, 1 - 2.0**-53, out=draws)  # adding a half rounds the largest up to 1
 
 
 def normal(seed: int, runs: Ints, frames: Ints, count: int, purpose: int = 0) -> Floats:

@@ -43,6 +43,7 @@ import numpy as np
 
 from eex.policies.core.base import Bools, ExitCost, Floats, Ints, Outcomes, Reward, check_threshold
 from eex.policies.core.errors import EexError
+from eex.policies.core.exit_cost import check_exit_cost
 from eex.policies.core.options import check_word
 from eex.policies.core.reward import way_cost
 
@@ -83,8 +84,9 @@ class Estimate:
     frames
         Frames in the log.
     effective
-        Effective sample size, Kish's :math:`(\\sum W)^2 / \\sum W^2`, of the frames that the thresholds offload:
-        how many of equal weight would carry as much information. Where the log reveals every frame, `frames`.
+        Effective sample size, Kish's :math:`(\\sum W)^2 / \\sum W^2`, of the frames that the thresholds offload, or,
+        where one of them is 0, so that none is, of those that some arm does not reveal: how many of equal weight would
+        carry as much information. Where the log reveals every frame, `frames`.
     problem
         Why the log cannot support an estimate, in one line; "" if it can.
     """
@@ -131,8 +133,8 @@ def estimate(
     Raises
     ------
     EexError
-        If a threshold lies outside [0, 1], the log is empty, a propensity is not a probability, or there is no such
-        reward.
+        If a threshold or a price lies outside [0, 1], the log is empty, a propensity is not a probability, or there is
+        no such reward.
     """
     check_word("kind", kind, Reward)
     if not len(outcomes):
@@ -142,6 +144,7 @@ def estimate(
         raise EexError(f"a propensity must lie in (0, 1], frame {outcomes.frame[bad][0]} has {p[bad][0]:g}")
     exits = outcomes.confidence.shape[1] - 1
     price = outcomes.overhead if overhead is None else np.full(len(outcomes), check_threshold("overhead", overhead))
+    check_exit_cost(exit_cost, exits)
     arms = _Arms(outcomes)
     found = []
     for target in thresholds:
@@ -220,9 +223,10 @@ def _estimate_one(
     weight = np.where(mine & known, np.where(certain, 1.0, share / outcomes.probability), 0.0)
     if unsent.any():
         weight[away] *= outcomes.offloaded.sum() / max(1, sent.sum())
-    effective = _effective(weight[away])
+    which, what = (~certain, "frames") if (at == 0).any() else (away, "offloaded frames")
+    effective = _effective(weight[which])
     if effective < least:
-        return failed(f"the effective sample size is {effective:.1f} offloaded frames; needs {least:g}", effective)
+        return failed(f"the effective sample size is {effective:.1f} {what}; needs {least:g}", effective)
     drawn = weight[~certain]
     if len(drawn) and abs(drawn.mean() - 1) > DOUBTFUL * drawn.std() / np.sqrt(len(drawn)):
         off = f"the weights' mean is {drawn.mean():.2f}, not 1"

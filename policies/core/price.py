@@ -158,11 +158,12 @@ class TokenBucket:
         self.level = min(self.budget.burst, self.level + self.budget.rate * came)
 
     def admits(self, frames: int, megabytes_each: float) -> int:
-        """How many of some frames may be offloaded now."""
+        """How many of some frames may be offloaded now: one from a full bucket, even if it holds less than a frame."""
         each = megabytes_each if self.budget.unit == "MB/s" else 1.0
         if each <= 0:
             return frames if self.level > 0 else 0
-        return int(np.clip(np.floor(self.level / each + 1e-9), 0, frames))
+        full = self.level >= self.budget.burst
+        return int(np.clip(np.floor(self.level / each + 1e-9), int(full), frames))
 
     def spend(self, frames: int, megabytes: float) -> None:
         """Take what was sent out of the bucket."""

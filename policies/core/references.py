@@ -147,7 +147,7 @@ def best_per_exit(
     """
     _check(confidence, overhead, exit_cost)
     exits = confidence.shape[1] - 1
-    search = _every_combination if len(grid) ** exits <= MOST_CELLS else _exit_by_exit
+    search = _every_combination if (len(grid) + 1) ** exits <= MOST_CELLS else _exit_by_exit
     best = search(confidence, overhead, grid, exit_cost, kind)
     return best, fixed_reward(confidence, overhead, best, exit_cost, kind=kind)
 

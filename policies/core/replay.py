@@ -270,7 +270,9 @@ def _check_late(runs: int, delay: int, link: SimulatedLink | None, feedback: Fee
 def _checked_frames(frames: Ints, runs: int, trace: Trace) -> Ints:
     if frames.ndim != 2 or len(frames) != runs or frames.dtype.kind not in "iu":
         raise EexError(f"frames must be numbers of rows, (runs, rounds) for {runs} runs, got {frames.shape}")
-    if frames.size and not (frames.min() >= 0 and frames.max() < len(trace)):
+    if not frames.size:
+        raise EexError(f"frames must hold at least one round, got {frames.shape}")
+    if not (frames.min() >= 0 and frames.max() < len(trace)):
         raise EexError(f"frames must be rows from 0 to {len(trace) - 1}, got {frames.min()} to {frames.max()}")
     return frames
 

@@ -47,6 +47,8 @@ PRISTINE = "pristine"
 MAX_FRAMES = 10**12
 MAX_PIECES = 100_000
 MAX_DEPTH = 20
+MOST_PIECES = 300
+"""Pieces that can still be told apart in a picture."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,13 @@ class Schedule:
         return np.array(names, dtype=np.str_)[code]
 
     def pieces(self, total: int) -> list[Piece]:
-        """The first `total` frames as pieces in order; neighbours of one unchanging text are one piece."""
+        """The first `total` frames as pieces in order; neighbours of one unchanging text are one piece.
+
+        Where there are more than `MOST_PIECES`, it ends with the first that is too many.
+        """
         pieces: list[Piece] = []
         start = 0
-        while start < total:
+        while start < total and len(pieces) <= MOST_PIECES:
             for segment in self.segments:
                 stop = min(start + segment.stop - segment.start, total) if self.length else total
                 steady = segment.first == segment.last
@@ -139,7 +144,7 @@ class Schedule:
                 else:
                     pieces.append(Piece(start, stop, segment.name, segment.text))
                 start = stop
-                if start >= total:
+                if start >= total or len(pieces) > MOST_PIECES:
                     break
         return pieces
 

@@ -81,8 +81,9 @@ class Trace:
             self._take(name, "i", np.int64)
         if not isinstance(self.distortion, np.ndarray):
             object.__setattr__(self, "distortion", np.asarray(self.distortion, dtype=str))
-        if len(set(self.classes)) < len(self.classes):
-            raise EexError(f"classes must have different names, got {', '.join(map(str, self.classes))[:200]}")
+        for what, names in (("classes", self.classes), ("experts", self.experts)):
+            if len(set(names)) < len(names):
+                raise EexError(f"{what} must have different names, got {', '.join(map(str, names))[:200]}")
         c = self.confidence
         if c.ndim != 2 or c.shape[1] < 2:
             raise EexError(f"a trace needs confidences of an edge exit and of the cloud, got shape {c.shape}")
@@ -261,7 +262,7 @@ def _read_arrow(path: Path) -> Trace:
             if alike and named != tuple(number):
                 raise EexError(f"{name} has other classes ({_few(named)}) than label ({_few(tuple(number))})")
         label, *prediction = (
-            index if alike else np.append([number[c] for c in named], -1)[index] for index, named in found.values()
+            index if alike else np.array([*(number[c] for c in named), -1])[index] for index, named in found.values()
         )
         kind, kinds_here = _index(table, "distortion")
         if (kind < 0).any():
@@ -565,8 +566,7 @@ def _read_long(header: Sequence[str], table: Sequence[Sequence[str]], named: Map
     answers = [_as_class(text) for text in columns[named["prediction"]]]
     truth = [_as_class(text) for text in columns[named["label"]]] if "label" in named else [""] * len(table)
     unknown = np.array([text.lower() in UNLABELLED for text in truth])
-    classes = _named_classes({*answers, *(text for text, no in zip(truth, unknown, strict=True) if not no)})
-    number = {name: k for k, name in enumerate(classes)}
+    classes, number = _named_classes({*answers, *(text for text, no in zip(truth, unknown, strict=True) if not no)})
     labels = per_exit(np.array([-1 if no else number[text] for text, no in zip(truth, unknown, strict=True)]))
     if (labels != labels[:, :1]).any():
         frame = int((labels != labels[:, :1]).any(axis=1).argmax())
@@ -586,16 +586,18 @@ def _as_class(text: str) -> str:
     return text.removesuffix(".0") if text.removesuffix(".0").isdecimal() else text
 
 
-def _named_classes(names: set[str]) -> tuple[str, ...]:
-    """Numbered classes from 0 on, those between that do not occur too; others in alphabetical order."""
+def _named_classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Classes, and the number of each name: numbered ones from 0 on, those between that do not occur too; others in
+    alphabetical order."""
     if all(name.isascii() and name.isdecimal() and len(name) <= 7 for name in names):
         most = max(map(int, names))
         if most >= MOST_CLASSES:
             raise EexError(f"classes must be numbers below {MOST_CLASSES:,}, got {most}")
-        return tuple(str(k) for k in range(most + 1))
+        return tuple(str(k) for k in range(most + 1)), {name: int(name) for name in names}  # 03 is 3
     if "" in names:
         raise EexError("a prediction is empty")
-    return tuple(sorted(names))
+    ordered = tuple(sorted(names))
+    return ordered, {name: k for k, name in enumerate(ordered)}
 
 
 def _classes(name: str, values: Floats, before: int) -> Ints:

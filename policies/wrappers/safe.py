@@ -12,6 +12,8 @@ from eex.policies.core.parts import Awaited, Composite
 
 FLOORS = np.linspace(0.0, 1.0, 101)
 BETS = (np.arange(8) + 0.5) / 8
+BLOCK = 1024
+"""Numbers of audits that are looked up together."""
 _PURPOSE = 3  # of draws
 
 
@@ -113,7 +115,7 @@ class Safe(Composite):
             self.grid = inner.grid
         self.audits: Ints = np.zeros((self.runs, 2), dtype=np.int64)
         self.against: Ints = np.zeros((self.runs, 2, len(FLOORS)), dtype=np.int64)
-        self._allowed = np.array([-1])
+        self._allowed: dict[int, Ints] = {}  # by block of numbers of audits
 
     @property
     def floor(self) -> Floats:
@@ -124,15 +126,26 @@ class Safe(Composite):
 
     def allowed(self, audits: Ints) -> Ints:
         """Most audits that may speak against a floor that is still certified, -1 if none is; shaped like `audits`."""
+        block, place = np.divmod(audits, BLOCK)
+        found = np.empty_like(audits)
+        for number in set(block.ravel().tolist()):
+            here = block == number
+            if number not in self._allowed:
+                self._allowed[number] = self._block(number * BLOCK + np.arange(BLOCK))
+            found[here] = self._allowed[number][place[here]]
+        return found
+
+    def _block(self, audits: Ints) -> Ints:
+        """`allowed`, by bisection: the gambler is the richer, the fewer audits speak against the floor."""
         p = self.bound * BETS
         win, lose = np.log1p(-p) - np.log1p(-self.bound), np.log(p) - np.log(self.bound)
-        while len(self._allowed) <= audits.max():
-            # one more audit allows at most one more to speak against the floor
-            n, k = len(self._allowed), int(self._allowed[-1]) + 1
-            rich = np.logaddexp.reduce((n - k) * win + k * lose) - np.log(len(p)) >= -np.log(self.delta)
-            self._allowed = np.append(self._allowed, k if rich else k - 1)
-        found: Ints = self._allowed[audits]
-        return found
+        low, high = np.full(len(audits), -1), audits.copy()  # if all speak against it, he is not
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            wealth = np.logaddexp.reduce(np.outer(audits - middle, win) + np.outer(middle, lose), axis=1)
+            rich = wealth - np.log(len(p)) >= -np.log(self.delta)
+            low, high = np.where(rich, middle, low), np.where(rich, high, middle)
+        return low
 
     def promise(self) -> str:
         """What is promised now, in a sentence."""

@@ -12,14 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eex.policies.core.files import replacing
-from eex.policies.core.schedule import Piece
+from eex.policies.core.schedule import MOST_PIECES, Piece
 
 # Okabe and Ito's palette: distinguishable for colour-blind readers and in print
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 SHADES = ["#ffffff", "#dce9f5", "#fbe6d4", "#e3f1e0", "#efe3f2", "#f4f1d8"]
-
-MOST_BANDS = 300
-"""Pieces of a schedule that can still be distinguished under a curve; more are not drawn."""
 
 
 def draw(folder: Path, pieces: Sequence[Piece]) -> list[Path]:
@@ -82,7 +79,7 @@ def adaptation(curves: pd.DataFrame, policy: str, pieces: Sequence[Piece]) -> Fi
     middle.stackplot(at, shares, labels=labels, colors=colours)
     middle.set(ylabel="share of frames", ylim=(0, 1))
     middle.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
-    for piece in pieces[1:] if len(pieces) <= MOST_BANDS else ():
+    for piece in pieces[1:] if len(pieces) <= MOST_PIECES else ():
         middle.axvline(piece.start, color="black", lw=0.8, ls=":")
 
     if wide["labelled"].sum():
@@ -187,7 +184,7 @@ def _smoothed(sums: Any, weights: Any, width: int) -> Any:
 
 
 def _bands(axis: Axes, pieces: Sequence[Piece], text: bool = False) -> None:
-    if len(pieces) > MOST_BANDS:
+    if len(pieces) > MOST_PIECES:
         return
     names = list(dict.fromkeys(piece.name for piece in pieces))
     for piece in pieces:

@@ -242,10 +242,9 @@ class Playback:
         """First frame, end and text of each piece of the schedule."""
         if not total:
             return []
-        if total <= PIECES * max(self._schedule.length, 1):
-            pieces = self._schedule.pieces(total)
-            if len(pieces) <= PIECES:
-                return [[piece.start, piece.stop, piece.text] for piece in pieces]
+        pieces = self._schedule.pieces(total)
+        if len(pieces) <= PIECES:
+            return [[piece.start, piece.stop, piece.text] for piece in pieces]
         at = np.unique(np.linspace(0, total - 1, PIECES).astype(np.int64))
         found: list[list[Any]] = []
         for start, stop, name in zip(at.tolist(), [*at[1:].tolist(), total], self._schedule.names(at), strict=True):

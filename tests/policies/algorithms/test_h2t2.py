@@ -11,17 +11,17 @@ from eex.policies.core.world import step
 
 
 @pytest.mark.parametrize("kind", ["adaee", "utility"])
-@pytest.mark.parametrize("exits", [1, 2, 3])
-def test_pairs_are_credited_with_what_they_would_have_earned(exits, kind):
+@pytest.mark.parametrize(("exits", "cost"), [(1, 0.03), (2, 0.03), (3, 0.03), (3, np.array([0.01, 0.2]))])
+def test_pairs_are_credited_with_what_they_would_have_earned(exits, cost, kind):
     stream, policy = MadeUpStream(exits), H2T2([0.4, 0.8], epsilon=1.0, exits=exits)
-    policy.reward = kind
+    policy.reward, policy.exit_cost = kind, cost
     outcomes = stream.outcomes(policy.choose(stream.context(0, 50)), 0)
     c, shape = stream.confidence[0, :50], (50, exits)
-    paid = step(c, np.full(shape, np.inf), np.zeros(shape), 0.1, 0.03, kind=kind)
+    paid = step(c, np.full(shape, np.inf), np.zeros(shape), 0.1, cost, kind=kind)
     outcomes.reward[:] = paid.reward  # as a stream with exit costs has it
     policy.learn(outcomes)
     for k, (low, high) in enumerate(policy.pairs):
-        earned = step(c, np.full(shape, high), np.full(shape, low), 0.1, 0.03, kind=kind).reward
+        earned = step(c, np.full(shape, high), np.full(shape, low), 0.1, cost, kind=kind).reward
         assert policy.totals[0, k] == pytest.approx(earned.sum()), (low, high)
 
 

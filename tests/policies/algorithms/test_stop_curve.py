@@ -1,9 +1,12 @@
 """Optimal stopping learned while the stream runs: against gain-curve with one exit, against hindsight with several."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from eex.policies.algorithms.stop_curve import StopCurve
+from eex.policies.checks import MadeUpStream
 from eex.policies.core.base import Context
 from eex.policies.core.errors import EexError
 from eex.policies.core.references import best_per_exit
@@ -114,3 +117,35 @@ def test_prices_may_differ_between_runs():
     policy = StopCurve(exits=2, runs=2)
     chosen = policy.choose(Context(overhead=np.array([0.1, 0.9]), exit_cost=0.01))
     assert chosen.exit_at[0, 0, 1] > chosen.exit_at[1, 0, 1]  # what costs less is asked for more
+
+
+@pytest.mark.parametrize("name", ["stop-curve", "gain-curve"])
+def test_what_is_learned_over_a_long_time_is_loaded_again(name):
+    trace = made_up(1, 1000)
+    policy, other = (make_policy(f"{name}:memory=100:alarm=0") for _ in range(2))
+    replay(policy, trace, 0.1, rounds=9000)
+    assert policy.known.max() > 2**53  # as each frame weighs more than the one before
+    other.load_state_dict(policy.state_dict())
+    earned = [replay(p, trace, 0.1, rounds=500).reward for p in (policy, other)]
+    np.testing.assert_array_equal(*earned)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("exits", [1, 2])
+@pytest.mark.parametrize("name", ["stop-curve", "gain-curve"])
+def test_a_frame_that_a_network_is_at_a_loss_about_teaches_nothing(name, exits, together):
+    stream = MadeUpStream(exits)
+    policy, other = (make_policy(name, exits=exits) for _ in range(2))
+    chosen = policy.choose(stream.context(0, 6))
+    outcomes = stream.outcomes(chosen, 0)
+    lost = replace(
+        outcomes,
+        confidence=np.where(np.arange(exits + 1) < exits, np.nan, outcomes.confidence),
+        offloaded=np.ones(6, dtype=bool),
+        reward=np.full(6, -0.1),
+    )
+    for rows in (lost[:together], outcomes):
+        policy.learn(rows)
+    other.learn(outcomes)
+    for key, value in other.state_dict().items():
+        np.testing.assert_array_equal(policy.state_dict()[key], value, err_msg=key)

@@ -52,6 +52,7 @@ def test_no_wish_is_none():
         ("mean latency <= 0 ms", "a latency must be more than 0 ms"),
         ("p0 <= 8 ms", "a percentile lies between"),
         ("p100 <= 8 ms", "a percentile lies between"),
+        ("p99.9999999999999 <= 8 ms", "a percentile lies between"),
         ("offload <= 10", "did you mean 10 %"),
         ("offload <= 0 %", "more than 0 and at most 100 %"),
         ("offload <= 101%", "more than 0 and at most 100 %"),

@@ -174,6 +174,20 @@ def test_one_threshold_an_exit():
     assert abs(found.dr.value - truth) < 4 * found.dr.se
 
 
+def test_thresholds_that_offload_nothing():
+    confidence = frames(4000, exits=2)
+    found = estimate(uniform_log(confidence, np.random.default_rng(0)), [[0.9, 0.0]], exit_cost=0.02)[0]
+    truth = fixed_reward(confidence, OVERHEAD, np.array([0.9, 0.0]), 0.02).mean()
+    assert not found.problem
+    assert abs(found.dr.value - truth) < 4 * found.dr.se
+
+
+@pytest.mark.parametrize("cost", [-1.0, np.array([0.1, 0.1, 0.1])])
+def test_prices_of_exits_that_cannot_be(cost):
+    with pytest.raises(EexError, match=r"exit"):
+        estimate(uniform_log(frames(10, exits=2), np.random.default_rng(0)), [0.5], exit_cost=cost)
+
+
 def test_frames_that_could_not_be_sent_and_replies_that_never_came():
     confidence, rng = frames(20_000), np.random.default_rng(0)
     sent, lost = rng.random(20_000) < 0.7, rng.random(20_000) < 0.2

@@ -106,6 +106,16 @@ def test_a_bucket_by_hand():
     assert volume.admits(3, 0.25) == 1
 
 
+@pytest.mark.parametrize(("unit", "rate", "each"), [("MB/s", 0.001, 0.012), ("%", 0.2, 1.0)])
+def test_a_budget_is_spent_though_less_than_a_frame_is_saved_up(unit, rate, each):
+    bucket, sent = TokenBucket(Budget(rate, unit, each / 2)), 0
+    for _ in range(1000):
+        bucket.fill(1.0, 1)
+        sent += (admitted := bucket.admits(1, 0.012))
+        bucket.spend(admitted, 0.012 * admitted)
+    assert sent == pytest.approx(1000 * rate / each, abs=2)
+
+
 def test_a_meter_counts_what_it_withholds():
     meter = Meter(parse_price("budget=10/s:40"))
     meter.arrive(100.0, 32)

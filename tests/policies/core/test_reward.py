@@ -281,3 +281,11 @@ def test_hindsight_wants_whole_traces_and_prices_that_can_be(reference):
         reference(CONFIDENCE, 0.1, *grid, exit_cost=np.zeros(7))
     with pytest.raises(EexError, match="kind must be adaee or utility, got 'utilty'"):
         reference(CONFIDENCE, 0.1, *grid, kind="utilty")
+
+
+@pytest.mark.parametrize(("exits", "arms"), [(24, 2), (70, 1)])
+def test_many_exits_with_few_arms_need_no_table_of_all_combinations(exits, arms):
+    confidence = np.random.default_rng(0).random((20, exits + 1))
+    thresholds, earned = best_per_exit(confidence, 0.1, np.linspace(0.5, 1, arms))
+    assert thresholds.shape == (exits,)
+    assert earned.mean() >= fixed_reward(confidence, 0.1, 0.5).mean()

@@ -455,6 +455,11 @@ def test_one_row_per_frame_and_exit(tmp_path):
     assert (read_trace(tmp_path / "long.arrow").prediction == trace.prediction).all()
 
 
+def test_numbers_of_classes_may_have_leading_zeros(tmp_path):
+    padded = LONG.replace(",0\n", ",00\n").replace(",1\n", ",01\n").replace("2,0", "02,0")
+    assert_same(read_text(tmp_path, padded), read_text(tmp_path, LONG))
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -594,3 +599,18 @@ def test_columns_of_any_numbers_can_be_played(tmp_path, dtype):
     assert done.answer.tolist() == [[0, 1, 0]]
     write_trace(tmp_path / "t.arrow", trace)
     np.testing.assert_array_equal(read_trace(tmp_path / "t.arrow").prediction, right)
+
+
+def test_a_parquet_file_without_labels(tmp_path):
+    columns = {"confidence_1": [0.5, 0.6], "confidence_2": [0.7, 0.8], "prediction_1": ["a", "b"]}
+    columns |= {"prediction_2": ["a", "a"], "label": pa.array([None, None], pa.string())}
+    pq.write_table(pa.table(columns | {"distortion": ["pristine"] * 2, "level": [0.0, 0.0]}), tmp_path / "t.parquet")
+    trace = read_trace(tmp_path / "t.parquet")
+    assert trace.label.tolist() == [-1, -1]
+    assert trace.prediction.tolist() == [[0, 0], [1, 0]]
+
+
+def test_experts_have_different_names():
+    nothing = np.zeros((1, 2), dtype=np.int64)
+    with pytest.raises(EexError, match="experts must have different names, got a, a"):
+        Trace(np.ones((1, 2)), nothing, nothing[:, 0], ("x",), probabilities=np.ones((1, 2)) / 2, experts=("a", "a"))

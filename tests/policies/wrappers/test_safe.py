@@ -109,6 +109,7 @@ def test_what_is_certified_by_hand():
     assert set(np.diff(allowed)) == {0, 1}
     assert (allowed[500:] < 0.1 * n[500:]).all()
     assert allowed[-1] > 0.07 * n[-1]
+    assert 0.096e7 < policy.allowed(np.array([10_000_000]))[0] < 0.1e7  # at once, after however many
     policy.audits[0, 1] = needed
     assert policy.floor.tolist() == [0.0]
     policy.against[0, 1, :61] = 1  # of floors up to 0.6
