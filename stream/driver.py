@@ -207,12 +207,16 @@ class Driver:
             for first in range(0, len(request.slots), most):
                 part = slice(first, first + most)
                 some = replace(request, features=request.features[part], slots=request.slots[part])
-                payload = some.features if self.send is None else encode(some.features, self.send)
+                payload = self._encoded(some)
                 if self._waiting or not self._submit(offloader, some, payload):
                     self._waiting.append((self.clock(), some, payload))
 
-    def _submit(self, offloader: Offloader, request: Request, payload: Payload) -> bool:
-        """Send a request, or refuse it if it cannot be sent; whether either was done.
+    def _encoded(self, request: Request) -> Payload:
+        return request.features if self.send is None else encode(request.features, self.send)
+
+    def _submit(self, offloader: Offloader, request: Request, payload: Payload, since: float | None = None) -> bool:
+        """Send a request, which may have waited for room since a time, or refuse it if it cannot be sent; whether
+        either was done.
 
         If the window is full, wait if the driver may; else nothing is done.
         """
@@ -228,36 +232,42 @@ class Driver:
             else:
                 self.engine.sent(slots, offloader.bytes_sent - before)
                 self._awaited[id] = slots
-                self._set_deadlines(id, slots)
+                self._set_deadlines(id, slots, since)
                 return True
         self.engine.refused(slots)
         return True
 
     def _try_again(self, offloader: Offloader) -> None:
-        """Send the requests that waited for room, as far as there is any; refuse those that waited too long."""
+        """Send the requests that waited for room, as far as there is any; refuse the frames that waited too long."""
         while self._waiting:
-            since, request, payload = self._waiting[0]
-            late = 1000 * (self.clock() - since) >= self._patience_ms(request.slots)
-            if not offloader.reachable or late:
-                self.engine.refused(request.slots)
-            elif not self._submit(offloader, request, payload):
+            since, request, payload = self._waiting.popleft()
+            late = 1000 * (self.clock() - since) >= np.array(self._patience_ms(request.slots))
+            late |= not offloader.reachable
+            if late.any():
+                self.engine.refused(request.slots[late])
+                if late.all():
+                    continue
+                request = replace(request, features=request.features[~late], slots=request.slots[~late])
+                payload = self._encoded(request)
+            if not self._submit(offloader, request, payload, since):
+                self._waiting.appendleft((since, request, payload))
                 return
-            self._waiting.popleft()
 
-    def _patience_ms(self, slots: Ints) -> float:
-        """The shortest deadline of some frames."""
+    def _patience_ms(self, slots: Ints) -> list[float]:
+        """The deadline of each frame."""
         longest = float(getattr(self.offloader, "deadline_ms", math.inf))
-        if not self.deadlines_ms:
-            return longest
-        return min(self.deadlines_ms.get(k, longest) for k in self.engine.ring.source[slots].tolist())
+        return [self.deadlines_ms.get(k, longest) for k in self.engine.ring.source[slots].tolist()]
 
-    def _set_deadlines(self, id: int, slots: Ints) -> None:
-        if not self.deadlines_ms:
+    def _set_deadlines(self, id: int, slots: Ints, since: float | None) -> None:
+        """Frames that waited have waited for a part of their deadline; the offloader counts its own from now on."""
+        if since is None and not self.deadlines_ms:
             return
-        now = self.clock()
-        for place, stream in enumerate(self.engine.ring.source[slots].tolist()):
-            if (ms := self.deadlines_ms.get(stream)) is not None:
-                heapq.heappush(self._due, (now + ms / 1000, id, place, ms))
+        begins = self.clock() if since is None else since
+        for place, (stream, ms) in enumerate(
+            zip(self.engine.ring.source[slots], self._patience_ms(slots), strict=True)
+        ):
+            if ms < math.inf and (since is not None or int(stream) in self.deadlines_ms):
+                heapq.heappush(self._due, (begins + ms / 1000, id, place, ms))
 
     def _give_up(self) -> None:
         """Answer the frames on the edge whose stream's deadline has passed."""

@@ -207,6 +207,10 @@ class Engine:
 
     def refused(self, slots: Ints) -> None:
         """Note that frames of a request could not be sent; their most confident edge exit answers."""
+        self.streams.released(self.ring.source[slots])
+        self._fall_back(slots)
+
+    def _fall_back(self, slots: Ints) -> None:
         rows = self.ring.rows
         rows.fallback[slots] = True
         edge = rows.confidence[slots, :-1]
@@ -221,7 +225,7 @@ class Engine:
             rows.overhead[slots[of]] = paid
         if reply.failed:
             rows.link_ms[slots] = reply.round_trip_ms  # waited for in vain
-            self.refused(slots)
+            self._fall_back(slots)
             return
         rows.confidence[slots, final] = reply.confidence
         rows.prediction[slots, final] = reply.prediction
@@ -326,7 +330,7 @@ class Engine:
 
     def _withhold(self, slots: Ints) -> None:
         self.ring.rows.edge_ms[slots] = 1000 * (self.clock() - self.ring.entered[slots])
-        self.refused(slots)
+        self._fall_back(slots)
 
     def _run_rest(self, stage: int, group: Group) -> None:
         """Run the remaining stages here, skipping the exits between them, and answer at the final exit."""

@@ -198,6 +198,11 @@ class Streams:
             admitted[its[meter.admits(len(its)) :]] = False
         return admitted
 
+    def released(self, stream: Ints) -> None:
+        """Frames of some streams that the budgets admitted are not offloaded after all."""
+        for meter, of in self._metered(stream):
+            meter.released(len(stream[of]))
+
     def sent(self, stream: Ints, bytes_each: float) -> None:
         """Count offloaded frames of some streams against the budgets."""
         for meter, of in self._metered(stream):

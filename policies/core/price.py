@@ -150,7 +150,12 @@ class TokenBucket:
     @property
     def price(self) -> float:
         """Of spending now, in [0, 1]."""
-        return float(np.clip(1 - self.level / self.budget.burst, 0.0, 1.0))
+        return self.price_after(0, 0.0)
+
+    def price_after(self, frames: int, megabytes: float) -> float:
+        """Of spending after so much more."""
+        left = self.level - self._of(frames, megabytes)
+        return float(np.clip(1 - left / self.budget.burst, 0.0, 1.0))
 
     def fill(self, seconds: float, frames: int) -> None:
         """Let time pass and frames come in."""
@@ -167,7 +172,10 @@ class TokenBucket:
 
     def spend(self, frames: int, megabytes: float) -> None:
         """Take what was sent out of the bucket."""
-        self.level -= megabytes if self.budget.unit == "MB/s" else frames
+        self.level -= self._of(frames, megabytes)
+
+    def _of(self, frames: int, megabytes: float) -> float:
+        return megabytes if self.budget.unit == "MB/s" else frames
 
 
 class Meter:
@@ -191,6 +199,7 @@ class Meter:
         self.price, self.bytes = price, bytes
         self.bucket = None if price.budget is None else TokenBucket(price.budget)
         self.withheld = 0  # frames that the budget kept on the edge
+        self._promised = 0  # frames that it admitted and that are not sent yet
         self._then: float | None = None
 
     def arrive(self, now_s: float, frames: int) -> None:
@@ -202,7 +211,9 @@ class Meter:
     @property
     def scarcity(self) -> float:
         """The budget's part of the price now; 0 without one."""
-        return 0.0 if self.bucket is None else self.bucket.price
+        return (
+            0.0 if self.bucket is None else self.bucket.price_after(self._promised, self._promised * self.bytes / 1e6)
+        )
 
     def expected(self, link_ms: float) -> float:
         """What offloading a frame is expected to cost, in [0, 1]: `Context.overhead`."""
@@ -222,15 +233,24 @@ class Meter:
         return paid
 
     def admits(self, frames: int) -> int:
-        """How many of some frames may be offloaded now; the others count as withheld."""
+        """How many of some frames may be offloaded now; the others count as withheld.
+
+        Those that may must be `sent`, or `released`.
+        """
         if self.bucket is None:
             return frames
-        admitted = self.bucket.admits(frames, self.bytes / 1e6)
+        admitted = max(0, self.bucket.admits(frames + self._promised, self.bytes / 1e6) - self._promised)
         self.withheld += frames - admitted
+        self._promised += admitted
         return admitted
+
+    def released(self, frames: int) -> None:
+        """Frames that may be offloaded will not be."""
+        self._promised = max(0, self._promised - frames)
 
     def sent(self, frames: int, bytes: float) -> None:
         """Count frames that were sent, and their bytes in total."""
+        self.released(frames)
         self.bytes = bytes / frames
         if self.bucket is not None:
             self.bucket.spend(frames, bytes / 1e6)

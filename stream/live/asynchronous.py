@@ -1,6 +1,7 @@
 """The session for asyncio: the same verbs, to be awaited."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from types import TracebackType
@@ -11,6 +12,9 @@ from eex.stream.live.config import LiveConfig
 from eex.stream.live.images import Given
 from eex.stream.live.promises import Refused
 from eex.stream.live.session import Session
+
+LOOK_S = 0.5
+"""Seconds after which `AsyncSession.answers` looks whether the session has ended."""
 
 
 class AsyncSession:
@@ -75,12 +79,15 @@ class AsyncSession:
                     yield given
             if session.closed:
                 return
-            await self._news.wait()
+            with contextlib.suppress(TimeoutError):  # a session that fails ends without a last answer
+                await asyncio.wait_for(self._news.wait(), LOOK_S)
 
     async def close(self) -> None:
         """Close the session, as `Session.close` does."""
-        await asyncio.to_thread(self.session.close)
-        self._news.set()
+        try:
+            await asyncio.to_thread(self.session.close)
+        finally:
+            self._news.set()
 
     async def __aenter__(self) -> Self:
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()

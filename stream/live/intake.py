@@ -106,7 +106,7 @@ class Intake:
             pixels, problem = NO_PIXELS, str(error)
         with self.lock:
             its = self.stream(stream)
-            queue = its.queue
+            queue, its.latest = its.queue, now
             frame = Waiting(
                 stream, queue.submitted, name, label, pixels, captured, now - (wall - captured), now, future
             )
@@ -215,6 +215,7 @@ class Intake:
             if self.closing:
                 raise EexError(f"stream '{name}': the session is closed")
             its = self.stream(name)
+            its.queue.closing = False
             its.set(options, self.config)
             self.changed.notify_all()
         return its

@@ -21,6 +21,8 @@ from eex.stream.run.state import read_arrays
 
 Learned = tuple[int, dict[str, NDArray[Any]]]
 """Frames that a learner had chosen for, and its state: that of a policy of one run."""
+Snapshot = tuple[int, Mapping[str, Learned]]
+"""What all streams have learned at one time, and its number: a later one has a higher one."""
 FORMAT = 1
 STREAMS_KEPT = 1024
 """Streams that were closed whose learning is kept, at most: the latest."""
@@ -88,6 +90,7 @@ class Kept:
         self.learned: OrderedDict[str, Learned] = OrderedDict()
         self.settings: OrderedDict[str, StreamOptions] = OrderedDict()
         self._saver: threading.Thread | None = None
+        self._numbers, self._writing, self._written = itertools.count(1), threading.Lock(), 0
         if path is not None:
             try:
                 self.settings |= read_settings(path)
@@ -109,18 +112,36 @@ class Kept:
         while len(self.learned) > STREAMS_KEPT:
             self.learned.popitem(last=False)
 
-    def save(self, learned: Mapping[str, Learned]) -> None:
-        """Save what all streams have learned; what goes wrong is noted."""
+    def snapshot(self, learned: Mapping[str, Learned]) -> Snapshot:
+        """What all streams have learned, to be written."""
+        return next(self._numbers), learned
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write the file, from any thread; an earlier snapshot does not replace a later one.
+
+        Raises
+        ------
+        EexError
+            If it cannot be written.
+        """
         assert self.path is not None
+        number, learned = snapshot
+        with self._writing:
+            if number > self._written:
+                write(self.path, self.made_for, learned, self.settings)
+                self._written = number
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write the file; what goes wrong is noted."""
         try:
-            write(self.path, self.made_for, learned, self.settings)
+            self.write(snapshot)
         except EexError as error:
             self._note(str(error))
 
-    def save_aside(self, learned: Callable[[], Mapping[str, Learned]]) -> None:
+    def save_aside(self, snapshot: Callable[[], Snapshot]) -> None:
         """Save in a thread of its own, as the disk may be slow, unless that still saves."""
         if self._saver is None or not self._saver.is_alive():
-            self._saver = threading.Thread(target=self.save, args=(learned(),), name="eex-save", daemon=True)
+            self._saver = threading.Thread(target=self.save, args=(snapshot(),), name="eex-save", daemon=True)
             self._saver.start()
 
     def join(self) -> None:

@@ -1,5 +1,6 @@
 """The engine of a session: streams enter and leave it, and their frames are run, answered and summed up."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -48,6 +49,7 @@ class Stream:
     def __init__(self, name: str, options: StreamOptions, config: LiveConfig) -> None:
         self.queue = Queue(name, extra=self)
         self.number, self.under_way = -1, 0
+        self.latest = -math.inf
         self.answered = 0
         self.refused: Counter[str] = Counter()
         self.tally: Tally | None = None  # from its first finished frames on
@@ -243,7 +245,7 @@ class Playing:
     def sum_up(self) -> None:
         """Sum up and record the frames that have left the engine."""
         for rows in self.driver.take():
-            self.totals.add(rows, self._tally_of)
+            self.totals.add(rows, lambda name: self._tally_of(self._streams[name]))
         self.totals.prune()
         self._look_at_workers()
         if self.config.aim:
@@ -272,19 +274,17 @@ class Playing:
         if its.problem and not before:
             self._note(f"stream '{its.queue.name}': {its.problem}")
 
-    def _tally_of(self, name: str) -> "Tally":
+    def _tally_of(self, its: Stream) -> "Tally":
         from eex.stream.run.tally import Tally
 
-        its = self._streams[name]
         if its.tally is None:
             its.tally = Tally(self.net.edge_exits + 1, curves=False)
         return its.tally
 
     def relabel(self, its: Stream | None, given: Labelled) -> None:
         """Count the true label of a frame of a stream, open or closed, in the place of the one that it had."""
-        for tally in (self.totals.all, None if its is None else its.tally):
-            if tally is not None:
-                tally.relabel(given.before, given.label, given.answer)
+        for tally in (self.totals.all, *(() if its is None else (self._tally_of(its),))):
+            tally.relabel(given.before, given.label, given.answer)
 
     def finish(self) -> None:
         """Finish what is under way."""

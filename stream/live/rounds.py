@@ -10,7 +10,7 @@ from functools import partial
 from eex.stream.live.arrivals import Waiting
 from eex.stream.live.config import LiveConfig
 from eex.stream.live.intake import Intake
-from eex.stream.live.learning import Learned
+from eex.stream.live.learning import Snapshot
 from eex.stream.live.outbox import Outbox
 from eex.stream.live.playing import Playing, Stream
 from eex.stream.live.tasks import Tasks
@@ -68,11 +68,11 @@ class Rounds:
         """Let a closing stream go once nothing of it is under way."""
         self._tasks.put(partial(self._leaving.append, its))
 
-    def all_learned(self) -> dict[str, Learned]:
+    def snapshot(self) -> Snapshot:
         """What all streams have learned, the closed ones too."""
         with self._intake.lock:
             there = list(self._intake.streams.values())
-        return self.playing.all_learned(there)
+        return self.playing.kept.snapshot(self.playing.all_learned(there))
 
     # ---- in the thread
 
@@ -84,7 +84,7 @@ class Rounds:
                 self.playing.finish()
                 if self._saves:
                     self.playing.kept.join()
-                    self.playing.kept.save(self.all_learned())
+                    self.playing.kept.save(self.snapshot())
         except BaseException as error:  # whatever it is, every frame gets its refusal
             log.error("the session failed: %s", error, exc_info=error)
             left = [*self._batch, *self._intake.close(failure=error, drain=False)]
@@ -124,7 +124,7 @@ class Rounds:
             self._summed_up = now
         if now - self._saved > SAVE_S:
             if self._saves:
-                playing.kept.save_aside(self.all_learned)
+                playing.kept.save_aside(self.snapshot)
             else:
                 playing.totals.flush()
             self._saved = now

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -193,15 +194,16 @@ class Session:
         label
             Number of its true class, for the summary's accuracy; -1 if unknown. No policy sees it.
         wait
-            Whether to wait for room while the stream's queue is full; otherwise the frame is refused as full. A stream
-            that keeps the newest frame only is never full.
+            Whether to wait for room while the stream's queue is full; otherwise, and where a sink submits, the frame is
+            refused as full. A stream that keeps the newest frame only is never full.
 
         Raises
         ------
         EexError
             If the stream or the name is not text, or the label is no class; an image that is none is refused instead.
         """
-        return self._intake.submit(image, stream, at, name, label, wait and not self._tasks.here)
+        waits = wait and not (self._tasks.here or self._outbox.in_sink)
+        return self._intake.submit(image, stream, at, name, label, waits)
 
     def answers(self) -> Iterator[Answer | Refusal]:
         """Yield answers and refusals as they come, until the session has been closed and all are out.
@@ -284,6 +286,12 @@ class Session:
         """Answer what waits of a stream, and close it; what it learned is there for it when it comes back."""
         if (its := self._intake.close_stream(name)) is not None:
             self._rounds.let_go(its)
+
+    def idle_s(self, name: str) -> float:
+        """Seconds since a stream's latest frame came in; infinite if it is not open, or none has."""
+        with self._intake.lock:
+            its = self._intake.streams.get(name)
+            return math.inf if its is None else time.perf_counter() - its.latest
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -430,8 +438,7 @@ class Session:
             If it cannot be written.
         """
         if self.config.state is not None:
-            kept = self._playing.kept
-            learning.write(self.config.state, kept.made_for, self._tasks.ask(self._rounds.all_learned), kept.settings)
+            self._playing.kept.write(self._tasks.ask(self._rounds.snapshot))
 
     def _note(self, text: str) -> None:
         self.notes.append(text)

@@ -286,17 +286,20 @@ class _Log:
         self._path, self._size, self._keep = path, size, keep
         self._file = -1
         self._end = 0
+        self._rotates = False  # a device has no size
 
     def open(self) -> None:
         """Append to the file; an answer that an earlier run did not finish is taken off."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        if stat.S_ISREG(os.fstat(self._file).st_mode):
-            try:
-                lock(self._file, self._path)
-            except EexError:
-                self.close()
-                raise
+        self._rotates = stat.S_ISREG(os.fstat(self._file).st_mode)
+        if not self._rotates:
+            return
+        try:
+            lock(self._file, self._path)
+        except EexError:
+            self.close()
+            raise
         self._end = os.fstat(self._file).st_size
         tail = os.pread(self._file, 65_536, max(0, self._end - 65_536))
         rest = tail[tail.rfind(b"\n") + 1 :]
@@ -311,7 +314,7 @@ class _Log:
         """Append a line, whole or not at all."""
         if self._file < 0:
             self.open()
-        if self._end and self._end + len(data) > self._size:
+        if self._rotates and self._end and self._end + len(data) > self._size:
             self._rotate()
         append(self._file, data)
         self._end += len(data)

@@ -268,17 +268,17 @@ class Service:
             If there are too many streams.
         """
         now = time.monotonic()
-        if now - self._swept > SWEEP_S:
-            self._sweep(now)
         if name not in self._last:
             self._stream_of(name)  # others may have opened theirs meanwhile
         self._last[name] = now
+        if now - self._swept > SWEEP_S:
+            self._sweep(now)
 
     def _sweep(self, now: float) -> None:
-        """Close the streams that nobody uses any more."""
+        """Close the streams that nobody uses any more, nor feeds otherwise."""
         self._swept = now
         for name, last in list(self._last.items()):
-            if now - last > IDLE_STREAM_S:
+            if min(now - last, self.session.idle_s(name)) > IDLE_STREAM_S:
                 del self._last[name]
                 self.session.close_stream(name)
                 self.watch.forget(name)

@@ -871,3 +871,87 @@ def test_a_driver_that_may_not_wait_learns_when_idle_and_from_all_streams_togeth
     fed(2, door)
     driver.idle()  # the next frame of a stream that is alone does not wait for the policy
     assert sum(len(outcomes) for policy in told for outcomes in policy.outcomes) == 3
+
+
+def held_back(deadlines_ms, **options):
+    """A driver that may not wait, a cloud that takes one message and holds its answer back, and two streams."""
+    net, now = tiny_net(), [0.0]
+    cloud = cloud_of(net, window=1, held=True)
+    cloud.deadline_ms = 1000.0
+    streams = Streams(lambda runs: Fixed(1.0, exits=3, runs=runs), parse_price("0.1"))
+    numbers = streams.add("hasty"), streams.add("patient")
+    due = {number: ms for number, ms in zip(numbers, deadlines_ms, strict=True) if ms}
+    left = []
+
+    def seen(slots):
+        left.extend(driver.engine.ring.source[slots].tolist())
+
+    driver = Driver(net, streams, cloud, waits=False, deadlines_ms=due, clock=lambda: now[0], left=seen, **options)
+
+    def fed(*streams):
+        images = pictures(len(streams))
+        driver.feed(Batch(images, ["x"] * len(streams), np.zeros(len(streams), int), streams=np.array(streams)))
+
+    def at(ms):
+        now[0] = ms / 1000
+        driver.poll()
+        return sorted(left)
+
+    return driver, cloud, numbers, fed, at
+
+
+def test_a_deadline_counts_from_when_a_frame_was_to_be_sent():
+    _, cloud, (hasty, patient), fed, at = held_back((400, 0))
+    fed(patient)
+    fed(hasty, patient)  # wait for room
+    assert at(300) == []
+    cloud.release()
+    assert at(301) == [patient]
+    assert at(302) == [patient]  # the others are sent
+    assert cloud.outstanding == 1
+    assert at(401) == [hasty, patient]
+    assert at(1001) == [hasty, patient, patient]
+
+
+def test_a_short_deadline_does_not_end_the_wait_of_others():
+    driver, cloud, (hasty, patient), fed, at = held_back((60, 0))
+    fed(patient)
+    fed(hasty, patient)
+    assert at(61) == [hasty]
+    cloud.held = False
+    cloud.release()
+    at(70)
+    assert at(71) == [hasty, patient, patient]
+    (rows,) = driver.take()
+    assert sorted(rows.fallback.tolist()) == [False, False, True]
+
+
+def test_a_budget_is_not_promised_twice():
+    net = tiny_net()
+    cloud = cloud_of(net, window=1, held=True)
+    policy = Contexts(exits=3, p_tar=1.0)
+    driver = Driver(net, policy, cloud, waits=False, overhead=parse_price("budget=1/s:10"), clock=lambda: 0.0)
+    images = pictures(60)
+    for k in range(0, 60, 4):
+        driver.feed(Batch(images[k : k + 4], ["x"] * 4, np.zeros(4, dtype=int)))
+    assert driver.engine.streams.meter.withheld == 50
+    assert policy.shown[-1] == 1.0
+    cloud.held = False
+    while driver.awaits:
+        cloud.release()
+        driver.poll()
+    (rows,) = driver.take()
+    assert rows.sent.sum() == 10
+    assert driver.engine.streams.meter.bucket.level == 0
+
+
+def test_a_budget_takes_back_what_could_not_be_sent():
+    net = tiny_net()
+    cloud = cloud_of(net)
+    driver = Driver(net, Fixed(1.0, exits=3), cloud, overhead=parse_price("budget=1/s:10"), clock=lambda: 0.0)
+    cloud.connected = False
+    driver.feed(Batch(pictures(8), ["x"] * 8, np.zeros(8, dtype=int)))
+    cloud.connected = True
+    driver.feed(Batch(pictures(8), ["x"] * 8, np.zeros(8, dtype=int)))
+    driver.drain()
+    assert np.concatenate([rows.sent for rows in driver.take()]).tolist() == [False] * 8 + [True] * 8

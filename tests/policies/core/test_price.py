@@ -124,6 +124,8 @@ def test_a_meter_counts_what_it_withholds():
     assert (meter.withheld, meter.scarcity) == (10, 1.0)
     meter.arrive(101.0, 32)
     assert meter.admits(32) == 10
+    assert (meter.scarcity, meter.admits(1)) == (1.0, 0)  # though none of them has been sent yet
+    meter.released(10)
     assert meter.expected(float("nan")) == pytest.approx(0.75)
     meter.arrive(50.0, 32)  # a clock that goes back fills nothing
     assert meter.scarcity == pytest.approx(0.75)
@@ -172,6 +174,7 @@ def test_a_meter_goes_on_where_another_was():
     meter.arrive(100.0, 32)
     assert meter.admits(45) == 40
     meter.sent(30, 600_000)
+    meter.released(10)
     other = Meter(price, bytes=50_000)
     other.load_state_dict(meter.state_dict())
     assert (other.bucket.level, other.withheld, other.bytes) == (10.0, 5, 20_000.0)

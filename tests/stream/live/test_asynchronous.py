@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from livenet import Cloud, images, three_exits
 
+from eex.policies.core.errors import EexError
 from eex.stream.live.answers import Answer, Refusal
 from eex.stream.live.asynchronous import AsyncSession
 from eex.stream.live.session import Refused
@@ -72,3 +73,15 @@ def test_a_refusal_is_raised_or_given():
 def test_outside_the_block_it_says_so():
     with pytest.raises(RuntimeError, match="is not open"):
         _ = opened().session
+
+
+def test_answers_end_when_the_session_fails():
+    async def main():
+        async with opened() as session:
+            session.session._playing.driver.feed = lambda batch: (_ for _ in ()).throw(RuntimeError("out of memory"))
+            await session.submit(images(1)[0])
+            async with asyncio.timeout(20):
+                assert [given.reason async for given in session.answers()] == ["failed"]
+
+    with pytest.raises(EexError, match="the session failed: out of memory"):
+        asyncio.run(main())

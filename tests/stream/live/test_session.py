@@ -485,6 +485,27 @@ def test_a_sink_may_close_the_session_from_a_thread_that_submits(net):
     assert session.closed
 
 
+def test_a_sink_may_submit_to_a_full_queue_from_a_thread_that_submits(net):
+    ends = []
+
+    def again(given):
+        ends.append(given)
+        if isinstance(given, Refusal) and given.reason == "undecodable":
+            session.submit(images(1)[0], "door")
+
+    cloud = Cloud(held=True)
+    with opened(net, cloud, sinks=[again], queue=1, **ALL_TO_CLOUD) as session:
+        entered, go_on = threading.Event(), threading.Event()
+        session._tasks.put(lambda: (entered.set(), go_on.wait(20)))
+        assert entered.wait(20)
+        session.submit(images(1)[0], "door")  # the queue is full
+        session.submit(b"no image", "door")
+        assert ends[-1].reason == "full"
+        cloud.held = False
+        go_on.set()
+        cloud.release()
+
+
 # ---- streams
 
 
@@ -575,6 +596,34 @@ def test_a_stream_is_closed_with_frames_under_way(net):
             time.sleep(0.01)
         assert session.streams == ()
         assert all(isinstance(future.result(0), Answer) for future in futures)
+
+
+def test_a_closing_stream_may_be_opened_again(net):
+    with opened(net) as session:
+        session.open_stream("door")
+        go_on = threading.Event()
+        session._tasks.put(lambda: go_on.wait(20))
+        session.close_stream("door")
+        session.open_stream("door", overhead=0.3)
+        go_on.set()
+        assert isinstance(session.submit(images(1)[0], "door").result(20), Answer)
+        assert session.streams == ("door",)
+
+
+def test_a_label_counts_for_its_stream_before_its_frames_do(net):
+    cloud = Cloud(held=True)
+    with opened(net, cloud) as session:
+        session.take_labels()
+        session.open_stream("far", thresholds=(1.0, 1.0))
+        session.open_stream("near", thresholds=(0.0, 0.0))
+        far = session.submit(images(1)[0], "far")
+        near = session.answer(images(1)[0], "near", timeout_s=20)  # which is behind the other
+        assert session.label("near", near.frame, near.label)
+        cloud.held = False
+        cloud.release()
+        far.result(20)
+        rows = {row["stream"]: row for row in session.summary()["streams"]}
+        assert rows["near"]["accuracy"] == 1.0
 
 
 def test_streams_that_come_and_go_leave_nothing_behind(net):
@@ -685,7 +734,7 @@ def test_what_was_learned_is_taken_up_again(net, tmp_path, learn, policy):
     with opened(net, policy=policy, learn=learn, state=path) as session:
         session.answer(images(1)[0], "door")
         assert session.notes == []
-    learned = session._rounds.all_learned()
+    _, learned = session._rounds.snapshot()
     frames, state = learned["door" if learn == "each" else ""]
     assert frames == 41
     assert state["counts"].sum() == 41
@@ -760,7 +809,7 @@ def test_what_was_learned_of_streams_that_did_not_come_back_is_kept(net, tmp_pat
         with opened(net, policy="ucb", state=path) as session:
             session.answer(images(1)[0], stream)
     with opened(net, policy="ucb", state=path) as session:
-        assert set(session._rounds.all_learned()) == {"a", "b"}
+        assert set(session._rounds.snapshot()[1]) == {"a", "b"}
 
 
 def test_a_state_that_cannot_be_written_is_said(net, tmp_path, caplog):

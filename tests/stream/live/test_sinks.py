@@ -1,6 +1,7 @@
 """Sinks: every answer is delivered or counted as lost, and nothing that a sink does holds a stream back."""
 
 import errno
+import json
 import os
 import threading
 import time
@@ -178,6 +179,19 @@ def test_a_file_that_is_rotated(tmp_path):
     sink.close()
     assert [lines(p) for p in sorted(path.parent.iterdir())] == [[19, 20], [16, 17, 18], [13, 14, 15]]
     assert sink.delivered == 11
+
+
+def test_what_is_no_file_is_not_rotated(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink = open_sink(f"{path}?size=1B")
+    for frame in range(5):
+        sink(answer(frame))
+    sink.close()
+    assert os.listdir(tmp_path) == ["pipe"]
+    assert [json.loads(line)["frame"] for line in os.read(reader, 1 << 16).splitlines()] == list(range(5))
+    os.close(reader)
 
 
 def test_a_file_is_appended_to_and_a_torn_answer_taken_off(tmp_path):

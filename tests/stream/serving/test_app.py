@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from eex.stream.live.answers import Answer
+from eex.stream.live.learning import read_settings
 from eex.stream.run.records import read_records
 from eex.stream.serving import app as app_module
 from eex.stream.serving.settings import _price, _split
@@ -104,7 +105,7 @@ def test_a_full_queue_is_said(opened):
     try:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(client.answer)
-            until(lambda: client.service._under_way == 1)
+            until(lambda: client.session._intake.arrivals.waiting == 1)
             status, given = client.answer()
             assert status == 429
             assert given["refusal"]["reason"] == "full"
@@ -330,3 +331,33 @@ def test_streams_that_nobody_uses_are_closed(opened, monkeypatch):
     client.answer("first")
     client.answer("second")
     until(lambda: "first" not in client.session.streams)
+
+
+def test_a_stream_is_not_closed_by_its_own_next_frame(opened, monkeypatch):
+    monkeypatch.setattr(app_module, "IDLE_STREAM_S", 0.02)
+    monkeypatch.setattr(app_module, "SWEEP_S", 0.0)
+    client = opened()
+    for _ in range(5):
+        assert client.answer("door")[0] == 200
+        time.sleep(0.04)
+
+
+def test_a_stream_that_is_fed_otherwise_is_not_closed(opened, monkeypatch):
+    monkeypatch.setattr(app_module, "IDLE_STREAM_S", 0.2)
+    monkeypatch.setattr(app_module, "SWEEP_S", 0.0)
+    client = opened()
+    client.settings(stream="camera", overhead=0.2)
+    for _ in range(8):
+        time.sleep(0.05)
+        client.session.answer(np.zeros((2, 2, 3), np.uint8), "camera")
+    client.answer("door")
+    assert "camera" in client.session.streams
+
+
+def test_settings_of_many_clients_at_once_are_all_saved(opened, tmp_path):
+    client = opened(live={"state": tmp_path / "state.npz"})
+    with ThreadPoolExecutor(8) as pool:
+        changes = [pool.submit(client.settings, stream=f"s{k}", overhead=0.01 * k) for k in range(24)]
+        assert [change.result()[0] for change in changes] == [200] * 24
+    kept = shutil.copy(tmp_path / "state.npz", tmp_path / "kept.npz")
+    assert len(read_settings(Path(kept))) == 24
