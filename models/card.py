@@ -83,7 +83,7 @@ def save(
     Parameters
     ----------
     half
-        Store matrices and kernels in float16, norms and biases in float32.
+        Store matrices and kernels in float16, norms and biases in float32, and so what float16 has no range for.
 
     Raises
     ------
@@ -99,7 +99,10 @@ def save(
 
     def stored(tensor: "Tensor") -> "Tensor":
         tensor = tensor.detach().cpu().contiguous().clone()  # a module that stages share is stored with each of them
-        return tensor.half() if half and tensor.dim() > 1 and tensor.dtype == torch.float32 else tensor
+        if not half or tensor.dim() < 2 or tensor.dtype != torch.float32 or not tensor.numel():
+            return tensor
+        range_ = torch.finfo(torch.float16)  # beyond it weights become infinite, or 0
+        return tensor.half() if range_.smallest_normal <= float(tensor.abs().max()) <= range_.max else tensor
 
     with replacing(folder / CARD) as card_part, replacing(folder / WEIGHTS) as weights_part:
         # not save_file, which lets nobody else read the file
@@ -133,7 +136,6 @@ def read_card(folder: Path | str | None = None) -> Card:
     try:
         card = msgspec.convert(parse_json(path.read_bytes()), type=Card)
         _check_counts(card.architecture)
-        return card
     except NotADirectoryError:
         raise ModelError(
             f"{folder}: is a file; expected a folder that eex-train wrote. Weights of your own, such as a state dict, "
@@ -145,6 +147,9 @@ def read_card(folder: Path | str | None = None) -> Card:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(f"{path}: not a model card of this version of eex: {error}") from None
+    if card.format != 1:
+        raise ModelError(f"{path}: has format {card.format}, expected 1; load it with the version of eex that wrote it")
+    return card
 
 
 def _costs(card: Card) -> Costs | None:

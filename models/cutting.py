@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from eex.models.arrays import laid_out
 from eex.models.branches import make_branch, token_branch
 from eex.models.comparing import probe_images, problem
 from eex.models.layout import channels_last
@@ -418,11 +419,14 @@ def _run(part: fx.GraphModule, x: Tensor, input_shape: Sequence[int]) -> Any:
 def _check_same(module: nn.Module, parts: Sequence[fx.GraphModule], input_shape: tuple[int, int, int]) -> None:
     """Raise `EexError` if the pieces do not answer as the module does."""
     images = probe_images(input_shape).to(device_of(module))
-    expected, again, x = logits_of(module(images.clone())), logits_of(module(images.clone())), images
-    for part in parts:
-        x = part(x)
-    if not problem(expected, again) and (wrong := problem(expected, x)):
-        raise EexError(
-            f"the module does not answer as torch.fx traces it: {wrong}; "
-            "its forward may have hooks, or depend on more than its input"
-        )
+    expected, again = logits_of(module(images.clone())), logits_of(module(images.clone()))
+    if problem(expected, again):
+        return
+    for x in (images, laid_out(images)):  # it streams with its channels last
+        for part in parts:
+            x = _run(part, x, input_shape)
+        if wrong := problem(expected, x):
+            raise EexError(
+                f"the module does not answer as torch.fx traces it: {wrong}; "
+                "its forward may have hooks, change a view in place, or depend on more than its input"
+            )

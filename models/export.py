@@ -77,7 +77,11 @@ def export(
         does, or the folder cannot be written or holds weights that the model's card is not for.
     """
     card, out = read_card(model), Path(out)
-    if (out / WEIGHTS).exists() and (precision != "fp32" or read_card(out) != card):
+    try:
+        holds = (out / WEIGHTS).exists()
+    except OSError as error:
+        raise EexError(f"{out}: cannot be written: {error.strerror} (--out)") from None
+    if holds and (precision != "fp32" or read_card(out) != card):
         why = " of another model" if precision == "fp32" else f", and a model in {precision} has a card of its own"
         raise EexError(f"{out}: holds {WEIGHTS}{why}; name another folder")
     net = load(model, "cpu", net)

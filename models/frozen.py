@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from eex.models.augmentation import augment, cut_out
 from eex.models.fast import optimised
 from eex.models.network import PRISTINE, EarlyExitNet
-from eex.models.training import Distort, Progress, Recipe, Teacher, learning_rate, make_optimizer
+from eex.models.training import Distort, Progress, Recipe, Teacher, learning_rate, make_optimizer, several_per_channel
 from eex.policies.core.errors import EexError
 
 VIEWS = 4
@@ -181,7 +181,8 @@ def _fit_exit(
             x, y = features[view, index].to(device).float(), targets[view, index].to(device)
             share, other = drawn.beta(MIXED, MIXED), torch.randperm(batch, generator=generator).to(device)
             x, y = share * x + (1 - share) * x[other], share * y + (1 - share) * y[other]
-            loss = cross_entropy(net.logits(i, expert, x).float(), y)
+            with several_per_channel():
+                loss = cross_entropy(net.logits(i, expert, x).float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -401,6 +401,7 @@ def load_torchvision_mobilenet(net: EarlyExitNet, state: Mapping[str, Tensor]) -
                 f"block {i} of mobilenet_v2 does not fit the state dict: {' '.join(str(error).split())}"
             ) from None
     final: Any = net.branches[-1]
-    weight = state.get("classifier.1.weight")
-    if net.architecture.structures[-1] == "pool_fc" and weight is not None and weight.shape[0] == len(net.classes):
-        final[PRISTINE][1].load_state_dict({"weight": weight, "bias": state["classifier.1.bias"]})
+    classifier = {part: state[f"classifier.1.{part}"] for part in ("weight", "bias") if f"classifier.1.{part}" in state}
+    fits = [part.shape[:1] for part in classifier.values()] == [(len(net.classes),)] * 2
+    if net.architecture.structures[-1] == "pool_fc" and fits:
+        final[PRISTINE][1].load_state_dict(classifier)

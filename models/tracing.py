@@ -67,7 +67,7 @@ class Values:
         Of tensors whose first axis is the batch, without that axis.
     known
         Values that need no tensor to be had again: numbers, `Batch`, tuples of these, and the type or the device of
-        tensors.
+        tensors. What is worked out from the number of images is not among them: it is worked out again (`fixed`).
     cost
         Multiply-adds of each node for one image, or its seconds for two.
     """
@@ -296,11 +296,14 @@ def values(graph: Graph, input_shape: Sequence[int], by: str = "macs") -> Values
         torch.backends.mha.set_fastpath_enabled(fastpath)
     shapes: dict[fx.Node, tuple[int, ...]] = {}
     known: dict[fx.Node, Any] = {}
+    reckoned: set[fx.Node] = set()  # numbers made of that of the images, such as half of it: two runs do not show how
     for node, a in two.seen.items():
         b = three.seen[node]
         if isinstance(a, torch.Size) and node in two.tensors:
             if len(a) and len(b) and (a[0], b[0]) == (2, 3) and a[1:] == b[1:]:
                 shapes[node] = tuple(a[1:])
+        elif any(isinstance(known.get(n), Batch) or n in reckoned for n in node.all_input_nodes):
+            reckoned.add(node)
         elif (value := _known(a, b)) is not None:
             known[node] = value
     return Values(shapes, known, cost)

@@ -355,7 +355,7 @@ def _fit_epoch(
             share = round(len(x) * recipe.distorted_share)
             x = torch.cat([task.distort(x[:share], generator), x[share:]])
         x = laid_out(x)
-        with _autocast(recipe.precision, device):
+        with _autocast(recipe.precision, device), several_per_channel():
             loss = _loss(net, x, y.to(device), phase, task.expert, task.weights, recipe)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -369,6 +369,20 @@ def _fit_epoch(
     mean = float(total) / steps
     _check_loss(mean, epoch)
     return mean, steps * recipe.batch / (time.perf_counter() - started)
+
+
+@contextmanager
+def several_per_channel() -> Iterator[None]:
+    """Raise `EexError` where a batch norm in training gets one value per channel: of one image, with maps of 1x1."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise EexError(
+            "a batch norm cannot learn from one image at a time, which has one value per channel there: "
+            "expected --batch 2 or more, and as many images to train on"
+        ) from None
 
 
 def _check_loss(mean: float, epoch: int) -> None:
@@ -572,8 +586,10 @@ def all_logits(
 
 @torch.no_grad()
 def estimate_norms(net: EarlyExitNet, images: Tensor, *, expert: str = PRISTINE, most: int = 12_800) -> None:
-    """Estimate means and variances of all batch norms anew from uint8 images (N, C, H, W); keep the weights."""
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    """Estimate means and variances of all batch norms that an expert's features pass through anew, from uint8 images
+    (N, C, H, W); keep the weights."""
+    passed = nn.ModuleList([*net.stages, *(branches[expert] for branches in net.branches)])  # type: ignore[index]
+    norms = [m for m in passed.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -581,7 +597,9 @@ def estimate_norms(net: EarlyExitNet, images: Tensor, *, expert: str = PRISTINE,
     net.train()
     for start in range(0, min(len(images), most), 256):
         x = images[start : start + 256].to(net.mean.device).float() / 255
-        net(x.contiguous(memory_format=torch.channels_last), expert)
+        if len(x) > 1 or not start:  # a norm may not take a last one alone
+            with several_per_channel():
+                net(x.contiguous(memory_format=torch.channels_last), expert)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.eval()

@@ -58,7 +58,7 @@ def load_network(config: NetworkConfig) -> "Network":
     from eex.models.card import WEIGHTS
 
     folder = config.model
-    exported = folder is not None and (folder / "onnx.json").exists()
+    exported = folder is not None and os.path.exists(folder / "onnx.json")  # False where Path.exists raises
     weights = folder is None or not exported or (folder / WEIGHTS).exists()
     if config.backend == "torch" and not weights:
         raise EexError(f"--backend torch: {folder} holds no {WEIGHTS}, only ONNX files; name the folder they came from")
@@ -178,7 +178,13 @@ def takes_classes(name: str) -> bool:
     import inspect
 
     library, _, function = name.partition(":")
-    return library in ZOOS or "classes" in inspect.signature(_function(name, library, function)).parameters
+    if library in ZOOS:
+        return True
+    makes = _function(name, library, function)
+    try:
+        return "classes" in inspect.signature(makes).parameters
+    except (TypeError, ValueError):  # a function in C may have no signature
+        return False
 
 
 def make_module(name: str, classes: int = 0, pretrained: bool = False) -> "nn.Module":
@@ -232,8 +238,13 @@ def _function(name: str, module: str, function: str) -> "Callable[..., Any]":
         sys.path.append(str(Path.cwd()))  # last: a file here must not take the place of a library's module
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise EexError(f"--network {name}: cannot be imported: {error}; expected module:function") from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        lines = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise EexError(f"--network {name}: cannot be imported: {lines}; expected module:function") from None
+    if not callable(found):
+        raise EexError(
+            f"--network {name}: must name a function, got a {type(found).__name__}; expected module:function"
+        )
     return found
 
 

@@ -74,8 +74,13 @@ def _check_out(path: Path) -> None:
         raise EexError(
             f"{path}: a trace is an Arrow file; one that ends in {' or '.join(ending)} is read otherwise (--out)"
         )
-    folder = next((p for p in path.absolute().parents if p.exists()), path)
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        Path(f"{path}.part").exists()  # the file that is written first; its name may be too long
+        folder = next((p for p in path.absolute().parents if p.exists()), path)
+        writable = not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+    except OSError as error:
+        raise EexError(f"{path}: cannot be written: {error.strerror} (--out)") from None
+    if not writable:
         raise EexError(f"{path}: cannot be written (--out)")
 
 

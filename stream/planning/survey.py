@@ -16,6 +16,7 @@ from eex.stream.planning import measure
 from eex.stream.planning.measure import LinkSpeed
 from eex.stream.planning.partition import Plan, Send, Times, best, every_plan, leaving
 from eex.stream.wire.connection import Connection, connected
+from eex.stream.wire.encoding import parse_encoding
 
 if TYPE_CHECKING:
     from eex.models.architecture import Network
@@ -30,11 +31,18 @@ def exits_of_trace(path: Path, net: "Network") -> Floats:
     Raises
     ------
     EexError
-        If it cannot be read, or was recorded with another number of exits.
+        If it cannot be read, or was recorded with another model or another number of exits.
     """
     from eex.policies.core.trace import read_trace
 
-    confidence = read_trace(path, net.classes).confidence
+    trace = read_trace(path, net.classes)
+    # a model at a reduced precision may do with the trace of that which it was made of; tables name no model
+    if trace.model not in ("", net.fingerprint, net.tail_fingerprint):
+        raise EexError(
+            f"{path}: was recorded with another model, {trace.model}, this one is {net.fingerprint}; "
+            "record it with eex-record and the same --model"
+        )
+    confidence = trace.confidence
     if confidence.shape[1] != net.exits:
         raise EexError(
             f"{path}: holds {confidence.shape[1]} exits, the model has {net.exits}; "
@@ -111,7 +119,9 @@ def _sends(net: "Network", images: Any, cut: int, speed: LinkSpeed, send: str) -
     """The ways of sending from a partition point that are to be compared."""
     found = measure.candidates(net, images, cut)
     if send != "auto":
-        found = [c for c in found if str(c.encoding) == send] or found
+        wanted = parse_encoding(send)
+        if cut or wanted.kind == "input":  # before the first stage there are no features, images alone can be sent
+            found = [c for c in found if c.encoding == wanted]
     elif any(c.agrees for c in found):
         found = [c for c in found if c.agrees]
     return [Send(str(c.encoding), c.stage, measure.cost_ms(c, speed, 0.0), c.bytes) for c in found]

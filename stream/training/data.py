@@ -102,22 +102,26 @@ def read_data(config: TrainConfig, shape: tuple[int, ...] | None) -> Data:
     notes += _skipped(skipped)
     if others := sorted(set(source.classes) - set(classes)):
         notes.append(f"not among the training images, and so not learnt: {', '.join(others[:NAMED])}")
-    order = np.random.default_rng(HELD_OUT).permutation(len(images))
-    held = config.held_out(len(images))
+    kept, held = split(len(images), config.held_out(len(images)))
     test = None
     if config.measure:
         test, why_not = _test_split(config.data, source, classes, {"shape": images.shape[1:]} | fitted)
         if why_not:
             notes.append(why_not)
-    return Data(images, labels, classes, kept=order[held:], held=order[:held], notes=tuple(notes), test=test)
+    return Data(images, labels, classes, kept, held, tuple(notes), test)
+
+
+def split(count: int, held: int) -> tuple[Ints, Ints]:
+    """Indices of the images to train on, and of those held out, of `count` images."""
+    order = np.random.default_rng(HELD_OUT).permutation(count)
+    return order[held:], order[:held]
 
 
 def _unlabelled(config: TrainConfig, source: Source, fitted: dict[str, Any]) -> Data:
     """The images of a training that looks at no labels."""
     images, _, skipped = load_all(source, MOST_FRAMES)
     notes = [f"{len(images):,} images to learn from, whatever their labels", *source.notes, *_skipped(skipped)]
-    order = np.random.default_rng(HELD_OUT).permutation(len(images))
-    held, test = config.held_out(len(images)), None
+    (kept, held), test = split(len(images), config.held_out(len(images))), None
     if config.measure and source.stream is None:
         with contextlib.suppress(EexError):
             test = open_source(config.data, split="test", **({"shape": images.shape[1:]} | fitted))
@@ -128,7 +132,7 @@ def _unlabelled(config: TrainConfig, source: Source, fitted: dict[str, Any]) -> 
     if test is None and config.measure:
         notes.append(f"{source.name} has no test split: agreement is measured on the held-out images")
     labels = np.full(len(images), -1, dtype=np.int64)
-    return Data(images, labels, (), kept=order[held:], held=order[:held], notes=tuple(notes), test=test)
+    return Data(images, labels, (), kept, held, tuple(notes), test)
 
 
 def _check_usable(test: Source, known: Sequence[int], name: str) -> None:

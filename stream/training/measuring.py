@@ -1,8 +1,11 @@
 """Measure a trained model: accuracy and calibration by exit, expert, distortion and level; cost by threshold."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,8 +16,9 @@ from eex.models.training import all_logits
 from eex.policies.core.base import Ints
 from eex.policies.core.errors import EexError
 from eex.policies.core.metrics import expected_calibration_error
+from eex.stream.frames.decoding import Truncated
 from eex.stream.frames.distortions import DISTORTIONS
-from eex.stream.training.data import few, read_data
+from eex.stream.training.data import few, read_data, split
 from eex.stream.training.options import TrainConfig
 
 if TYPE_CHECKING:
@@ -49,8 +53,15 @@ FIT, HELD = 256, 2048
 """Most images to quantise by, and most to fit temperatures and measure on."""
 
 
+class _Reading(msgspec.Struct):
+    """How a model's training read its images, of what its card says of the training."""
+
+    holdout: float = TrainConfig.holdout
+    truncated: Truncated = TrainConfig.truncated
+
+
 def samples_of(data: str, card: "Card") -> "Samples":
-    """Images to quantise a model by: of its training images, and those held out of them, as `eex-train` does.
+    """Images to quantise a model by: of its training images, and those held out of them, as its training did.
 
     Each expert gets them with its own distortion, at the middle one of its `LEVELS`.
 
@@ -65,12 +76,24 @@ def samples_of(data: str, card: "Card") -> "Samples":
     if not architecture.takes_images:
         raise EexError("--precision int8 is for models that take images, this one takes texts")
     channels, height, width = architecture.input_shape
-    read = read_data(TrainConfig(data, Path(), measure=False), (channels, height, width))
+    try:
+        was = msgspec.convert(card.training, _Reading)
+    except msgspec.ValidationError as error:
+        raise EexError(f"the model's card: 'training' is not as eex-train writes it: {error}") from None
+    how = architecture.preprocessing
+    config = TrainConfig(
+        data, Path(), measure=False, crop=how.crop, interpolation=how.interpolation, truncated=was.truncated
+    )
+    read = read_data(config, (channels, height, width))
     if read.classes != architecture.classes:
         raise EexError(f"{data}: its classes {few(read.classes)} are not the model's, {few(architecture.classes)}")
-    kept, held = read.kept[:FIT], read.held[:HELD]
+    count = len(read.images)
+    # where there are not even so many images, they are others than the model's: any may be held out
+    holdout = was.holdout if 0 < was.holdout < max(1, count) else TrainConfig.holdout
+    kept, held = split(count, replace(config, holdout=holdout).held_out(count))
+    kept, held = kept[:FIT], held[:HELD]
     if len(held) < 4:
-        raise EexError(f"{data}: has {len(read.images):,} images, too few to hold some out and measure on them")
+        raise EexError(f"{data}: has {count:,} images, too few to hold some out and measure on them")
 
     def seen(index: Ints) -> dict[str, NDArray[np.float32]]:
         images = torch.from_numpy(read.images[index])
@@ -99,22 +122,28 @@ def measure(net: "EarlyExitNet", images: torch.Tensor, labels: torch.Tensor) -> 
     for kind in (kind for kind in LEVELS if kind in net.experts):
         recognised = []
         for level in LEVELS[kind]:
-            seen = _distorted(images, kind, level)
-            as_bytes = (seen * 255).round().to(torch.uint8)
-            for expert in dict.fromkeys((net.experts[0], kind)):
-                logits = _logits(net, fast, as_bytes, expert)
+            parts: dict[str, list[torch.Tensor]] = {expert: [] for expert in (net.experts[0], kind)}
+            classified = []
+            for seen in _distorted_parts(images, kind, level):
+                as_bytes = (seen * 255).round().to(torch.uint8)
+                for expert, done in parts.items():
+                    done.append(_logits(net, fast, as_bytes, expert))
+                if net.classifier is not None:
+                    classified.append(_classified(fast, seen))
+            for expert, done in parts.items():
+                logits = torch.cat(done, dim=1)
                 if kind == net.experts[0]:
                     pristine = logits
                 what = {"distortion": kind, "level": level, "expert": expert}
                 rows += [what | row for row in by_exit(net, logits, labels, expert)]
-            if net.classifier is not None:
-                recognised.append(_recognised(fast, seen, net.experts.index(kind)))
+            if classified:
+                recognised.append(_recognised(fast, torch.cat(classified), net.experts.index(kind)))
         if recognised:
             recalls[kind], abstained[kind] = np.mean(recognised, axis=0).tolist()
     for kind in LEVELS if net.classifier is not None else ():
         if kind not in net.experts:
             seen = _distorted(images[:AT_ONCE], kind, LEVELS[kind][len(LEVELS[kind]) // 2])
-            abstained[kind] = _recognised(fast, seen, -1)[1]
+            abstained[kind] = _recognised(fast, _classified(fast, seen), -1)[1]
     return {
         "images": len(images),
         "exits": rows,
@@ -145,25 +174,30 @@ def _logits(net: "EarlyExitNet", fast: "EarlyExitNet", images: torch.Tensor, exp
     return logits * torch.tensor(folded)[:, None, None]
 
 
-def _parts(count: int) -> list[slice]:
-    return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
+def _distorted_parts(images: torch.Tensor, kind: str, level: float) -> Iterator[torch.Tensor]:
+    """Distort uint8 images, all at the same level; yields (at most AT_ONCE, C, H, W) in [0, 1]."""
+    for start in range(0, len(images), AT_ONCE):
+        seen = images[start : start + AT_ONCE].float() / 255
+        if kind in DISTORTIONS:
+            numbers = torch.arange(start, start + len(seen))
+            seen = DISTORTIONS[kind](seen, torch.full((len(seen),), level), numbers, 0)
+        yield seen
 
 
 def _distorted(images: torch.Tensor, kind: str, level: float) -> torch.Tensor:
-    """Distort uint8 images, all at the same level; returns (N, C, H, W) in [0, 1]."""
-    seen = images.float() / 255
-    if kind not in DISTORTIONS:
-        return seen
-    numbers = torch.arange(len(images))
-    levels = torch.full((len(images),), level)
-    return torch.cat([DISTORTIONS[kind](seen[part], levels[part], numbers[part], 0) for part in _parts(len(images))])
+    return torch.cat(list(_distorted_parts(images, kind, level)))
 
 
-def _recognised(net: "EarlyExitNet", images: torch.Tensor, kind: int) -> tuple[float, float]:
-    """Shares of images (N, C, H, W) that the distortion classifier assigns to a kind, and that it abstains from."""
+def _classified(net: "EarlyExitNet", images: torch.Tensor) -> torch.Tensor:
+    """Logits (N, experts) of the distortion classifier, for images (at most AT_ONCE, C, H, W) in [0, 1]."""
     assert net.classifier is not None
     with torch.inference_mode():
-        logits = torch.cat([net.classifier(images[p].to(net.mean.device)).cpu() for p in _parts(len(images))])
+        logits: torch.Tensor = net.classifier(images.to(net.mean.device)).cpu()
+    return logits
+
+
+def _recognised(net: "EarlyExitNet", logits: torch.Tensor, kind: int) -> tuple[float, float]:
+    """Shares of images that the distortion classifier, by its logits, assigns to a kind, and that it abstains from."""
     _, named, _ = choose_experts(logits.numpy(), net.abstain_below)
     return float((named == kind).mean()), float((named == len(net.experts)).mean())
 

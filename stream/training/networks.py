@@ -73,7 +73,7 @@ def own_network(config: TrainConfig, made: nn.Module | None, data: Data) -> tupl
     if made is None:
         made = make_module(config.network, len(data.classes), config.pretrained)
     if isinstance(made, EarlyExitNet):
-        for name in ("exits", "exits_by", "mean", "std"):
+        for name in ("exits", "exits_by", "mean", "std", "shares", "structure", "partition"):
             if getattr(config, name) != getattr(TrainConfig, name):
                 raise EexError(f"--{name.replace('_', '-')}: {config.network} returns a network that is cut already")
         return made, []
@@ -169,7 +169,7 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
     except EexError:
         raise
     except (ValueError, RuntimeError) as error:
-        raise EexError(str(error)) from None
+        raise EexError(" ".join(str(error).split())) from None
     return net
 
 

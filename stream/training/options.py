@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,7 +172,7 @@ class TrainConfig:
         check_words(self)
         check_threads(self.threads)
         check_seed(self.seed)
-        least = dict.fromkeys(("size", "epochs", "patience", "shift", "cutout"), 0)
+        least = dict.fromkeys(("size", "epochs", "patience", "shift", "cutout", "uniform", "partition"), 0)
         least |= dict.fromkeys(("classifier_epochs", "expert_epochs", "batch"), 1)
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -184,6 +186,11 @@ class TrainConfig:
         for name in ("exits", "exits_by", "mean", "std"):
             if not self.network and getattr(self, name) != getattr(TrainConfig, name):
                 raise EexError(f"--{name.replace('_', '-')} goes with --network")
+        for name in ("backbone", "width", "after", "uniform", "final_structure"):
+            if self.network and getattr(self, name) != getattr(TrainConfig, name):
+                raise EexError(f"--{name.replace('_', '-')} is for a backbone, and does not go with --network")
+        if any(not 0 < s < 1 for s in self.shares) or any(a >= b for a, b in pairwise(self.shares)):
+            raise EexError(f"--shares must rise within (0, 1), got {' '.join(f'{share:g}' for share in self.shares)}")
         if self.teach and not (self.network or self.start):
             raise EexError("--teach needs a network that knows the classes already: --network or --start")
         if self.classes and not self.teach:
@@ -269,9 +276,9 @@ class TrainConfig:
         EexError
             If the file cannot be read, or a name stands there twice.
         """
-        path = Path(self.classes)
-        try:
-            listed = path.read_text().splitlines() if self.classes and path.is_file() else self.classes.split(",")
+        try:  # os.path: Path.is_file raises where a list is too long for a path
+            is_file = os.path.isfile(self.classes)
+            listed = Path(self.classes).read_text().splitlines() if is_file else self.classes.split(",")
         except (OSError, UnicodeDecodeError) as error:
             raise EexError(f"--classes {self.classes}: cannot be read: {error}") from None
         names = tuple(filter(None, (name.strip() for name in listed)))

@@ -33,6 +33,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     from eex.models.card import load, save
     from eex.models.fast import optimised
+    from eex.models.spectrum import SMALLEST_SIDE
     from eex.models.training import taught
     from eex.stream.frames.sources import load_all
     from eex.stream.training.measuring import as_agreement, measure
@@ -51,6 +52,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         for name in ("shift", "cutout"):
             if (pixels := getattr(config, name)) >= side:
                 raise EexError(f"--{name} must be less than the side of the images, {side} pixels; got {pixels}")
+        if config.expert_levels() and side < SMALLEST_SIDE:
+            raise EexError(
+                f"images of {side} pixels are too small to recognise distortions in, experts take {SMALLEST_SIDE} or "
+                'more: train without them (--experts "")'
+            )
     source = _source(config, net)
     net = net.to(pick_device(config.device))
     optimised(net)  # a form that cannot stream is refused before the hours of training

@@ -58,6 +58,15 @@ def test_what_is_saved_is_loaded(tmp_path, half):
         assert torch.equal(again.state_dict()[name], expected)
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e-8])
+def test_weights_beyond_half_precision_are_saved_as_they_are(tmp_path, scale):
+    net = small_net()
+    kernel = next(net.stages[1].parameters())
+    kernel.data *= scale
+    save(net, tmp_path)
+    assert torch.equal(next(load(tmp_path).stages[1].parameters()), kernel)
+
+
 def test_what_a_confidence_is_is_saved(tmp_path):
     plain, net = small_net(), small_net("entropy")
     save(plain, tmp_path / "top")
@@ -105,6 +114,7 @@ def test_fingerprints_differ_where_answers_may(tmp_path):
     ("change", "message"),
     [
         ({"format": "one"}, "not a model card"),
+        ({"format": 2}, "has format 2, expected 1"),
         ({"colour": "red"}, "not a model card"),
         ({"sha256": "0" * 64}, "does not match its card"),
         ({"temperatures": [{"pristine": 1.0, "dark": 1.0}] * 2}, "a temperature for each of 3 exits"),

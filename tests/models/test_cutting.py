@@ -386,6 +386,36 @@ def test_sizes_may_cross_a_cut():
         torch.testing.assert_close(net(x)[-1], own(x))
 
 
+class Counting(Sized):
+    """Works with half the number of images, which two and three images have in common."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.shape[0] // 2
+        return super().forward(x) * (half * 2)
+
+
+def test_what_is_reckoned_from_the_number_of_images_is_reckoned_anew():
+    own = Counting().eval()
+    net = cut(own, ["act"], CLASSES, input_shape=SHAPE)
+    for count in (1, 9):
+        x = torch.rand(count, *SHAPE)
+        torch.testing.assert_close(net(x)[-1], own(x))
+
+
+class InPlace(Sized):
+    """Changes its features by way of a view of them, which is none where channels lie last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x)) - 0.1
+        x.view(x.size(0), -1).clamp_(min=0.1)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_views_that_are_changed_in_place_are_refused():
+    with pytest.raises(EexError, match="its forward may have hooks, change a view in place"):
+        cut(InPlace().eval(), ["act"], CLASSES, input_shape=SHAPE)
+
+
 def test_one_channel_needs_no_mean():
     own = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 3))
     assert cut(own, ["1"], CLASSES, input_shape=(1, 16, 16)).architecture.mean == (0.0,)

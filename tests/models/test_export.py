@@ -113,6 +113,11 @@ def test_a_gpu_takes_the_weights_of_a_model_in_both_forms(model, monkeypatch):
         load_network(config(model, "auto", "cuda"))
 
 
+def test_a_folder_whose_name_is_too_long(model, tmp_path):
+    with pytest.raises(EexError, match=r"cannot be written: File name too long \(--out\)"):
+        export(model, tmp_path / ("x" * 300))
+
+
 def test_what_is_not_exported():
     with pytest.raises(EexError, match="run eex-export --out DIR"):
         load_network(config(None, "onnx"))

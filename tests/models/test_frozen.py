@@ -6,7 +6,7 @@ from tiny_training import noise, same, tiny_data, tiny_network, tiny_recipe, wei
 
 from eex.models import frozen
 from eex.models.frozen import fit_frozen
-from eex.models.network import PRISTINE
+from eex.models.network import PRISTINE, make
 from eex.models.training import estimate_norms, evaluate
 from eex.policies.core.errors import EexError
 
@@ -77,3 +77,9 @@ def test_what_does_not_fit_or_diverges_is_said(monkeypatch):
     monkeypatch.setattr(frozen, "MOST_BYTES", 100)
     with pytest.raises(EexError, match="the features of 96 images at exit 1 take"):
         fit_frozen(net, *data, tiny_recipe())
+
+
+def test_a_norm_of_one_value_per_channel_asks_for_a_larger_batch():
+    net, (images, labels) = make("resnet", "abc", uniform=1, width=8, input_shape=(3, 8, 8)), tiny_data(4)
+    with pytest.raises(EexError, match="one value per channel there: expected --batch 2 or more"):
+        fit_frozen(net, images, labels, tiny_recipe(batch=1))

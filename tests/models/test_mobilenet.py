@@ -86,6 +86,14 @@ def test_classifier_is_left_out_where_it_does_not_fit():
     assert all(torch.equal(v, before[k]) for k, v in net.branches[-1].state_dict().items())
 
 
+def test_half_a_classifier_is_left_out():
+    state = torchvision_state()
+    del state["classifier.1.bias"]
+    net = mobilenet()
+    load_torchvision_mobilenet(net, state)
+    assert not torch.equal(net.branches[-1]["pristine"][1].weight, state["classifier.1.weight"])
+
+
 @pytest.mark.parametrize("change", ["missing", "shape", "empty"])
 def test_a_wrong_state_dict_gives_one_clear_line(change):
     state = torchvision_state()

@@ -7,7 +7,8 @@ import torch
 from tiny_training import SHAPE, Killed, killer, noise, same, tiny_data, tiny_network, tiny_recipe, weights
 from torch import Tensor
 
-from eex.models.training import Progress, Recipe, all_logits, evaluate, fit, phases
+from eex.models.network import make
+from eex.models.training import Progress, Recipe, all_logits, estimate_norms, evaluate, fit, phases
 from eex.policies.core.errors import EexError
 
 METHODS = ["joint", "branch-wise", "two-stage", "distillation", "hybrid"]
@@ -226,3 +227,22 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(EexError, match=r"branches\.0\.pristine\.1\.weight is not finite in epoch 2: .* after epoch 1"):
         fit(net, images, labels, tiny_recipe(), checkpoint=tmp_path / "part", report=report)
     fit(tiny_network(), images, labels, tiny_recipe(), checkpoint=tmp_path / "part")  # goes on from what is kept
+
+
+def test_a_norm_of_one_value_per_channel_asks_for_a_larger_batch():
+    net, (images, labels) = make("resnet", "abc", uniform=1, width=8, input_shape=SHAPE), tiny_data(4)
+    with pytest.raises(EexError, match="one value per channel there: expected --batch 2 or more"):
+        fit(net, images, labels, tiny_recipe(batch=1))
+
+
+def test_norms_of_other_experts_keep_what_they_have_seen():
+    net, (images, _) = tiny_network("noisy"), tiny_data(257)  # the last one does without a batch of its own
+    net.branches[0]["noisy"].append(torch.nn.BatchNorm1d(3))
+    net.branches[0]["pristine"].append(torch.nn.BatchNorm1d(3))
+    for name, value in net.state_dict().items():
+        if name.endswith("running_mean"):
+            value.fill_(7.0)
+    estimate_norms(net, images)
+    seen = {name: bool((v != 7).any()) for name, v in net.state_dict().items() if name.endswith("running_mean")}
+    assert seen == {name: ".noisy." not in name for name in seen}
+    assert len(set(seen.values())) == 2

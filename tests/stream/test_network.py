@@ -1,11 +1,13 @@
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from eex.policies.core.errors import EexError
-from eex.stream.network import make_module, pick_device
+from eex.stream.frames.frames import NetworkConfig
+from eex.stream.network import load_network, make_module, make_network, pick_device
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:one", "cuda:-1", "cpu:0", "auto:0", ""])
@@ -45,3 +47,28 @@ def test_a_librarys_weights_are_not_run(monkeypatch, tmp_path, capsys):
     with pytest.raises(EexError, match="torchvision cannot make it: UnpicklingError"):
         make_module("torchvision:resnet18", pretrained=True)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("math:pi", "--network math:pi: must name a function, got a float"),
+        (".my:network", "--network .my:network: cannot be imported: TypeError"),
+        ("raising:network", "--network raising:network: cannot be imported: ZeroDivisionError: division by zero"),
+        ("leaving:network", "--network leaving:network: cannot be imported: SystemExit: bye"),
+        ("math:nothing", "--network math:nothing: cannot be imported: AttributeError"),
+        ("math:gcd", "--network math:gcd: must return a torch.nn.Module"),
+    ],
+)
+def test_what_names_no_function_is_refused_in_one_line(monkeypatch, tmp_path, name, message):
+    (tmp_path / "raising.py").write_text("1 / 0")
+    (tmp_path / "leaving.py").write_text("import sys; sys.exit('bye')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EexError, match=message) as caught:
+        make_network(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_whose_name_is_too_long():
+    with pytest.raises(EexError, match="cannot be read: File name too long"):
+        load_network(NetworkConfig(model=Path("x" * 300)))

@@ -223,6 +223,7 @@ BAD = {
     "negative frames": (["--frames", "-1"], "--frames must be at least 0"),
     "out is a folder": (["--out", "odd"], "cannot be written (--out)"),
     "out below a file": (["--out", "file/trace.arrow"], "cannot be written (--out)"),
+    "out is too long": (["--out", "x" * 300], "cannot be written: File name too long (--out)"),
     "out is CSV": (["--out", "trace.csv"], "a trace is an Arrow file"),
     "out is packed CSV": (["--out", "trace.csv.gz"], "a trace is an Arrow file"),
     "out is Parquet": (["--out", "trace.parquet"], "a trace is an Arrow file"),

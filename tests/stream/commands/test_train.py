@@ -188,6 +188,10 @@ def test_what_does_not_fit_the_images_is_said_before_the_training(home, tmp_path
     refused(
         call("train", *TINY, "--cutout", 1000, "--out", tmp_path / "a", cwd=home), "--cutout must be less than the side"
     )
+    draw_images(tmp_path / "small", 8, tests=0)
+    done = call("train", "--data", tmp_path / "small", "--holdout", 10, "--out", tmp_path / "a")
+    refused(done, 'experts take 16 or more: train without them (--experts "")')
+    assert not (tmp_path / "a").exists()
     draw_images(tmp_path / "images", 16)
     for path in (tmp_path / "images" / "test").rglob("*.png"):
         Image.new("RGB", (24, 24)).save(path)

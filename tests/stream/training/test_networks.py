@@ -15,7 +15,7 @@ from eex.models.efficientnet import MEAN, STD, published_names
 from eex.models.network import make
 from eex.policies.core.errors import EexError
 from eex.stream.training.data import Data
-from eex.stream.training.networks import first_network, start_from
+from eex.stream.training.networks import first_network, own_network, start_from
 from eex.stream.training.options import TrainConfig
 
 DATA = Data(
@@ -65,3 +65,13 @@ def test_a_model_of_other_classes_is_nothing_to_start_from():
     net = make("resnet", ["cat", "dog"], shares=[0.5], width=8, input_shape=(3, 32, 32))
     with pytest.raises(EexError, match=r"its classes airplane, .*, deer, … are not the data's, cat, dog$"):
         start_from([SHIPPED], net, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "given", [{"partition": 1}, {"structure": "fc"}, {"shares": (0.5,)}, {"exits": "3"}, {"mean": (0.5, 0.5, 0.5)}]
+)
+def test_what_a_cut_network_decides_itself_is_refused(given):
+    made = make("resnet", DATA.classes, uniform=1, width=8)
+    with pytest.raises(EexError, match=f"--{next(iter(given))}: my:net returns a network that is cut already"):
+        own_network(TrainConfig("images", Path("out"), network="my:net", **given), made, DATA)
+    assert own_network(TrainConfig("images", Path("out"), network="my:net"), made, DATA) == (made, [])

@@ -45,6 +45,12 @@ def test_the_defaults_are_in_range():
         ({"freeze": True}, "--freeze needs a pretrained backbone"),
         ({"freeze": True, "network": "mine:make", "patience": 2}, "--patience does not go with --freeze"),
         ({"mean": (0.5,)}, "--mean goes with --network"),
+        ({"uniform": -1}, "--uniform must be at least 0, got -1"),
+        ({"partition": -1}, "--partition must be at least 0, got -1"),
+        ({"shares": (5.0, -2.0)}, r"--shares must rise within \(0, 1\), got 5 -2"),
+        ({"network": "mine:make", "shares": (0.5, 0.5)}, r"--shares must rise within \(0, 1\), got 0.5 0.5"),
+        ({"network": "mine:make", "after": (1,)}, "--after is for a backbone, and does not go with --network"),
+        ({"network": "mine:make", "final_structure": "fc"}, "--final-structure is for a backbone"),
         ({"mix": "snow@1..2"}, "--mix: 'snow@1..2': expected a kind among rotation, fog"),
         ({"mix_share": 1.5}, r"--mix-share must lie in \[0, 1\], got 1.5"),
         ({"experts": "snow@1..2"}, "expected a kind among rotation, fog"),
@@ -150,3 +156,11 @@ def test_pretrained_and_crop_are_checked(changes, message):
     with pytest.raises(EexError, match=message):
         options(**changes).check()
     options(pretrained=True, backbone="efficientnet_lite0", freeze=True).check()
+
+
+def test_classes_are_listed_or_in_a_file(tmp_path):
+    names = tuple(f"kind of animal {k}" for k in range(40))  # longer than a path may be
+    assert options(classes=", ".join(names)).class_names() == names
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    assert options(classes=str(tmp_path / "classes.txt")).class_names() == names
+    assert options().class_names() == ()
