@@ -48,7 +48,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """
     if not path.name:
         raise EexError(f"{path}: cannot be written: it is a folder")
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # Path.exists raises for too long a name
         raise EexError(f"{path}: cannot be written: it is a device, a pipe or a socket, and no file")
     part = path.with_name(path.name + ".part")
     try:

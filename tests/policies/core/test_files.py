@@ -87,6 +87,12 @@ def test_json_of_a_usual_depth_is_read():
     assert parse_json('{"a": ["é", 1.5, null, true]}') == {"a": ["é", 1.5, None, True]}
 
 
+def test_a_name_that_is_too_long(tmp_path):
+    named = pytest.raises(EexError, match=r"aaa: cannot be written: File name too long")
+    with named, replacing(tmp_path / ("a" * 300)) as part:
+        part.write_text("x")
+
+
 def test_a_folder_is_no_file_to_write():
     for path in (Path("."), Path("/")):
         with pytest.raises(EexError, match="cannot be written: it is a folder"):
