@@ -564,7 +564,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
         console.width = 170
     exits = max(len(h["thresholds_per_exit"]) for h in summary["hindsight"])
@@ -682,7 +682,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, done="0")
 

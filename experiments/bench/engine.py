@@ -600,7 +600,7 @@ def _main() -> int:
     if config.json:
         print(json.dumps({"machine": machine, "rows": rows, "single_frames": singly, "policies": list(learners())}))
         return 0
-    console = Console(width=120)
+    console = Console(markup=False, width=120)
     console.print(machine, highlight=False)
     show(rows, console)
     show_single_frames(singly, console)

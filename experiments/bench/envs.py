@@ -103,7 +103,7 @@ def _main() -> None:
     table = Table("environments", "steps/s", title="eex/Threshold-v0", title_justify="left")
     for name, found in speeds.items():
         table.add_row(name, f"{np.median(found[1:]):,.0f}")  # the first warms up
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 if __name__ == "__main__":

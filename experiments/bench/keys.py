@@ -182,7 +182,7 @@ def _main() -> None:
     table = Table("measured", "value", "bound", box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(row["measured"], f"{row['value']:,.2f}", f"{row['bound']:g}" if "bound" in row else "")
-    Console(width=120).print(table)
+    Console(markup=False, width=120).print(table)
 
 
 if __name__ == "__main__":

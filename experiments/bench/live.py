@@ -372,7 +372,7 @@ def _main() -> None:
         table.add_row(
             r["measured"], f"{r['value']:,.2f}", f"{r['bound']:,g}", "" if r["kept"] else "missed", r["detail"]
         )
-    Console(width=140).print(table)
+    Console(markup=False, width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def _main() -> int:
     names = names or [*fit, *(f"drift:detector={d}@ucb" for d in ("adwin", "page-hinkley", "kswin"))]
     for name in names:
         make_policy(name, exits=trace.edge_exits)  # a mistake ends the bench before anything is measured
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
         console.width = 120
     table = Table(

@@ -101,7 +101,7 @@ def _main() -> None:
             f"{np.abs(rows.confidence[:, -1] - reference.confidence[:, -1]).mean():.5f}",
             f"{100 * (rows.answer == rows.label).mean():.2f} %",
         )
-    console = Console()
+    console = Console(markup=False)
     console.print(f"{len(reference):,} offloaded frames, partition point {net.partition}", highlight=False)
     console.print(table)
 

@@ -354,7 +354,7 @@ def _main() -> int:
         if bench.json:
             print(json.dumps(rows))
         else:
-            show(rows, Console())
+            show(rows, Console(markup=False))
     return 0
 
 

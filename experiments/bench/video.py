@@ -95,7 +95,7 @@ def run(bench: Bench, path: Path) -> None:
     for name, measured in seconds.items():
         elapsed, used = (1000 * statistics.median(column) / frames[name] for column in zip(*measured, strict=True))
         table.add_row(name, str(frames[name]), f"{used:.2f}", f"{elapsed:.2f}")
-    Console().print(table)
+    Console(markup=False).print(table)
     if not opencv:
         print("OpenCV is not installed: pip install opencv-python-headless")
 

@@ -163,7 +163,7 @@ def print_claims(config: Run, claims: pd.DataFrame) -> None:
         table.add_column(name)
     for row in claims.to_dict("records"):
         table.add_row(*(row[name] for name in columns))
-    Console().print(table)
+    Console(markup=False).print(table)
     if config.quick:
         print("quick: a few images and epochs; these figures claim nothing")
     print(f"tables and figures: {config.folder}{os.sep}")

@@ -60,7 +60,7 @@ def _print(estimates: list[Estimate], earned: Mean, overhead: float | None) -> N
         table.add_row(name, *(_shown(getattr(e, which)) for which in ESTIMATORS), f"{e.effective:,.0f}")
         if e.problem:
             problems.setdefault(e.problem, []).append(name)
-    console = Console()
+    console = Console(markup=False)
     console.print("estimated reward per frame, ± half its 95 % interval", highlight=False)
     console.print(table)
     for problem, names in problems.items():

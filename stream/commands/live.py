@@ -132,9 +132,9 @@ def _print(summary: dict[str, Any]) -> None:
             cells.append("–" if accuracy is None else f"{accuracy:.1%}")
             cells += ["–" if latency[q] is None else f"{latency[q]:,.1f}" for q in ("p50", "p99")]
         table.add_row(row["stream"] or "–", *cells)
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     if not console.is_terminal:
-        console = Console(stderr=True, width=160)  # a log has no width
+        console = Console(markup=False, stderr=True, width=160)  # a log has no width
     console.print(table)
     for sink in summary["sinks"]:
         if sink.get("lost"):

@@ -93,10 +93,10 @@ def _print(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
 
     def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True, highlight=False)
 
     accuracy = "" if report.accuracy is None else f", accuracy {_percent(report.accuracy)}"
     say(

@@ -137,7 +137,7 @@ def _print(found: dict[str, Any]) -> None:
             *(f"{row[k]:.2f}" for k in ("edge_ms", "link_ms", "cloud_ms", "ms")),
             style="bold" if row["partition"] == chosen["partition"] else "",
         )
-    link, console = found["link"], Console()
+    link, console = found["link"], Console(markup=False)
     rate = "without limit" if link["mbit"] is None else f"{link['mbit']:.3g} Mbit/s"
     leave = " ".join(f"{100 * share:.0f} %" for share in found["leave"])
     console.print(

@@ -136,7 +136,7 @@ def _list_policies() -> int:
     table = Table("policy", "what it does", "options and their defaults", box=None, padding=(0, 2, 0, 0))
     for name, summary, options in list_policies():
         table.add_row(name, summary, options)
-    Console().print(table)
+    Console(markup=False).print(table)
     return 0
 
 

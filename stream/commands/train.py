@@ -42,10 +42,10 @@ def _print(rows: list[dict[str, Any]], classes: list[dict[str, Any]], share: str
         table.add_column(name, justify="left" if text else "right", no_wrap=text, min_width=14 if text else None)
     for row in rows:
         table.add_row(*(f"{row[c]:.3f}" if c in columns[4:] else str(row[c]) for c in columns))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     for line in _by_class(classes, share):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _by_class(classes: list[dict[str, Any]], share: str) -> list[str]:

@@ -14,7 +14,7 @@ def _bar(config: TrainRLConfig) -> Iterator[Say]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(markup=False, stderr=True)
     columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} steps"), TimeRemainingColumn())
     shown = (*columns, TextColumn("{task.description}"))
     last = ""

@@ -245,13 +245,19 @@ def _open(spec: str, split: Split, seed: int, decoded: Decoder) -> Source:
 def _file(path: Path, spec: str, split: Split, decoded: Decoder) -> Source:
     """A file that is a source by itself: a zip, a video or an image."""
     suffix = path.suffix.lower()
-    if suffix in VIDEO_SUFFIXES or (suffix in ANIMATED and path.is_file() and _is_animated(path)):
+    if is_video(path):
         return _video(spec)
     if suffix in IMAGE_SUFFIXES:
         return Source(str(path), (), [printable(path.name)], np.array([-1]), lambda i: _from_file(path, decoded))
     if suffix == ".zip" or zipfile.is_zipfile(path):
         return _zip(path, split, decoded)
     raise EexError(f"{printable(spec)}: neither a folder nor a zip of images, nor an image or a video")
+
+
+def is_video(path: Path) -> bool:
+    """Whether a path is that of a video, or of an image that moves."""
+    suffix = path.suffix.lower()
+    return suffix in VIDEO_SUFFIXES or (suffix in ANIMATED and os.path.isfile(path) and _is_animated(path))
 
 
 def _is_animated(path: Path) -> bool:

@@ -36,6 +36,8 @@ DAMAGED_IN_A_ROW = 1000
 DEEPEST_DECODER = 64
 """More packets than any decoder holds back before their frames come."""
 ONE_FRAME_PER_PACKET = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg2video", "mpeg4", "png", "vp9"})
+WIDEST_PIXEL = 4
+"""Times that a pixel is as wide as high, or as high as wide, at most; what states more is not believed."""
 MISSING = "cannot be decoded"
 _UNTIMED = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "png_pipe", "image2pipe", "h264", "hevc"})
 """Formats without times, which FFmpeg makes up from a rate: they hold for a file, not for what comes over a network."""
@@ -166,7 +168,7 @@ def decode_video(
                 f"is too large: {context.width}x{context.height}, at most {MAX_PIXELS:,} pixels are decoded"
             )
         context.options = {"max_pixels": str(MAX_PIXELS)}  # it may grow later
-        upright = partial(_upright, size=size, preprocessing=preprocessing)
+        upright = partial(_upright, stream=container.streams.video[0], size=size, preprocessing=preprocessing)
         remote = isinstance(video, str) and video.startswith(("http:", "https:"))
         yield from _decoded(av, container, patience, upright, timed=not (remote and container.format.name in _UNTIMED))
         return container.duration is not None
@@ -287,10 +289,15 @@ class _Awaited:
         return left
 
 
-def _upright(frame: "av.VideoFrame", size: tuple[int, int] | None, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def _upright(
+    frame: "av.VideoFrame", stream: Any, size: tuple[int, int] | None, preprocessing: Preprocessing
+) -> NDArray[np.uint8]:
     """Pixels as they are to be shown, uint8 (H, W, 3). Conversion heeds the frame's colour space and range."""
     turns = round(frame.rotation / 90) % 4
     width, height = frame.width, frame.height
+    wider = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1  # the width of a pixel
+    if 1 / WIDEST_PIXEL <= wider <= WIDEST_PIXEL and width * wider * height <= MAX_PIXELS:
+        width = max(1, round(width * wider))
     if size is not None:
         high, wide = size if turns % 2 == 0 else size[::-1]
         scale = max(high / height, wide / width) / preprocessing.crop

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from eex.models.architecture import USUAL, Preprocessing
 from eex.policies.core.errors import EexError, ImageError
 from eex.stream.frames.video import (
-    VIDEO_SUFFIXES,
     Damaged,
     Readable,
     VideoError,
@@ -38,7 +37,10 @@ WAITING_MESSAGES = 16
 POLL_S = 0.25
 """Seconds between two looks into a watched folder, and how late a stop may be noticed."""
 JUMP_S = 10.0
-"""Seconds by which timestamps may jump ahead of the clock or back before they count as beginning anew."""
+"""Seconds by which timestamps may jump ahead of the clock or back before they count as beginning anew; and how long a
+longer gap in a file takes in real time."""
+GAP_S = 3600.0
+"""Seconds of the longest gap in a file; further ahead, timestamps are broken."""
 DRIFT = 1e-3
 """Seconds per second by which a camera's clock may be slower than ours without its frames seeming ever older."""
 
@@ -113,7 +115,7 @@ def open_input(
 
     ===================================  =======================================================================
     `camera`, `camera:N`                 a camera by its number
-    `clip.mp4`, …                        a video file, as fast as possible or in real time
+    `clip.mp4`, an animated GIF, …       a video file, as fast as possible or in real time
     `rtsp://…`, `http://…`, `https://…`  a network stream: RTSP, MJPEG, HLS, or a video file
     a folder                             is watched: each new file is a frame
     `images:PATH`, a zip, `sample`       images, each played once
@@ -136,6 +138,8 @@ def open_input(
     EexError
         If the specification is none of these.
     """
+    from eex.stream.frames.sources import is_video
+
     spec, least = options.source, 0 if size is None else preprocessing.least(*size)
     kind, _, rest = spec.partition(":")
     if kind == "camera":
@@ -150,17 +154,17 @@ def open_input(
         )
     if kind == "-":
         return Input(_standard_input(rest, options, size, preprocessing))
-    if kind == "images" or spec == "sample":
-        return Input(lambda stop: _images(rest or spec, size, classes, preprocessing))
-    if "://" in spec:
+    as_images = kind == "images" or spec == "sample"
+    named = (rest if kind == "images" else spec) or spec
+    path = Path(named)
+    if not as_images and "://" in spec:
         return _url(spec, options, size, preprocessing)
-    path = Path(spec)
-    if path.is_dir():
+    if not as_images and os.path.isdir(path):  # False also where that cannot be found out
         taken = Taken()
         return Input(
             lambda stop: watch(path, stop, options.existing, least, taken), endless=True, opened_with=("existing",)
         )
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if is_video(path):
         clock = _Paced if options.realtime else None
         file = f"file:{path}"  # whatever the name looks like, it is no URL
         return Input(
@@ -168,7 +172,7 @@ def open_input(
             options.realtime,
             opened_with=("realtime", "patience_s"),
         )
-    return Input(lambda stop: _images(spec, size, classes, preprocessing))
+    return Input(lambda stop: _images(named, size, classes, preprocessing))
 
 
 def _url(spec: str, options: SourceOptions, size: tuple[int, int] | None, preprocessing: Preprocessing) -> Input:
@@ -245,14 +249,17 @@ class _Paced:
     """Waits until a frame of a file is due, and says when that was."""
 
     def __init__(self, stop: Event) -> None:
-        self._stop, self._begin, self._before = stop, math.nan, math.nan
+        self._stop, self._begin, self._before = stop, math.nan, math.nan  # our time at 0, the time of the last frame
 
     def __call__(self, seconds: float) -> float:
         now = time.time()
         if math.isnan(seconds):
             return now
-        if not self._before <= seconds <= self._before + JUMP_S:  # the first, or a jump: goes on from here
+        gap = seconds - self._before
+        if not 0 <= gap <= GAP_S:  # the first, or a jump: goes on from here
             self._begin = now - seconds
+        elif gap > JUMP_S:
+            self._begin -= gap - JUMP_S
         self._before = seconds
         due = self._begin + seconds
         if due > now:
@@ -291,6 +298,8 @@ def _images(spec: str, size: tuple[int, int] | None, classes: tuple[str, ...], p
 
     fitted: dict[str, Any] = {} if size is None else {"shape": (3, *size), "resize": True}
     source = open_source(spec, split="all", preprocessing=preprocessing, **fitted)
+    if source.stream is not None:
+        raise EexError(f"{source.name}: cannot be read as images")
     index = [classes.index(name) if name in classes else None for name in source.classes]
     one_pass = frames(source, seed=None)
     for _ in range(len(source)):

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -53,6 +53,8 @@ class Intake:
     ----------
     streams, closed
         By name. The former are open; of the latter the latest are kept.
+    past, past_refused
+        Frames, and those that were answered, of the streams that are kept no more; and those refused, by reason.
     settings
         Options of streams that were set before, by name.
     arrivals
@@ -78,6 +80,7 @@ class Intake:
         self.changed = threading.Condition(lock)
         self.streams: dict[str, Stream] = {}
         self.closed: OrderedDict[str, Stream] = OrderedDict()
+        self.past, self.past_refused = Counter[str](), Counter[str]()
         self.settings: dict[str, StreamOptions] = {}
         self.arrivals = Arrivals(config.batch, config.batch_wait_ms / 1000)
         self.closing = False
@@ -240,5 +243,7 @@ class Intake:
             self.arrivals.streams = len(self.streams)
             self.closed[name] = its
             while len(self.closed) > STREAMS_KEPT:
-                self.closed.popitem(last=False)
+                _, forgotten = self.closed.popitem(last=False)
+                self.past.update(frames=forgotten.queue.submitted, answered=forgotten.answered)
+                self.past_refused.update(forgotten.refused)
         return True

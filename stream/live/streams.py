@@ -15,6 +15,10 @@ from eex.policies.core.files import check_plain_values
 
 DEFAULTS, STREAMS = "defaults", "streams"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_PASSWORD = re.compile(r"(://[^/@:]*):(?:[^/]*|(?!\d+/)[^\s?#]*)@")  # the digits of a port are none
+_SECRET = re.compile(
+    r"(?i)((?:pas|pw|psw|secret|token|key(?!s=)|auth|cred|sig|session)[^=&\s]*=)[^&\s]*?(?=_[a-z]+=|[&\s]|$)"
+)
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,12 +184,15 @@ def check_name(name: str, where: str) -> None:
 
 
 def shown(spec: str) -> str:
-    """The specification without the password in it, for messages.
+    """The specification without the password in it, nor what looks like one in its query or path, for messages.
 
     >>> shown("door=rtsp://admin:secret@10.0.0.7/main")
     'door=rtsp://admin:***@10.0.0.7/main'
+    >>> shown("http://10.0.0.7/videostream.cgi?user=admin&pwd=secret")
+    'http://10.0.0.7/videostream.cgi?user=admin&pwd=***'
     """
-    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", spec)
+    before, mark, url = _PASSWORD.sub(r"\1:***@", spec).partition("://")
+    return before + mark + _SECRET.sub(r"\1***", url)
 
 
 def url_of(spec: str) -> SplitResult:

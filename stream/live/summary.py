@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +40,14 @@ def summarise(session: "Session") -> dict[str, Any]:
     intake = session._intake
     with intake.lock:
         rows = [_row(name, stream) for name, stream in [*intake.streams.items(), *intake.closed.items()]]
-        opened = len(intake.streams)
+        opened, past, past_refused = len(intake.streams), Counter(intake.past), dict(intake.past_refused)
     seconds = time.perf_counter() - session._started
     engine = playing.driver.engine
     summary: dict[str, Any] = {
         "seconds": seconds,
-        "frames": sum(row["frames"] for row in rows),
-        "answered": sum(row["answered"] for row in rows),
-        "refused": _added([row["refused"] for row in rows]),
+        "frames": past["frames"] + sum(row["frames"] for row in rows),
+        "answered": past["answered"] + sum(row["answered"] for row in rows),
+        "refused": _added([past_refused, *(row["refused"] for row in rows)]),
     }
     summary |= _figures(playing.totals.all)
     summary |= {

@@ -20,7 +20,7 @@ from eex.stream.run.play import Glance
 @contextmanager
 def display(console: Console | None = None) -> Iterator[Callable[[Glance], None]]:
     """Show a live progress line on standard error; the final line of each policy stays on the screen."""
-    console = console or Console(stderr=True)
+    console = console or Console(markup=False, stderr=True)
     if not console.is_terminal:
         yield lambda glance: console.print(line(glance), soft_wrap=True) if glance.finished else None
         return
@@ -77,7 +77,7 @@ def _columns(texts: list[tuple[str, str]]) -> int:
 
 def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
     """Print the policies side by side, then the gain from adapting in sentences."""
-    console = console or Console()
+    console = console or Console(markup=False)
     policies = [cells(row) for row in summary["policies"]]
     names = titles(policies)
     label = 2 + max(map(len, names))

@@ -25,7 +25,7 @@ from eex.models.architecture import UNKNOWN
 from eex.policies.core.base import Bools, Floats, Ints, Outcomes
 from eex.policies.core.columns import COLUMNS, DTYPES, OUTCOMES, Column, Rows, joined
 from eex.policies.core.errors import EexError
-from eex.policies.core.files import lock_folder, sync_folder
+from eex.policies.core.files import lock_folder, replacing, sync_folder
 from eex.policies.core.replay import Feedback
 from eex.policies.core.schedule import KINDS
 
@@ -74,8 +74,9 @@ class RecordWriter:
     ----------
     part, part_begun
         The part that is being written, None between two; and since when, in seconds since 1970.
-    pruned
-        When old parts were last looked for (`Retention`); minus infinity if a part has ended since.
+    pruned, labels_pruned
+        When old parts were last looked for (`Retention`), minus infinity if a part has ended since; and bytes of
+        `labels` afterwards.
     problem
         Why the last attempt to write failed; empty if it did not.
     lost
@@ -97,7 +98,7 @@ class RecordWriter:
         self._sink: IO[bytes] | None = None
         self._held: list[Rows] = []
         self.part: Path | None = None
-        self.part_begun, self.problem, self.pruned = 0.0, "", -math.inf
+        self.part_begun, self.problem, self.pruned, self.labels_pruned = 0.0, "", -math.inf, 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock: int | None = lock_folder(folder)
@@ -250,6 +251,14 @@ class RecordWriter:
         """Bytes of the part that is being written."""
         return 0 if self.part is None else self._good
 
+    @property
+    def labels_bytes(self) -> int:
+        """Bytes of the labels that came later."""
+        try:
+            return self.labels.stat().st_size
+        except OSError:  # none came
+            return 0
+
     def _batch(self, rows: Rows) -> RecordBatch:
         columns: dict[str, Any] = {}
         for column in COLUMNS:
@@ -357,6 +366,46 @@ def _read_labels(path: Path) -> dict[tuple[str, int], str]:
     return found
 
 
+def last_frames(part: Path) -> dict[str, int]:
+    """The last frame of each stream in a part, as far as it can be read."""
+    last: dict[str, int] = {}
+    with contextlib.suppress(Exception):  # arro3's errors, where the part was cut off: what comes before counts
+        for batch in read_ipc_stream(part):
+            frames = batch["frame"].to_pylist()
+            streams = batch[STREAM].to_pylist() if STREAM in batch.schema.names else [""] * len(frames)
+            last |= zip(streams, frames, strict=True)
+    return last
+
+
+def forget_labels(path: Path, last: dict[str, int]) -> int:
+    """Delete the labels of frames up to the `last` of each stream, and those that a later one replaced; their bytes.
+
+    Raises
+    ------
+    EexError
+        If the file cannot be written.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EexError(f"{path}: cannot be read: {error.strerror}") from None
+    kept: dict[Any, bytes] = {}
+    for line in data.split(b"\n"):
+        try:
+            given = msgspec.json.decode(line, type=_Label)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            kept[line] = line  # whoever reads the records is told; a last one may be cut off
+            continue
+        kept.pop(key := (given.stream, given.frame), None)
+        if given.frame > last.get(given.stream, -1):
+            kept[key] = line
+    left = b"\n".join(kept.values())
+    if len(left) < len(data):
+        with replacing(path) as part:
+            part.write_bytes(left)
+    return len(data) - len(left)
+
+
 def _with_labels(batch: "pa.RecordBatch", labels: dict[tuple[str, int], str]) -> "pa.RecordBatch":
     """A batch with the labels that came later."""
     import pyarrow as pa
@@ -397,7 +446,8 @@ def read_batches(folder: Path | str) -> "Iterator[pa.RecordBatch]":
     Raises
     ------
     EexError
-        If the folder holds no records, or a part is damaged. A part that was cut off is read up to there.
+        If the folder holds no records, or a part is damaged or cannot be read. A part that was cut off is read up to
+        there.
     """
     import pyarrow as pa
 
@@ -459,7 +509,7 @@ def _batches_of(part: Path) -> "Iterator[pa.RecordBatch]":
     Raises
     ------
     EexError
-        If it is damaged.
+        If it is damaged, or cannot be read.
     """
     import pyarrow as pa
 
@@ -470,6 +520,8 @@ def _batches_of(part: Path) -> "Iterator[pa.RecordBatch]":
                 _check_columns(batch)
                 yield batch
     except (pa.ArrowException, OSError, StopIteration, ValueError, MemoryError) as error:  # sizes may be damaged, too
+        if isinstance(error, OSError) and error.errno:  # of the system; Arrow's have no number
+            raise EexError(f"{part}: cannot be read: {error.strerror}") from None
         if _ended(part) or not isinstance(error, pa.ArrowInvalid | OSError | StopIteration):
             reason = " ".join(str(error).split())
             raise EexError(

@@ -26,7 +26,7 @@ class Retention:
     Attributes
     ----------
     bytes
-        Of all parts together; None = no limit.
+        Of all parts together, and of the labels that came later; None = no limit.
     seconds
         Age of a part's last frame; None = no limit.
     """
@@ -53,6 +53,9 @@ class Retention:
         if self == Retention():
             return []
         now = time.time() if now is None else now
+        if self.bytes is not None and writer.labels_bytes - writer.labels_pruned > self.bytes / PARTS:
+            writer.commit()
+            writer.pruned = -math.inf
         if writer.part is not None:
             large = self.bytes is not None and writer.part_bytes > self.bytes / PARTS
             old = self.seconds is not None and now - writer.part_begun > self.seconds / PARTS
@@ -62,25 +65,40 @@ class Retention:
         if writer.pruned > -math.inf and now <= again:
             return []
         writer.pruned = now
-        return self.prune(writer.folder, now)
+        deleted = self.prune(writer.folder, now, writer.part)
+        writer.labels_pruned = writer.labels_bytes
+        return deleted
 
-    def prune(self, folder: Path, now: float) -> list[Path]:
-        """Delete the oldest whole parts of a folder of records until it keeps to the limits; those deleted."""
-        from eex.stream.run.records import labels_of_parts, number_of, parts_of
+    def prune(self, folder: Path, now: float, writing: Path | None = None) -> list[Path]:
+        """Delete the oldest whole parts of a folder of records until it keeps to the limits; those deleted.
+
+        Labels go with the frames that they are for.
+
+        Parameters
+        ----------
+        writing
+            A part that is being written, which stays.
+        """
+        from eex.stream.run.records import forget_labels, labels_of_parts, last_frames, number_of, parts_of
 
         deleted = []
         try:
             parts = [(path, path.stat()) for path in parts_of(folder)]
-            total = sum(state.st_size for _, state in parts)
-            for path, state in parts:
+            labels = labels_of_parts(folder)
+            total = sum(state.st_size for _, state in parts) + sum(path.stat().st_size for _, path in labels)
+            # a part is at least as old as any later one, also where the clock was wrong when it was written
+            written = list(itertools.accumulate((state.st_mtime for _, state in reversed(parts)), min))[::-1]
+            for (path, state), at in zip(parts, written, strict=True):
                 large = self.bytes is not None and total > self.bytes
-                old = self.seconds is not None and now - state.st_mtime > self.seconds
-                if not (large or old):
+                old = self.seconds is not None and now - at > self.seconds
+                if path == writing or not (large or old):
                     break
+                its = [file for first, file in labels if first <= number_of(path)][-1:]
+                gone = last_frames(path) if its else {}
                 path.unlink()
-                total -= state.st_size
+                total -= state.st_size + sum(forget_labels(file, gone) for file in its)
                 deleted.append(path)
-            labels, left = labels_of_parts(folder), parts_of(folder)
+            left = parts_of(folder)
             for (_, path), (following, _) in itertools.pairwise(labels):  # of parts that are all gone
                 if left and number_of(left[0]) >= following:
                     path.unlink()

@@ -102,6 +102,8 @@ class Service:
         The ASGI application, and the part of it that knows the paths.
     draining
         Whether no more frames are taken.
+    bodies
+        Limits of what clients have on its way.
     """
 
     def __init__(self, session: "Session", config: ServeConfig, say: Callable[[str], None] = lambda line: None) -> None:
@@ -109,7 +111,7 @@ class Service:
         self.taken = session.net.architecture
         self.draining = False
         self.watch = Watch(session, thumbnails=config.thumbnails)
-        self._bodies = Bodies(config.most_body, config.body_s)
+        self.bodies = Bodies(config.most_body, config.body_s)
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="eex-decode")
         self.pages = Pages(self.watch)
         self._ask = self.pages.ask
@@ -175,7 +177,7 @@ class Service:
         stream = self._stream_of(request.query_params.get("stream"))
         label = self._label_of(request.query_params.get("label"))
         self._check_open()
-        with self._bodies.holding() as hold:
+        with self.bodies.holding() as hold:
             body = await hold.read(request)
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
                 name = request.query_params.get("name", "")[:200]
@@ -239,7 +241,7 @@ class Service:
             except HTTPException as problem:
                 return {"error": problem.detail}
 
-        await FrameSocket(socket, answer, self._bodies, self.guard.rates, lambda: self.draining).serve()
+        await FrameSocket(socket, answer, self.bodies, self.guard.rates, lambda: self.draining).serve()
 
     def _stream_of(self, given: str | None) -> str:
         """The stream of a request, which it may open.
@@ -371,7 +373,7 @@ class Service:
     # ---- how
 
     async def _decoded(self, request: Request, kind: type[Said]) -> Said:
-        with self._bodies.holding() as hold:
+        with self.bodies.holding() as hold:
             body = await hold.read(request)
         try:
             return msgspec.json.decode(body, type=kind)

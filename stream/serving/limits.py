@@ -80,11 +80,16 @@ class Bodies:
     Attributes
     ----------
     held
-        Bytes of all bodies that are held now.
+        Bytes of all bodies that are held now, messages on WebSockets included.
     """
 
     def __init__(self, most: int, seconds: float) -> None:
         self.most, self.seconds, self.held = most, seconds, 0
+
+    @property
+    def full(self) -> bool:
+        """Whether too much is held."""
+        return self.held > max(MOST_BUFFERED, self.most)
 
     @contextmanager
     def holding(self) -> Iterator["Hold"]:
@@ -114,7 +119,7 @@ class Hold:
         self._bodies.held += size
         if self.bytes > self._bodies.most:
             raise too_large(self._bodies.most)
-        if self._bodies.held > max(MOST_BUFFERED, self._bodies.most):
+        if self._bodies.full:
             raise refused(503, "too many bodies are on their way; try again later", {"Retry-After": "1"})
 
     async def read(self, request: Request) -> bytes:
@@ -205,12 +210,20 @@ class Guard:
         ):
             return 421, "this address is not served under that name", {}
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _host_of(origin) != host.lower():
             return 403, "pages from elsewhere may not use this service", {}
         if self._token is not None and scope["path"] not in OPEN_PATHS:
             scheme, _, given = headers.get(b"authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not same_token(given.strip(), self._token):
                 return 401, "a token is needed: send Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+        return None
+
+
+def _host_of(origin: str) -> str | None:
+    """The host and port of an origin; None if it is none, as `http://[`."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
         return None
 
 

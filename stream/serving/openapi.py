@@ -27,14 +27,20 @@ class Answers(msgspec.Struct):
 REASONS = {
     "400": "Something in the request is wrong.",
     "401": "The token is missing or wrong.",
-    "404": "There is no such stream or frame.",
+    "403": "A page from elsewhere asked.",
+    "404": "There is no such stream, frame or path.",
+    "405": "The path does not take this method.",
     "408": "The body did not arrive in time.",
+    "409": "A newer frame of the stream replaced this one.",
     "413": "The body or the image is too large.",
+    "421": "The service is not reached under this name.",
     "422": "The body is no image.",
     "429": "Too many requests, frames that wait, or streams; try again later.",
-    "500": "What came cannot be written to the disk.",
+    "500": "What came cannot be written to the disk, or eex has a fault.",
     "503": "The service is stopping, or overloaded.",
 }
+COMMON = frozenset({"401", "403", "405", "421", "429", "500", "503"})
+"""Statuses that all paths can answer with, whatever they do."""
 
 
 @functools.cache
@@ -60,11 +66,16 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(summary: str, ok: Any, *, body: Any = None, given: Any = (), errors: str = "", kind: str = "") -> Any:
-    """What a method of a path does: its successful answer of some media type, and the statuses of its errors."""
+def _operation(
+    summary: str, ok: Any, *, body: Any = None, given: Any = (), errors: str = "", never: str = "", kind: str = ""
+) -> Any:
+    """What a method of a path does: its successful answer of some media type, and the statuses of its errors.
+
+    These are the common ones as well, but for one that can never come.
+    """
     content = {kind or "application/json": {"schema": ok}}
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
-    for status in ("401", *errors.split()):
+    for status in sorted(COMMON - {never} | set(errors.split())):
         responses[status] = {"description": REASONS[status], "content": {"application/json": {"schema": PROBLEM}}}
     described: dict[str, Any] = {"summary": summary, "responses": responses}
     if given:
@@ -172,7 +183,7 @@ PATHS: dict[str, dict[str, Any]] = {
             {"anyOf": [ANSWER, ANSWERS]},
             body=IMAGES,
             given=ONE,
-            errors="400 408 413 422 429 503",
+            errors="400 408 409 413 422",
         )
     },
     "/v1/frames": {
@@ -181,7 +192,8 @@ PATHS: dict[str, dict[str, Any]] = {
             "known.",
             {"anyOf": [ANSWER, REFUSAL, PROBLEM]},
             given=[STREAM],
-            errors="400 429 503",
+            errors="400 404",
+            never="405",
         )
     },
     "/v1/streams": {"get": _operation("What was done so far, with a row per stream.", ANYTHING)},
@@ -202,7 +214,7 @@ PATHS: dict[str, dict[str, Any]] = {
             SETTINGS,
             body={"application/json": {"schema": SETTINGS}},
             given=[STREAM],
-            errors="400 429 500 503",
+            errors="400 408 413",
         ),
     },
     "/v1/labels": {
@@ -210,7 +222,7 @@ PATHS: dict[str, dict[str, Any]] = {
             "Give the true label of an answered frame.",
             {"type": "object", "properties": {"correct": {"type": "boolean"}}},
             body={"application/json": {"schema": LABEL}},
-            errors="400 404 500",
+            errors="400 404 408 413",
         )
     },
     "/v1/live": {
@@ -218,11 +230,10 @@ PATHS: dict[str, dict[str, Any]] = {
             "Server-sent events, one per second: what the live page shows.",
             {"type": "string"},
             given=[STREAM],
-            errors="503",
             kind="text/event-stream",
         )
     },
-    "/healthz": {"get": _operation("Whether the session is well.", ANYTHING, errors="503")},
-    "/readyz": {"get": _operation("Whether frames are taken now.", ANYTHING, errors="503")},
+    "/healthz": {"get": _operation("Whether the session is well.", ANYTHING, never="401")},
+    "/readyz": {"get": _operation("Whether frames are taken now.", ANYTHING, never="401")},
     "/metrics": {"get": _operation("Metrics for Prometheus.", {"type": "string"}, kind="text/plain")},
 }

@@ -59,7 +59,7 @@ def served(
         from eex.stream.serving.server import listening
     service = Service(session, config, say)
     try:
-        with listening(service.app, config) as url:
+        with listening(service.app, config, service.bodies) as url:
             try:
                 yield url, service
             finally:

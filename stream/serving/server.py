@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -16,6 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from eex.policies.core.errors import EexError
 from eex.stream.serving.config import ServeConfig
+from eex.stream.serving.limits import Bodies
 
 IDLE_S = 75.0
 """Seconds after which a connection without a request is closed."""
@@ -194,15 +196,76 @@ class Bounded(ReadInTime, HttpToolsProtocol):
 
 
 class BoundedWebSocket(ReadInTime, WebSocketsSansIOProtocol):
-    """A WebSocket whose messages come in so many pieces at most."""
+    """A WebSocket whose messages come in so many pieces at most, and soon; their bytes count as those of bodies do.
+
+    Parameters
+    ----------
+    bodies
+        Limits that all clients share.
+    """
+
+    def __init__(self, *args: Any, bodies: Bodies, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._bodies = bodies
+        self._whole = self._held = 0  # bytes of whole messages that nobody has taken yet; of all that is counted
+        self._timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in."""
+        super().data_received(data)
+        self._count()
 
     def handle_cont(self, event: Any) -> None:
         """Take a further piece of a message in, of which there may be so many."""
         if len(self.frames) >= MOST_PIECES:
-            self.conn.fail(1009, "the message has too many pieces")
-            self.handle_parser_exception()
+            self._end(1009, "the message has too many pieces")
             return
         super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        """Take the last piece of a message in."""
+        if not self.close_sent:  # else it is thrown away
+            self._whole += sum(map(len, self.frames))
+        super().send_receive_event_to_app()
+
+    async def receive(self) -> Any:
+        """The next message, which whoever takes it counts from now on."""
+        message = await super().receive()
+        if message["type"] == "websocket.receive":
+            self._whole -= len(message.get("bytes") or (message.get("text") or "").encode())
+        self._count()
+        return message
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._stop_timer()
+        self._bodies.held, self._held = self._bodies.held - self._held, 0
+
+    def _count(self) -> None:
+        """Account for what is held; a message of which a part is there must soon be whole."""
+        if self.disconnected:
+            return
+        part = len(self.conn.reader.buffer) + sum(map(len, self.frames))
+        before, self._held = self._held, part + self._whole
+        self._bodies.held += self._held - before
+        if part and self._held > before and self._bodies.full:
+            self._end(1013, "too many bodies are on their way; try again later")
+        if not part or self.read_paused:  # while it is not read, it is not late
+            self._stop_timer()
+        elif self._timer is None:
+            late = f"the message did not arrive within {self._bodies.seconds:g} s"
+            self._timer = self.loop.call_later(self._bodies.seconds, self._end, 1008, late)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self, code: int, why: str) -> None:
+        if not self.close_sent:
+            self.conn.fail(code, why)
+            self.handle_parser_exception()
 
 
 class _Server(uvicorn.Server):
@@ -227,16 +290,22 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def listening(app: ASGIApp, config: ServeConfig) -> Iterator[str]:
+def listening(app: ASGIApp, config: ServeConfig, bodies: Bodies | None = None) -> Iterator[str]:
     """Serve an application during the `with` block; yields its URL.
 
     When the block ends no connection is accepted any more, and responses under way are finished.
+
+    Parameters
+    ----------
+    bodies
+        Limits that messages on WebSockets share with the bodies of requests; by default they have their own.
 
     Raises
     ------
     EexError
         If the address cannot be listened on, or the certificate cannot be used.
     """
+    web_socket: Any = partial(BoundedWebSocket, bodies=bodies or Bodies(config.most_body, config.body_s))
     raise_descriptors(config.most_connections)
     bound = _bound(config)
     switch_s = sys.getswitchinterval()
@@ -246,7 +315,7 @@ def listening(app: ASGIApp, config: ServeConfig) -> Iterator[str]:
             uvicorn.Config(
                 app,
                 http=Bounded,
-                ws=BoundedWebSocket,
+                ws=web_socket,
                 loop="auto",  # uvloop, where there is one
                 lifespan="off",
                 log_config=None,

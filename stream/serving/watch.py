@@ -257,9 +257,8 @@ class Watch:
         return self.ticks
 
     def history(self, name: str) -> bytes:
-        """All that a page shows, with the curves of one stream so far, as JSON."""
-        if not self._summary or not self.viewers:
-            self._summary = self._session.summary()
+        """All that a page shows, with the curves of one stream so far, as JSON; "" is the first stream."""
+        self._summary = self._session.summary()  # the last one is old where nobody has looked
         return self._shown(name, POINTS)
 
     def latest(self, name: str) -> bytes:
@@ -276,7 +275,7 @@ class Watch:
                     wanted = {k: row.get(k) for k in ("stream", "frames", "answered", "refused", "accuracy", "waiting")}
                     point = series.points[-1] if series.points else None
                     rows.append(wanted | {"now": point, "alarms": len(series.alarms)})
-        if name not in self.series and rows:
+        if not name and rows:  # one that was asked for by name is shown or is not there
             name = rows[0]["stream"]
         shown: dict[str, Any] = {
             "time": time.time(),

@@ -50,18 +50,20 @@ class FrameSocket:
                 message = await self._message()
                 if message is None:
                     break
-                while wait_s := self._rates.wait_s(address):
-                    await asyncio.sleep(wait_s)
                 data = message.get("bytes")
                 if data is None:
                     await self._socket.close(1003, "the message is text; expected the bytes of an image")
                     break
-                hold = Hold(self._bodies)
+                hold, problem = Hold(self._bodies), ""
                 try:
-                    hold.take(len(data))
-                except HTTPException as problem:
+                    hold.take(len(data))  # before anything is waited for, as it is held meanwhile
+                except HTTPException as error:
+                    problem = error.detail
+                while wait_s := self._rates.wait_s(address):
+                    await asyncio.sleep(wait_s)
+                if problem:
                     self._let_go(hold)
-                    await self._send({"error": problem.detail})
+                    await self._send({"error": problem})
                     continue
                 task = asyncio.ensure_future(self._one(data, hold))
                 pending.add(task)

@@ -27,7 +27,7 @@ def training_bars(quiet: bool, notes: Sequence[str] = (), of: str = "validation"
     from rich.progress import Progress as Display
     from rich.table import Column
 
-    console, first = Console(stderr=True), list(notes)
+    console, first = Console(markup=False, stderr=True), list(notes)
     columns = (
         TextColumn("{task.description}", table_column=Column(min_width=len("gaussian_noise"), no_wrap=True)),
         BarColumn(bar_width=6),
@@ -38,7 +38,7 @@ def training_bars(quiet: bool, notes: Sequence[str] = (), of: str = "validation"
 
         def say() -> None:
             while first and not quiet:
-                console.print(first.pop(0), highlight=False, soft_wrap=True, markup=False)
+                console.print(first.pop(0), highlight=False, soft_wrap=True)
 
         def bar(name: str) -> "Callable[[Progress], None]":
             task = bars.add_task(name, text="", total=None)

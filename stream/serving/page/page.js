@@ -3,8 +3,12 @@
 const COLOURS = ["--a", "--c", "--d", "--f", "--e"].map((name) => `var(${name})`), CLOUD = "var(--b)";
 const SCHEDULE = ["--soft", "--f", "--e", "--d", "--c", "--a", "--b"].map((name) => `var(${name})`);
 const $ = (id) => document.getElementById(id);
-const state = { stream: location.hash.slice(1), points: [], token: sessionStorage.getItem("token") || "", abort: null, learned: null };
+const state = { stream: hashed(), shown: "", points: [], token: sessionStorage.getItem("token") || "", abort: null, learned: null };
 
+// the name of a stream is percent-encoded after the "#"
+function hashed() {
+  try { return decodeURIComponent(location.hash.slice(1)); } catch (error) { return location.hash.slice(1); }
+}
 function el(name, given = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "rect", "g", "title"].includes(name);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
@@ -161,7 +165,7 @@ function drawn(given) {
   if ([...$("streams").children].map((b) => b.textContent).join() !== names.join()) {
     show("streams", ...names.map((name) => {
       const button = el("button", { type: "button" }, name);
-      button.addEventListener("click", () => { state.stream = location.hash = name; connect(); });
+      button.addEventListener("click", () => { state.stream = name; location.hash = encodeURIComponent(name); connect(); });
       return button;
     }));
   }
@@ -181,12 +185,12 @@ function drawn(given) {
   show("latency", ...overTime("Latency over time", [[first + 2, "p50", "var(--a)"], [first + 3, "p99", "var(--b)"]], 0));
   show("confidence", ...histogram(stream, edge));
   show("curve", ...curve(state.learned));
-  const latest = state.points.filter((p) => p[1]).slice(-1)[0] || [], seen = Math.max(1, stream.frames);
+  const last = (wanted) => state.points.filter(wanted).slice(-1)[0] || [], latest = last((p) => p[1]), seen = Math.max(1, stream.frames);
   show("figures", ...pair("frames finished", number(stream.frames)), ...pair("offloaded", share(stream.offloaded / seen)),
     ...pair("fallbacks", number(stream.fallbacks), stream.fallbacks > 0), ...pair("sent", `${number(stream.bytes / 1e6)} MB`),
     ...pair("saved against always offloading", stream.saved.bytes === null ? "–" : `${number(stream.saved.bytes / 1e6)} MB, ${number(stream.saved.ms / 1000)} s`),
     ...pair("latency p50, p99", `${number(latest[first + 2])}, ${number(latest[first + 3])} ms`),
-    ...pair("accuracy, last second with labels", share(latest[first + 4])), ...pair("thresholds", Array.isArray(stream.thresholds) ? "set" : stream.thresholds));
+    ...pair("accuracy, last second with labels", share(last((p) => p[first + 4] !== null)[first + 4])), ...pair("thresholds", Array.isArray(stream.thresholds) ? "set" : stream.thresholds));
   const link = given.link || {}, workers = link.workers || [];
   show("link", ...(workers.length ? workers.flatMap((w) => [...pair(w.endpoint, w.state, w.state !== "up"), ...pair("round trip", w.round_trip_ms === null ? "–" : `${number(w.round_trip_ms)} ms`), ...pair("breaker", w.breaker, w.breaker !== "closed")]) : pair("worker", given.worker === "none" ? "none" : given.worker)),
     ...["missed_deadlines", "failed", "lost", "refused"].filter((k) => link[k]).flatMap((k) => pair(k.replace("_", " "), number(link[k]), true)));
@@ -200,11 +204,15 @@ function drawn(given) {
 }
 
 function taken(event, given) {
-  if (event === "all") { state.points = given.stream ? given.stream.points : []; state.learned = null; }
-  else if (given.stream) for (const p of given.stream.points) if (!state.points.length || p[0] > state.points[state.points.length - 1][0]) state.points.push(p);
+  const name = given.stream ? given.stream.name : "";
+  state.stream = (event === "all" && name) || state.stream || name; // settings go to the one that is shown
+  if (event === "tick" && name && name !== state.shown) { connect(); return; } // a new one, or another: from its beginning on
+  state.shown = name;
+  if (event === "all" || !name) { state.points = name ? given.stream.points : []; state.learned = null; }
+  else for (const p of given.stream.points) if (!state.points.length || p[0] > state.points[state.points.length - 1][0]) state.points.push(p);
   state.points = state.points.slice(-300);
-  if (given.stream && !state.stream) state.stream = given.stream.name;
-  if (event === "all" && given.stream && !given.played) settings();
+  said(name || !state.stream ? "live" : `live; there is no stream '${state.stream}' now`, "live");
+  if (event === "all" && name && !given.played) settings();
   drawn(given);
 }
 
@@ -231,6 +239,7 @@ async function connect() {
         for (const one of events) {
           const kind = /^event: (.*)$/m.exec(one), data = /^data: (.*)$/m.exec(one);
           if (kind && data) taken(kind[1], JSON.parse(data[1]));
+          if (abort.signal.aborted) return; // another stream is shown from here on
         }
       }
     } catch (error) {
@@ -242,25 +251,26 @@ async function connect() {
 }
 
 async function settings() {
-  const response = await fetch(`v1/settings?stream=${encodeURIComponent(state.stream)}`, { headers: headers() });
+  const name = state.stream, response = await fetch(`v1/settings?stream=${encodeURIComponent(name)}`, { headers: headers() });
   if (!response.ok) return;
   const given = await response.json(), form = $("settings").elements;
+  if (name !== state.stream) return; // another one was chosen meanwhile
   if ($("settings").contains(document.activeElement)) return; // somebody types
-  for (const name of ["overhead", "budget", "deadline_ms"]) form[name].value = given[name] === null ? "" : given[name];
+  for (const key of ["overhead", "budget", "deadline_ms"]) form[key].value = given[key] === null ? "" : given[key];
   form.thresholds.value = given.thresholds === "learning" ? "learning" : "frozen";
   state.thresholds = given.thresholds;
 }
 
 $("settings").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const form = event.target.elements, text = (name) => form[name].value.trim();
+  const form = event.target.elements, text = (key) => form[key].value.trim();
   const wanted = { overhead: text("overhead") || null, budget: text("budget") || null, deadline_ms: text("deadline_ms") ? Number(text("deadline_ms")) : null };
   if (!Array.isArray(state.thresholds) || form.thresholds.value === "learning") wanted.thresholds = form.thresholds.value;
-  const response = await fetch(`v1/settings?stream=${encodeURIComponent(state.stream)}`, { method: "PUT", headers: headers(), body: JSON.stringify(wanted) });
+  const name = state.stream, response = await fetch(`v1/settings?stream=${encodeURIComponent(name)}`, { method: "PUT", headers: headers(), body: JSON.stringify(wanted) });
   const given = await response.json();
   $("set").textContent = response.ok ? "set" : given.error;
   $("set").className = response.ok ? "" : "bad";
-  if (response.ok) state.thresholds = given.thresholds;
+  if (response.ok && name === state.stream) state.thresholds = given.thresholds;
 });
 $("token").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -268,5 +278,5 @@ $("token").addEventListener("submit", (event) => {
   sessionStorage.setItem("token", state.token);
   connect();
 });
-addEventListener("hashchange", () => { if (location.hash.slice(1) !== state.stream) { state.stream = location.hash.slice(1); connect(); } });
+addEventListener("hashchange", () => { if (hashed() !== state.stream) { state.stream = hashed(); connect(); } });
 connect();

@@ -4,6 +4,7 @@ import io
 import shutil
 import struct
 import subprocess
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -79,6 +80,24 @@ def test_scaling_fits_the_shorter_side_and_crops_the_middle(tmp_path):
     assert image[4, 4, 0] > 200  # column 34 of the original's 128
     assert image[4, 27, 0] < 50
     assert image[27, 4, 0] < 50
+
+
+@pytest.mark.parametrize(("ratio", "width"), [((2, 1), 128), ((1, 2), 32), ((50, 1), 64)])
+def test_pixels_need_not_be_square(tmp_path, ratio, width):
+    av = pyav()
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.codec_context.sample_aspect_ratio = Fraction(*ratio)
+        grey = np.zeros((64, 64, 3), dtype=np.uint8)
+        grey[:, 32:] = 255
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    path = str(tmp_path / "a.mp4")
+    assert next(decode_video(path)).image.shape == (64, width, 3)
+    image = next(decode_video(path, size=(64, 32))).image
+    assert image.shape == (64, 32, 3)
+    assert (image[32, 1, 0] < 60, image[32, 30, 0] > 200) == (True, True)  # the middle lies in the middle
 
 
 def test_an_open_file_is_only_read(tmp_path):

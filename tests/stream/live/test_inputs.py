@@ -171,6 +171,30 @@ def test_a_folder_that_goes_may_come_back(watched):
 # ---- images
 
 
+@pytest.mark.parametrize("name", ["anim.gif", "anim.png", "images:anim.gif", "images:clip.mp4"])
+def test_images_that_move_are_videos(tmp_path, name):
+    first, *others = [Image.new("RGB", (32, 32), (40 * k, 0, 0)) for k in range(4)]
+    for kind in ("gif", "png"):
+        first.save(tmp_path / f"anim.{kind}", save_all=True, append_images=others, duration=100)
+    clip(tmp_path / "clip.mp4", frames=4)
+    kind, mark, file = name.rpartition(":")
+    source = SourceOptions(source=f"{kind}{mark}{tmp_path / file}")
+    assert [shot.name for shot in open_input(source, (32, 32)).read(threading.Event())] == ["#0", "#1", "#2", "#3"]
+
+
+def test_a_camera_gives_no_images():
+    with pytest.raises(EexError, match="camera: cannot be read as images"):
+        list(open_input(SourceOptions(source="images:camera")).read(threading.Event()))
+
+
+def test_a_gap_in_a_file_takes_some_time(monkeypatch):
+    now, stop = [100.0], threading.Event()
+    monkeypatch.setattr(inputs.time, "time", lambda: now[0])
+    monkeypatch.setattr(stop, "wait", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    paced = inputs._Paced(stop)
+    assert [paced(seconds) for seconds in (0, 5, 20, 21, 51)] == pytest.approx([100, 105, 115, 116, 126])
+
+
 def test_the_sample_has_the_models_labels():
     classes = ("truck", "cat")
     shots = only_shots(open_input(SourceOptions(source="sample"), None, classes).read(threading.Event()), 300)

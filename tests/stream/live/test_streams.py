@@ -125,3 +125,22 @@ def test_names_that_cannot_be(spec):
 def test_passwords_are_not_shown():
     assert shown("rtsp://admin:se:cr@et@10.0.0.7/main") == "rtsp://admin:***@10.0.0.7/main"
     assert shown("http://10.0.0.7:80/a@b") == "http://10.0.0.7:80/a@b"
+    assert shown("mqtt://u:pa/ss@h/t") == "mqtt://u:***@h/t"
+
+
+@pytest.mark.parametrize(
+    ("spec", "hidden"),
+    [
+        ("http://h/v.cgi?user=admin&pwd=s/ec#ret", "http://h/v.cgi?user=admin&pwd=***"),
+        ("http://h/v?loginpas=a&rate=5: is away", "http://h/v?loginpas=***&rate=5: is away"),
+        ("https://h/live.m3u8?Token=abc", "https://h/live.m3u8?Token=***"),
+        (
+            "rtsp://h/user=admin_password=a_channel=1_stream=0.sdp",
+            "rtsp://h/user=admin_password=***_channel=1_stream=0.sdp",
+        ),
+        ("key-door=rtsp://h/main", "key-door=rtsp://h/main"),
+        ("zmq+pull://h:1?keys=folder", "zmq+pull://h:1?keys=folder"),
+    ],
+)
+def test_passwords_beside_the_host_are_not_shown_either(spec, hidden):
+    assert shown(spec) == hidden

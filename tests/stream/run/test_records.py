@@ -258,6 +258,15 @@ def test_nothing_to_read(tmp_path, make_rows):
     assert one_line(caught) == f"{tmp_path}: the records were cut off before their first batch was whole"
 
 
+def test_a_part_that_cannot_be_opened_is_no_part_that_was_cut_off(tmp_path, make_rows):
+    write(tmp_path, make_rows, [50])
+    part = tmp_path / "part-00001.arrows"
+    part.symlink_to(part)  # in a circle
+    with pytest.raises(EexError) as caught:
+        read_records(tmp_path)
+    assert one_line(caught).startswith(f"{part}: cannot be read: ")
+
+
 def test_unwritable_folder(tmp_path, make_rows):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

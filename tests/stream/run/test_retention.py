@@ -82,6 +82,51 @@ def test_old_parts_go(tmp_path, make_rows):
     assert [path.name for path in gone] == [f"part-{k:05d}.arrows" for k in range(3)]
 
 
+def test_a_part_that_seems_to_come_from_the_future_stops_nothing(tmp_path, make_rows):
+    day, now = 86_400, 1e9
+    for number, age in enumerate((-400, 30, 20, 3, -400)):
+        write(tmp_path, make_rows, Retention(), 1)
+        os.utime(tmp_path / f"part-{number:05d}.arrows", (now - age * day,) * 2)
+    gone = parse_retention("7d").prune(tmp_path, now)
+    assert [path.name for path in gone] == [f"part-{k:05d}.arrows" for k in range(3)]
+
+
+def label(writer, frames, name="a"):
+    lines = [f'{{"stream": "", "frame": {frame}, "label": "{name}"}}\n' for frame in frames]
+    with writer.labels.open("a") as file:
+        file.writelines(lines)
+
+
+def test_labels_count_and_go_with_their_frames(tmp_path, make_rows):
+    retention = parse_retention("2MB")
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        for number in range(30):
+            first = number * ROWS_IN_BATCH
+            writer.write(make_rows(first, ROWS_IN_BATCH))
+            label(writer, range(first, first + ROWS_IN_BATCH))
+            retention.apply(writer)
+        assert size_of(tmp_path) < 2.4e6
+    table = read_records(tmp_path)
+    frames = table["frame"].to_pylist()
+    assert frames == list(range(frames[0], 30 * ROWS_IN_BATCH))
+    assert set(table["label"].to_pylist()) == {"a"}
+    assert writer.labels.read_bytes().count(b"\n") == len(frames)
+
+
+def test_labels_without_end_go_too_and_the_part_under_way_stays(tmp_path, make_rows):
+    with RecordWriter(tmp_path, CLASSES, EXPERTS) as writer:
+        writer.write(make_rows(0, 10))
+        writer.commit()
+        for number in range(100):
+            writer.write(make_rows(10 + number, 1))
+            writer.flush()
+            for turn in range(30):  # one frame again and again
+                label(writer, range(10 + number, 11 + number), "ab"[turn % 2])
+            parse_retention("100kB").apply(writer)
+        assert size_of(tmp_path) < 150_000
+    assert 109 in read_records(tmp_path)["frame"].to_pylist()
+
+
 def test_a_part_grows_on_until_it_is_due(tmp_path, make_rows):
     write(tmp_path, make_rows, Retention(), 5)
     assert len(parts_of(tmp_path)) == 1

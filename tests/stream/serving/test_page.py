@@ -91,6 +91,48 @@ def test_it_is_used_by_keyboard_and_sets_settings(opened, browser):
     browser.until("document.getElementById('set').textContent.includes('overhead must lie in [0, 1]')")
 
 
+def test_a_stream_that_is_gone_is_said_and_comes_back(opened, browser):
+    client = opened()
+    client.answer("door")
+    client.answer("yard")
+    browser.open(client.url + "/#door")
+    browser.until("document.querySelector('#figures dd')?.innerText == '1'")
+    client.service.watch.forget("door")
+    browser.until("document.getElementById('state').innerText.includes(\"no stream 'door'\")")
+    assert browser.evaluate("document.getElementById('cards').hidden")  # no other's figures, and no settings
+    client.answer("door")
+    browser.until("!document.getElementById('cards').hidden && document.getElementById('state').innerText == 'live'")
+
+
+def test_the_accuracy_is_that_of_the_last_second_with_labels(opened, browser):
+    client = opened()
+    client.answer("door", label="h")
+    client.service.watch.tick()
+    client.answer("door")
+    client.service.watch.tick()
+    browser.open(client.url + "/#door")
+    name = "[...document.querySelectorAll('#figures dt')].find((t) => t.innerText.startsWith('accuracy'))"
+    browser.until(f"['0.0 %', '100.0 %'].includes({name}?.nextSibling.innerText)")
+
+
+def test_names_come_decoded_from_the_address(browser):
+    frames = SimpleNamespace(schedule=parse_schedule("pristine:100"), total=640, live=False)
+    said = []
+    with page_of_run(ServeConfig(port=0), said.append)(
+        StreamConfig(policy="ucb", worker="none"), three_exits(), frames, 0.0
+    ) as viewer:
+        for label in ("ucb", "ucb (2)"):
+            played(viewer, label, UCB([0.2, 0.8], exits=2))
+        browser.open(said[0].split()[-1] + "#ucb%20(2)")
+        pressed = "document.querySelector('#streams [aria-pressed=true]')?.textContent"
+        browser.until(f"{pressed} == 'ucb (2)'")
+        browser.evaluate("document.querySelector('#streams button').click()")
+        browser.until(f"{pressed} == 'ucb'")
+        browser.evaluate("document.querySelector('#streams button:nth-child(2)').click()")
+        browser.until(f"{pressed} == 'ucb (2)'")
+        assert browser.evaluate("location.hash") == "#ucb%20(2)"
+
+
 def test_it_goes_on_after_a_restart(opened, browser, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

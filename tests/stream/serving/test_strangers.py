@@ -16,7 +16,7 @@ from served import picture
 from websockets.sync.client import connect
 
 from eex.policies.core.errors import EexError
-from eex.stream.serving import server, watch
+from eex.stream.serving import limits, server, watch
 from eex.stream.serving.config import ServeConfig, same_token
 from eex.stream.serving.limits import ADDRESSES, Rates
 
@@ -280,6 +280,7 @@ def test_pages_from_elsewhere_may_not_use_it(opened):
     client = opened()
     one_line(client.get("/v1/streams", Host="evil.example"), 421)
     one_line(client.get("/v1/streams", Origin="http://evil.example"), 403)
+    one_line(client.get("/v1/streams", Origin="http://["), 403)  # no URL at all
     assert client.get("/v1/streams", Origin=client.url, Host=client.url.removeprefix("http://"))[0] == 200
     with pytest.raises(Exception, match="403"):
         connect(client.url.replace("http", "ws") + "/v1/frames", origin="http://evil.example")
@@ -418,6 +419,30 @@ def test_an_empty_message_is_said_and_the_socket_goes_on(opened):
         assert "empty" in json.loads(socket.recv(timeout=10))["error"]
         socket.send(picture())
         assert json.loads(socket.recv(timeout=10))["kind"] == "answer"
+
+
+def test_a_message_that_is_not_whole_counts_and_must_soon_be(opened, monkeypatch):
+    monkeypatch.setattr(limits, "MOST_BUFFERED", 150_000)
+    client = opened(most_body_mb=0.1, body_s=0.5)
+    begun = b"\x82\xff" + struct.pack(">Q", 90_000) + b"\0\0\0\0" + b"x" * 80_000
+    with client.raw() as first, client.raw() as second:
+        for connection, code in ((first, 1008), (second, 1013)):  # too late, and too much together
+            upgraded(connection)
+            connection.sendall(begun if code == 1008 else b"\x02" + begun[1:])
+        for connection, code in ((second, 1013), (first, 1008)):
+            got = connection.recv(4)
+            assert got[:1] == b"\x88"
+            assert struct.unpack(">H", got[2:4]) == (code,)
+    with connect(client.url.replace("http", "ws") + "/v1/frames") as whole:
+        whole.send([b"x"] * 100)  # in pieces
+        assert "error" in json.loads(whole.recv(timeout=10))
+        time.sleep(0.7)
+        whole.send(picture())  # a socket without a message is never late
+        assert json.loads(whole.recv(timeout=10))["kind"] == "answer"
+    end = time.monotonic() + 5
+    while client.service._bodies.held:
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_socket_of_a_name_that_cannot_be(opened):

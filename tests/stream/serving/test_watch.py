@@ -96,3 +96,23 @@ def test_a_stream_is_forgotten(watched):
     assert list(watch.series) == ["door"]
     watch.forget("door")
     assert json.loads(watch.history("door"))["stream"] is None
+
+
+def test_a_stream_that_is_gone_is_not_replaced_by_another(watched):
+    session, watch = watched
+    for name in ("door", "yard"):
+        session.answer(images(1)[0], name)
+    watch.tick()
+    assert json.loads(watch.history(""))["stream"]["name"] == "door"
+    watch.forget("door")
+    assert json.loads(watch.latest("door"))["stream"] is None
+    assert json.loads(watch.history(""))["stream"]["name"] == "yard"
+
+
+def test_a_page_that_opens_sees_what_is_so_now(watched):
+    session, watch = watched
+    for frames in (1, 2, 3):
+        session.answer(images(1)[0], "door")
+        watch.tick()
+        with watch.viewing():
+            assert json.loads(watch.history("door"))["frames"] == frames

@@ -14,7 +14,7 @@ def shown(monkeypatch, quiet=False, terminal=True):
     """What a screen of 80 columns, or a file, shows of a training of three parts."""
     screen = io.StringIO()
     console = functools.partial(Console, file=screen, force_terminal=terminal, width=80, color_system=None)
-    monkeypatch.setattr(rich.console, "Console", lambda stderr: console())
+    monkeypatch.setattr(rich.console, "Console", lambda **options: console(**options))
     with training_bars(quiet, ["2 classes"]) as bars:
         for name in ("pristine", "gaussian_blur", "gaussian_noise"):
             report = bars(name)
