@@ -216,7 +216,12 @@ def serve_on_ray(models: Models, count: int, address: str = "") -> Served:
             raise EexError(f"--ray-address {address}: {error}") from None
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
     gpus = 1 if resources.get("GPU", 0) >= count else 0
-    options = {"num_cpus": max(1, models.threads), "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
+    options: dict[str, Any] = {
+        "num_cpus": max(1, models.threads),
+        "num_gpus": gpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+    }
     folders = tuple(folder.absolute() for folder in models.folders)
     other = models.answer_with and models.answer_with.absolute()
     theirs = replace(models, folders=folders, answer_with=other, device="cuda" if gpus else "cpu")
