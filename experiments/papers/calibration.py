@@ -637,7 +637,6 @@ def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
     branch = tables["exits"][tables["exits"]["network"] == "one branch"].iloc[0]
     device, overall, outage = (curves.over(c) for c in ("device_probability", "accuracy", "outage"))
     change = {q: curves.change(q, p_tar) for q in ("device_probability", "device_accuracy", "accuracy", "outage")}
-    at_worst = int(np.argmin(np.nan_to_num(right[1] - p_tar, nan=np.inf)))
     yield Facts(
         device=found.at(0.8, "device_probability"),
         device_augmented=found.augmented("device_probability", 0.8),
@@ -650,7 +649,7 @@ def _of_targets(tables: Tables, recipe: CalibrationRecipe) -> Iterator[Facts]:
             "lower": less(change["device_probability"]),
             "nearer": float(np.mean(change["device_accuracy"].half)),
             "more right": change["device_accuracy"],
-            "least": at_least(right[1][at_worst], p_tar[at_worst] - 0.02, curves.images * device[1][at_worst]),
+            "least": at_least(right[1], p_tar - 0.02, curves.images * device[1]),
             "better": [curves.change("accuracy"), change["accuracy"]],
             "fewer": [less(curves.change("outage")), verdict(less(change["outage"])) != "does not hold"],
             "outage": at_least(found.at(NEARLY, "outage").conventional, 0.2, curves.batches),

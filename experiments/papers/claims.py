@@ -16,7 +16,7 @@ OWN = "not in the paper"
 NONE = "—"
 """Published about a sentence without a figure."""
 FEW = 5
-"""Values that a mean is taken to be of where many margins are judged at once."""
+"""Values that a mean is taken to be of where many margins are judged at once, unless it is one over fewer seeds."""
 SUBLINEAR = 0.5
 """Regret of the second half of the rounds, as a share of the first half's, that counts as well below it."""
 
@@ -43,12 +43,12 @@ Finding = bool | np.bool_ | Margin
 """Whether a limit is kept: a fact that has no spread, or a margin."""
 
 
-def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
-    """What findings come to, all of which a claim needs.
+def verdict(findings: "Finding | Sequence[Finding]", seeds: int = 1) -> Verdict:
+    """What findings, which may be means over several seeds, come to; a claim needs all of them.
 
-    It holds if every margin is above its spread, does not hold if one is below it, and is undecided otherwise, also
-    where nothing was measured. Of many margins one falls below its spread by chance alone, so that it has to be the
-    further below the more there are (Bonferroni's correction, `of_many`).
+    It holds if every margin is above its spread or as large, does not hold if one is below it, and is undecided
+    otherwise, also where nothing was measured. Of many margins one falls below its spread by chance alone, so that it
+    has to be the further below the more there are (Bonferroni's correction, `of_many`).
 
     Examples
     --------
@@ -58,18 +58,20 @@ def verdict(findings: "Finding | Sequence[Finding]") -> Verdict:
     ('does not hold', 'undecided')
     """
     margins = [_as_margin(f) for f in _several(findings)]
-    wider = of_many(sum(len(value) for value, _ in margins))
+    wider = of_many(sum(len(value) for value, _ in margins), seeds)
     if any((value < -wider * half).any() for value, half in margins):
         return "does not hold"
     return "holds" if all(len(value) and (value >= half).all() for value, half in margins) else "undecided"
 
 
-def of_many(margins: int) -> float:
+def of_many(margins: int, seeds: int = 1) -> float:
     """By how much a 95 % interval widens that is to hold for so many values at once.
 
-    As for means of five values: most are of more, which widen less, so that a claim is rather left undecided.
+    As for means of five values, or of the seeds if they are fewer: most are of more, which widen less, so that a claim
+    is rather left undecided.
     """
-    return student(FEW, 0.025 / max(margins, 1)) / student(FEW)
+    values = min(FEW, seeds) if seeds > 1 else FEW
+    return student(values, 0.025 / max(margins, 1)) / student(values)
 
 
 def _several(findings: "Finding | Sequence[Finding]") -> "Sequence[Finding]":
@@ -81,7 +83,7 @@ def _margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(finding, Margin):
         finding = Margin(1.0 if finding else -1.0)
     value, half = np.broadcast_arrays(*(np.atleast_1d(np.asarray(part, dtype=float)) for part in finding))
-    return value, np.nan_to_num(half)
+    return value, np.nan_to_num(half, posinf=np.inf)
 
 
 def _as_margin(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
@@ -99,11 +101,13 @@ def closest(findings: "Finding | Sequence[Finding]", of_seeds: "Sequence[Finding
     'the limit is kept by 0.1 ± 0.3 (1 of 2 seeds keep it)'
     """
     margins = [(v, h) for f in _several(findings) for v, h in zip(*_as_margin(f), strict=True)]
-    wider = of_many(len(margins))
+    wider = of_many(len(margins), len(of_seeds))
     undecided = [(v, h * wider if v < 0 else h) for v, h in margins if v < h]
     if not undecided:
         return "nothing was measured that could decide it"
     value, half = min(undecided, key=lambda margin: margin[0] - margin[1])
+    if np.isinf(half):
+        return "only one seed could be measured"
     keeping = sum(all((v >= 0).all() for v, _ in map(_as_margin, _several(of_seed))) for of_seed in of_seeds)
     seeds = f" ({keeping} of {len(of_seeds)} seeds keep it)" if len(of_seeds) > 1 else ""
     return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}{seeds}"
@@ -148,8 +152,9 @@ def pooled(parts: Sequence[pd.DataFrame], spread: str | None = None) -> pd.DataF
 def over_seeds(findings: "Sequence[Finding | Sequence[Finding]]") -> "Finding | Sequence[Finding]":
     """What the findings of several seeds come to: their means, which spread as the seeds do and as each of them does.
 
-    The two spreads add up (their squares), since all seeds are measured on the same images. Of findings that are not
-    alike from seed to seed, the one that misses most stands for each.
+    The two spreads add up (their squares), since all seeds are measured on the same images. What only one of them
+    could measure decides nothing: its spread over the seeds is infinite. Of findings that are not alike from seed to
+    seed, the one that misses most stands for all of them.
 
     Examples
     --------
@@ -161,13 +166,15 @@ def over_seeds(findings: "Sequence[Finding | Sequence[Finding]]") -> "Finding | 
         return findings[0]
     margins = [[_margin(f) for f in _several(of_seed)] for of_seed in findings]
     if len({tuple(value.shape for value, _ in of_seed) for of_seed in margins}) > 1:
-        margins = [[_worst(of_seed)] for of_seed in margins]
+        most = max(sum(len(value) for value, _ in of_seed) for of_seed in margins)
+        margins = [[tuple(np.repeat(part, most) for part in _worst(of_seed))] for of_seed in margins]
     found = []
     for alike in zip(*margins, strict=True):
         values, halves = (np.stack(part) for part in zip(*alike, strict=True))
         spreads = [seeds_interval(value[~np.isnan(value)]) for value in values.T]
         each = pd.DataFrame(np.where(np.isnan(values), np.nan, halves)).mean().fillna(0.0).to_numpy()
-        found.append(Margin(np.array([s[0] for s in spreads]), np.hypot(np.nan_to_num([s[1] for s in spreads]), each)))
+        over = np.nan_to_num([s[1] for s in spreads], nan=np.inf)
+        found.append(Margin(np.array([s[0] for s in spreads]), np.hypot(over, each)))
     return found
 
 
@@ -263,20 +270,25 @@ def covariance(spread: Any, values: Floats) -> Floats:
 
 
 def least_among(values: Any, spread: Any, places: Iterable[int]) -> Margin:
-    """The least of some values is at one of these places; `spread` as for `covariance`.
+    """The least of some values is at one of these places: by how much each value elsewhere is larger.
+
+    Parameters
+    ----------
+    spread
+        As for `covariance`.
 
     Examples
     --------
     >>> least_among([3.0, 1.0, 2.0], [0.1, 0.1, 0.1], [1]).value
-    1.0
+    array([2., 1.])
     """
     values = np.asarray(values, dtype=float)
     here = np.isin(np.arange(len(values)), list(places))
     if any(np.isnan(values[part]).all() for part in (here, ~here)):
         return Margin(np.nan)
-    k, other = (int(np.nanargmin(np.where(part, values, np.nan))) for part in (here, ~here))
-    variance = (of := covariance(spread, values))[k, k] + of[other, other] - of[k, other] - of[other, k]
-    return Margin(float(values[other] - values[k]), 1.96 * float(max(variance, 0.0)) ** 0.5)
+    k, others = int(np.nanargmin(np.where(here, values, np.nan))), np.flatnonzero(~here)
+    variance = (of := covariance(spread, values))[k, k] + of[others, others] - of[k, others] - of[others, k]
+    return Margin(values[others] - values[k], 1.96 * np.sqrt(np.maximum(variance, 0.0)))
 
 
 def images_tested(tables: Tables) -> int:
@@ -346,7 +358,7 @@ def evaluate(groups: Iterable[Group], tables: Tables, recipe: Any) -> pd.DataFra
 
 def _judged(claim: Claim, facts: Facts, of_seeds: "Sequence[Finding | Sequence[Finding]]") -> dict[str, str]:
     findings = over_seeds(of_seeds)
-    found = verdict(findings)
+    found = verdict(findings, len(of_seeds))
     reasons = [claim.why if isinstance(claim.why, str) else claim.why(facts)]
     if found != "holds":
         reasons.append(claim.otherwise)

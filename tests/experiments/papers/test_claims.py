@@ -66,10 +66,19 @@ def test_measured_values_spread_with_their_repetitions():
 
 
 def test_where_the_least_is():
-    assert least_among([3.0, 1.0, 2.0], 0.1, [0]) == Margin(-2.0, pytest.approx(0.1 * 2**0.5))
+    margin = least_among([3.0, 1.0, 2.0], 0.1, [0])
+    assert margin.value.tolist() == [-2.0, -1.0]
+    assert margin.half == pytest.approx([0.1 * 2**0.5] * 2)
     assert verdict(least_among([np.nan, 1.0, 1.1], 0.5, [1])) == "undecided"
     assert verdict(least_among([np.nan, 1.0], 0.5, [0])) == "undecided"
     assert verdict(least_among([5.0, 1.0, 9.0], 0.5, [0, 1])) == "holds"
+
+
+def test_one_of_many_equal_values_is_not_the_least_by_chance_alone():
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(400):
+        wrong += verdict(least_among(rng.normal(size=8), 1.96, [0])) == "does not hold"
+    assert wrong <= 0.025 * 400
 
 
 def test_images_tested():
@@ -106,6 +115,18 @@ def test_one_of_many_margins_has_to_miss_by_more():
     assert verdict(Margin(np.full(10, 0.11), 0.1)) == "holds"
 
 
+def test_few_seeds_have_to_miss_by_more():
+    many = Margin(np.array([-0.25, *[0.3] * 9]), 0.1)
+    assert verdict(many, seeds=10) == verdict(many) == "does not hold"
+    assert verdict(many, seeds=3) == "undecided"  # Student's t of two degrees: 14.1 for 4.3
+
+
+def test_what_one_seed_alone_could_measure_decides_nothing():
+    found = over_seeds([Margin(0.1, 0.05), Margin(np.nan), Margin(np.nan)])
+    assert verdict(found, 3) == "undecided"
+    assert closest(found, [True] * 3) == "only one seed could be measured"
+
+
 def test_facts_that_differ_between_seeds_decide_nothing():
     assert verdict(over_seeds([True, True, True])) == "holds"
     assert verdict(over_seeds([True, False, True])) == "undecided"
@@ -116,6 +137,8 @@ def test_findings_of_another_shape_are_judged_by_what_misses_most():
     findings = [[Margin(0.2, 0.1)], [Margin([0.9, 0.2, np.nan], 0.1), True]]
     assert verdict(over_seeds(findings)) == "holds"
     assert verdict(over_seeds([*findings, False])) == "undecided"
+    many = [Margin([-0.3, *[0.1] * n], 0.2) for n in (98, 99)]
+    assert verdict(over_seeds(many), 2) == "undecided"  # as it is of one seed
 
 
 def test_the_measured_spread_stays_beside_the_seeds():
