@@ -50,6 +50,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 CHECKPOINT = "checkpoint.safetensors"
+EPISODES = 2**40
+"""Seeds of episodes that a training has to itself."""
 """Name of the file in OUT/training from which a training goes on."""
 RIVALS = {kind: ("ucb", "gain-curve") for kind in ("adaee", "accuracy")} | {"utility": ("ucb", "stop-curve")}
 """Policies that an agent is evaluated beside, by what it was trained for."""
@@ -173,7 +175,6 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
     env = ThresholdVecEnv(
         trace,
         config.envs,
-        seed=config.seed * 2**20,
         action=config.action,
         grid=config.grid,
         window=config.window,
@@ -203,6 +204,8 @@ def train_rl(config: TrainRLConfig, say: Say = lambda steps, text: None) -> dict
                 raise EexError(f"{config.out}: the best agent of this training is gone; delete {folder} to train anew")
         elif (folder / "last.zip").exists():
             raise EexError(f"{folder} holds a training of an earlier eex; delete it, or name another folder (--out)")
+        # the model has given the environment its own seed, which lies next to that of another training
+        env.seed(config.seed * EPISODES + model.num_timesteps)
         state = {"steps": model.num_timesteps, "best": best}
         rivals = {name: _score(config, name, test) for name in RIVALS[config.reward]}
         if state["steps"] < config.steps:

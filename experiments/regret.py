@@ -327,7 +327,7 @@ def fingerprint(policies: Sequence[Policy], texts: Sequence[str]) -> str:
     """
     files = _files_of(Path(inspect.getfile(eex.policies)).parent)
     for value in (part.partition("=")[2] for text in texts for part in re.split("[:@]", text)):
-        if value and Path(value).exists():
+        if value and os.path.exists(value):  # Path.exists raises where it is too long for a name
             files |= _files_of(Path(value))
     foreign = {cls for policy in policies for cls in classes_of(policy) if cls.__module__.split(".")[0] != "eex"}
     try:

@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, runtime_checkable
-from uuid import uuid4
+from uuid import NAMESPACE_URL, getnode, uuid4, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,8 @@ class Sharing:
         Name of the policy; edges share with those that have the same.
     note
         Receives a line for what the worker refuses.
+    kept
+        Where what is learned is kept: who goes on from there is the same edge. None where it is not.
     clock
         Returns the time in seconds.
 
@@ -83,12 +86,14 @@ class Sharing:
         offloader: Offloader,
         policy: str,
         note: Callable[[str], None],
+        kept: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not isinstance(offloader, Shared):
             raise EexError("--share: this offloader cannot share; connect to a worker, tcp://host:port")
         self.learners, self.offloader, self.note, self.clock = learners, offloader, note, clock
-        self.policy, self.edge = policy.rpartition("@")[2].partition(":")[0], uuid4().hex
+        self.policy = policy.rpartition("@")[2].partition(":")[0]
+        self.edge = (uuid4() if kept is None else uuid5(NAMESPACE_URL, f"{getnode()} {kept.resolve()}")).hex
         self.edges: int | None = None
         self._due, self._wait_s, self._noted, self._sent = clock(), FIRST_S, "", -math.inf
 

@@ -167,7 +167,7 @@ def over_seeds(findings: "Sequence[Finding | Sequence[Finding]]") -> "Finding | 
     margins = [[_margin(f) for f in _several(of_seed)] for of_seed in findings]
     if len({tuple(value.shape for value, _ in of_seed) for of_seed in margins}) > 1:
         most = max(sum(len(value) for value, _ in of_seed) for of_seed in margins)
-        margins = [[tuple(np.repeat(part, most) for part in _worst(of_seed))] for of_seed in margins]
+        margins = [[_worst(of_seed, most)] for of_seed in margins]
     found = []
     for alike in zip(*margins, strict=True):
         values, halves = (np.stack(part) for part in zip(*alike, strict=True))
@@ -178,13 +178,11 @@ def over_seeds(findings: "Sequence[Finding | Sequence[Finding]]") -> "Finding | 
     return found
 
 
-def _worst(margins: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The margin that misses most of all; unknown where none is known."""
+def _worst(margins: Sequence[tuple[np.ndarray, np.ndarray]], times: int) -> tuple[np.ndarray, np.ndarray]:
+    """The margin that misses most of all, so many times; unknown where none is known."""
     value, half = (np.concatenate(part) for part in zip(*margins, strict=True))
-    if np.isnan(value).all():
-        return value[:1], half[:1]
-    k = int(np.nanargmin(value - half))
-    return value[k : k + 1], half[k : k + 1]
+    k = 0 if np.isnan(value).all() else int(np.nanargmin(value - half))
+    return np.repeat(value[k], times), np.repeat(half[k], times)
 
 
 def seeds_interval(values: Any) -> tuple[float, float]:
@@ -253,7 +251,7 @@ def above(a: Any, b: Any, images: Any, by: float = 0.0) -> Margin:
     return Margin(np.asarray(a) - np.asarray(b) - by, np.hypot(share_half(a, of_a), share_half(b, of_b)))
 
 
-def at_least(share: Any, limit: float, images: Any) -> Margin:
+def at_least(share: Any, limit: Any, images: Any) -> Margin:
     """A share of so many images reaches a limit."""
     return Margin(np.asarray(share) - limit, share_half(share, images))
 

@@ -216,7 +216,7 @@ class Player:
             if viewer is not None:
                 viewer.begin(Stage(label, policy, driver, offloader, played.tally))
             learners = driver.engine.streams.learners
-            sharing = Sharing(learners, offloader, config.policy, warn) if share else None
+            sharing = Sharing(learners, offloader, config.policy, warn, folder) if share else None
 
             def take() -> None:
                 for rows in driver.take():

@@ -233,6 +233,7 @@ class Requests:
             if peer.welcome is None:
                 peer.rejected(str(error))
             elif id is not None and (awaited := self._awaited.get(id)):
+                peer.breaker.failed(now)
                 self._fail(awaited, now, f"bad reply: {error}")
             return
         if isinstance(header, Welcome):
@@ -283,6 +284,7 @@ class Requests:
         confidence, prediction = arrays[0].astype(np.float64), arrays[1].astype(np.int64)
         problem = _problem(confidence, prediction, awaited.request.shape[0], peer.classes)
         if problem:
+            peer.breaker.failed(now)
             self._fail(awaited, now, f"bad reply: {problem}")
             return
         round_trip_ms = 1000 * (now - awaited.since)

@@ -40,9 +40,9 @@ class Limits:
         batched in any case.
     drain_s
         How long a stopped worker goes on with what it has accepted.
-    key_clients, key_requests
-        Connections of one key, and requests under way over all of them, where clients have keys: so that no key takes
-        the room of all others.
+    key_clients, key_requests, key_bytes
+        Connections of one key, and requests under way over all of them and the bytes of their features, where clients
+        have keys: so that no key takes the room of all others.
     handshake_s
         A connection that has not finished its handshake by then is ended.
     """
@@ -54,6 +54,7 @@ class Limits:
     drain_s: float = 5.0
     key_clients: int = 32
     key_requests: int = 256
+    key_bytes: int = 128 << 20
     handshake_s: float = HANDSHAKE_MS / 1000
 
 
@@ -81,8 +82,8 @@ class Client:
         When its last hello, request or sums came.
     shared
         When its last sums came.
-    waiting
-        Requests accepted and not answered yet.
+    waiting, waiting_bytes
+        Requests accepted and not answered yet; bytes of the features of those that have not been run.
     outbox
         Replies that the connection has no room for yet, and since when.
     """
@@ -91,6 +92,7 @@ class Client:
     seen: float
     key: str = ""
     waiting: int = 0
+    waiting_bytes: int = 0
     asked: float = -math.inf
     shared: float = -math.inf
     outbox: deque[tuple[float, list[Buffer]]] = field(default_factory=deque)
@@ -171,8 +173,8 @@ class Clients:
         """Clients that have sent something lately."""
         return sum(now - client.seen <= GONE_S for client in list(self._clients.values()))
 
-    def check_room(self, client: Client, window: int) -> None:
-        """See that a client may have one more request under way.
+    def check_room(self, client: Client, window: int, nbytes: int) -> None:
+        """See that a client may have one more request, of so many bytes, under way.
 
         Raises
         ------
@@ -182,10 +184,12 @@ class Clients:
         if client.waiting >= window:
             raise RefusedError("busy", f"{client.waiting} requests of this client are under way already")
         if client.key:
-            waiting = sum(other.waiting for other in self._clients.values() if other.key == client.key)
-            if waiting >= self._limits.key_requests:
-                text = f"{self._limits.key_requests} requests of the key '{_name(client.key)}' are under way already"
-                raise RefusedError("busy", text)
+            its = [other for other in self._clients.values() if other.key == client.key]
+            held, of_key = sum(other.waiting_bytes for other in its), f"of the key '{_name(client.key)}' are under way"
+            if sum(other.waiting for other in its) >= self._limits.key_requests:
+                raise RefusedError("busy", f"{self._limits.key_requests} requests {of_key} already")
+            if held and held + nbytes > self._limits.key_bytes:
+                raise RefusedError("busy", f"{held:,} bytes {of_key} already")
 
     def _problem(self, key: str) -> str:
         """Why there is no room for one more client of a key; empty if there is."""

@@ -7,6 +7,7 @@ halves with each day in which it sends nothing.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +138,7 @@ class Fleets:
         fleet = self.fleets.get(name)
         if fleet is None:
             if len(self.fleets) >= FLEETS:
-                del self.fleets[min(self.fleets, key=lambda k: self.fleets[k].at)]
+                self._drop_one()
             fleet = self.fleets[name] = Fleet(layout)
         now, own = self._clock(), (key, header.edge)
         fleet.edges[own] = Edge(capped(layout, sums).astype(np.float32), now)
@@ -147,6 +148,13 @@ class Fleets:
         while sum(4 * f.layout.size * len(f.edges) for f in self.fleets.values()) > MOST_BYTES:
             _make_room(max(self.fleets.values(), key=lambda f: f.layout.size * len(f.edges)))
         return len(fleet.edges.keys() - {own}), self._others(fleet, own, now)
+
+    def _drop_one(self) -> None:
+        """Drop a fleet whose every member is in many, of these the one that has been silent for longest."""
+        members = {name: {_member(edge) for edge in fleet.edges} for name, fleet in self.fleets.items()}
+        count = Counter(member for its in members.values() for member in its)
+        fewest = {name: min((count[member] for member in its), default=FLEETS) for name, its in members.items()}
+        del self.fleets[min(self.fleets, key=lambda name: (-fewest[name], self.fleets[name].at))]
 
     def _others(self, fleet: Fleet, own: tuple[str, str], now: float) -> Values:
         """What all edges but one have shared."""
@@ -214,6 +222,8 @@ def _together(layout: Layout, edges: dict[tuple[str, str], Edge], now: float) ->
 
 
 def _pool(fleet: Fleet, now: float) -> Pool:
+    if not fleet.edges:  # there was room for none
+        return Pool(now, np.zeros(fleet.layout.size), {})
     by_member: dict[str, dict[tuple[str, str], Edge]] = {}
     for name, edge in fleet.edges.items():
         by_member.setdefault(_member(name), {})[name] = edge

@@ -149,11 +149,12 @@ class Service:
         """Take a request on, or raise `RefusedError`."""
         client, nbytes = queued.client, queued.nbytes
         welcome = self._check(queued.header, nbytes)
-        self.clients.check_room(client, welcome.window)
+        self.clients.check_room(client, welcome.window, nbytes)
         if self.queued_bytes + nbytes > self.limits.queued_bytes:
             raise RefusedError("busy", f"{self.queued_bytes:,} bytes wait already")
         self.waiting.put(queued)
         client.waiting += 1
+        client.waiting_bytes += nbytes
         self.queued += 1
         self.queued_bytes += nbytes
         self.stats.requests[welcome.model] += 1
@@ -223,3 +224,4 @@ class Service:
         self.queued -= 1
         self.queued_bytes -= queued.nbytes
         queued.client.waiting -= 1
+        queued.client.waiting_bytes -= queued.nbytes

@@ -11,6 +11,7 @@ from eex.envs.export import exported
 from eex.envs.playlist import reordered
 from eex.envs.sb3 import ThresholdVecEnv
 from eex.envs.train import ALGORITHMS, TrainRLConfig, algorithm_class, train_rl
+from eex.envs.vector import ThresholdVectorEnv
 from eex.policies.algorithms.agent import load_agent, save_agent
 from eex.policies.algorithms.rl import RL
 from eex.policies.core.errors import EexError
@@ -150,6 +151,20 @@ def test_a_small_training(config, algorithm, action):
     recurrent = algorithm == "recurrent-ppo"
     assert (card.lstm, card.window) == ((64, 4) if recurrent else (0, 1))
     assert ("lstm" in card.trained) == recurrent
+
+
+def test_trainings_of_neighbouring_seeds_play_other_episodes(config, monkeypatch):
+    seeds, reset = [], ThresholdVectorEnv.reset
+
+    def seen(self, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(self, seed=seed, options=options)
+
+    monkeypatch.setattr(ThresholdVectorEnv, "reset", seen)
+    for k in range(2):
+        train_rl(dataclasses.replace(config, seed=k, out=config.out / str(k)))
+    first, second = (seed for seed in seeds if seed is not None)
+    assert second - first > 10**9
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", pytest.param("recurrent-ppo", marks=needs_contrib)])

@@ -665,3 +665,8 @@ def test_latencies_are_those_of_the_trace_or_given():
         make_policy("fixed:p_tar=0.5"), trace, 0.1, order="in-order", exit_ms=(1, 5), link=parse_link("30:10")
     )
     np.testing.assert_allclose(given.latency_ms, [[35, 1, 35, 1]])
+
+
+def test_an_option_that_is_too_long_for_a_name_is_no_file():
+    text = "ucb:grid=" + " ".join(f"{k / 100:g}" for k in range(101))
+    assert fingerprint([make_policy(text, exits=1)], [text]) == fingerprint([make_policy("ucb", exits=1)], ["ucb"])

@@ -50,14 +50,20 @@ class Fake(NoOffloader):
 
 
 class Edge:
-    def __init__(self, policy="stop-curve:memory=1000"):
+    def __init__(self, policy="stop-curve:memory=1000", kept=None):
         self.now, self.notes, self.offloader = 0.0, [], Fake()
         self.learners = Learners(lambda runs: make_policy(policy, exits=2, runs=runs))
-        self.sharing = Sharing(self.learners, self.offloader, policy, self.notes.append, lambda: self.now)
+        self.sharing = Sharing(self.learners, self.offloader, policy, self.notes.append, kept, lambda: self.now)
 
     def tend(self, now):
         self.now = now
         self.sharing.tend()
+
+
+def test_an_edge_that_goes_on_is_the_same_one(tmp_path):
+    names = [Edge(kept=kept).sharing.edge for kept in (None, None, tmp_path / "a", tmp_path / "b", tmp_path / "a")]
+    assert len(set(names)) == 4
+    assert names[2] == names[4]
 
 
 def test_it_sends_at_once_and_then_less_and_less_often():

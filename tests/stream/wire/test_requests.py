@@ -172,6 +172,15 @@ def test_replies_that_make_no_sense_have_failed(confidence, prediction, says):
     assert edge.requests.counts["failed"] == 1
 
 
+def test_a_worker_whose_replies_make_no_sense_is_left_alone_for_a_while():
+    edge = Edge()
+    for id in range(3):
+        assert edge.requests.reachable(0.0)
+        edge.submit(id)
+        edge.reply(edge.peers[0], id, (math.nan,), (1,))
+    assert not edge.requests.reachable(0.0)
+
+
 def test_a_damaged_reply_has_failed_at_once():
     edge = Edge()
     edge.submit(1)

@@ -94,15 +94,15 @@ def test_an_id_of_another_key_is_another_client(network, stats):
 def test_requests_under_way_are_limited_by_client_and_by_key(network, stats):
     clients, (a, b) = admitted(network, stats, [b"a", b"b"], key="edge", key_requests=5)
     a.waiting = 4
-    clients.check_room(a, window=5)
+    clients.check_room(a, window=5, nbytes=1)
     with pytest.raises(RefusedError, match="4 requests of this client are under way already"):
-        clients.check_room(a, window=4)
+        clients.check_room(a, window=4, nbytes=1)
     b.waiting = 1
     for client in (a, b):
         with pytest.raises(RefusedError, match="5 requests of the key 'edge' are under way already") as refused:
-            clients.check_room(client, window=32)
+            clients.check_room(client, window=32, nbytes=1)
         assert refused.value.kind == "busy"
-    clients.check_room(clients.admit(b"c", 0.0, "camera"), window=32)
+    clients.check_room(clients.admit(b"c", 0.0, "camera"), window=32, nbytes=1)
 
 
 def test_replies_wait_until_their_client_reads_in_order(network, stats):

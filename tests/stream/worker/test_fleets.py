@@ -105,6 +105,16 @@ def test_edges_and_fleets_are_bounded(monkeypatch):
     assert fleets.edges <= 10
 
 
+def test_a_key_that_is_in_many_fleets_makes_no_others_go():
+    fleets = Fleets(clock=Clock())
+    for key in ("a", "b"):
+        fleets.take_in(header("edge"), sums(), key)
+    for k in range(3 * FLEETS):
+        fleets.take_in(header(f"edge {k}", policy=f"made up {k}"), sums(), "attacker")
+    assert len(fleets.fleets) == FLEETS
+    assert fleets.take_in(header("edge"), sums(), "a")[0] == 1
+
+
 def test_it_outlasts_the_worker(tmp_path):
     path, clock = tmp_path / "fleet.msgpack", Clock()
     fleets = Fleets(path, clock)

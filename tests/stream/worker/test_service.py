@@ -157,6 +157,17 @@ def test_a_key_is_limited_over_all_its_connections():
     ]
 
 
+def test_a_key_does_not_take_all_bytes():
+    worker = Played(key_bytes=3 * 16)
+    for id in range(4):
+        worker.ask(id, client=bytes([id]), key="edge")
+    worker.ask(4, client=b"other", key="camera")
+    assert worker.refusals() == [(3, "busy", "48 bytes of the key 'edge' are under way already")]
+    worker.run()
+    worker.ask(5, client=b"a", key="edge")
+    assert len(worker.refusals()) == 1
+
+
 def test_replies_that_a_client_does_not_read_count_as_under_way():
     worker = Played([msgspec.structs.replace(A, window=2)])
     worker.full = {b"a"}
