@@ -84,7 +84,7 @@ def test_a_body_without_end(opened):
             pass
         got = said(connection)
     assert not got or got.startswith(b"HTTP/1.1 413")
-    assert client.service._bodies.held == 0
+    assert client.service.bodies.held == 0
     assert client.answer()[0] == 200
 
 
@@ -440,7 +440,7 @@ def test_a_message_that_is_not_whole_counts_and_must_soon_be(opened, monkeypatch
         whole.send(picture())  # a socket without a message is never late
         assert json.loads(whole.recv(timeout=10))["kind"] == "answer"
     end = time.monotonic() + 5
-    while client.service._bodies.held:
+    while client.service.bodies.held:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -488,7 +488,7 @@ def fuzz(client, count, seed):
         assert status in (b"", b"200", b"101", b"100") or status.startswith(b"4"), (status, text)
         if k % 50 == 0:
             assert client.answer()[0] == 200
-    assert client.service._bodies.held == 0
+    assert client.service.bodies.held == 0
     assert client.service._under_way == 0
 
 
