@@ -110,7 +110,8 @@ def closest(findings: "Finding | Sequence[Finding]", of_seeds: "Sequence[Finding
         return "only one seed could be measured"
     keeping = sum(all((v >= 0).all() for v, _ in map(_as_margin, _several(of_seed))) for of_seed in of_seeds)
     seeds = f" ({keeping} of {len(of_seeds)} seeds keep it)" if len(of_seeds) > 1 else ""
-    return f"the limit is {'kept' if value >= 0 else 'missed'} by {abs(value):.2g} ± {half:.2g}{seeds}"
+    by, spread = (f"{float(f'{part:.2g}'):g}" for part in (abs(value), half))  # 140, not 1.4e+02
+    return f"the limit is {'kept' if value >= 0 else 'missed'} by {by} ± {spread}{seeds}"
 
 
 def by_seed(tables: Tables) -> list[Tables]:
