@@ -25,6 +25,7 @@ from eex.stream.driver import Driver
 from eex.stream.engine import exit_cost_of
 from eex.stream.frames.batch import Batch
 from eex.stream.groups import every_exit
+from eex.stream.guard import keep_memory_flat
 from eex.stream.live import learning, playing
 from eex.stream.live import session as module
 from eex.stream.live.answers import Answer, Refusal
@@ -674,6 +675,7 @@ def test_options_of_a_stream_are_checked(net, options, message):
     ],
 )
 def test_options_of_a_session_are_checked(net, options, message):
+    keep_memory_flat()  # whose thread stays
     threads = threading.active_count()
     with pytest.raises(EexError, match=message):
         opened(net, **options)
