@@ -50,9 +50,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 CHECKPOINT = "checkpoint.safetensors"
+"""Name of the file in OUT/training from which a training goes on."""
 EPISODES = 2**40
 """Seeds of episodes that a training has to itself."""
-"""Name of the file in OUT/training from which a training goes on."""
 RIVALS = {kind: ("ucb", "gain-curve") for kind in ("adaee", "accuracy")} | {"utility": ("ucb", "stop-curve")}
 """Policies that an agent is evaluated beside, by what it was trained for."""
 

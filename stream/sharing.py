@@ -1,17 +1,20 @@
 """An edge's part in a fleet: what its learners have learned goes to the worker, and what others have comes back."""
 
+import contextlib
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
-from uuid import NAMESPACE_URL, getnode, uuid4, uuid5
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eex.policies.core.base import Policy
 from eex.policies.core.errors import EexError
+from eex.policies.core.files import write_file
 from eex.policies.core.fleet import Layout, sharing
 from eex.policies.core.learners import Learners
 from eex.stream.wire.offload import Offloader
@@ -70,7 +73,7 @@ class Sharing:
     note
         Receives a line for what the worker refuses.
     kept
-        Where what is learned is kept: who goes on from there is the same edge. None where it is not.
+        The file in which what is learned is kept: who goes on from it is the same edge. None where it is not.
     clock
         Returns the time in seconds.
 
@@ -93,7 +96,7 @@ class Sharing:
             raise EexError("--share: this offloader cannot share; connect to a worker, tcp://host:port")
         self.learners, self.offloader, self.note, self.clock = learners, offloader, note, clock
         self.policy = policy.rpartition("@")[2].partition(":")[0]
-        self.edge = (uuid4() if kept is None else uuid5(NAMESPACE_URL, f"{getnode()} {kept.resolve()}")).hex
+        self.edge = uuid4().hex if kept is None else _name_beside(kept)
         self.edges: int | None = None
         self._due, self._wait_s, self._noted, self._sent = clock(), FIRST_S, "", -math.inf
 
@@ -156,3 +159,15 @@ class Sharing:
         if edges:
             self.learners.take_fleet(flat[None].astype(float))
         self.edges = edges  # last: whoever reads it in another thread may rely on the rest
+
+
+def _name_beside(kept: Path) -> str:
+    """The name of the edge that stands beside what it has learned; a new one, which is written there, if none does."""
+    path = kept.with_name(f"{kept.name}.edge")
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{32}", name := path.read_text().strip()):
+            return name
+    name = uuid4().hex
+    with contextlib.suppress(EexError):  # the disk is full, say: it is another edge after the next start
+        write_file(path, name + "\n")
+    return name

@@ -211,9 +211,9 @@ class Meter:
     @property
     def scarcity(self) -> float:
         """The budget's part of the price now; 0 without one."""
-        return (
-            0.0 if self.bucket is None else self.bucket.price_after(self._promised, self._promised * self.bytes / 1e6)
-        )
+        if self.bucket is None:
+            return 0.0
+        return self.bucket.price_after(self._promised, self._promised * self.bytes / 1e6)
 
     def expected(self, link_ms: float) -> float:
         """What offloading a frame is expected to cost, in [0, 1]: `Context.overhead`."""

@@ -13,6 +13,7 @@ from eex.policies.core.columns import Floats, Rows
 from eex.policies.core.errors import EexError
 from eex.policies.wrappers.aim import aims_of
 from eex.stream.config import to_json
+from eex.stream.run import state
 from eex.stream.run.estimates import write_priced
 from eex.stream.run.recorder import Recorder, warn
 from eex.stream.run.tally import Reference, Tally
@@ -216,7 +217,8 @@ class Player:
             if viewer is not None:
                 viewer.begin(Stage(label, policy, driver, offloader, played.tally))
             learners = driver.engine.streams.learners
-            sharing = Sharing(learners, offloader, config.policy, warn, folder) if share else None
+            kept = None if folder is None else folder / state.NAME
+            sharing = Sharing(learners, offloader, config.policy, warn, kept) if share else None
 
             def take() -> None:
                 for rows in driver.take():

@@ -66,6 +66,12 @@ def test_an_edge_that_goes_on_is_the_same_one(tmp_path):
     assert names[2] == names[4]
 
 
+def test_an_edge_whose_name_is_damaged_gets_a_new_one(tmp_path):
+    (tmp_path / "state.npz.edge").write_bytes(b"\xff not a name")
+    name = Edge(kept=tmp_path / "state.npz").sharing.edge
+    assert Edge(kept=tmp_path / "state.npz").sharing.edge == name
+
+
 def test_it_sends_at_once_and_then_less_and_less_often():
     edge = Edge()
     times = []
