@@ -47,7 +47,7 @@ class Run:
     """Seed of the trainings, and of what policies and links draw. The images that are held out are always the same."""
     seeds: int = 0
     """How many times each network is trained, each time with another seed; 0 is the recipe's number. A finished run
-    goes on with more of them."""
+    goes on with more of them. What deex says of four side branches is of the first seed alone."""
     jobs: int = 1
     """Networks that are trained at the same time, each in a process of its own: small networks finish sooner this way,
     on several cores and on a GPU. --threads is then for each of them; 0 divides the cores among them."""

@@ -103,6 +103,7 @@ RECIPES = {
 
 
 TABLES = ("ours",)
+ONCE = ()
 OF_AUTHORS = ("authors", "bins")
 
 

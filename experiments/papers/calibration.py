@@ -113,6 +113,7 @@ RECIPES = {
 
 
 TABLES = ("images", "times", "exits", "reliability", "targets", "deadlines", "differences")
+ONCE = ()
 OF_AUTHORS = ()
 
 

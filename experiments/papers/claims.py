@@ -115,13 +115,14 @@ def closest(findings: "Finding | Sequence[Finding]", of_seeds: "Sequence[Finding
 
 
 def by_seed(tables: Tables) -> list[Tables]:
-    """The tables of each seed, without the column `seed`; where not every table has it, all are of one seed."""
+    """The tables that each seed has, without the column `seed`; where not every table has it, all are of one seed."""
     if not all("seed" in rows for rows in tables.values()):
         return [tables]
-    seeds = sorted({seed for rows in tables.values() for seed in rows["seed"]})
-    return [
-        {n: r[r["seed"] == s].drop(columns="seed").reset_index(drop=True) for n, r in tables.items()} for s in seeds
-    ]
+    parts: dict[int, dict[str, pd.DataFrame]] = {}
+    for name, every in tables.items():
+        for seed, rows in every.groupby("seed"):
+            parts.setdefault(seed, {})[name] = rows.drop(columns="seed").reset_index(drop=True)
+    return [parts[seed] for seed in sorted(parts)]
 
 
 def pooled(parts: Sequence[pd.DataFrame], spread: str | None = None) -> pd.DataFrame:
@@ -333,10 +334,13 @@ class Group:
         From the kept tables and the recipe of the run: the facts, once or several times; each claim is made of each.
     claims
         The rows.
+    once
+        Whether they are about what the first seed alone has.
     """
 
     facts: Callable[[Tables, Any], Iterable[Facts]]
     claims: Sequence[Claim]
+    once: bool = False
 
 
 def evaluate(groups: Iterable[Group], tables: Tables, recipe: Any) -> pd.DataFrame:
@@ -345,17 +349,19 @@ def evaluate(groups: Iterable[Group], tables: Tables, recipe: Any) -> pd.DataFra
     With several seeds the figures are their means, and a claim is judged by what its limit comes to with each.
     """
     parts = by_seed(tables)
-    mean = {name: pooled([part[name] for part in parts]) for name in tables} if len(parts) > 1 else None
+    mean = {name: pooled([part[name] for part in parts if name in part]) for name in tables} if len(parts) > 1 else None
     rows = []
     for group in groups:
-        of_seeds = [list(group.facts(part, recipe)) for part in parts]
-        shown = of_seeds[0] if mean is None else group.facts(mean, recipe)
+        of_seeds = [list(group.facts(part, recipe)) for part in (parts[:1] if group.once else parts)]
+        shown = of_seeds[0] if mean is None or group.once else group.facts(mean, recipe)
         for facts, *each in zip(shown, *of_seeds, strict=True):
-            rows += [_judged(claim, facts, [claim.limit(f) for f in each]) for claim in group.claims]
+            rows += [_judged(claim, facts, [claim.limit(f) for f in each], len(parts)) for claim in group.claims]
     return pd.DataFrame(rows)
 
 
-def _judged(claim: Claim, facts: Facts, of_seeds: "Sequence[Finding | Sequence[Finding]]") -> dict[str, str]:
+def _judged(
+    claim: Claim, facts: Facts, of_seeds: "Sequence[Finding | Sequence[Finding]]", seeds: int
+) -> dict[str, str]:
     findings = over_seeds(of_seeds)
     found = verdict(findings, len(of_seeds))
     reasons = [claim.why if isinstance(claim.why, str) else claim.why(facts)]
@@ -364,6 +370,8 @@ def _judged(claim: Claim, facts: Facts, of_seeds: "Sequence[Finding | Sequence[F
     texts = [words(reason, facts) for reason in reasons]
     if found == "undecided":
         texts.append(closest(findings, of_seeds))
+    if len(of_seeds) < seeds:
+        texts.append("one seed")
     return {
         "claim": words(claim.text, facts),
         "published": words(claim.published, facts),

@@ -132,6 +132,7 @@ RECIPES = {
 
 
 TABLES = ("images", "exits", "differences", "classifier", "latency")
+ONCE = ()
 OF_AUTHORS = ("published",)
 
 

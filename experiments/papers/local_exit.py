@@ -214,6 +214,7 @@ class Case:
 
 
 TABLES = ("images", "epochs", "accuracy", "final", "dropped", "covariance", "latency")
+ONCE = ()
 OF_AUTHORS = ()
 
 

@@ -49,11 +49,12 @@ The scripts run in a checkout:
 ```
 
 An interrupted run goes on when the same command is given again. `--seeds N` trains every network N times, also after a
-run has finished with fewer. `--jobs N` trains N networks at the same time: one small network alone leaves a GPU, or
-most cores, idle. The networks are the same but for rounding; the seconds that are noted for each training are then
-longer. Tables, figures and `run.json`, which holds the recipe, are in `experiments/results/`; this page is made from
-them by `python -m eex.experiments.papers.page`. Weights are not kept there, since those of any one paper that trains
-are larger than all tables and figures together (5 to 140 MB for each seed): a run has them in its folder's `work/`.
+run has finished with fewer (but for those of rows that say "one seed"). `--jobs N` trains N networks at the same time:
+one small network alone leaves a GPU, or most cores, idle. The networks are the same but for rounding; the seconds that
+are noted for each training are then longer. Tables, figures and `run.json`, which holds the recipe, are in
+`experiments/results/`; this page is made from them by `python -m eex.experiments.papers.page`. Weights are not kept
+there, since those of any one paper that trains are larger than all tables and figures together (5 to 140 MB for each
+seed): a run has them in its folder's `work/`.
 """
 
 

@@ -59,8 +59,9 @@ class Paper(Protocol):
         How much is trained and measured, by name, each a `PaperRecipe`: "quick" shows that the machinery works,
         "reduced" takes two cores under two hours, "standard" trains until what the paper is about can show, "paper" is
         what the paper did.
-    TABLES, OF_AUTHORS
-        Names of the tables that `measure` makes; and of those that it makes of what the authors published, if given.
+    TABLES, ONCE, OF_AUTHORS
+        Names of the tables that `measure` makes with each seed; of those that it makes with the first alone
+        (`Work.first`); and of those that it makes of what the authors published, if given.
     PLOTS, CLAIMS
         Figures and claims, over these tables.
     NOTES
@@ -72,6 +73,7 @@ class Paper(Protocol):
     TITLE: str
     RECIPES: dict[str, Any]
     TABLES: Sequence[str]
+    ONCE: Sequence[str]
     OF_AUTHORS: Sequence[str]
     PLOTS: Sequence["Plot"]
     CLAIMS: Sequence[Group]
@@ -87,7 +89,7 @@ class Paper(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRecipe:
-    """How much is trained and measured. Every network is trained with each of so many `seeds`."""
+    """How much is trained and measured, with each of so many `seeds`."""
 
     seeds: int = 1
 
@@ -102,15 +104,16 @@ def reproduce(paper: Paper, work: "Work", recipe: PaperRecipe) -> pd.DataFrame:
     for part in unmeasured(paper, work, recipe.seeds):
         (part.out / "work").mkdir(parents=True, exist_ok=True)
         paper.measure(part, recipe)
-    tables = of_seeds([_tables(part.out) for part in work.by_seed(recipe.seeds)])
+    tables = of_seeds([_tables(part.out) for part in work.by_seed(recipe.seeds)], paper.ONCE)
     draw(paper, work.out, tables)
     return judge(paper, work.out, tables, recipe)
 
 
 def unmeasured(paper: Paper, work: "Work", seeds: int) -> "list[Work]":
     """Where tables are missing: where none is, nothing is trained again, even if the networks are gone."""
-    names = [*paper.TABLES, *(paper.OF_AUTHORS if work.published is not None else ())]
-    return [part for part in work.by_seed(seeds) if not all((part.out / f"{name}.csv").exists() for name in names)]
+    each = [*paper.TABLES, *(paper.OF_AUTHORS if work.published is not None else ())]
+    needed = ((part, [*each, *(paper.ONCE if part.first else ())]) for part in work.by_seed(seeds))
+    return [part for part, names in needed if not all((part.out / f"{name}.csv").exists() for name in names)]
 
 
 def estimate(paper: Paper, work: "Work", recipe: Any) -> dict[str, float]:
@@ -139,7 +142,8 @@ def figures(paper: Paper, tables: Tables) -> "Iterator[tuple[str, Figure]]":
     parts = by_seed(tables)
 
     def rows(plot: "Plot", _: Tables) -> pd.DataFrame:
-        found = [part[plot.rows] if isinstance(plot.rows, str) else plot.rows(part) for part in parts]
+        name = plot.rows
+        found = [part[name] for part in parts if name in part] if isinstance(name, str) else [*map(name, parts)]
         return pooled(found, spread=None if plot.matrix else plot.y) if len(found[0]) else found[0]
 
     plots = [dataclasses.replace(plot, rows=partial(rows, plot)) for plot in paper.PLOTS]
@@ -168,10 +172,10 @@ def judge(paper: Paper, out: Path, tables: Tables, recipe: Any) -> pd.DataFrame:
 def read_kept(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """A finished run: its `run.json`, and its tables by name, with a column `seed` where there are several."""
     run = json.loads((folder / "run.json").read_text())
-    work, needed = Work(folder), set(script(run["paper"]).TABLES)
+    work, paper = Work(folder), script(run["paper"])
     seeds = 1 + len(list(folder.glob("seed-*")))
     parts = [_tables(part.out) for part in work.by_seed(seeds)]
-    return run, of_seeds([parts[0], *(part for part in parts[1:] if part.keys() >= needed)])
+    return run, of_seeds([parts[0], *(part for part in parts[1:] if part.keys() >= set(paper.TABLES))], paper.ONCE)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -203,12 +207,16 @@ def _tables(folder: Path) -> dict[str, pd.DataFrame]:
     return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
 
 
-def of_seeds(parts: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    """The tables that each seed has, together, with a column `seed` where there are several."""
+def of_seeds(parts: Sequence[dict[str, pd.DataFrame]], once: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+    """The tables that each seed has, or the first alone, together, with a column `seed` where there are several."""
     if len(parts) == 1:
         return parts[0]
-    names = [name for name in parts[0] if all(name in part for part in parts)]
-    return {name: pd.concat([part[name].assign(seed=k) for k, part in enumerate(parts)]) for name in names}
+    having = {name: parts[:1] if name in once else parts for name in parts[0]}
+    return {
+        name: pd.concat([part[name].assign(seed=k) for k, part in enumerate(found)])
+        for name, found in having.items()
+        if all(name in part for part in found)
+    }
 
 
 def plain(recipe: Any) -> dict[str, Any]:
@@ -318,6 +326,7 @@ class Work:
     published: Path | None = None  # folder of a paper's own results, where it published any
     instead: Callable[[Training], bool] = nothing  # True: the training is not to be done
     bars: Callable[[str], Any] = unreported
+    first: bool = True  # of the seeds
 
     def begin(self, name: str, recipe: Any, *, only_look: bool = False) -> None:
         """Make the folder, or continue in it; or `only_look` whether one could.
@@ -362,7 +371,7 @@ class Work:
         """Where each seed's tables and networks are kept: the first in the folder itself, the others in their own."""
         yield self
         for k in range(1, seeds):
-            yield dataclasses.replace(self, out=self.out / f"seed-{k}", seed=self.seed + k)
+            yield dataclasses.replace(self, out=self.out / f"seed-{k}", seed=self.seed + k, first=False)
 
     def images(self, validation: int) -> Images:
         """The images, with this many of the training split held out, or a tenth of it if that is fewer.

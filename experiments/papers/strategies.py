@@ -113,6 +113,7 @@ TABLES = (
     "images", "gradients", "methods", "differences", "phases", "structures", "structure_pairs", "gates", "places",
     "placements", "placement_pairs", "overthinking", "rules", "rule_gains", "thresholds", "energy",
 )  # fmt: skip
+ONCE = ()
 OF_AUTHORS = ()
 
 

@@ -106,6 +106,16 @@ def test_a_claim_within_the_spread_of_the_seeds_is_undecided():
     assert within["why"] == "the limit is kept by 0.1 ± 0.5 (2 of 3 seeds keep it)"
 
 
+def test_what_the_first_seed_alone_has_is_judged_by_it():
+    def facts(tables, recipe):
+        yield Facts(right=tables["dear"]["right"].iloc[0])
+
+    tables = {name: pd.DataFrame({"right": 0.7, "seed": range(seeds)}) for name, seeds in (("dear", 1), ("found", 3))}
+    claim = Claim("c", "60 %", "{right:%}", lambda f: at_least(f.right, 0.6, 1_000_000), "why")
+    row = evaluate([Group(facts, [claim], once=True)], tables, None).iloc[0]
+    assert (row["ours"], row["verdict"], row["why"]) == ("70.0 %", "holds", "why; one seed")
+
+
 def test_one_of_many_margins_has_to_miss_by_more():
     many = Margin(np.array([-0.12, *[0.3] * 9]), 0.1)
     assert verdict(Margin(-0.12, 0.1)) == "does not hold"

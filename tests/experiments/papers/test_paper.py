@@ -154,12 +154,14 @@ def test_a_run_whose_tables_are_of_an_older_version_is_left_alone(tmp_path):
 
 
 def test_tables_of_several_seeds_have_a_column_seed(tmp_path, monkeypatch):
-    paper, seen = mock.Mock(PLOTS=(), CLAIMS=(), TABLES=("found",), OF_AUTHORS=()), []
+    paper, seen = mock.Mock(PLOTS=(), CLAIMS=(), TABLES=("found",), ONCE=("dear",), OF_AUTHORS=()), []
     monkeypatch.setattr("eex.experiments.papers.paper.script", lambda name: paper)
 
     def measure(work, recipe):
         seen.append((work.seed, work.out))
         work.table("found", lambda: pd.DataFrame({"exit": [1, 2], "right": [0.5, 0.5 + work.seed / 10]}))
+        if work.first:
+            work.table("dear", lambda: pd.DataFrame({"right": [0.7]}))
 
     paper.measure = measure
     work = Work(tmp_path, seed=3)
@@ -176,7 +178,8 @@ def test_tables_of_several_seeds_have_a_column_seed(tmp_path, monkeypatch):
     (tmp_path / "more.csv").write_text("a\n1\n")  # which the other seeds do not have
     reproduce(paper, work, PaperRecipe(seeds=12))
     found = read_kept(tmp_path)[1]
-    assert list(found) == ["found"]
+    assert list(found) == ["dear", "found"]
+    assert found["dear"]["seed"].tolist() == [0]
     assert found["found"]["right"].tolist()[1::2] == pytest.approx([0.8 + k / 10 for k in range(12)])
 
 
