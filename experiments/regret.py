@@ -563,6 +563,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     """Print the tables: one a trace, a block an overhead; and the sums over the overheads."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(markup=False)
     if not console.is_terminal:
@@ -588,7 +589,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         ):
             table.add_column(heading, justify="right", no_wrap=True)
         for best in (h for h in summary["hindsight"] if h["trace"] == trace):
-            table.add_row(f"[bold]overhead {best['overhead']:g}[/], best threshold {best['threshold']:g}")
+            heading = (f"overhead {best['overhead']:g}", "bold"), f", best threshold {best['threshold']:g}"
+            table.add_row(Text.assemble(*heading))
             for row in (r for r in summary["rows"] if (r["trace"], r["overhead"]) == (trace, best["overhead"])):
                 table.add_row(
                     f"  {row['policy']}",
@@ -599,7 +601,7 @@ def print_summary(summary: dict[str, Any]) -> None:
                     "never" if row["rounds_to_best"] is None else f"{row['rounds_to_best']:,}",
                     "" if row["ratio_to_ucb"] is None else f"{row['ratio_to_ucb']:.1%}",
                 )
-        table.add_row("[bold]sum over the overheads")
+        table.add_row(Text("sum over the overheads", "bold"))
         for row in (r for r in summary["sums"] if r["trace"] == trace):
             ratio = "" if row["ratio_to_ucb"] is None else f"{row['ratio_to_ucb']:.1%}"
             table.add_row(

@@ -64,7 +64,7 @@ class Bench:
 
 def play(bench: Bench, trace: Trace, wish: str) -> dict[str, Any]:
     """What came of a wish: of each of its bounds, in each run; and the utility against that of hindsight."""
-    exit_ms = [float(word) for word in bench.exit_ms.replace(",", " ").split()]
+    exit_ms = read_ms(bench.exit_ms)
     policy = make_policy(bench.policy, exits=trace.edge_exits, runs=bench.runs)
     played = replay(
         keeping(policy, [wish], bench.policy),
@@ -91,6 +91,20 @@ def play(bench: Bench, trace: Trace, wish: str) -> dict[str, Any]:
     if bench.by_distortion:
         row["distortions"] = by_distortion(trace, played.frame, played.answer, played.latency_ms, exit_ms)
     return row
+
+
+def read_ms(text: str) -> list[float]:
+    """The times of `--exit-ms`.
+
+    Raises
+    ------
+    EexError
+        If one is no number.
+    """
+    try:
+        return [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise EexError(f"--exit-ms: expected milliseconds, one for each exit, got {text!r}") from None
 
 
 def trace_right(trace: Trace, answer: Ints, frame: Ints) -> Any:

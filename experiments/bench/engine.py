@@ -127,6 +127,8 @@ class Contender:
     threshold: float | None = None
     beside: Callable[[Tensor, Ints, int], float] | None = None
     """Share of a run under `ucb` that is not the network's: policy, routing and records."""
+    leaves: Ints | None = None
+    """Where each image leaves by the threshold, (N,)."""
 
 
 def batches(classify: Callable[[Tensor], Tensor]) -> Answers:
@@ -213,8 +215,15 @@ def in_openvino(net: EarlyExitNet, samples: Samples | None = None) -> Answers:
     return batches(lambda x: torch.from_numpy(model(x.numpy())[0]))
 
 
-def engine(net: Network, backend: str, threshold: float, precision: str = "fp32") -> Contender:
-    """The engine with a fixed threshold, answers summed up and recorded; the final exit always answers for itself."""
+def engine(
+    config: Bench, net: Network, backend: str, images: Tensor, labels: Ints, precision: str = "fp32"
+) -> Contender:
+    """The engine with a fixed threshold, answers summed up and recorded; the final exit always answers for itself.
+
+    The threshold is the one that was asked for, or the cheapest that keeps the network's own accuracy.
+    """
+    confidence, prediction = exits_of(net, images)
+    threshold = config.threshold if config.threshold is not None else best_threshold(confidence, prediction, labels)[0]
     p_tar = [threshold] * net.edge_exits + [0.0]
 
     def answers(images: Tensor, labels: Ints, batch: int) -> Ints:
@@ -223,7 +232,7 @@ def engine(net: Network, backend: str, threshold: float, precision: str = "fp32"
     def beside(images: Tensor, labels: Ints, batch: int) -> float:
         return played(net, make_policy("ucb", exits=net.edge_exits), images, labels, batch)[1]
 
-    return Contender("engine", backend, answers, precision, threshold, beside)
+    return Contender("engine", backend, answers, precision, threshold, beside, leaves_at(confidence, threshold))
 
 
 def played(net: Network, policy: Policy, images: Tensor, labels: Ints, batch: int) -> tuple[Ints, float]:
@@ -267,7 +276,7 @@ def contenders(
     given: Precision = "fp32" if cpu else "fp16"
     if "torch" in config.runtimes:
         yield Contender("whole", "torch", plain(fast), given)
-        yield engine(fast, "torch", _threshold(config, fast, images, labels), given)
+        yield engine(config, fast, "torch", images, labels, given)
     made: list[tuple[str, Precision, Callable[[], Answers]]] = [("torch.compile", given, partial(compiled, net))]
     if cpu:
         for precision, by in quantised:
@@ -312,14 +321,7 @@ def exported_engines(
                 if PROVIDERS[provider] in there:
                     net = load_onnx(folder, torch.get_num_threads(), provider, spin)
                     backend = " ".join(["onnxruntime", *[provider] * (provider != "cpu"), *["--spin"] * spin])
-                    yield engine(net, backend, _threshold(config, net, images, labels), precision)
-
-
-def _threshold(config: Bench, net: Network, images: Tensor, labels: Ints) -> float:
-    """The threshold that was asked for, or the cheapest fixed one that keeps a network's own accuracy."""
-    if config.threshold is not None:
-        return config.threshold
-    return best_threshold(*exits_of(net, images), labels)[0]
+                    yield engine(config, net, backend, images, labels, precision)
 
 
 def exits_of(net: Network, images: Tensor) -> tuple[np.ndarray, Ints]:
@@ -357,7 +359,6 @@ def measure(config: Bench, device: str, images: Tensor, labels: Ints) -> Iterato
     """Rows of the table: each contender at each batch size, in turn in each round."""
     net = load(config.model, device)
     images = images.to(device)
-    confidence, _ = exits_of(optimised(load(config.model, device)), images)
     costs = net.costs()
     samples = (
         samples_of(config.data, read_card(config.model)) if device == "cpu" and "int8" in config.precisions else None
@@ -389,7 +390,7 @@ def measure(config: Bench, device: str, images: Tensor, labels: Ints) -> Iterato
         medians = {k: float(np.median(seconds[k])) for k in seconds}
         for k, rival in enumerate(rivals):
             alike = [medians[j] for j, r in enumerate(rivals) if r.what == "whole" and r.precision == rival.precision]
-            exit = None if rival.threshold is None else leaves_at(confidence, rival.threshold)[index]
+            exit = None if rival.leaves is None else rival.leaves[index]
             yield {
                 "what": rival.what,
                 "backend": rival.backend,

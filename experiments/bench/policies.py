@@ -104,6 +104,15 @@ def in_river(make: Callable[[], Any], trace: Trace) -> Callable[[int], int]:
     return play
 
 
+def fits(name: str, exits: int) -> bool:
+    """Whether a policy plays so many edge exits."""
+    try:
+        make_policy(name, exits=exits)
+    except EexError:
+        return False
+    return True
+
+
 def main() -> None:
     """Entry point of `python -m eex.experiments.bench.policies`."""
     sys.exit(guarded(_main))
@@ -117,7 +126,7 @@ def _main() -> int:
         raise EexError(f"--exits must be at least 1, got {config.exits}")
     trace = synthetic_trace(exits=config.exits)
     names = [name.strip() for name in config.policies.split(",") if name.strip()]
-    fit = [name for name in POLICIES if config.exits > 1 or not name.startswith("deex")]  # those need two
+    fit = [name for name in POLICIES if fits(name, config.exits)]
     names = names or [*fit, *(f"drift:detector={d}@ucb" for d in ("adwin", "page-hinkley", "kswin"))]
     for name in names:
         make_policy(name, exits=trace.edge_exits)  # a mistake ends the bench before anything is measured

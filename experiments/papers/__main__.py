@@ -36,7 +36,7 @@ class Run:
     Caltech-256."""
     size: int = 0
     """Scale and crop images to squares of this side, in pixels; 0 keeps them as they are, or as large as the recipe of
-    expert-branches has them."""
+    expert-branches has them. Not for adaee."""
     out: Path | None = None
     """Folder for tables and figures; by default runs/papers/NAME-RECIPE."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -93,6 +93,8 @@ def run(config: Run) -> pd.DataFrame | None:
         raise EexError(f"--recipe {config.effort}: expected one of {', '.join(paper.RECIPES)}")
     if config.weights and config.name != "expert-branches":
         raise EexError(f"--weights: {config.name} starts from none; only expert-branches does")
+    if config.size and config.name == "adaee":
+        raise EexError("--size: adaee takes none; its images are scaled to what the shipped model takes")
     if config.published and not paper.OF_AUTHORS:
         raise EexError(f"--published: {config.name} takes none; only expert-branches and adaee do")
     if config.estimate and config.device != "cpu":

@@ -29,7 +29,7 @@ The margin is half the 95 % interval over test images, repeated measurements, or
 where two networks or rules answer the same images, it is mostly that of the difference, image by image (elsewhere both
 count as independent, which widens it); where a claim says something of many figures at once, it widens with their
 number before one of them can refute it. Where networks were trained with several seeds, the figures are their means and
-the margin counts the seeds too: of three it is two and a half standard deviations, so that a claim can be undecided
+the margin includes their spread: with three seeds, two and a half standard deviations, so that a claim can be undecided
 although each seed keeps the limit. Where each network was trained once, the margin says nothing about other seeds. By
 how much a limit is kept or missed is in the unit of the figures; of shares, 0.01 is one point. No network was tuned
 until it agreed. Limits and rows were revised after independent reviews by readers who knew the results; some of these
@@ -49,9 +49,9 @@ The scripts run in a checkout:
 ```
 
 An interrupted run goes on when the same command is given again. `--seeds N` trains every network N times, also after a
-run has finished with fewer (but for those of rows that say "one seed"). `--jobs N` trains N networks at the same time:
-one small network alone leaves a GPU, or most cores, idle. The networks are the same but for rounding; the seconds that
-are noted for each training are then longer. Tables, figures and `run.json`, which holds the recipe, are in
+run has finished with fewer (except those behind rows that say "one seed"). `--jobs N` trains N networks at the same
+time: one small network alone leaves a GPU, or most cores, idle. The networks are the same but for rounding; the seconds
+that are noted for each training are then longer. Tables, figures and `run.json`, which holds the recipe, are in
 `experiments/results/`; this page is made from them by `python -m eex.experiments.papers.page`. Weights are not kept
 there, since those of any one paper that trains are larger than all tables and figures together (5 to 140 MB for each
 seed): a run has them in its folder's `work/`.

@@ -158,7 +158,6 @@ def bought(summary: dict[str, Any]) -> list[str]:
         if "dropped" in first:  # accuracy covers answered frames only, which differ between policies
             parts.append(f"{100 * (first['dropped_share'] - rival['dropped_share']):+.1f} points of frames dropped")
         parts.append(f"{(first['bytes_offloaded'] - rival['bytes_offloaded']) / 1e6:+.1f} MB sent")
-        parts.append(f"{first['seconds'] - rival['seconds']:+.1f} s")
         lines.append(f"{first['policy']} against {rival['policy']}: {', '.join(parts)}")
     lines += [line for row in summary["policies"] for line in _wishes(row, len(summary["policies"]) > 1)]
     if "best_fixed_threshold" in summary:

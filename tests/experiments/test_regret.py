@@ -110,6 +110,7 @@ def test_table_folder_and_pictures(trace, tmp_path):
     )
     for word in ("tiny", "overhead 0.1", "overhead 0.3", "fixed:p_tar=0.9", "oracle", "accuracy", "sum over"):
         assert word in said
+    assert "[bold]" not in said
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {
         *("config.json", "summary.json", "curves.arrow", "regret_best_arm.pdf", "regret_best_arm.png"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eex.experiments.bench.engine import engine, joules, main, plain, spent
+from eex.experiments.bench.engine import Bench, engine, joules, main, plain, spent
 from eex.models.card import load, read_card, save
 from eex.models.fast import optimised
 from eex.models.network import make
@@ -35,7 +35,8 @@ def test_the_engine_answers_as_the_first_sure_exit(net, frames, batch):
     confidence, prediction, _ = every_exit(net, images)
     early = confidence[:, :-1] >= 0.8
     exit = np.where(early.any(axis=1), early.argmax(axis=1), net.edge_exits)
-    rival = engine(net, "torch", 0.8)
+    rival = engine(Bench(threshold=0.8), net, "torch", images, labels)
+    assert (rival.leaves == exit).all()
     assert (rival.answers(images, labels, batch) == prediction[np.arange(len(exit)), exit]).all()
     assert 0 < rival.beside(images, labels, batch) < 1
 

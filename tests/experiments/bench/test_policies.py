@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from eex.experiments.bench.policies import in_river, synthetic_trace
+from eex.experiments.bench.policies import fits, in_river, synthetic_trace
+from eex.policies.core.trace import write_trace
 
 
 def test_the_table_names_policies_and_rivers():
@@ -20,6 +21,36 @@ def test_the_table_names_policies_and_rivers():
     )
     for words in ("ucb", "fixed", "1 run", "8 runs side by side", "river's UCB", "river's Thompson"):
         assert words in done.stdout
+
+
+def test_policies_of_fewer_exits_are_left_out():
+    assert fits("rl", 3)
+    assert not fits("rl", 4)
+    assert not fits("deex", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["live", "--only", "typo"], "--only typo: expected one of single, many, overload, push, long"),
+        (["live", "--only", "single,typo"], "--only typo: expected one of single, many, overload, push, long"),
+        (["agent_search", "--only", "typo"], "--only typo: expected one of base, "),
+        (["aims", "t.arrow", "--exit-ms", "a"], "--exit-ms: expected milliseconds, one for each exit, got 'a'"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path):
+    write_trace(tmp_path / "t.arrow", synthetic_trace(50))
+    done = subprocess.run(
+        [sys.executable, "-m", f"eex.experiments.bench.{arguments[0]}", *arguments[1:]],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_synthetic_answers_are_right_as_often_as_they_are_confident():

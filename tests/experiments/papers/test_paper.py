@@ -58,6 +58,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
         (["deex", "--quick", "--threads", "-1"], "--threads must lie in [0, 1024], got -1"),
         (["expert-branches", "--quick", "--weights", "OUT/none.safetensors", "--out", "OUT"], "none.safetensors"),
         (["deex", "--quick", "--weights", "w"], "--weights: deex starts from none; only expert-branches does"),
+        (["adaee", "--quick", "--size", "64"], "--size: adaee takes none; its images are scaled to what the shipped"),
         (["deex", "--quick", "--published", "p"], "--published: deex takes none; only expert-branches and adaee do"),
         (
             ["deex", "--quick", "--estimate", "--device", "cuda"],
