@@ -106,7 +106,22 @@ def _interrupt(*_: object) -> None:
 
 def say_unless(quiet: bool) -> Callable[[str], None]:
     """What says a line on standard error, and with `quiet` nothing."""
-    return (lambda line: None) if quiet else functools.partial(print, file=sys.stderr, flush=True)
+    return (lambda line: None) if quiet else say
+
+
+def say(line: str) -> None:
+    """Say a line on standard error; nothing ends because a full disk does not take it.
+
+    Raises
+    ------
+    BrokenPipeError
+        In the main thread, if nobody reads any more.
+    """
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and threading.current_thread() is threading.main_thread():
+            raise
 
 
 def share_cores() -> None:

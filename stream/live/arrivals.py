@@ -58,6 +58,9 @@ class Queue:
         Frames so far: the number of the next one.
     turn
         Number of the turn in which its last frame was taken.
+    since
+        When the wait for its next turn began, in seconds on the clock of `arrived`: a frame that is replaced by a newer
+        one hands its wait on.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Queue:
     most: int = 64
     submitted: int = 0
     turn: int = 0
+    since: float = 0.0
     closing: bool = False
     frames: deque[Waiting] = field(default_factory=deque)
     extra: Any = None
@@ -109,6 +113,7 @@ class Arrivals:
             self._replaced |= bool(stale)
         if not queue.frames and not stale:
             heapq.heappush(self._next, (queue.turn, next(self._ids), queue))
+            queue.since = frame.arrived
         queue.frames.append(frame)
         self.waiting += 1 - len(stale)
         return stale
@@ -119,7 +124,7 @@ class Arrivals:
             return math.inf
         if not self.wait_s or self.streams < 2 or self.waiting >= self.batch:
             return -math.inf
-        return min(queue.frames[0].arrived for _, _, queue in self._next) + self.wait_s
+        return min(queue.since for _, _, queue in self._next) + self.wait_s
 
     def take(self, most: int) -> list[Waiting]:
         """The next frames, in turns; at most `most`, and at most a batch."""
@@ -133,6 +138,7 @@ class Arrivals:
             queue.turn = self._turn
             if queue.frames:
                 heapq.heappush(self._next, (queue.turn, next(self._ids), queue))
+                queue.since = queue.frames[0].arrived
         self.waiting -= len(taken)
         return taken
 

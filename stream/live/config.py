@@ -116,8 +116,9 @@ class StreamOptions:
             raise EexError(f"{where}: keep must be auto, all or newest, got {self.keep!r}")
         if isinstance(self.thresholds, tuple):
             if len(self.thresholds) != exits or not all(0 <= threshold <= 1 for threshold in self.thresholds):
-                given = list(self.thresholds)
-                raise EexError(f"{where}: thresholds must be {exits} in [0, 1], one per edge exit, got {given}")
+                given = list(self.thresholds[: exits + 1])
+                more = f" and {more:,} more" if (more := len(self.thresholds) - len(given)) else ""
+                raise EexError(f"{where}: thresholds must be {exits} in [0, 1], one per edge exit, got {given}{more}")
         elif self.thresholds not in ("learning", "frozen"):
             raise EexError(
                 f"{where}: thresholds must be learning, frozen or one per edge exit, got {self.thresholds!r}"

@@ -223,8 +223,9 @@ def _video(
 class _Capture:
     """When a frame that has just come was captured, by its timestamp: frames that the network held back are older.
 
-    The frame that came quickest ties the stream's clock to ours. The tie gives way by `DRIFT`, so that a camera whose
-    clock is a little slow does not seem to fall ever further back, and is made anew when timestamps jump.
+    The frame that came quickest ties the stream's clock to one of ours that is never set. The tie gives way by `DRIFT`,
+    so that a camera whose clock is a little slow does not seem to fall ever further back, and is made anew when
+    timestamps jump.
     """
 
     def __init__(self) -> None:
@@ -232,17 +233,17 @@ class _Capture:
         self._last = (math.nan, math.nan)  # the stream's time and ours
 
     def __call__(self, seconds: float) -> float:
-        now = time.time()
+        now = time.monotonic()
         if math.isnan(seconds):
-            return now
+            return time.time()
         before, at = self._last
         self._last = seconds, now
-        if not (seconds >= before and seconds - before <= now - at + JUMP_S) or now - at < 0:
-            self._offset = math.inf  # the first frame, a jump, or our own clock was put back
-        else:
+        if seconds >= before and seconds - before <= now - at + JUMP_S:
             self._offset += DRIFT * (now - at)
+        else:
+            self._offset = math.inf  # the first frame, or a jump
         self._offset = min(self._offset, now - seconds)
-        return self._offset + seconds
+        return time.time() - (now - (self._offset + seconds))
 
 
 class _Paced:
@@ -252,9 +253,9 @@ class _Paced:
         self._stop, self._begin, self._before = stop, math.nan, math.nan  # our time at 0, the time of the last frame
 
     def __call__(self, seconds: float) -> float:
-        now = time.time()
+        now = time.monotonic()
         if math.isnan(seconds):
-            return now
+            return time.time()
         gap = seconds - self._before
         if not 0 <= gap <= GAP_S:  # the first, or a jump: goes on from here
             self._begin = now - seconds
@@ -264,7 +265,7 @@ class _Paced:
         due = self._begin + seconds
         if due > now:
             self._stop.wait(due - now)
-        return due
+        return time.time() - (time.monotonic() - due)
 
 
 # ---- images
@@ -476,6 +477,8 @@ def split_images(read: Callable[[int], bytes]) -> Iterator[bytes]:
                 after = _BEGIN.search(held, end)
                 # the beginning of the next may have come in part
                 end = after.start() if after else len(held) - (len(PNG) - 1 if more else 0)
+                if end <= 0:
+                    break
             yield bytes(held[:end])
             del held[:end]
         else:

@@ -19,6 +19,8 @@ from eex.stream.live.sinks import open_sink, unread
 from eex.stream.live.streams import SourceOptions, parse_sources, read_streams, together
 from eex.stream.run.agreement import warning
 
+GONE_S = 1.0
+"""How long a source that is stopped may take to give back what it holds, such as an address."""
 LOOK_S = 0.2
 """Seconds between two looks at what the run waits for."""
 
@@ -108,8 +110,11 @@ class Live:
 
         A stream whose source failed for good is opened anew.
         """
-        for name in self.feeds.keys() - wanted.keys():
-            self.feeds.pop(name).stop()
+        removed = {name: self.feeds.pop(name) for name in self.feeds.keys() - wanted.keys()}
+        for name in removed:
+            removed[name].stop()
+        for name in removed:
+            removed[name].join(GONE_S)
             self.session.close_stream(name)
             self.say(f"stream '{name}': removed")
         for name, options in wanted.items():
@@ -124,6 +129,7 @@ class Live:
                     new = self.make(name, options)  # or fail, and leave the one that is there
                     if feed is not None:
                         feed.stop()
+                        feed.join(GONE_S)
                     self.feeds[name] = new
                     new.start()
                 self.say(f"stream '{name}': {'added' if feed is None else 'opened anew' if failed else 'changed'}")

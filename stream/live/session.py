@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0
 """How long a session waits for its embedded worker to load the model."""
+MOST_NOTES = 200
+"""Latest notes that are kept."""
 
 log = logging.getLogger("eex")
 
@@ -442,6 +444,7 @@ class Session:
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
+        del self.notes[:-MOST_NOTES]
         log.warning("%s", text)
 
 

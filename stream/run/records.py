@@ -102,7 +102,8 @@ class RecordWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock: int | None = lock_folder(folder)
-            self._parts = max(map(number_of, parts_of(folder)), default=-1) + 1  # earlier parts stay
+            earlier = [*map(number_of, parts_of(folder)), *(first - 1 for first, _ in labels_of_parts(folder))]
+            self._parts = max(earlier, default=-1) + 1  # earlier parts stay, and labels of parts that are gone
             self.labels = folder / f"labels-{self._parts:05d}.jsonl"
             if labels_of_parts(folder):
                 # else the last ones would count for these frames too, also those of frames that were never recorded

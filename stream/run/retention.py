@@ -86,8 +86,9 @@ class Retention:
             parts = [(path, path.stat()) for path in parts_of(folder)]
             labels = labels_of_parts(folder)
             total = sum(state.st_size for _, state in parts) + sum(path.stat().st_size for _, path in labels)
-            # a part is at least as old as any later one, also where the clock was wrong when it was written
-            written = list(itertools.accumulate((state.st_mtime for _, state in reversed(parts)), min))[::-1]
+            # a part that seems to come from the future is at least as old as the next one: the clock was wrong then
+            own = [state.st_mtime for _, state in reversed(parts)]
+            written = list(itertools.accumulate(own, lambda later, at: at if at <= now else min(later, at)))[::-1]
             for (path, state), at in zip(parts, written, strict=True):
                 large = self.bytes is not None and total > self.bytes
                 old = self.seconds is not None and now - at > self.seconds

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -31,7 +32,7 @@ from eex.stream.live.streams import NAME
 from eex.stream.serving import openapi
 from eex.stream.serving.config import ServeConfig
 from eex.stream.serving.learned import described
-from eex.stream.serving.limits import Bodies, Guard, error_response, refused
+from eex.stream.serving.limits import Bodies, Guard, error_response, refused, too_large
 from eex.stream.serving.metrics import exposition
 from eex.stream.serving.pages import Pages, html
 from eex.stream.serving.settings import Settings, changes, difference, shown
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what it says of bodies is said to who sent them
 
 DEFAULT_STREAM = "default"
+MOST_JSON = 65_536
+"""Bytes of settings or a label, at most."""
 MOST_PARTS = 64
 """Images in a multipart body, at most."""
 SMALL_BODY, SMALL_PIXELS = 65_536, 65_536
@@ -375,6 +378,8 @@ class Service:
     async def _decoded(self, request: Request, kind: type[Said]) -> Said:
         with self.bodies.holding() as hold:
             body = await hold.read(request)
+        if len(body) > MOST_JSON:
+            raise too_large(MOST_JSON)
         try:
             return msgspec.json.decode(body, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -400,8 +405,12 @@ async def _parts(request: Request, body: bytes) -> list[tuple[str, bytes]]:
     class Parser(MultiPartParser):
         spool_max_size = len(body) + 1  # nothing is written to the disk
 
+    # without the character set that the client may name: to decode in some takes the square of a part's length
+    _, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = b'; boundary="%s"' % options[b"boundary"] if b"boundary" in options else b""
+    headers = Headers(raw=[(b"content-type", b"multipart/form-data" + boundary)])
     try:
-        form = await Parser(request.headers, stream(), max_files=MOST_PARTS, max_fields=MOST_PARTS).parse()
+        form = await Parser(headers, stream(), max_files=MOST_PARTS, max_fields=MOST_PARTS).parse()
     except (MultiPartException, KeyError, ValueError, AssertionError) as error:
         why = getattr(error, "message", None) or str(error) or type(error).__name__
         raise refused(400, f"not a multipart body: {why}") from None

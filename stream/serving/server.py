@@ -277,7 +277,18 @@ class _Server(uvicorn.Server):
         self.problem: BaseException | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Listen, as uvicorn does but for the time that a TLS handshake may take, which it leaves at a minute."""
+        config, loop = self.config, asyncio.get_running_loop()
+        await self.lifespan.startup()
+        protocol = partial(Bounded, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        in_time = HEADERS_S if config.ssl else None
+        self.servers = [
+            await loop.create_server(
+                protocol, sock=sock, ssl=config.ssl, backlog=config.backlog, ssl_handshake_timeout=in_time
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
         self.ready.set()
 
     def run_in_thread(self, listening: socket.socket) -> None:

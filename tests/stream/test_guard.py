@@ -1,10 +1,13 @@
 """What commands begin and end with: exit statuses, libraries' warnings, memory."""
 
+import errno
+import io
 import logging
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +18,8 @@ import pytest
 from commands import ENVIRONMENT, command
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import guarded, hush
+from eex.stream.guard import guarded, hush, say_unless
+from eex.stream.run.recorder import warn
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory from /proc")
 FRAMES = 60_000  # a third of them takes longer than the ten seconds after which memory is given back
@@ -113,3 +117,23 @@ def test_what_does_not_fit_into_memory_is_one_line(capsys):
 
     assert guarded(command) == 2
     assert capsys.readouterr().err == "error: not enough memory\n"
+
+
+def test_a_full_disk_under_standard_error_ends_nothing(monkeypatch):
+    class Standard(io.StringIO):
+        problem: OSError
+
+        def flush(self):
+            raise self.problem
+
+    monkeypatch.setattr(sys, "stderr", Standard())
+    Standard.problem = OSError(errno.ENOSPC, "No space left on device")
+    say_unless(quiet=False)("a line")
+    warn("a warning")
+    assert sys.stderr.getvalue() == "a line\nwarning: a warning\n"
+    Standard.problem = BrokenPipeError()
+    with pytest.raises(BrokenPipeError):
+        warn("nobody reads any more")
+    thread = threading.Thread(target=warn, args=("of a source's thread",))  # which goes on
+    thread.start()
+    thread.join(20)

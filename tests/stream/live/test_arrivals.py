@@ -37,6 +37,21 @@ def test_a_frame_waits_for_others_as_long_as_it_may_and_not_for_its_own_stream()
     assert len(arrivals.take(100)) == 3
 
 
+def test_frames_that_are_replaced_wait_no_longer_than_one_may():
+    arrivals, a, b = Arrivals(batch=32, wait_s=0.05), Queue("a", keep="newest"), Queue("b", keep="newest")
+    arrivals.streams = 2
+    for k in range(3):  # as cameras whose frames come sooner than the wait is over
+        arrivals.put(a, frame("a", k, arrived=k / 30))
+        arrivals.put(b, frame("b", k, arrived=k / 30 + 0.01))
+    assert arrivals.due() == 0.05
+    assert [f.frame for f in arrivals.take(1)] == [2]
+    assert arrivals.due() == 0.01 + 0.05
+    arrivals.put(a, frame("a", 3, arrived=0.1))
+    assert [f.stream for f in arrivals.take(100)] == ["b", "a"]
+    arrivals.put(a, frame("a", 4, arrived=0.2))
+    assert arrivals.due() == 0.2 + 0.05
+
+
 def test_the_newest_frame_takes_the_place_of_the_one_before():
     arrivals, queue = Arrivals(batch=4), Queue("a", keep="newest")
     assert arrivals.put(queue, frame("a", 0)) == []

@@ -365,11 +365,17 @@ def test_a_broken_frame_in_mid_stream(monkeypatch, fed):
     assert (feed.report.frames, feed.report.damaged) == (2, 1)
 
 
+def frozen(monkeypatch, clock, *, wall=None):
+    """The test moves the clocks; `wall` is the one that can be set, where it differs."""
+    monkeypatch.setattr(inputs.time, "monotonic", clock)
+    monkeypatch.setattr(inputs.time, "time", wall or clock)
+
+
 @pytest.mark.parametrize("times", [[0, 1, 2, 0.5, 1.5, 2.5], [5, 6, 1e6, 1e6 + 1, 3, 4]])
 def test_timestamps_that_jump(times, fed, tmp_path, monkeypatch):
     """In real time a video goes on from a jump at once, and no capture time lies in the future or far in the past."""
     ticks = [0.0]
-    monkeypatch.setattr(inputs.time, "time", lambda: ticks[0])
+    frozen(monkeypatch, lambda: ticks[0])
     stop = threading.Event()
     monkeypatch.setattr(stop, "wait", lambda seconds: ticks.__setitem__(0, ticks[0] + seconds))
     paced = inputs._Paced(stop)
@@ -384,7 +390,7 @@ def test_timestamps_that_jump(times, fed, tmp_path, monkeypatch):
 
 def test_frames_that_the_network_held_back_are_older(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(inputs.time, "time", lambda: now[0])
+    frozen(monkeypatch, lambda: now[0])
     capture = inputs._Capture()
     ages = []
     for seconds, late in [(0, 0), (1, 0.1), (2, 0), (3, 5), (4, 4), (5, 3), (6, 2), (7, 1), (8, 0)]:
@@ -393,9 +399,24 @@ def test_frames_that_the_network_held_back_are_older(monkeypatch):
     assert ages == pytest.approx([0, 0.1, 0, 5, 4, 3, 2, 1, 0], abs=0.02)
 
 
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_a_clock_that_is_set_changes_neither_ages_nor_pace(step, monkeypatch):
+    now, ahead = [100.0], [0.0]
+    frozen(monkeypatch, lambda: now[0], wall=lambda: now[0] + ahead[0])
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    capture, paced = inputs._Capture(), inputs._Paced(stop)
+    for seconds in range(6):
+        if seconds == 3:
+            ahead[0] = step
+        assert paced(seconds) == pytest.approx(100 + seconds + ahead[0])
+        assert capture(seconds) == pytest.approx(100 + seconds + ahead[0], abs=0.01)
+    assert now[0] == pytest.approx(105)
+
+
 def test_a_camera_whose_clock_is_slow_does_not_fall_back(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(inputs.time, "time", lambda: now[0])
+    frozen(monkeypatch, lambda: now[0])
     capture = inputs._Capture()
     for number in range(20_000):
         now[0] = number * 1.0002

@@ -92,6 +92,23 @@ def test_labels_of_frames_that_were_never_recorded_count_for_no_others(tmp_path)
     assert read_records(tmp_path)["label"].to_pylist() == [None]
 
 
+def test_labels_of_parts_that_are_all_gone_count_for_no_others(tmp_path):
+    for name in ("a", "b"):
+        with opened(tmp_path) as session:
+            session.take_labels()
+            session.answer(images(1)[0], name)
+            session.label(name, 0, "h")
+        for part in tmp_path.glob("part-*"):
+            if name == "b":
+                part.unlink()
+    with opened(tmp_path) as session:
+        session.take_labels()
+        session.answer(images(1)[0], "c")
+        session.label("c", 0, "g")
+        session.answer(images(1)[0], "b")
+    assert read_records(tmp_path)["label"].to_pylist() == ["g", None]
+
+
 def test_labels_of_a_closed_stream_count_in_its_row_too(tmp_path):
     with opened(tmp_path) as session:
         session.take_labels()

@@ -1,6 +1,7 @@
 """Sources, session and sinks together: every frame that a source gives is accounted for."""
 
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -172,6 +173,21 @@ def test_options_of_a_stream_change_while_it_runs(net, tmp_path):
         live.stop()
     assert said[:4] == ["stream 'a': added", "stream 'b': added", "stream 'b': removed", "stream 'a': changed"]
     assert "unknown scheme 'ftp'" in said[4]
+
+
+def test_a_stream_that_is_renamed_takes_over_the_address_of_its_source(net):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        source, said = f"zmq+pull://127.0.0.1:{free.getsockname()[1]}", []
+    with opened(net) as session:
+        live = Live(session, said.append)
+        for name in ("door", "gate"):
+            live.change({name: SourceOptions(source=source)})
+            assert live.feeds[name].opened(20)
+        live.change({"gate": SourceOptions(source=source + "?plain")})
+        assert live.feeds["gate"].opened(20)
+        live.stop()
+    assert "cannot be bound" not in "".join(said)
 
 
 def test_what_was_set_by_hand_holds_where_the_source_says_nothing_else(net, tmp_path):

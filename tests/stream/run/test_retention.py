@@ -91,6 +91,15 @@ def test_a_part_that_seems_to_come_from_the_future_stops_nothing(tmp_path, make_
     assert [path.name for path in gone] == [f"part-{k:05d}.arrows" for k in range(3)]
 
 
+def test_a_part_that_seems_to_come_from_the_past_takes_no_other_with_it(tmp_path, make_rows):
+    day, now = 86_400, 1e9
+    for number, age in enumerate((9, 5, 3, 5000, 0)):
+        write(tmp_path, make_rows, Retention(), 1)
+        os.utime(tmp_path / f"part-{number:05d}.arrows", (now - age * day,) * 2)
+    gone = parse_retention("7d").prune(tmp_path, now)
+    assert [path.name for path in gone] == ["part-00000.arrows"]
+
+
 def label(writer, frames, name="a"):
     lines = [f'{{"stream": "", "frame": {frame}, "label": "{name}"}}\n' for frame in frames]
     with writer.labels.open("a") as file:

@@ -156,11 +156,21 @@ def test_settings_out_of_range_change_nothing(opened, given, why):
     assert client.get("/v1/settings?stream=door")[1]["overhead"] is None
 
 
-@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"\xff\xfe", b'{"overhead": 1e999}', b"null"])
+@pytest.mark.parametrize("body", [b"{", b"[" * 60_000, b"\xff\xfe", b'{"overhead": 1e999}', b"null"])
 def test_settings_that_are_no_settings(opened, body):
     status, problem = opened()("PUT", "/v1/settings", body)
     assert status == 400
     assert "\n" not in problem["error"]
+
+
+def test_settings_have_a_size(opened):
+    client = opened()
+    status, problem = client("PUT", "/v1/settings", b'{"overhead": "0%s"}' % (b"+0" * 40_000))
+    assert status == 413
+    assert "at most 65,536 bytes" in problem["error"]
+    status, problem = client.settings(thresholds=[0.5] * 10_000)
+    assert status == 400
+    assert "[0.5, 0.5, 0.5] and 9,997 more" in problem["error"]
 
 
 def test_settings_outlast_the_session(opened, tmp_path):

@@ -151,6 +151,17 @@ def test_multipart_bodies_that_are_none(opened, body):
     one_line(client("POST", "/v1/answer", body, {"Content-Type": "multipart/form-data"}), 400)
 
 
+@pytest.mark.parametrize("charset", ["utf-16", "punycode", "nonsense"])
+def test_a_client_does_not_choose_how_a_multipart_body_is_decoded(opened, charset):
+    """Python decodes some character sets in the square of the length; and one may make names that are no text."""
+    disposition = b'Content-Disposition: form-data; name="a"; filename="a.jpg"'
+    body = b"--x\r\n%s\r\n\r\n%s\r\n--x--\r\n" % (disposition, picture())
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    status, answer = opened()("POST", "/v1/answer", body, {"Content-Type": kind})
+    assert status == 200
+    assert answer["answers"][0]["name"] == "a.jpg"
+
+
 # ---- names and paths
 
 
@@ -287,7 +298,7 @@ def test_pages_from_elsewhere_may_not_use_it(opened):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_tls(opened, tmp_path):
+def test_tls(opened, tmp_path, monkeypatch):
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         [
@@ -309,6 +320,10 @@ def test_tls(opened, tmp_path):
     with client.raw() as plain:
         plain.sendall(request(b"/v1/streams", method=b"GET"))
         assert b"200 OK" not in said(plain)
+    monkeypatch.setattr("eex.stream.serving.server.HEADERS_S", 0.5)
+    hasty = opened(tls_cert=cert, tls_key=key)
+    with hasty.raw() as silent:
+        assert said(silent, 30.0) == b""  # a handshake that does not come is not waited for
     with pytest.raises(EexError, match="--tls-cert"):
         opened(tls_cert=key, tls_key=cert)
 
