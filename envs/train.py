@@ -256,17 +256,24 @@ def _make(maker: Any, config: TrainRLConfig, settings: Mapping[str, Any], env: A
         "net_arch": list(config.layers),
         "activation_fn": {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[config.activation],
     }
-    if config.action == "box" and config.algorithm in ("ppo", "a2c", "recurrent-ppo"):
+    on_policy = config.algorithm in ("ppo", "a2c", "recurrent-ppo")
+    if config.action == "box" and on_policy:
         policy |= {"log_std_init": -1.0}
     recurrent = config.algorithm == "recurrent-ppo"
     if recurrent:
         policy |= {"lstm_hidden_size": config.lstm}
-    lr = config.lr
+
+    def rate(left: float) -> float:
+        # rollouts are counted when they are over, and the last may go beyond the steps
+        begun = left + rollout / config.steps
+        return config.lr * min(max(begun, 0.0), 1.0)
+
     try:
+        rollout = env.num_envs * int(settings["n_steps"]) if on_policy else 0
         return maker(
             "MlpLstmPolicy" if recurrent else "MlpPolicy",
             env,
-            learning_rate=lambda left: lr * left,
+            learning_rate=rate,
             policy_kwargs=policy,
             tensorboard_log=str(config.out / "training" / "tensorboard") if config.tensorboard else None,
             seed=config.seed,

@@ -105,10 +105,10 @@ def calibrate(
     for i, logits in enumerate(all_logits(net, images, expert=expert, distort=distort)):
         temperature = fit_temperature(logits, labels)
         net.temperature[i][expert] = temperature
-        errors.append((_error_at(logits, classes, 1.0), _error_at(logits, classes, temperature)))
+        errors.append((_error_at(net, logits, classes, 1.0), _error_at(net, logits, classes, temperature)))
     return errors
 
 
-def _error_at(logits: Tensor, labels: Tensor, temperature: float) -> float:
-    confidence, prediction = (logits / temperature).softmax(1).max(1)
+def _error_at(net: EarlyExitNet, logits: Tensor, labels: Tensor, temperature: float) -> float:
+    confidence, prediction = net.confident(logits / temperature)
     return expected_calibration_error(confidence.cpu().numpy(), (prediction == labels).cpu().numpy())

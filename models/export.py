@@ -154,7 +154,7 @@ def _in_int8(
             temperatures[i][expert] = fitted
             quantised[name] = divided(plain, fitted)
             expected = _run(exported.branches[i][expert], before[expert])
-            row = compared_exit(logits[odd] / fitted, expected[odd], samples.labels[odd])
+            row = compared_exit(net, logits[odd] / fitted, expected[odd], samples.labels[odd])
             rows.append({"exit": i + 1, "expert": expert, **row})
     measured = card.measured | {"int8": {"images": int(odd.sum()), "source": samples.source, "exits": rows}}
     return quantised, structs.replace(card, temperatures=temperatures, measured=measured)

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from eex.models.onnx import AT_ONCE
 from eex.policies.core.base import Floats, Ints
 from eex.policies.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from eex.models.network import EarlyExitNet
 
 
 @dataclass(frozen=True)
@@ -130,15 +133,15 @@ def divided(data: bytes, temperature: float) -> bytes:
     return calibrated
 
 
-def compared_exit(logits: Floats, before: Floats, labels: Ints) -> dict[str, float]:
+def compared_exit(net: "EarlyExitNet", logits: Floats, before: Floats, labels: Ints) -> dict[str, float]:
     """How an exit answers at a reduced precision and before, from calibrated logits (N, K) of the same images."""
+    import torch
+
     from eex.policies.core.metrics import expected_calibration_error
 
-    def row(z: Floats) -> tuple[Ints, Floats]:
-        odds = np.exp(z - z.max(axis=1, keepdims=True), dtype=float)
-        return z.argmax(axis=1), odds.max(axis=1) / odds.sum(axis=1)
-
-    (found, sure), (expected, expected_sure) = row(logits), row(before)
+    (sure, found), (expected_sure, expected) = (
+        [part.numpy() for part in net.confident(torch.from_numpy(z).double())] for z in (logits, before)
+    )
     return {
         "accuracy": float((found == labels).mean()),
         "accuracy_fp32": float((expected == labels).mean()),

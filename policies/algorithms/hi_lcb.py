@@ -81,8 +81,9 @@ class HILCB(Arms):
     def choose(self, context: Context) -> Thresholds:
         """The same threshold for all frames."""
         log_t = np.log(np.maximum(self.known, 1))[:, None]
-        n = np.maximum(self.counts, 1)
-        most = np.where(self.counts > 0, self.totals / n + np.sqrt(self.alpha * log_t / n), np.inf)  # of the gain
+        mean = self.totals / np.where(self.counts == 0, 1, self.counts)  # of the gain; counts that fade may be below 1
+        width = np.sqrt(self.alpha * log_t / np.maximum(self.counts, 1))
+        most = np.where(self.counts > 0, mean + width, np.inf)
         price: Floats = np.broadcast_to(np.asarray(context.overhead, dtype=float), (self.runs,))
         good = np.minimum.accumulate(most, axis=1) < price[:, None]
         good[:, -1] = True

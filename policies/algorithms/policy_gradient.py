@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eex.policies.algorithms.arms import GRID, Arms, add
+from eex.policies.algorithms.arms import GRID, Arms, add, turns
 from eex.policies.algorithms.options import not_negative, positive
 from eex.policies.core.base import Context, Floats, Outcomes, Thresholds
 from eex.policies.core.draws import uniform
@@ -116,16 +116,16 @@ class PolicyGradient(Composite, Arms):
         found, drawn = self.awaited.take(outcomes.run, outcomes.frame)
         counts = found & ~np.isnan(outcomes.reward)
         returned, drawn = outcomes[counts], drawn[counts]
+        for rows in turns(returned.run):
+            self._move(returned[rows], drawn[rows, :-1], drawn[rows, -1])
+
+    def _move(self, returned: Outcomes, p: Floats, long: Floats) -> None:
+        """A step for one frame of each run, or of some."""
         self.credit(returned)
-        p, long = drawn[:, :-1], drawn[:, -1]
+        run = returned.run
         earned = returned.reward - self.kappa * returned.offloaded * long
-        better = earned - self.average[returned.run]
+        better = earned - self.average[run]
         step = self.alpha * better[:, None] * ((np.arange(self.grid.size) == returned.arm[:, None]) - p)
-        np.add.at(
-            self.parameters, returned.run, step[..., None] * np.stack([np.ones_like(long), long], axis=1)[:, None]
-        )
-        count = np.bincount(returned.run, minlength=self.runs)
-        total = np.bincount(returned.run, earned, self.runs)
-        seen = np.maximum(self.counts.sum(axis=1), 1)
-        share = np.minimum(1.0, np.maximum(count / seen, 0.002 * count))  # a mean at first, then over some 500 frames
-        self.average += share * (total / np.maximum(count, 1) - self.average)
+        self.parameters[run] += step[..., None] * np.stack([np.ones_like(long), long], axis=1)[:, None]
+        share = np.maximum(1 / self.counts[run].sum(axis=1), 0.002)  # a mean at first, then over some 500 frames
+        self.average[run] += share * better

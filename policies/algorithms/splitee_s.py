@@ -69,7 +69,7 @@ class SplitEES(Arms):
 
     def choose(self, context: Context) -> Thresholds:
         """Thresholds for the next frames, one after another: each choice counts for all lower arms."""
-        mean = self.totals / np.maximum(self.counts, 1)
+        mean = self.totals / np.where(self.counts == 0, 1, self.counts)  # counts that fade may be below 1
         log_t = np.log(np.maximum(self.played.sum(axis=1, keepdims=True), 1))
         own = self.played + self.pending  # (runs, arms)
         known = self.counts + np.cumsum(self.pending[:, ::-1], axis=1)[:, ::-1]

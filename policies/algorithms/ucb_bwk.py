@@ -87,8 +87,9 @@ class UCBBwK(Arms):
 
     def mixture(self) -> Floats:
         """The probability of each arm, (runs, arms)."""
-        n = np.maximum(self.counts, 1)
-        width = self.c * np.sqrt(np.log(np.maximum(self.counts.sum(axis=1, keepdims=True), 1)) / n)
+        n = np.where(self.counts == 0, 1, self.counts)  # counts that fade may be below 1
+        rounds = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        width = self.c * np.sqrt(np.log(rounds) / np.maximum(n, 1))
         most = self.totals / n + width
         least = np.maximum(self.costs / n - width, 0.0)
         # a program of one constraint: the best of all pairs of one arm within the budget and one beyond it

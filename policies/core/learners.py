@@ -22,6 +22,7 @@ from eex.policies.core.base import (
     is_foreign,
 )
 from eex.policies.core.fleet import sharing
+from eex.policies.core.parts import await_nothing
 from eex.policies.core.stores import OneByOne, SideBySide
 
 FEWEST = 8
@@ -143,6 +144,7 @@ class Learners:
         fresh = self._made(1)
         if state is not None:
             go_on_from(fresh, state)
+            await_nothing(fresh)
         fresh.keys = np.array([key])
         if not self._free:
             self._grow()
@@ -166,6 +168,7 @@ class Learners:
         """
         fresh = self._made(1)
         go_on_from(fresh, state)
+        await_nothing(fresh)
         policy, run = self._store.place_of(row)
         fresh.keys = policy.keys[run : run + 1]
         self._store.put(row, fresh)

@@ -95,6 +95,17 @@ class Composite(Policy):
         return {name: getattr(self, name) for name in self.parts}
 
 
+def await_nothing(part: Part) -> None:
+    """Forget which frames are under way: no feedback for them will come, as after a process was killed."""
+    if isinstance(part, Awaited):
+        part.load_state_dict(Awaited(part.runs, part.width).state_dict())
+    elif isinstance(part, Arrays) and "pending" in part.state:
+        part.load_state_dict(part.state_dict() | {"pending": np.zeros_like(part.state_dict()["pending"])})
+    if isinstance(part, Composite):
+        for inner in part.named_parts().values():
+            await_nothing(inner)
+
+
 class Awaited(Arrays):
     """Numbers to remember of each frame, from when it is chosen for until its feedback comes.
 

@@ -101,7 +101,7 @@ class Safe(Composite):
         seed: int = 0,
     ) -> None:
         self.inner, self.priced = inner, inner.priced
-        self.awaited = Awaited(inner.runs, 2 * inner.exits + 1)  # what was chosen inside: exit_at, then skip_below
+        self.awaited = Awaited(inner.runs, 2 * inner.exits + 2)  # chosen inside: exit_at, skip_below, audited
         super().__init__(inner.exits, inner.runs, seed)
         for name, value in (("bound", bound), ("delta", delta)):
             if not 0 < value < 1:
@@ -164,11 +164,11 @@ class Safe(Composite):
         """As the policy inside chooses, but nowhere below the floor; audits go to the cloud."""
         wanted = self.inner.choose(context)
         frames = context.numbers
-        self.awaited.put(frames, np.concatenate([wanted.exit_at, wanted.skip_below], axis=2))
+        self.awaited.put(frames, np.concatenate([wanted.exit_at, wanted.skip_below, wanted.audited[..., None]], axis=2))
         floor, audits = self.floor, np.maximum(self.audits.sum(axis=1), 1)
         share = np.maximum(self.audit, -np.log(self.delta) / (self.bound * audits))
         u = uniform(self.seed, self.keys, frames, 1, _PURPOSE)[..., 0]
-        audited = (u < share[:, None]) | np.isinf(floor)[:, None]  # (runs, frames)
+        audited = (u < share[:, None]) | np.isinf(floor)[:, None] | wanted.audited  # (runs, frames)
         exit_at = np.maximum(wanted.exit_at, np.where(audited, np.inf, floor[:, None])[..., None])
         exit_at[..., -1] = 0.0  # the cloud has the last word
         skip_below = np.where(audited[..., None], 0.0, wanted.skip_below)
@@ -178,9 +178,10 @@ class Safe(Composite):
         """Count the audits, and let the policy inside learn what its own thresholds would have earned."""
         found, wanted = self.awaited.take(outcomes.run, outcomes.frame)
         exits = self.exits + 1
-        own = as_if(outcomes, wanted[:, :exits], wanted[:, exits:], self.reward, self.exit_cost)
+        own = as_if(outcomes, wanted[:, :exits], wanted[:, exits:-1], self.reward, self.exit_cost)
         # a frame so late that its choice is forgotten teaches nothing
-        self.inner.learn(replace(own, reward=np.where(found, own.reward, np.nan)))
+        reward = np.where(found, own.reward, np.nan)
+        self.inner.learn(replace(own, reward=reward, audited=outcomes.audited & (wanted[:, -1] > 0)))
         returned = outcomes.audited & ~np.isnan(outcomes.confidence[:, -1]) & ~np.isnan(outcomes.reward)
         rows = outcomes[returned]
         differs = rows.prediction[:, :-1] != rows.prediction[:, -1:]

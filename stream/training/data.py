@@ -21,6 +21,9 @@ train on images that were held out for that model."""
 MOST_FRAMES = 10_000
 """Frames of a video or a camera that are learned from, at most."""
 
+FEW_HELD = 100
+"""Images by which confidences are calibrated, of which fewer are remarked on."""
+
 NAMED = 10
 """Classes and skipped images that are named; the others are counted."""
 
@@ -103,6 +106,11 @@ def read_data(config: TrainConfig, shape: tuple[int, ...] | None) -> Data:
     if others := sorted(set(source.classes) - set(classes)):
         notes.append(f"not among the training images, and so not learnt: {', '.join(others[:NAMED])}")
     kept, held = split(len(images), config.held_out(len(images)))
+    if len(held) < FEW_HELD:
+        notes.append(
+            f"only {len(held):,} images are held out to calibrate confidences by, which may end far off; "
+            f"{FEW_HELD} or more are better (--holdout)"
+        )
     test = None
     if config.measure:
         test, why_not = _test_split(config.data, source, classes, {"shape": images.shape[1:]} | fitted)

@@ -212,16 +212,16 @@ def by_exit(net: "EarlyExitNet", logits: torch.Tensor, labels: torch.Tensor, exp
     """
     rows = []
     for e, out in enumerate(logits):
-        plain = torch.softmax(out.double(), 1).max(1)
-        scaled = torch.softmax(out.double() / net.temperature[e][expert], 1).max(1)
-        right = (plain.indices == labels).numpy()
+        plain, answer = net.confident(out.double())
+        scaled, _ = net.confident(out.double() / net.temperature[e][expert])
+        right = (answer == labels).numpy()
         rows.append(
             {
                 "exit": e + 1,
                 "accuracy": float(right.mean()),
-                "confidence": float(scaled.values.mean()),
-                "ece_before": expected_calibration_error(plain.values.numpy(), right),
-                "ece_after": expected_calibration_error(scaled.values.numpy(), right),
+                "confidence": float(scaled.mean()),
+                "ece_before": expected_calibration_error(plain.numpy(), right),
+                "ece_after": expected_calibration_error(scaled.numpy(), right),
             }
         )
     return rows

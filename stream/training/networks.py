@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -174,7 +175,7 @@ def _of_backbone(config: TrainConfig, data: Data) -> EarlyExitNet:
 
 
 def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor) -> None:
-    """Set the weights of a network to the mean of those of saved models, leaving out experts that it does not have.
+    """Set weights and temperatures to the mean of those of saved models, leaving out experts that the network lacks.
 
     The mean of several models, each trained from the one before, generalises better than each of them (Izmailov et al.
     2018, Averaging weights leads to wider optima, UAI); its norms take their statistics anew from the images.
@@ -189,13 +190,21 @@ def start_from(folders: Sequence[Path], net: EarlyExitNet, images: torch.Tensor)
             raise EexError(f"--start {folder}: its classes {few(classes)} are not the data's, {few(net.classes)}")
     state = net.state_dict()
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
+    temperatures = []
     for folder in folders:
-        given = load(folder, str(net.mean.device), copy.deepcopy(net)).state_dict()
+        loaded = load(folder, str(net.mean.device), copy.deepcopy(net))
+        given = loaded.state_dict()
+        temperatures.append(loaded.temperature)
         wrong = [name for name, value in state.items() if name not in given or given[name].shape != value.shape]
         if wrong:
             raise EexError(f"{folder}: of another architecture, {len(wrong)} weights differ: {wrong[0]}, … (--start)")
         for name, total in sums.items():
             total += given[name]
     net.load_state_dict({name: (total / len(folders)).to(state[name].dtype) for name, total in sums.items()})
+    for exit, own in enumerate(
+        net.temperature
+    ):  # which count until it is calibrated anew: a teacher is as sure as it was
+        for expert in own:
+            own[expert] = float(np.mean([of_model[exit][expert] for of_model in temperatures]))
     if len(folders) > 1:
         estimate_norms(net, images)

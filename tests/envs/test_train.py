@@ -198,6 +198,24 @@ def test_stopped_training_goes_on(config, monkeypatch, algorithm):
         train_rl(dataclasses.replace(config, lr=0.5))
 
 
+@pytest.mark.parametrize(
+    ("steps", "parts"), [(20, [20 / 20]), (64, [1]), (160, [160 / 160, 96 / 160, 32 / 160]), (128, [1, 0.5])]
+)
+def test_the_learning_rate_falls_to_nothing_and_not_beyond(config, monkeypatch, steps, parts):
+    """Of rollouts of 64 steps, of which the last may go beyond what was asked for."""
+    from stable_baselines3 import PPO
+
+    rates, train = [], PPO.train
+
+    def noted(self):
+        train(self)
+        rates.append(self.policy.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(PPO, "train", noted)
+    train_rl(dataclasses.replace(config, steps=steps, lr=0.01))
+    assert rates == pytest.approx([0.01 * part for part in parts])
+
+
 @pytest.mark.parametrize(("algorithm", "action"), [*CASES, pytest.param("recurrent-ppo", "box", marks=needs_contrib)])
 def test_a_checkpoint_puts_a_new_model_where_the_old_one_stood(make_trace, tmp_path, algorithm, action):
     import torch

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from same import learn_reward
+from same import assert_same_state, learn_reward
 
 from eex.policies.algorithms.policy_gradient import FLOOR, PolicyGradient
 from eex.policies.checks import MadeUpStream
@@ -21,6 +21,20 @@ def test_one_step_by_hand():
     expected[arm] *= -1
     np.testing.assert_allclose(policy.parameters[0], expected)
     assert policy.average[0] == pytest.approx(0.4)
+
+
+def test_frames_that_come_at_once_teach_as_singly():
+    world = MadeUpStream(1, runs=3)
+    one, other = (PolicyGradient([0.5, 0.9], runs=3) for _ in range(2))
+    for first in range(0, 60, 20):
+        chosen = one.choose(world.context(first, 20))
+        other.choose(world.context(first, 20))
+        told = world.outcomes(chosen, first)
+        one.learn(told)
+        for frame in range(first, first + 20):
+            other.learn(told[told.frame == frame])
+    assert one.average.all()
+    assert_same_state(one, other, rtol=1e-12)
 
 
 def test_the_better_arm_is_found():

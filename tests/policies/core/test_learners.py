@@ -112,6 +112,22 @@ def test_a_row_that_was_left_starts_afresh(name):
         np.testing.assert_array_equal(value, learned[array])
 
 
+@pytest.mark.parametrize("name", ["ucb", "linucb", "hedge-hi", "policy-gradient", "safe@ucb", "drift@linucb"])
+def test_who_resumes_awaits_nothing(name):
+    """A state that was saved while frames were under way, before a kill: their feedback never comes."""
+    learners = Learners(lambda runs: make_policy(name, exits=1, runs=runs))
+    row = learners.add(0)
+    learners.choose(np.full(100, row), Context(100))
+    saved, fresh = learners.state_of(row), learners.state_of(learners.add(1))
+    waiting = [array for array in saved if array.endswith(("pending", "awaited.frame"))]
+    assert any(saved[array].any() for array in waiting)
+    other = learners.add(2, saved, first=100)
+    learners.set_state(row, saved, first=100)
+    for resumed in (row, other):
+        for array in waiting:
+            np.testing.assert_array_equal(learners.state_of(resumed)[array], fresh[array], err_msg=array)
+
+
 def test_a_state_of_another_policy_adds_no_learner():
     learners = Learners(lambda runs: UCB(exits=1, runs=runs))
     with pytest.raises(ValueError, match="expected the arrays"):

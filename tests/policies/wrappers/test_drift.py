@@ -157,3 +157,15 @@ def test_options_and_keys_reach_where_they_belong():
     assert [(p.exits, p.runs, p.seed) for p in (policy, policy.inner, policy.inner.inner)] == [(2, 3, 4)] * 3
     policy.keys = np.array([7, 8, 9])
     assert policy.inner.inner.keys.tolist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "best"),
+    [("splitee-s:c=0", 0.1, 4), ("ucb-bwk:c=0:budget=1", 0.1, 4), ("hi-lcb:alpha=1e-9", 0.3, -1)],
+)
+def test_what_faded_below_one_frame_keeps_its_mean(name, others, best):
+    policy = make_policy(name)
+    policy.counts[:], policy.totals[:] = 10.0, 10 * others
+    policy.counts[:, 4], policy.totals[:, 4] = 0.4, 0.4 * 0.3  # of 8 frames, after keep=0.05
+    arm = policy.choose(Context(frames=1, overhead=0.2)).arm[0, 0]
+    assert arm == best % policy.grid.size  # hi-lcb: no bin's gain is below the price, so that all is offloaded

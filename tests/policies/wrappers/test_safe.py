@@ -119,7 +119,7 @@ def test_what_is_certified_by_hand():
 
 
 @pytest.mark.parametrize("exits", [1, 2, 3])
-@pytest.mark.parametrize("inner", ["ucb", "deex"])
+@pytest.mark.parametrize("inner", ["ucb", "deex", "h2t2:epsilon=0.2"])  # the last audits, too
 def test_the_policy_inside_learns_as_if_it_were_alone(inner, exits):
     if inner == "deex" and exits == 1:
         return

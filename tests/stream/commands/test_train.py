@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -492,6 +493,7 @@ def test_classes_are_counted_and_what_is_left_out_is_said(tmp_path):
     (images / "Train" / "dog" / "broken.png").write_bytes(b"no image")
     done = train("--data", images, "--out", tmp_path / "model", *QUICK)
     assert "16 images of 2 classes to train on: cat 8, dog 8" in done.stderr
+    assert re.search(r"only \d+ images are held out to calibrate confidences by, which may end far off", done.stderr)
     assert "1 file was not read: 1 .txt" in done.stderr
     assert "1 images are left out, because they are in no class's folder" in done.stderr
     assert "skipped Train/dog/broken.png: not a readable image" in done.stderr

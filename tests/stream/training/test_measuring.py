@@ -87,6 +87,11 @@ def test_thresholds_compare_with_the_networks_own_confidence(net, data):
     other = make("resnet", "abc", uniform=1, width=8, input_shape=(3, 16, 16)).eval()
     other.architecture = replace(other.architecture, confidence="entropy")
     rows = by_threshold(other, all_logits(other, data[0]), data[1])
+    for e, row in enumerate(by_exit(other, all_logits(other, data[0]), data[1], "pristine")):
+        assert row["confidence"] == pytest.approx(
+            float(other.confident(all_logits(other, data[0])[e].double())[0].mean())
+        )
+        assert row["confidence"] < 0.2
     assert rows[0]["left_early"] == 0  # nearly equal probabilities: the top one is about 1/3, their entropy nearly 1
 
 

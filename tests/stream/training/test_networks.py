@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eex.models.architecture import Preprocessing
-from eex.models.card import SHIPPED
+from eex.models.card import SHIPPED, save
 from eex.models.efficientnet import MEAN, STD, published_names
 from eex.models.network import make
 from eex.policies.core.errors import EexError
@@ -65,6 +65,19 @@ def test_a_model_of_other_classes_is_nothing_to_start_from():
     net = make("resnet", ["cat", "dog"], shares=[0.5], width=8, input_shape=(3, 32, 32))
     with pytest.raises(EexError, match=r"its classes airplane, .*, deer, … are not the data's, cat, dog$"):
         start_from([SHIPPED], net, torch.zeros(1, 3, 32, 32))
+
+
+def test_a_network_starts_as_sure_as_the_models_it_starts_from(tmp_path):
+    for k in (1, 3):
+        model = make("resnet", ["cat", "dog"], uniform=1, width=8, input_shape=(3, 16, 16))
+        for exit in model.temperature:
+            exit["pristine"] = float(k)
+        save(model.eval(), tmp_path / str(k))
+    net = make("resnet", ["cat", "dog"], uniform=1, width=8, input_shape=(3, 16, 16))
+    start_from([tmp_path / "3"], net, torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
+    assert net.temperature == [{"pristine": 3.0}] * net.exits
+    start_from([tmp_path / "1", tmp_path / "3"], net, torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
+    assert net.temperature == [{"pristine": 2.0}] * net.exits
 
 
 @pytest.mark.parametrize(
