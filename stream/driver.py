@@ -229,6 +229,7 @@ class Driver:
                 if not self.waits:
                     return False
                 self._take_replies(offloader, 10)
+                before = offloader.bytes_sent  # other requests may have been sent again
             else:
                 self.engine.sent(slots, offloader.bytes_sent - before)
                 self._awaited[id] = slots

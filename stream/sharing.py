@@ -76,6 +76,8 @@ class Sharing:
         The file in which what is learned is kept: who goes on from it is the same edge. None where it is not.
     clock
         Returns the time in seconds.
+    images
+        Whether offloaded frames are sent as images, which another model may answer: such edges share with each other.
 
     Attributes
     ----------
@@ -91,11 +93,13 @@ class Sharing:
         note: Callable[[str], None],
         kept: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        images: bool = False,
     ) -> None:
         if not isinstance(offloader, Shared):
             raise EexError("--share: this offloader cannot share; connect to a worker, tcp://host:port")
         self.learners, self.offloader, self.note, self.clock = learners, offloader, note, clock
-        self.policy = policy.rpartition("@")[2].partition(":")[0]
+        self.policy = policy.rpartition("@")[2].partition(":")[0] + " of images" * images
         self.edge = uuid4().hex if kept is None else _name_beside(kept)
         self.edges: int | None = None
         self._due, self._wait_s, self._noted, self._sent = clock(), FIRST_S, "", -math.inf

@@ -34,12 +34,15 @@ def parsed(arguments):
 def test_the_unit_starts_the_command_with_options_that_it_has():
     service = unit()["Service"]
     defaults = dict(word.split("=", 1) for word in shlex.split(service["Environment"]))
-    line = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], service["ExecStart"])
-    program, *arguments = shlex.split(line)
-    assert Path(program).name == "eex-live"
-    command = parsed(arguments)
-    assert command.answers == ("/var/lib/eex/answers.jsonl",)
-    assert command.live.keep_records == "10GB"
+    for options, worker in (("", "embedded"), ("--worker tcp://cloud.example:5555", "tcp://cloud.example:5555")):
+        given = defaults | {"OPTIONS": options}
+        line = re.sub(r"\$\{?(\w+)\}?", lambda match: given[match[1]], service["ExecStart"])  # noqa: B023
+        program, *arguments = shlex.split(line)
+        assert Path(program).name == "eex-live"
+        command = parsed(arguments)
+        assert command.answers == ("/var/lib/eex/answers.jsonl",)
+        assert command.live.keep_records == "10GB"
+        assert command.live.worker == worker
 
 
 def test_the_unit_gives_no_rights_that_it_does_not_take():

@@ -168,7 +168,8 @@ def replay(
         Instead: feedback of offloaded frames comes with their reply or when the deadline passes; of others at once. As
         text, see `eex.policies.core.link.parse_link`.
     feedback
-        Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices.
+        Instead: feedback comes when a live run had it. Played in order, this makes the live run's choices; not with
+        wishes, whose dials turn by how many frames came back at once.
     exit_cost
         Price of each further edge exit, one for all or one each, (edge exits - 1,).
     exit_ms

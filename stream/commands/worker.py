@@ -174,7 +174,8 @@ def _main() -> int:
         log(f"plain text on {options.bind}: anyone who can reach it can read and send frames")
     stats = Stats()
     served = _served(options, stats)
-    stop_on_signals(stop)  # again: Ray installs its own SIGTERM handler
+    if not options.with_parent:
+        stop_on_signals(stop)  # again: Ray installs its own SIGTERM handler
     replicas: list[Replica] = served.replicas
     try:
         listen(

@@ -128,7 +128,9 @@ class Playing:
             capacity=max(CAPACITY, 4 * config.batch),
         )
         learners = self.engine_streams.learners
-        self.sharing = Sharing(learners, offloader, config.policy, note, config.state) if config.share else None
+        images = encoding is not None and encoding.kind == "input"
+        share = partial(Sharing, learners, offloader, config.policy, note, config.state, images=images)
+        self.sharing = share() if config.share else None
         self._ring = self.driver.engine.ring
         self._under_way: list[Waiting | None] = [None] * self._ring.capacity  # by slot
         self.labels: Labels | None = None

@@ -218,7 +218,8 @@ class Player:
                 viewer.begin(Stage(label, policy, driver, offloader, played.tally))
             learners = driver.engine.streams.learners
             kept = None if folder is None else folder / state.NAME
-            sharing = Sharing(learners, offloader, config.policy, warn, kept) if share else None
+            images = self.sending.encoding is not None and self.sending.encoding.kind == "input"
+            sharing = Sharing(learners, offloader, config.policy, warn, kept, images=images) if share else None
 
             def take() -> None:
                 for rows in driver.take():

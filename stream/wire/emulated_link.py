@@ -9,7 +9,7 @@ One process relays all connections, which share the link's rate in each directio
   while it uses its window; after a pause, the window is halved for every time-out that the pause lasted
   (`tcp_cwnd_restart` of Linux), not below ten segments;
 - outages: bytes under way are lost and sent again after TCP's time-out, which doubles each time, so that a connection
-  recovers some time after its link.
+  recovers some time after its link; three seconds at most, since an edge then makes a new one.
 
 It models neither packet loss nor other traffic. tests/stream/wire/test_emulated_link.py compares it with a real stack.
 """
@@ -38,6 +38,10 @@ LARGEST_WINDOW = 3 << 20
 """Bytes of one connection that may be unacknowledged: what Linux's receive buffer allows by default."""
 LEAST_TIMEOUT_S = 0.2
 """Linux's shortest wait, on top of the round trip, before TCP sends again or begins to reduce its window."""
+LONGEST_TIMEOUT_S = 3.0
+"""The longest: an edge makes a connection anew on which nothing was acknowledged for so long."""
+NEVER_S = 3600.0
+"""Bytes that could not be sent for so long never arrive."""
 TICK_S = 0.1  # how late a stop may be noticed
 READY = "eex-link: "
 
@@ -145,11 +149,12 @@ class Relay:
         except OSError:  # it is gone again
             return
         try:
-            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # as an edge would choose
+            far = socket.socket(family)
         except OSError:  # the name may get an address later
             near.close()
             return
-        far = socket.socket(family)
         far.setblocking(False)
         far.connect_ex(address)  # if nobody is there, the first read fails, and the near end is closed
         now = time.monotonic()
@@ -199,7 +204,7 @@ class Relay:
 
     def _flight(self, leaves: float, bytes: int) -> tuple[float, bool]:
         """When bytes that leave at a time arrive, and whether an outage made TCP send them again."""
-        timeout, lost = LEAST_TIMEOUT_S + self._round_trip(leaves), False
+        timeout, lost, began = LEAST_TIMEOUT_S + self._round_trip(leaves), False, leaves
         while True:
             half = self._round_trip(leaves) / 2
             jitter = self.link.jitter_ms / 2000 * (2 * self._random.random() - 1)
@@ -209,7 +214,9 @@ class Relay:
                 return arrives, lost
             if up == float("inf"):
                 return up, True
-            leaves, timeout, lost = leaves + timeout, 2 * timeout, True
+            leaves, timeout, lost = leaves + timeout, min(2 * timeout, LONGEST_TIMEOUT_S), True
+            if leaves > began + NEVER_S:  # it is never up for long enough
+                return float("inf"), True
 
     def _deliver(self, pipe: _Pipe, now: float) -> None:
         """Hand over what has arrived, and count what is acknowledged."""

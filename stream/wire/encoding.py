@@ -182,10 +182,13 @@ def layout(dtype: DType, shape: tuple[int, ...], codec: Codec, packed: int) -> L
     Raises
     ------
     OffloadError
-        If compressed bytes are announced without a codec, or none with one.
+        If compressed bytes are announced without a codec, none with one, or more than the values can take.
     """
     if (codec == "none") != (packed == 0):
         raise OffloadError(f"values with codec {codec} cannot have {packed} compressed bytes")
+    size = math.prod(shape) * STORED[dtype].itemsize
+    if packed > size + size // 256 + 1024:  # Zstandard's bound, and a little more
+        raise OffloadError(f"{packed:,} compressed bytes for values of {size:,}")
     values: Layout = [(STORED[dtype], shape)] if codec == "none" else [(np.dtype(np.uint8), (packed,))]
     return values + ([(np.dtype("<f4"), (shape[0], 2))] if dtype == "int8" else [])
 

@@ -220,7 +220,7 @@ class KeyFolder:
                     names.setdefault(found[name][1], os.fsdecode(name.removesuffix(_PUB)))
             self._files, self._names = found, names
             # a change just after this one may carry the same time
-            self._seen = changed if changed is not None and now - changed > _GRAIN_NS else None
+            self._seen = changed if changed is not None and abs(now - changed) > _GRAIN_NS else None
 
     def _changed(self) -> int | None:
         try:

@@ -174,7 +174,7 @@ def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None, served: 
     keys
         The edge's.
     served
-        Whether the worker has welcomed the edge before: its keys are right then.
+        Whether the worker has welcomed the edge before: its keys were right then.
     """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         own = "" if keys is None else f" {keys.own.public.decode()}"
@@ -186,7 +186,8 @@ def why_handshake_failed(event: int, value: int, keys: EdgeKeys | None, served: 
     if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == 11:  # EAGAIN: HANDSHAKE_MS went by
         return "what listens there does not speak ZeroMQ, or hangs"
     if served:
-        return "it closed the connection in the handshake"
+        why = "" if keys is None else ": if its key was replaced, restart this edge with the new worker.pub"
+        return f"it closed the connection in the handshake{why}"
     if keys is None:
         return "it closed the connection in the handshake: it may accept clients with keys only; then leave --plain out"
     return (

@@ -88,16 +88,18 @@ class BatchQueue:
 
     def due_in_ms(self, now: float) -> float:
         """When the next batch should be run, as soon as a replica is free; infinite where nothing waits."""
-        if not self._groups:
-            return math.inf
-        waiting = self._groups[self._oldest()]
+        return min((self._due_in_ms(group, now) for group in self._groups), default=math.inf)
+
+    def _due_in_ms(self, group: BatchKey, now: float) -> float:
+        waiting = self._groups[group]
         if not self.wait_ms or sum(queued.frames for queued in waiting) >= self.batch:
             return 0.0
         return max(0.0, min(1000 * (queued.arrived - now) + _longest_ms(queued, self.wait_ms) for queued in waiting))
 
     def take(self, now: float) -> tuple[RequestBatch, list[Queued]]:
-        """The batch with the oldest request, which may be empty, and requests whose deadline has passed."""
-        group = self._oldest()
+        """The batch that is due first, of those that are due the one with the oldest request; it may be empty. And
+        requests whose deadline has passed."""
+        group = min(self._groups, key=lambda group: (self._due_in_ms(group, now), self._groups[group][0].arrived))
         waiting, frames = self._groups[group], 0
         batch, expired = RequestBatch([], now), []
         while waiting and (not batch.requests or frames + waiting[0].frames <= self.batch):
@@ -110,6 +112,3 @@ class BatchQueue:
         if not waiting:
             del self._groups[group]
         return batch, expired
-
-    def _oldest(self) -> BatchKey:
-        return min(self._groups, key=lambda group: self._groups[group][0].arrived)

@@ -102,7 +102,7 @@ class Fleets:
         self.fleets: dict[str, Fleet] = {}
         self._saved_at, self._unsaved = clock(), False
         self._saver: threading.Thread | None = None
-        if path is not None and path.exists():
+        if path is not None:
             self.fleets = _read(path, clock())
 
     @property
@@ -134,6 +134,9 @@ class Fleets:
         problem = layout.problem(sums)
         if problem:
             raise ValueError(problem)
+        kept = capped(layout, sums).astype(np.float32)
+        if problem := layout.problem(kept):  # rounding may take sums at the limit beyond it; the file is checked, too
+            raise ValueError(problem)
         name = f"{header.model} {answerer or '-'} {header.policy} {layout.exits} {layout.bins} {layout.coarse}"
         fleet = self.fleets.get(name)
         if fleet is None:
@@ -141,7 +144,7 @@ class Fleets:
                 self._drop_one()
             fleet = self.fleets[name] = Fleet(layout)
         now, own = self._clock(), (key, header.edge)
-        fleet.edges[own] = Edge(capped(layout, sums).astype(np.float32), now)
+        fleet.edges[own] = Edge(kept, now)
         self._unsaved = True
         while len(fleet.edges) > EDGES:
             _make_room(fleet)
@@ -265,7 +268,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _read(path: Path, now: float) -> dict[str, Fleet]:
-    """The fleets in a file.
+    """The fleets in a file; none if there is no file yet.
 
     Raises
     ------
@@ -287,6 +290,8 @@ def _read(path: Path, now: float) -> dict[str, Fleet]:
                     raise ValueError(problem)
                 fleet.edges[edge.key, edge.edge] = Edge(sums, min(edge.at, now) if edge.at == edge.at else 0.0)
         return {name: fleet for name, fleet in fleets.items() if fleet.edges}
+    except FileNotFoundError:
+        return {}
     except OSError as error:
         raise EexError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

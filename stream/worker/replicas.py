@@ -11,7 +11,7 @@ import zmq
 from numpy.typing import NDArray
 
 from eex.policies.core.errors import EexError, OffloadError
-from eex.stream.wire.protocol import MAX_FRAMES, Buffer, Hello, ReplyHeader, Request, Welcome, pack, unpack
+from eex.stream.wire.protocol import MAX_BYTES, MAX_FRAMES, Buffer, Hello, ReplyHeader, Request, Welcome, pack, unpack
 from eex.stream.wire.security import HANDSHAKE_MS, secure_edge
 from eex.stream.worker.embedded import EmbeddedWorker
 from eex.stream.worker.pool import LocalReplica, ReplicaLostError
@@ -62,7 +62,9 @@ class ProcessReplica:
         secure_edge(self._socket, self._worker.keys)
         self._socket.connect(endpoint)
         first = self._welcome("")
-        return [first, *(self._welcome(model) for model in first.models if model != first.model)]
+        welcomes = [first, *(self._welcome(model) for model in first.models if model != first.model)]
+        self._max_bytes = {welcome.model: welcome.max_bytes for welcome in welcomes}
+        return welcomes
 
     def _welcome(self, model: str) -> Welcome:
         header, _ = self._call(pack(Hello(0, model)), 0, START_S)
@@ -71,7 +73,13 @@ class ProcessReplica:
         return header
 
     def run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """See `eex.stream.worker.pool.Replica`."""
+        """See `eex.stream.worker.pool.Replica`; what one message cannot hold goes in several."""
+        most = max(1, self._max_bytes.get(model, MAX_BYTES) // features[:1].nbytes)
+        parts = [self._run(model, stage, expert, features[k : k + most]) for k in range(0, len(features), most)]
+        confidence, prediction = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return confidence, prediction
+
+    def _run(self, model: str, stage: int, expert: str, features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         self._id += 1
         request = Request(self._id, model, stage, expert, features.dtype.name, features.shape)  # type: ignore[arg-type]
         with self._in_use:

@@ -181,7 +181,13 @@ def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
 
 
 def stop_with_parent(stop: threading.Event) -> None:
-    """Set `stop` when stdin ends, as it does when the parent is gone; end the process if it does not stop by itself."""
+    """Set `stop` when stdin ends, as it does when the parent is gone; end the process if it does not stop by itself.
+
+    No signal stops it from now on: a service manager sends them to parent and worker at once, and the parent still
+    needs the worker for what it has taken on.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.read(0, 4096):  # not sys.stdin: its lock would be held at exit

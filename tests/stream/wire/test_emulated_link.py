@@ -159,6 +159,28 @@ def test_an_outage_holds_bytes_back_and_loses_none(server):
     assert 1.0 <= back <= 1.8 + SLACK_S  # TCP tries again 0.2, 0.6 and 1.4 s later, so not at once
 
 
+@pytest.mark.parametrize("down", [5, 60, 600])
+def test_a_connection_recovers_soon_after_its_link(down):
+    """However long the outage: an edge makes a connection anew that has said nothing for three seconds."""
+    relay = Relay(parse_link(f"10@100:1s, down:{down}s, 10@100:1000s"), [])
+    for leaves in (1.1, 1.5, 3.0):
+        arrives, lost = relay._flight(relay._began + leaves, 100)
+        assert lost
+        assert 0 < arrives - relay._began - 1 - down < 3.1
+
+
+def test_bytes_that_no_up_time_is_long_enough_for_never_arrive():
+    relay = Relay(parse_link("400@10:0.1s, down:1s"), [])
+    assert relay._flight(relay._began, 100) == (float("inf"), True)
+    with relayed("400@10:0.1s, down:1s", 9) as (port,):
+        for _ in range(2):  # which does not end the relay
+            with connect(port) as connection:
+                connection.settimeout(0.3)
+                connection.sendall(bytes(16))
+                with pytest.raises(TimeoutError):
+                    connection.recv(1)
+
+
 def test_a_link_that_is_down_says_nothing(server):
     with relayed("down", server) as (port,), connect(port) as connection:
         connection.settimeout(0.3)

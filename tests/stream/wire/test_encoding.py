@@ -166,6 +166,11 @@ def test_codec_and_size_belong_together():
         layout("float32", (1, 2), "none", 7)
     with pytest.raises(OffloadError, match="codec zstd cannot have 0"):
         layout("int8", (1, 2), "zstd", 0)
+    with pytest.raises(OffloadError, match="1,033 compressed bytes for values of 8"):
+        layout("float32", (1, 2), "zstd", 1033)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 100_000), dtype=np.uint8)  # which does not compress
+    packed = encode(noise, Encoding("input", "zstd")).arrays[0].nbytes
+    assert layout("uint8", noise.shape, "zstd", packed)[0][1] == (packed,)
 
 
 def test_scales_of_a_peer_may_be_anything():

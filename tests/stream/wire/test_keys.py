@@ -149,8 +149,9 @@ def test_without_a_free_descriptor_what_was_known_still_is(folder, monkeypatch):
     assert keys.known(door) == "door"
 
 
-def test_looking_up_reads_no_file(folder, monkeypatch):
-    os.utime(folder, (1, 1))
+@pytest.mark.parametrize("changed", [1, 4_000_000_000])  # also where the clock was put back since
+def test_looking_up_reads_no_file(folder, monkeypatch, changed):
+    os.utime(folder, (changed, changed))
     keys = KeyFolder(folder)
     door = public(folder, "door")
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("a file was opened"))

@@ -76,6 +76,17 @@ def test_requests_wait_no_longer_than_half_of_their_deadline():
     assert queue.due_in_ms(0.1) == pytest.approx(500)
 
 
+def test_a_kind_that_is_due_first_or_full_does_not_wait_for_the_oldest():
+    oldest, hasty = queued(1, 0.0, deadline_ms=5000.0), queued(2, 0.001, expert="fog", deadline_ms=300.0)
+    queue = queue_of(oldest, hasty, wait_ms=400.0)
+    assert queue.due_in_ms(0.0) == pytest.approx(151)
+    assert taken(queue, now=0.16) == ([2], [])
+    assert queue.due_in_ms(0.16) == pytest.approx(240)
+    queue.put(queued(3, 0.17, expert="fog", frames=6))  # as many as a batch holds
+    assert queue.due_in_ms(0.17) == 0.0
+    assert taken(queue, now=0.17) == ([3], [])
+
+
 def test_without_a_wait_a_batch_is_due_at_once():
     assert queue_of(queued(1, 5.0)).due_in_ms(5.0) == 0.0
 

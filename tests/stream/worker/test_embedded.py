@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from worker_process import SCRIPT
 
+from eex.models.card import fingerprint, read_card
 from eex.policies.core.errors import OffloadError
 from eex.stream.wire.client import ZmqOffloader
 from eex.stream.wire.emulated_link import emulated
@@ -63,6 +64,19 @@ def test_an_embedded_worker_that_hangs_is_killed(monkeypatch):
     monkeypatch.setattr(embedded, "GRACE_S", 0.1)
     with EmbeddedWorker() as ours:
         assert ours.endpoint(PATIENCE_S) == "tcp://x"
+
+
+@pytest.mark.process
+def test_signals_for_a_whole_unit_leave_the_worker_to_its_parent():
+    """As systemd sends them, to parent and worker at once: the parent still has frames under way."""
+    with EmbeddedWorker() as ours:
+        endpoint = ours.endpoint(PATIENCE_S)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            ours.signal(number)
+        with contextlib.closing(ZmqOffloader(endpoint, fingerprint(read_card()), keys=ours.keys)) as offloader:
+            offloader.connect(PATIENCE_S)
+        process = ours._process
+    assert process.wait(PATIENCE_S) == 0  # its parent has closed it
 
 
 def test_an_embedded_worker_that_is_killed_comes_back_at_the_same_endpoint(monkeypatch):

@@ -156,10 +156,33 @@ def test_nonsense_in_the_file_is_refused(tmp_path):
         Fleets(path)
 
 
+def test_what_was_taken_in_can_be_read_again(tmp_path):
+    """Sums at the limit of what counts as possible may be beyond it once they are capped and rounded."""
+    path, refused = tmp_path / "fleet.msgpack", 0
+    for offloads in np.linspace(1000, 3000, 60, dtype=np.float32):
+        flat = np.zeros(LAYOUT.size, dtype=np.float32)
+        views = LAYOUT.views(flat)
+        views["seen"][0, 20], views["offloads"][0, 20], views["gains"][0, 20] = 4001, offloads, offloads + 4.002
+        views["squares"][0] = offloads
+        fleets = Fleets(path)
+        try:
+            fleets.take_in(header("a"), flat, "key")
+        except ValueError:
+            refused += 1
+        fleets.save()
+        Fleets(path)
+    assert 0 < refused < 60
+
+
+def test_a_file_that_cannot_be_looked_at_is_named(tmp_path):
+    with pytest.raises(EexError, match=r"x: cannot be read: File name too long"):
+        Fleets(tmp_path / ("x" * 300))
+
+
 def test_a_file_that_cannot_be_written_is_said_and_nothing_is_lost(tmp_path):
     blocked = tmp_path / "file"
-    blocked.write_text("")
     fleets = Fleets(blocked / "fleet.msgpack")
+    blocked.write_text("")
     fleets.take_in(header("a"), sums(100), "key")
     fleets.save()
     assert "cannot be written" in fleets.problem

@@ -99,6 +99,9 @@ def test_models_are_served_in_as_many_processes_as_asked_for(monkeypatch):
     assert (len(served.replicas), served.welcomes, served.shapes) == (2, WELCOMES, {})
     confidence, prediction = served.replicas[1].run("model-b", 3, "blur", np.zeros((2, 5), dtype=np.float32))
     assert (confidence.tolist(), prediction.tolist()) == ([0.5, 0.5], [3, 3])
+    served.replicas[1]._max_bytes["model-b"] = 2 * 5 * 4  # what a message may hold: two frames
+    confidence, prediction = served.replicas[1].run("model-b", 3, "blur", np.zeros((5, 5), dtype=np.float32))
+    assert (confidence.tolist(), prediction.tolist()) == ([0.5] * 5, [3] * 5)
     for replica in served.replicas:
         replica.close()
 
