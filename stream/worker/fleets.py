@@ -8,7 +8,7 @@ halves with each day in which it sends nothing.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,11 +60,17 @@ class Pool:
         All of them, (size,).
     members
         What each one contributes to it.
+    edges
+        The edges that were added up.
+    sums
+        Of each member with several edges, what these come to, before it is capped.
     """
 
     at: float
     total: Floats
     members: dict[str, Values]
+    edges: dict[tuple[str, str], Edge]
+    sums: dict[str, Floats]
 
 
 @dataclass
@@ -166,9 +172,9 @@ class Fleets:
             pool = fleet.pool = _pool(fleet, now)
         member = _member(own)
         others = np.maximum(pool.total - pool.members.get(member, 0.0), 0.0)
-        siblings = {name: edge for name, edge in fleet.edges.items() if name != own and _member(name) == member}
-        if siblings:
-            others = others + _together(fleet.layout, siblings, now)
+        if member in pool.sums:
+            before = _added([pool.edges[own]], pool.at) if own in pool.edges else 0.0
+            others += capped(fleet.layout, np.maximum(pool.sums[member] - before, 0.0))
         return others.astype(np.float32)
 
     # ---- the file
@@ -215,24 +221,23 @@ def _member(edge: tuple[str, str]) -> str:
     return key or f"\0{name}"
 
 
-def _together(layout: Layout, edges: dict[tuple[str, str], Edge], now: float) -> Values:
-    """Some edges as one member, (size,): faded, and capped."""
-    total = np.zeros(layout.size)
-    for edge in edges.values():
-        total += edge.sums * 0.5 ** (max(0.0, now - edge.at) / HALF_LIFE_S)
-    together: Values = capped(layout, total).astype(np.float32)
-    return together
+def _added(edges: Sequence[Edge], now: float) -> Floats:
+    """Some edges added up, (size,), each faded."""
+    total: Floats = sum((edge.sums * 0.5 ** (max(0.0, now - edge.at) / HALF_LIFE_S) for edge in edges), np.zeros(()))
+    return total
 
 
 def _pool(fleet: Fleet, now: float) -> Pool:
     if not fleet.edges:  # there was room for none
-        return Pool(now, np.zeros(fleet.layout.size), {})
-    by_member: dict[str, dict[tuple[str, str], Edge]] = {}
+        return Pool(now, np.zeros(fleet.layout.size), {}, {}, {})
+    by_member: dict[str, list[Edge]] = {}
     for name, edge in fleet.edges.items():
-        by_member.setdefault(_member(name), {})[name] = edge
-    rows = np.stack([_together(fleet.layout, edges, now) for edges in by_member.values()])
+        by_member.setdefault(_member(name), []).append(edge)
+    sums = {member: _added(edges, now) for member, edges in by_member.items()}
+    rows = np.stack([capped(fleet.layout, total).astype(np.float32) for total in sums.values()])
     rows = moderated(fleet.layout, rows)
-    return Pool(now, rows.sum(axis=0, dtype=float), dict(zip(by_member, rows, strict=True)))
+    several = {member: sums[member] for member, edges in by_member.items() if len(edges) > 1}
+    return Pool(now, rows.sum(axis=0, dtype=float), dict(zip(by_member, rows, strict=True)), dict(fleet.edges), several)
 
 
 def _make_room(fleet: Fleet) -> None:
