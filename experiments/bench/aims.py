@@ -63,7 +63,7 @@ class Bench:
 
 
 def play(bench: Bench, trace: Trace, wish: str) -> dict[str, Any]:
-    """What came of a wish: of each of its bounds, in each run; and the utility against that of hindsight."""
+    """What came of a wish: of each of its bounds, in each run; and the first run's utility against hindsight's."""
     exit_ms = read_ms(bench.exit_ms)
     policy = make_policy(bench.policy, exits=trace.edge_exits, runs=bench.runs)
     played = replay(
@@ -78,7 +78,7 @@ def play(bench: Bench, trace: Trace, wish: str) -> dict[str, Any]:
         kind="utility",
     )
     aims, differs = parse_aims(wish), played.answer != trace.prediction[played.frame, -1]
-    utility = float(played.utility.mean())
+    utility = float(played.utility[0].mean())  # of the frames that hindsight knows
     best = hindsight(trace, aims, bench.overhead, bench.exit_cost, times_of(trace, exit_ms), played.frame[0])
     row: dict[str, Any] = {"wish": wish, "policy": bench.policy, "utility": utility, "hindsight": best, "bounds": []}
     row["of_hindsight"] = None if best is None else utility / best
