@@ -3,6 +3,8 @@
 A disk that is full does not stop the stream; once there is room again, records and state go on.
 """
 
+import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from eex.policies.core.errors import EexError
-from eex.stream.guard import say
 from eex.stream.run import state
 from eex.stream.run.records import RecordWriter, gaps
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 def warn(text: str) -> None:
     """Print a warning on standard error, also under --quiet."""
-    say(f"warning: {text}")
+    with contextlib.suppress(OSError):  # no run ends because a full disk, or nobody, takes its warnings
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class Attempts:

@@ -133,7 +133,10 @@ def test_a_full_disk_under_standard_error_ends_nothing(monkeypatch):
     assert sys.stderr.getvalue() == "a line\nwarning: a warning\n"
     Standard.problem = BrokenPipeError()
     with pytest.raises(BrokenPipeError):
-        warn("nobody reads any more")
-    thread = threading.Thread(target=warn, args=("of a source's thread",))  # which goes on
+        say_unless(quiet=False)("nobody reads any more")
+    warn("nobody reads any more")
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(say_unless(quiet=False)("of a source")))  # which goes on
     thread.start()
     thread.join(20)
+    assert ended == [None]
